@@ -1,0 +1,182 @@
+/* The contract between whoever walks a model (run/) and whoever does the arithmetic (cpu/, cuda/).
+ * No policy here: which device runs what was decided when the plan was made. */
+#ifndef FERRY_DEVICE_DEVICE_H
+#define FERRY_DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/device/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum op_kind {
+#define OP(NAME, text) OP_##NAME,
+#include "src/device/ops.def"
+#undef OP
+    OP_N_KIND
+};
+
+#define OP_MAX_IO 4
+
+/* Which rows of a step an op touches: all, or those that want logits. */
+enum op_rows { OP_ROWS_ALL, OP_ROWS_OUT };
+
+enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH };
+
+/* Pages of the KV cache. A page holds DEVICE_PAGE_TOK consecutive positions, starting at an absolute multiple of that
+ * number, for every layer of one group of layers (all full-attention layers, or all sliding-window ones). Inside it a
+ * layer has K as (n_head_kv, DEVICE_PAGE_TOK, head_dim_k) at k_off and V as (n_head_kv, DEVICE_PAGE_TOK, head_dim_v) at
+ * v_off, rows of `type` (F16 or Q8_0). Pages start at 64-byte multiples, k_off and v_off are multiples of 64. */
+#define DEVICE_PAGE_TOK 64
+#define DEVICE_MAX_GROUPS 4
+
+/* Attention is folded in segments of this many positions at absolute multiples (each: tiles of one page, ascending), the
+ * segments' (o, m, l) merged in ascending order. Fixed, so that a row's bits do not depend on how work was cut. */
+#define DEVICE_ATTN_SEGMENT_TOK 512
+
+/* One sequence's pages as a device sees them: page[group][pos / DEVICE_PAGE_TOK] is a page's address, NULL where a
+ * sliding window has moved on. Views, valid for one step. */
+struct kv_seq {
+    void *const *page[DEVICE_MAX_GROUPS];
+};
+
+/* One step's rows, the same for every op of the step. Arrays of n, owned by whoever calls run. Rows of one sequence
+ * stand together in ascending position. */
+struct rows {
+    int n;
+    int n_out;                /* rows that want logits */
+    int n_prompt;             /* the first n_prompt rows are prompt (prefill) rows; counts only with PREFILL_BLAS */
+    const int32_t *token;
+    const int32_t *pos;       /* absolute position in its sequence */
+    const int32_t *seq;       /* index into seqs */
+    const int32_t *out_row;   /* (n_out) */
+    const struct kv_seq *seqs;
+};
+
+struct op_norm {
+    float eps;
+};
+
+struct op_scale {
+    float f;
+};
+
+struct op_glu {
+    enum op_act act;
+};
+
+struct op_rope_table {
+    const double *freq; /* view: (n_rot/2) radians per position */
+    float mscale;
+};
+
+struct op_rope {
+    int n_head, head_dim, n_rot; /* the first n_rot values of each head are rotated */
+    bool neox;                   /* pairs are (i, i + n_rot/2); otherwise (2i, 2i + 1) */
+};
+
+struct op_attn {
+    int n_head, n_head_kv, head_dim_k, head_dim_v;
+    float scale;     /* of q.k */
+    float softcap;   /* 0: none; else score = softcap * tanh(score / softcap) */
+    int window;      /* 0: all; else keys with pos - window < key pos <= pos */
+    int group;       /* index into kv_seq.page */
+    enum quant_type kv_type;
+    uint64_t k_off, v_off;
+};
+
+enum op_route_fn {
+    OP_ROUTE_SOFTMAX,       /* scores = softmax over all experts, then top-k */
+    OP_ROUTE_SOFTMAX_TOPK,  /* top-k of the logits, then softmax over the chosen */
+    OP_ROUTE_SIGMOID,       /* scores = sigmoid; selection by score + bias, gate = score */
+};
+
+struct op_route {
+    int n_expert, k;
+    enum op_route_fn fn;
+    bool normalize; /* divide the gates by their sum (sum over ranks, rank 0 first; at least 6.103515625e-5) */
+    float scale;    /* gates are multiplied by this at the end */
+};
+
+/* One expert's share of an OP_MOE: slots slot[first .. first+n) of op_moe.slot are its rows. */
+struct op_expert {
+    const void *w[3]; /* gate, up, down: raw matrices in this device's memory; views until run returns */
+    int first, n;
+};
+
+struct op_moe {
+    int k;                           /* experts per token: slot / k is the token's row */
+    enum op_act act;
+    const struct op_expert *experts; /* (n_experts) the experts to compute now: any subset, in any order */
+    int n_experts;
+    const int32_t *slot;             /* token*k + rank, grouped by expert */
+};
+
+/* One op: tensors are views with data bound before the first run; dst/src/w not used are NULL. */
+struct op {
+    enum op_kind kind;
+    enum op_rows rows;
+    int layer; /* -1 before and after the layers; for traces */
+    int n_w;   /* MATMUL: how many of w (and dst) are used */
+    const struct tensor *dst[OP_MAX_IO];
+    const struct tensor *src[OP_MAX_IO];
+    const struct tensor *w[OP_MAX_IO];
+    union {
+        struct op_norm norm;
+        struct op_scale scale;
+        struct op_glu glu;
+        struct op_rope_table rope_table;
+        struct op_rope rope;
+        struct op_attn attn;
+        struct op_route route;
+        struct op_moe moe;
+    } p;
+};
+
+/* "matmul" for OP_MATMUL. */
+const char *device_op_name(enum op_kind kind);
+
+/* How quantized prompt rows are multiplied: by integer dots (the default; same bits for prompt and generated rows), or
+ * dequantized in tiles through OpenBLAS (faster on some machines; prompt rows then differ in rounding from generated ones). */
+enum device_prefill { DEVICE_PREFILL_INT = 0, DEVICE_PREFILL_BLAS };
+
+struct device;
+
+/* A device of one kind. The functions take the handle that open gave. run() is called by one thread at a time. */
+struct device_ops {
+    const char *name; /* "cpu" */
+
+    /* Can it run this op on these types and shapes (data may be NULL)? Asked while planning; what cannot is an error then. */
+    bool (*can)(const struct op *op);
+
+    /* Scratch that running these ops (each with at most n_rows rows) needs beside their tensors. Pure arithmetic. */
+    uint64_t (*scratch_bytes)(const struct op *ops, int n_ops, int n_rows, int n_threads);
+
+    /* Give the device its scratch: (bytes) of its own memory, 64-byte aligned, until close or the next call. View. */
+    int (*set_scratch)(struct device *dev, void *scratch, uint64_t bytes);
+
+    /* Run the ops in order over the step's rows, and return when they are queued (GPU) or done (CPU). Allocates nothing.
+     * ERR_LIMIT when the scratch is too small, ERR_ARG for an op that it cannot run, ERR_DEVICE. */
+    int (*run)(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows);
+
+    /* Wait until everything queued has been done. */
+    int (*sync)(struct device *dev);
+
+    /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */
+    void (*op_ns)(const struct device *dev, uint64_t *ns, bool reset);
+
+    void (*close)(struct device *dev); /* takes NULL */
+};
+
+/* Every device starts with this. */
+struct device {
+    const struct device_ops *ops;
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif
