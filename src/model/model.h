@@ -1,0 +1,122 @@
+/* What must run: immutable weights by role, hyperparameters, architecture. Read-only after open; any thread.
+ * Holds no weight bytes: it says where they lie in the file, the store fetches them. */
+#ifndef FERRY_MODEL_MODEL_H
+#define FERRY_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/device/device.h"
+#include "src/device/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct gguf;
+struct arch;
+
+enum role {
+    ROLE_NONE,
+#define ROLE(NAME, name, a, b, c) ROLE_##NAME,
+#include "src/model/roles.def"
+#undef ROLE
+    ROLE_N
+};
+
+/* One weight: its shape (t.data NULL) and where its bytes are. An expert stack's matrix i lies at off + i * t.stride[2] and
+ * is t.ne[1] * t.stride[1] bytes long. */
+struct weight {
+    char name[64];
+    enum role role;
+    int layer;        /* -1: of the whole model */
+    struct tensor t;
+    int file;         /* part of a split file, from 0 */
+    uint64_t off;     /* bytes from the start of that file */
+    bool is_expert;   /* a stack of matrices of which a token uses few */
+};
+
+/* Facts of a whole model, from metadata; all checked to be in range. */
+struct hparams {
+    int n_layer, n_ctx_train, n_embd, n_vocab;
+    int n_head_max, head_dim_k, head_dim_v, n_rot;
+    float norm_eps;
+    float embd_scale;                   /* token embeddings times this */
+    float attn_scale;                   /* of q.k */
+    float attn_softcap, logit_softcap;  /* 0: none */
+    float logit_scale;                  /* 1: none */
+    double rope_base[2];                /* full-attention layers, sliding-window layers */
+    double rope_factor[2];              /* linear scaling: angles divided by this; 1: none */
+    bool rope_yarn;
+    double yarn_ext, yarn_attn, yarn_beta_fast, yarn_beta_slow;
+    int n_ctx_orig;
+    bool rope_neox;
+    int n_expert, n_expert_used, n_ff_expert, n_ff_shared, n_dense_lead;
+    enum op_route_fn route_fn;
+    bool route_normalize;
+    float route_scale;
+    enum op_act act;
+};
+
+struct model_layer {
+    int n_head, n_head_kv, n_ff;
+    int window;             /* 0: full attention */
+    int w[ROLE_N];          /* index into model.weights, -1: the layer has none */
+};
+
+/* Rotary frequencies of one kind of layer: 0 full attention, 1 sliding window. */
+struct model_rope {
+    double *freq;           /* own: (n_rot/2) radians per position */
+    float mscale;           /* cos and sin times this (YaRN) */
+};
+
+struct model {
+    struct gguf *gguf;            /* own */
+    const struct arch *arch;      /* view: static */
+    char *path, *name;            /* own */
+    struct hparams hp;
+    struct model_layer *layers;   /* own: (n_layer) */
+    struct weight *weights;       /* own: (n_weights) */
+    int n_weights;
+    int w[ROLE_N];                /* weights of the whole model: index or -1 */
+    struct model_rope rope[2];
+    uint64_t dense_bytes, expert_bytes; /* of weights used */
+    uint64_t identity;            /* hash of header, sizes, times */
+};
+
+struct file_ops;
+
+/* Read the header of a GGUF (all parts, if split) and check that it is a whole model of a family ferry knows: every weight
+ * that the family needs is there with the right shape. ops: how files are read; NULL: plainly.
+ * ERR_UNSUPPORTED names the unknown architecture, ERR_FORMAT the missing or misshapen tensor. */
+int model_open(const char *path, const struct file_ops *ops, struct model **out);
+void model_close(struct model *m); /* takes NULL */
+
+/* Names of the families, NULL-terminated, for help and error texts. */
+const char *const *model_arch_names(void);
+const char *model_arch(const struct model *m);
+
+/* Bytes of one expert of a layer: gate, up and down together; 0 for a dense layer. */
+uint64_t model_expert_bytes(const struct model *m, int layer);
+
+/* Weight bytes that one generated token reads: all dense ones but the embedding table, and n_expert_used experts a layer. */
+uint64_t model_decode_bytes(const struct model *m);
+
+/* How the KV cache of this model is laid out in pages (device.h) for one type of element. Pure arithmetic. */
+struct kv_shape {
+    enum quant_type type;
+    int n_groups;                          /* 1, or 2 with sliding windows: group 1 holds the window layers */
+    uint64_t page_bytes[DEVICE_MAX_GROUPS];
+    int window[DEVICE_MAX_GROUPS];         /* 0: full */
+};
+/* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. ERR_UNSUPPORTED for a head size
+ * that the type cannot hold. */
+int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape *out, struct op_attn *p);
+
+/* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
+int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,74 @@
+/* Who holds and who computes what: a value you can print, save, edit and load. Planning touches no device. */
+#ifndef FERRY_PLAN_PLAN_H
+#define FERRY_PLAN_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "quant/quant.h"
+#include "src/device/device.h"
+#include "src/model/model.h"
+#include "src/plan/machine.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How weight bytes come into memory. URING and PREAD read them into anonymous memory of our own; MMAP maps the file. */
+enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
+
+/* What is wanted; zeros are "your choice". */
+struct plan_opts {
+    uint64_t ram_bytes;
+    uint32_t n_ctx, n_seq, chunk_tok, n_out, n_threads;
+    enum quant_type kv_type; /* QUANT_F16 or QUANT_Q8_0; QUANT_F32 (0) means F16 */
+    enum plan_io io;
+    enum device_prefill prefill;
+    char isa[16];            /* "": the machine's best */
+    bool no_pin;
+};
+
+struct plan {
+    uint64_t machine_id, model_id;
+    uint32_t n_threads, n_ctx, n_seq, chunk_tok, n_out;
+    enum quant_type kv_type;
+    enum plan_io io;         /* never AUTO */
+    enum device_prefill prefill;
+    char isa[16];
+    bool pin;
+    /* Every byte by purpose */
+    uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped) */
+    uint64_t kv_bytes;                  /* n_seq sequences of n_ctx positions, whole pages */
+    uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
+    uint64_t stage_bytes;               /* bounce buffers of the reader */
+    uint64_t meta_bytes;                /* header, vocabulary, tables: an estimate from the header's size, marked so */
+    uint64_t total_bytes, budget_bytes;
+    /* Predicted; 0 where the machine's rates are not known */
+    uint64_t decode_bytes_per_tok;      /* weights read for one generated token (k of E experts) at an empty context */
+    double decode_tok_per_s, load_s;
+};
+
+/* Everything a plan is made from; the pointers are looked at, not kept. */
+struct plan_in {
+    const struct machine *machine;
+    const struct model *model;
+    const struct plan_opts *opts;      /* NULL: all "your choice" */
+    const struct device_ops *cpu;      /* whose scratch arithmetic and abilities count */
+};
+
+/* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when the device
+ * cannot run one of the model's ops (names op, tensor and type); ERR_ARG for impossible options. */
+int plan_make(const struct plan_in *in, struct plan *out);
+
+/* Text for a person: sizes by purpose, rates, what was chosen and why; JSON: the whole value. Caller frees with mem_free. */
+int plan_explain(const struct plan *plan, const struct plan_in *in, char **out);
+int plan_to_json(const struct plan *plan, char **out);
+
+/* Read a plan back. It is refused when it names another machine or model, or does not fit (ERR_STATE, ERR_LIMIT, with the
+ * numbers). in->opts is not looked at. */
+int plan_from_json(const char *text, const struct plan_in *in, struct plan *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
