@@ -1,0 +1,104 @@
+/* Families of models as data: which ops a layer has, on which registers, with which weights. One arch_*.c per family, one
+ * row in arch.c's table. program.c turns this into struct op with shapes. */
+#ifndef FERRY_MODEL_ARCH_H
+#define FERRY_MODEL_ARCH_H
+
+#include "src/device/device.h"
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Activations by name: (rows, width), reused by every layer. */
+enum arch_reg {
+    ARCH_NONE,
+    ARCH_X,       /* the residual stream (n, d) */
+    ARCH_H,       /* what a block reads after its norm, and then gives (n, d) */
+    ARCH_Q, ARCH_K, ARCH_V,
+    ARCH_O,       /* attention's heads side by side */
+    ARCH_GATE, ARCH_UP,
+    ARCH_ROUTER,  /* router logits (n, n_expert) */
+    ARCH_IDS,     /* chosen experts (n, k) I32 */
+    ARCH_GATES,   /* their weights (n, k) */
+    ARCH_Y,       /* experts' rows (n*k, d) */
+    ARCH_SHARED,  /* the shared expert's rows (n, d) */
+    ARCH_SHARED_GATE, /* (n, 1) */
+    ARCH_ROPE0, ARCH_ROPE1, /* cos and sin of the step's positions: full-attention layers, window layers */
+    ARCH_OUT,     /* rows that want logits (n_out, d) */
+    ARCH_LOGITS,  /* (n_out, n_vocab) */
+    ARCH_N_REG
+};
+
+/* One op of a family. Parameters (eps, scale, heads, …) follow from the kind and the layer. ARCH_ROPE0 as ROPE's src1
+ * means the table of the layer's own kind. */
+struct arch_op {
+    enum op_kind kind;
+    enum role when;               /* only in layers that have this weight; ROLE_NONE: always */
+    enum arch_reg dst[OP_MAX_IO], src[OP_MAX_IO];
+    enum role w[OP_MAX_IO];
+};
+
+struct gguf;
+
+struct arch {
+    const char *name;             /* general.architecture */
+    bool rope_neox;
+    enum op_act act;
+    const struct arch_op *layer;  /* (n_layer_ops) */
+    int n_layer_ops;
+    const enum role *required;    /* every layer must have these; ROLE_NONE-terminated */
+    const enum role *ffn_dense, *ffn_moe; /* and these, if it is dense, or has a router; ROLE_NONE-terminated; NULL: never so */
+    /* Family-specific metadata after the common keys were read; NULL: none. ERR_FORMAT, ERR_UNSUPPORTED. */
+    int (*hparams)(const struct gguf *g, struct model *m);
+};
+
+/* The row with that name, or NULL. */
+const struct arch *arch_find(const char *name);
+/* All rows, NULL-terminated. */
+const struct arch *const *arch_all(void);
+
+/* Building blocks of the families, to be written in a list of ops. */
+#define ARCH_OPS(...) {__VA_ARGS__}
+#define ARCH_NORM(d, s, wt) {.kind = OP_RMS_NORM, .dst = {d}, .src = {s}, .w = {wt}}
+#define ARCH_NORM_IF(d, s, wt) {.kind = OP_RMS_NORM, .when = wt, .dst = {d}, .src = {s}, .w = {wt}}
+#define ARCH_BIAS_IF(r, wt) {.kind = OP_ADD_BIAS, .when = wt, .dst = {r}, .src = {r}, .w = {wt}}
+#define ARCH_ADD(d, a, b) {.kind = OP_ADD, .dst = {d}, .src = {a, b}}
+
+#define ARCH_QKV \
+    {.kind = OP_MATMUL, .dst = {ARCH_Q, ARCH_K, ARCH_V}, .src = {ARCH_H}, .w = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V}}
+/* rotate q and k, keep k and v, attend, project back into H */
+#define ARCH_ATTEND \
+    {.kind = OP_ROPE, .dst = {ARCH_Q}, .src = {ARCH_Q, ARCH_ROPE0}}, \
+    {.kind = OP_ROPE, .dst = {ARCH_K}, .src = {ARCH_K, ARCH_ROPE0}}, \
+    {.kind = OP_KV_APPEND, .src = {ARCH_K, ARCH_V}}, \
+    {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}}, \
+    {.kind = OP_MATMUL, .dst = {ARCH_H}, .src = {ARCH_O}, .w = {ROLE_ATTN_OUT}}, \
+    ARCH_BIAS_IF(ARCH_H, ROLE_ATTN_OUT_BIAS)
+/* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN */
+#define ARCH_FFN \
+    {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
+     .w = {ROLE_FFN_GATE, ROLE_FFN_UP}}, \
+    ARCH_BIAS_IF(ARCH_GATE, ROLE_FFN_GATE_BIAS), ARCH_BIAS_IF(ARCH_UP, ROLE_FFN_UP_BIAS), \
+    {.kind = OP_GLU, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
+    {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_H}, .src = {ARCH_GATE}, .w = {ROLE_FFN_DOWN}}, \
+    ARCH_BIAS_IF(ARCH_H, ROLE_FFN_DOWN_BIAS)
+/* the same through the chosen experts, in layers that have a router; the shared expert (if any) reads H before it is replaced */
+#define ARCH_MOE_FFN \
+    {.kind = OP_MATMUL, .when = ROLE_SHARED_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
+     .w = {ROLE_SHARED_GATE, ROLE_SHARED_UP}}, \
+    {.kind = OP_GLU, .when = ROLE_SHARED_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
+    {.kind = OP_MATMUL, .when = ROLE_SHARED_GATE, .dst = {ARCH_SHARED}, .src = {ARCH_GATE}, .w = {ROLE_SHARED_DOWN}}, \
+    {.kind = OP_MATMUL, .when = ROLE_SHARED_ROUTER, .dst = {ARCH_SHARED_GATE}, .src = {ARCH_H}, .w = {ROLE_SHARED_ROUTER}}, \
+    {.kind = OP_GATE, .when = ROLE_SHARED_ROUTER, .dst = {ARCH_SHARED}, .src = {ARCH_SHARED, ARCH_SHARED_GATE}}, \
+    {.kind = OP_MATMUL, .when = ROLE_ROUTER, .dst = {ARCH_ROUTER}, .src = {ARCH_H}, .w = {ROLE_ROUTER}}, \
+    {.kind = OP_ROUTE, .when = ROLE_ROUTER, .dst = {ARCH_IDS, ARCH_GATES}, .src = {ARCH_ROUTER}, .w = {ROLE_ROUTER_SELECT_BIAS}}, \
+    {.kind = OP_MOE, .when = ROLE_ROUTER, .dst = {ARCH_Y}, .src = {ARCH_H, ARCH_IDS}, \
+     .w = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN}}, \
+    {.kind = OP_COMBINE, .when = ROLE_ROUTER, .dst = {ARCH_H}, .src = {ARCH_Y, ARCH_GATES}}, \
+    {.kind = OP_ADD, .when = ROLE_SHARED_GATE, .dst = {ARCH_H}, .src = {ARCH_H, ARCH_SHARED}}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

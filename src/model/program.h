@@ -1,0 +1,45 @@
+/* A model laid out as one flat list of ops with the shapes of everything they touch. Pure: no data, no device.
+ * The planner asks it for bytes; exec binds memory to it and runs it. */
+#ifndef FERRY_MODEL_PROGRAM_H
+#define FERRY_MODEL_PROGRAM_H
+
+#include "src/device/device.h"
+#include "src/model/arch.h"
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct program_args {
+    const struct model *model;  /* view, outlives the program */
+    int n_rows;                 /* most rows of a step */
+    int n_out;                  /* most rows of logits of a step; at most n_rows */
+    enum quant_type kv_type;
+};
+
+/* ops run in order. Each OP_MOE has its gate, up and down stacks in w[0..2] and wants the host's help (a lease) first, so
+ * the list falls into segments between them. */
+struct program {
+    const struct model *model;
+    int n_rows, n_out;
+    struct op *ops;                  /* own: (n_ops); their tensors point into regs and weights */
+    int n_ops, n_moe;
+    struct tensor regs[ARCH_N_REG];  /* activations; ne[0] = 0: not used by this model */
+    struct tensor *weights;          /* own: (model->n_weights), data NULL until bound */
+    struct kv_shape kv;
+    uint64_t reg_off[ARCH_N_REG];    /* where each register lies in the arena */
+    uint64_t arena_bytes;
+};
+
+/* ERR_UNSUPPORTED (head size the KV type cannot hold), ERR_LIMIT (sizes beyond 64 bits or n_rows), ERR_NOMEM. */
+int program_make(const struct program_args *args, struct program **out);
+void program_free(struct program *p); /* takes NULL */
+
+/* Point the registers into arena (arena_bytes, 64-byte aligned; view). */
+void program_bind_arena(struct program *p, void *arena);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,66 @@
+/* The KV cache: pages of key and value rows, handed to sequences from one pool that the plan sized.
+ * It knows pages and positions only; what is written in them is the devices' business (device.h, struct kv_seq).
+ * Layer groups differ: a full-attention group keeps every page, a sliding-window group lets go of pages that have moved out
+ * of its window. Sequences may share pages (fork): whoever writes into a shared page first gets its own copy. */
+#ifndef FERRY_RUN_CACHE_H
+#define FERRY_RUN_CACHE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct cache;
+struct cache_seq;
+
+struct cache_args {
+    const struct kv_shape *shape; /* copied */
+    int n_seq;                    /* sequences at full length that must fit */
+    int64_t n_ctx;                /* most positions of a sequence */
+    int64_t chunk_tok;            /* most positions reserved at once */
+};
+
+/* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
+uint64_t cache_bytes(const struct cache_args *args);
+
+/* Take the pool: all memory is taken here, none later. ERR_NOMEM. */
+int cache_open(const struct cache_args *args, struct cache **out);
+void cache_close(struct cache *c); /* after its sequences; takes NULL */
+
+/* An empty sequence. ERR_LIMIT when n_seq are alive (their tables, too, were taken at open). */
+int cache_seq_make(struct cache *c, struct cache_seq **out);
+void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
+
+/* Positions held. */
+int64_t cache_len(const struct cache_seq *s);
+
+/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. n_tok <= chunk_tok. On failure
+ * nothing has changed. ERR_LIMIT (past n_ctx, or the pool is empty: says how many pages were wanted and free). */
+int cache_reserve(struct cache_seq *s, int64_t n_tok);
+
+/* The pages as devices see them; views until the next call that changes the sequence. */
+void cache_view(const struct cache_seq *s, struct kv_seq *out);
+
+/* The first n_tok of the reserved positions have been written in every layer: they count from now on. Window groups let go
+ * of pages that no later position can see. */
+void cache_commit(struct cache_seq *s, int64_t n_tok);
+
+/* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that
+ * position n would look at (then everything is dropped to that length, 0 at worst, and the caller runs those tokens again). */
+int64_t cache_truncate(struct cache_seq *s, int64_t n);
+
+/* A new sequence that shares all pages. ERR_LIMIT as cache_seq_make. */
+int cache_fork(const struct cache_seq *s, struct cache_seq **out);
+
+/* Pages of a group in use by anybody, and in all; for statistics and tests. */
+int64_t cache_pages_used(const struct cache *c, int group);
+int64_t cache_pages(const struct cache *c, int group);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

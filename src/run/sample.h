@@ -1,0 +1,44 @@
+/* From logits to a token: penalties, then greedy or (top-k, top-p, min-p, temperature, draw). One sampler per session.
+ * Order as most tools have it: penalties; top-k; top-p; min-p; temperature; draw. temperature 0 is the exact argmax after
+ * penalties, of equals the lowest id. Same seed, logits and history: same tokens, on every machine (our own generator). */
+#ifndef FERRY_RUN_SAMPLE_H
+#define FERRY_RUN_SAMPLE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct sample_opts {
+    float temperature;
+    int top_k;
+    float top_p, min_p;
+    float repeat_penalty, presence_penalty, frequency_penalty;
+    int penalty_window; /* -1: all tokens */
+    uint64_t seed;
+};
+
+struct sample; /* sampler: options, random state, scratch of n_vocab */
+
+/* Defaults: greedy, everything off, window 64, seed 0. */
+void sample_opts_init(struct sample_opts *opts);
+
+/* All memory is taken here. ERR_ARG names the option out of range and its value; ERR_NOMEM. */
+int sample_make(const struct sample_opts *opts, int n_vocab, struct sample **out);
+void sample_free(struct sample *s); /* takes NULL */
+
+/* A copy with its own random state (continuing from the same point). */
+int sample_copy(const struct sample *s, struct sample **out);
+
+/* New options, random state from opts->seed. ERR_ARG leaves the old ones. */
+int sample_reset(struct sample *s, const struct sample_opts *opts);
+
+/* Draw from logits (n_vocab), which are not changed; history (n_history): the sequence's tokens so far, for penalties.
+ * Never allocates. ERR_FORMAT when no logit is finite (a broken model): says how many were NaN. */
+int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,72 @@
+/* Every weight byte in flight or resident. The store fetches weights as the plan says and lends them out; nobody else reads
+ * the model's files after open. */
+#ifndef FERRY_RUN_STORE_H
+#define FERRY_RUN_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/model/model.h"
+#include "src/plan/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct store;
+struct file_ops;
+
+struct store_args {
+    const struct model *model;  /* view, outlives the store */
+    const struct plan *plan;    /* copied: io and sizes */
+    const struct file_ops *ops; /* view, outlives the store; NULL: plain files */
+    bool (*progress)(uint64_t done, uint64_t total, void *arg); /* while loading; false stops (ERR_CANCEL); may be NULL */
+    void *progress_arg;
+};
+
+/* Bytes of anonymous memory that holding this model's weights takes (0 when mapped), rounding included: what the plan counts. */
+uint64_t store_bytes(const struct model *m, enum plan_io io);
+
+/* Load (or map) the weights. ERR_IO names file, offset and bytes; ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer
+ * the one whose header was read (size or time changed). */
+int store_open(const struct store_args *args, struct store **out);
+void store_close(struct store *s); /* takes NULL */
+
+/* A dense weight's bytes, by its index in model.weights: 64-byte aligned unless mapped. View until close; NULL for a stack
+ * of experts (lease those). */
+const void *store_weight(const struct store *s, int weight);
+
+/* One expert of a layer, readable until the lease is released. */
+struct store_expert {
+    int expert;
+    const void *w[3]; /* gate, up, down; any alignment */
+};
+
+/* A loan of some experts of one layer; plain value, zero it first. */
+struct store_lease {
+    int layer, n, n_given;
+    const int32_t *ids;
+    bool open;
+};
+
+/* Begin a loan of experts ids (n different ones, view until release); never waits. Exec thread. ERR_ARG, ERR_LIMIT. */
+int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease);
+
+/* Up to max experts of the loan that are readable and were not given yet, resident first. wait: block until there is one.
+ * *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO when one could not be read. */
+int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
+
+/* End the loan, also one that failed or was not walked to its end. */
+void store_release(struct store *s, struct store_lease *lease);
+
+struct store_stats {
+    uint64_t load_bytes, load_ns;      /* at open */
+    uint64_t resident_bytes;
+    uint64_t disk_bytes, disk_wait_ns; /* since open, after loading */
+};
+void store_stats(const struct store *s, struct store_stats *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
