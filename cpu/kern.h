@@ -46,16 +46,17 @@ struct kern_attn_args {
     int64_t q_stride, o_stride; /* floats between query vectors, outputs */
     int head_dim_k, head_dim_v;
     float scale, softcap;
-    enum quant_type kv_type;
+    enum quant_type kv_type;    /* F16, Q8_0, or F32 for pages that the caller has already converted (kv_read) */
     const void *k, *v;          /* this head's K (DEVICE_PAGE_TOK, head_dim_k), V of one page, rows of kv_type */
     int key_begin, key_end;     /* keys [begin, end) of the page are visible */
     float *o, *m, *l;           /* running state: o (n_q, head_dim_v) unnormalised, m and l (n_q). m = -INFINITY at the start */
-    float *scratch;             /* (DEVICE_PAGE_TOK * (n_q + 1)) floats at least, plus head_dim_k + head_dim_v */
+    float *scratch;             /* (KERN_ATTN_SCRATCH(n_q, max(head_dim_k, head_dim_v))) floats, 64-byte aligned */
 };
+#define KERN_ATTN_SCRATCH(n_q, head_dim) (DEVICE_PAGE_TOK * (n_q) + 16 * (head_dim) + 64)
 
 struct kern_table {
     const char *isa;
-    kern_mat *mat[QUANT_ID_END];           /* by weight type; NULL: not a weight type */
+    kern_mat *const *mat;                  /* (QUANT_ID_END) by weight type; NULL: not a weight type */
     /* x (n) -> one activation row in form `act`; n a multiple of the form's block (32, 256; any for F32: a copy) */
     void (*act_row)(enum quant_act act, const float *x, void *out, int64_t n);
     float (*dot)(const float *a, const float *b, int64_t n);
@@ -69,7 +70,10 @@ struct kern_table {
     void (*rope)(const struct op_rope *p, float *x, const float *cos_sin);   /* all heads of one row, in place */
     void (*softmax)(float *x, int64_t n);                                    /* in place; max first, lane sums */
     void (*kv_write)(enum quant_type type, const float *x, void *out, int64_t n);
+    void (*kv_read)(enum quant_type type, const void *in, float *x, int64_t n);
     void (*attn_page)(const struct kern_attn_args *args);
+    /* Fold the state (o, m, l) of a later segment into (o_sum, m_sum, l_sum); m_sum = -INFINITY at the start. */
+    void (*attn_merge)(const float *o, float m, float l, float *o_sum, float *m_sum, float *l_sum, int64_t head_dim);
 };
 
 /* Bytes of one activation row of n elements in that form; a multiple of 64. */
