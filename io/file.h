@@ -40,7 +40,7 @@ struct file;
 int file_open(const char *path, const struct file_ops *ops, struct file **out);
 void file_close(struct file *f); /* takes NULL */
 
-const char *file_path(const struct file *f);             /* view until file_close */
+const char *file_path(const struct file *f);               /* view until file_close */
 const struct file_id *file_identity(const struct file *f); /* as it was at open; view until file_close */
 bool file_is_same(const struct file_id *a, const struct file_id *b);
 

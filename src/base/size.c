@@ -61,8 +61,9 @@ int size_parse(const char *text, uint64_t *out_bytes)
     if (*p == ' ' && p[1])
         p++;
     if (!read_unit(&p, &shift) || *p)
-        return err(ERR_ARG, "the size \"%s\" ends in \"%s\"; units are K, M, G and T (at most 6 digits after the point)",
-                   text, p);
+        return err(ERR_ARG,
+                   "the size \"%s\" ends in \"%s\"; units are K, M, G and T (at most 6 digits after the point)", text,
+                   p);
     if (has_point && (!shift || frac_unit == frac_end))
         return err(ERR_ARG, "the size \"%s\" is not a whole number of bytes", text);
     if (!size_mul(whole, (uint64_t)1 << shift, &bytes) || !size_add(bytes, (frac << shift) / frac_end, &bytes))

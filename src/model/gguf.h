@@ -42,26 +42,26 @@ struct gguf_str {
 };
 
 struct gguf_array {
-    enum gguf_type type;        /* of the elements */
+    enum gguf_type type; /* of the elements */
     uint64_t n;
-    const unsigned char *data;  /* view: the first element, unaligned */
-    const uint32_t *start;      /* view: (n) distance of each string or array from data; NULL where it has to be walked */
+    const unsigned char *data; /* view: the first element, unaligned */
+    const uint32_t *start; /* view: (n) distance of each string or array from data; NULL where it has to be walked */
 };
 
 struct gguf_key {
-    const char *name;       /* view, NUL-terminated, no zero inside */
+    const char *name; /* view, NUL-terminated, no zero inside */
     enum gguf_type type;
     struct gguf_array array; /* type ARRAY: the elements; else one element of that type */
 };
 
 struct gguf_tensor {
-    const char *name;       /* view, NUL-terminated, 1 to 63 bytes */
+    const char *name; /* view, NUL-terminated, 1 to 63 bytes */
     enum quant_type type;
-    int n_dims;             /* 1 to 4 */
-    int64_t ne[4];          /* all > 0, 1 from n_dims on; ne[0] is a multiple of the type's block */
-    int file;               /* part of a split file, from 0 */
-    uint64_t off;           /* bytes from the start of that part; aligned as the file says, at least to 8 */
-    uint64_t bytes;         /* off + bytes lies inside the part; no two tensors overlap */
+    int n_dims;     /* 1 to 4 */
+    int64_t ne[4];  /* all > 0, 1 from n_dims on; ne[0] is a multiple of the type's block */
+    int file;       /* part of a split file, from 0 */
+    uint64_t off;   /* bytes from the start of that part; aligned as the file says, at least to 8 */
+    uint64_t bytes; /* off + bytes lies inside the part; no two tensors overlap */
 };
 
 /* One file of a split model; a model in one piece has one. */
@@ -69,7 +69,7 @@ struct gguf_part {
     const char *path;
     uint64_t dev, ino, bytes;
     int64_t mtime_ns;
-    uint64_t header_bytes;  /* up to the last tensor's entry; the data begin after it */
+    uint64_t header_bytes; /* up to the last tensor's entry; the data begin after it */
     uint64_t align_bytes;
 };
 
@@ -82,7 +82,7 @@ void gguf_close(struct gguf *g); /* takes NULL */
 /* ---- keys ---- */
 
 int gguf_n_keys(const struct gguf *g);
-const struct gguf_key *gguf_key(const struct gguf *g, int i); /* in the file's order */
+const struct gguf_key *gguf_key(const struct gguf *g, int i);            /* in the file's order */
 const struct gguf_key *gguf_find(const struct gguf *g, const char *key); /* NULL: missing */
 const char *gguf_type_name(enum gguf_type type);                         /* "u32", "str", "arr" */
 
@@ -117,7 +117,7 @@ struct gguf_array gguf_at_array(const struct gguf_array *a, uint64_t i);
 /* ---- tensors ---- */
 
 int gguf_n_tensors(const struct gguf *g);
-const struct gguf_tensor *gguf_tensor(const struct gguf *g, int i); /* in the files' order */
+const struct gguf_tensor *gguf_tensor(const struct gguf *g, int i);                 /* in the files' order */
 const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name); /* NULL: missing */
 
 /* ---- files ---- */

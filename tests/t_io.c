@@ -1,0 +1,368 @@
+/* Files and staging buffers, with a system that fails, reads short and changes files under the reader. */
+#include "io/file.h"
+#include "io/stage.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+
+#include <check.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* A temporary file of n bytes, byte i being i * 7; the caller unlinks it. */
+static char path[64];
+
+static void make_file(size_t n)
+{
+    strcpy(path, "/tmp/ferry-t_io-XXXXXX");
+    int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char byte = (unsigned char)(i * 7);
+        ck_assert_int_eq(write(fd, &byte, 1), 1);
+    }
+    close(fd);
+}
+
+static uint64_t live_bytes(void)
+{
+    return mem_live_bytes(MEM_META) + mem_live_bytes(MEM_STAGE);
+}
+
+/* The system's files, broken on request. */
+struct broken {
+    int open_errno, identify_errno, map_errno;
+    int read_errno, n_read_errors; /* the first n_read_errors reads fail so */
+    uint64_t max_read_bytes;       /* 0: as asked */
+    int n_reads, n_open;
+};
+
+static int broken_open(void *ctx, const char *name, void **out)
+{
+    struct broken *b = ctx;
+    if (b->open_errno)
+        return -b->open_errno;
+    int sys = file_plain.open(NULL, name, out);
+    b->n_open += !sys;
+    return sys;
+}
+
+static int broken_identify(void *ctx, void *handle, struct file_id *out)
+{
+    struct broken *b = ctx;
+    return b->identify_errno ? -b->identify_errno : file_plain.identify(NULL, handle, out);
+}
+
+static int64_t broken_read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
+{
+    struct broken *b = ctx;
+    if (b->n_reads++ < b->n_read_errors)
+        return -b->read_errno;
+    if (b->max_read_bytes && bytes > b->max_read_bytes)
+        bytes = b->max_read_bytes;
+    return file_plain.read_at(NULL, handle, off, dst, bytes);
+}
+
+static int broken_map(void *ctx, void *handle, uint64_t bytes, const void **out)
+{
+    struct broken *b = ctx;
+    return b->map_errno ? -b->map_errno : file_plain.map(NULL, handle, bytes, out);
+}
+
+static void broken_unmap(void *ctx, const void *p, uint64_t bytes)
+{
+    (void)ctx;
+    file_plain.unmap(NULL, p, bytes);
+}
+
+static void broken_close(void *ctx, void *handle)
+{
+    struct broken *b = ctx;
+    b->n_open--;
+    file_plain.close(NULL, handle);
+}
+
+static struct file_ops ops_of(struct broken *b)
+{
+    return (struct file_ops){b, broken_open, broken_identify, broken_read_at, broken_map, broken_unmap, broken_close};
+}
+
+static void check_bytes(const unsigned char *got, size_t off, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        ck_assert_uint_eq(got[i], (unsigned char)((off + i) * 7));
+}
+
+START_TEST(plain_read_gives_the_bytes_at_the_offset)
+{
+    unsigned char got[300];
+    struct file *f;
+
+    make_file(1000);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    unlink(path);
+    ck_assert_str_eq(file_path(f), path);
+    ck_assert_uint_eq(file_identity(f)->bytes, 1000);
+    ck_assert_int_eq(file_read(f, 700, got, 300), 0);
+    check_bytes(got, 700, 300);
+    ck_assert_int_eq(file_read(f, 1000, got, 0), 0);
+    file_close(f);
+    file_close(NULL);
+}
+END_TEST
+
+START_TEST(short_and_interrupted_reads_are_resumed)
+{
+    unsigned char got[200];
+    struct broken b = {.max_read_bytes = 3, .read_errno = EINTR, .n_read_errors = 2};
+    struct file_ops ops = ops_of(&b);
+    struct file *f;
+
+    make_file(500);
+    ck_assert_int_eq(file_open(path, &ops, &f), 0);
+    unlink(path);
+    ck_assert_int_eq(file_read(f, 123, got, 200), 0);
+    check_bytes(got, 123, 200);
+    ck_assert_int_eq(b.n_reads, 2 + 67); /* 200 / 3 rounded up */
+    file_close(f);
+    ck_assert_int_eq(b.n_open, 0);
+}
+END_TEST
+
+START_TEST(read_error_names_path_offset_bytes_and_reason)
+{
+    char got[20];
+    struct broken b = {.read_errno = EIO, .n_read_errors = 1};
+    struct file_ops ops = ops_of(&b);
+    struct file *f;
+
+    make_file(100);
+    ck_assert_int_eq(file_open(path, &ops, &f), 0);
+    unlink(path);
+    ck_assert_int_eq(file_read(f, 57, got, 20), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), path));
+    ck_assert_ptr_nonnull(strstr(err_text(), "20 bytes at offset 57"));
+    ck_assert_ptr_nonnull(strstr(err_text(), "Input/output error"));
+    ck_assert_int_eq(file_read(f, 57, got, 20), 0);
+    file_close(f);
+}
+END_TEST
+
+START_TEST(read_past_the_end_says_where_the_file_ends)
+{
+    char got[20];
+    struct file *f;
+
+    make_file(100);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    unlink(path);
+    ck_assert_int_eq(file_read(f, 90, got, 20), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "20 bytes at offset 90: the file ends at 100"));
+    ck_assert_int_eq(file_read(f, UINT64_MAX - 5, got, 20), ERR_ARG);
+    ck_assert_int_eq(file_read(f, INT64_MAX, got, 20), ERR_ARG);
+    file_close(f);
+}
+END_TEST
+
+START_TEST(open_that_fails_names_path_and_reason_and_leaks_nothing)
+{
+    struct broken no_open = {.open_errno = EACCES}, no_stat = {.identify_errno = EIO};
+    struct file_ops ops1 = ops_of(&no_open), ops2 = ops_of(&no_stat);
+    uint64_t before = live_bytes();
+    struct file *f;
+
+    ck_assert_int_eq(file_open("/nowhere/x.gguf", NULL, &f), ERR_IO);
+    ck_assert_str_eq(err_text(), "/nowhere/x.gguf: cannot open: No such file or directory");
+    ck_assert_ptr_null(f);
+    ck_assert_int_eq(file_open("/tmp", NULL, &f), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "Is a directory"));
+    ck_assert_int_eq(file_open("/dev/null", NULL, &f), ERR_IO);
+    make_file(1);
+    ck_assert_int_eq(file_open(path, &ops1, &f), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "Permission denied"));
+    ck_assert_int_eq(file_open(path, &ops2, &f), ERR_IO);
+    ck_assert_int_eq(no_stat.n_open, 0);
+    for (uint64_t n = 1; n <= 2; n++) {
+        mem_fail_nth(n);
+        ck_assert_int_eq(file_open(path, NULL, &f), ERR_NOMEM);
+    }
+    mem_fail_nth(0);
+    ck_assert_uint_eq(live_bytes(), before);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    file_close(f);
+    unlink(path);
+}
+END_TEST
+
+START_TEST(truncated_replaced_and_rewritten_files_are_noticed)
+{
+    struct file *f, *other;
+
+    make_file(100);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    ck_assert_int_eq(file_check(f, file_identity(f)), 0);
+    ck_assert_int_eq(truncate(path, 40), 0);
+    ck_assert_int_eq(file_check(f, file_identity(f)), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "40 bytes, were 100"));
+
+    struct timespec times[2] = {{1000, 0}, {1000, 5}};
+    ck_assert_int_eq(truncate(path, 100), 0);
+    ck_assert_int_eq(utimensat(AT_FDCWD, path, times, 0), 0);
+    ck_assert_int_eq(file_check(f, file_identity(f)), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1000000000005 ns"));
+
+    /* The old file is still open, so the new one cannot get its inode. */
+    unlink(path);
+    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0600);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    ck_assert_int_eq(file_open(path, NULL, &other), 0);
+    ck_assert(!file_is_same(file_identity(f), file_identity(other)));
+    ck_assert_int_eq(file_check(other, file_identity(f)), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "another file took its place"));
+    file_close(f);
+    file_close(other);
+    unlink(path);
+}
+END_TEST
+
+START_TEST(map_shows_the_file_or_says_why_not)
+{
+    struct broken b = {.map_errno = ENODEV};
+    struct file_ops ops = ops_of(&b);
+    struct file *f;
+    const void *p, *again;
+
+    make_file(5000);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    ck_assert_int_eq(file_map(f, &p), 0);
+    check_bytes(p, 0, 5000);
+    ck_assert_int_eq(file_map(f, &again), 0);
+    ck_assert_ptr_eq(p, again);
+    file_close(f);
+
+    ck_assert_int_eq(file_open(path, &ops, &f), 0);
+    ck_assert_int_eq(file_map(f, &p), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "cannot map 5000 bytes: No such device"));
+    b.map_errno = ENOMEM;
+    ck_assert_int_eq(file_map(f, &p), ERR_IO);
+    b.map_errno = 0;
+    ck_assert_int_eq(file_map(f, &p), 0);
+    file_close(f);
+
+    ck_assert_int_eq(truncate(path, 0), 0);
+    ck_assert_int_eq(file_open(path, NULL, &f), 0);
+    ck_assert_int_eq(file_map(f, &p), ERR_UNSUPPORTED);
+    file_close(f);
+    unlink(path);
+}
+END_TEST
+
+START_TEST(stage_gives_aligned_slots_that_come_back)
+{
+    struct stage *s;
+    uint64_t before = live_bytes();
+
+    ck_assert_int_eq(stage_open(NULL, 3, 5000, &s), 0);
+    ck_assert_uint_ge(mem_live_bytes(MEM_STAGE), 3 * 8192);
+    for (int i = 0; i < 3; i++) {
+        int slot = stage_take(s);
+        ck_assert_int_eq(slot, i);
+        ck_assert_uint_eq((uintptr_t)stage_slot(s, slot) % STAGE_ALIGN, 0);
+        memset(stage_slot(s, slot), i, 5000);
+    }
+    ck_assert_ptr_eq(stage_slot(s, 0), stage_base(s));
+    ck_assert_int_eq(((char *)stage_slot(s, 1))[0], 1);
+    ck_assert_int_eq(stage_take(s), -1);
+    stage_hold(s, 1);
+    stage_release(s, 1);
+    ck_assert_int_eq(stage_n_free(s), 0);
+    stage_release(s, 1);
+    ck_assert_int_eq(stage_n_free(s), 1);
+    ck_assert_int_eq(stage_take(s), 1);
+    for (int i = 0; i < 3; i++)
+        stage_release(s, i);
+    stage_close(s);
+    stage_close(NULL);
+    ck_assert_uint_eq(live_bytes(), before);
+}
+END_TEST
+
+struct odd_memory {
+    uint64_t live_bytes;
+    int is_empty;
+};
+
+/* As bad as an allocator may be: one byte beside every boundary. */
+static void *odd_alloc(void *ctx, uint64_t bytes)
+{
+    struct odd_memory *m = ctx;
+    if (m->is_empty)
+        return NULL;
+    m->live_bytes += bytes;
+    return (char *)malloc(bytes + 1) + 1;
+}
+
+static void odd_free(void *ctx, void *p, uint64_t bytes)
+{
+    struct odd_memory *m = ctx;
+    m->live_bytes -= bytes;
+    free((char *)p - 1);
+}
+
+START_TEST(stage_takes_its_memory_from_the_allocator_it_is_given)
+{
+    struct odd_memory m = {0};
+    struct stage_alloc alloc = {&m, odd_alloc, odd_free};
+    struct stage *s;
+    uint64_t before = live_bytes();
+
+    ck_assert_int_eq(stage_open(&alloc, 2, 4096, &s), 0);
+    ck_assert_uint_eq(m.live_bytes, stage_bytes(2, 4096));
+    memset(stage_base(s), 1, 2 * 4096); /* inside the allocation, or ASan speaks up */
+    ck_assert_uint_eq((uintptr_t)stage_base(s) % STAGE_ALIGN, 0);
+    stage_close(s);
+    ck_assert_uint_eq(m.live_bytes, 0);
+    m.is_empty = 1;
+    ck_assert_int_eq(stage_open(&alloc, 2, 4096, &s), ERR_NOMEM);
+    ck_assert_ptr_null(s);
+    ck_assert_ptr_nonnull(strstr(err_text(), "2 slots of 4096 bytes"));
+    ck_assert_int_eq(stage_open(NULL, 0, 4096, &s), ERR_ARG);
+    ck_assert_int_eq(stage_open(NULL, 2, 0, &s), ERR_ARG);
+    ck_assert_int_eq(stage_open(NULL, 2, UINT64_MAX / 2, &s), ERR_LIMIT);
+    ck_assert_int_eq(stage_open(NULL, 2, UINT64_MAX, &s), ERR_LIMIT);
+    for (uint64_t n = 1; n <= 2; n++) {
+        mem_fail_nth(n);
+        ck_assert_int_eq(stage_open(NULL, 2, 4096, &s), ERR_NOMEM);
+    }
+    mem_fail_nth(0);
+    ck_assert_uint_eq(live_bytes(), before);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("io");
+    TCase *tc = tcase_create("io");
+    int n_failed;
+
+    tcase_add_test(tc, plain_read_gives_the_bytes_at_the_offset);
+    tcase_add_test(tc, short_and_interrupted_reads_are_resumed);
+    tcase_add_test(tc, read_error_names_path_offset_bytes_and_reason);
+    tcase_add_test(tc, read_past_the_end_says_where_the_file_ends);
+    tcase_add_test(tc, open_that_fails_names_path_and_reason_and_leaks_nothing);
+    tcase_add_test(tc, truncated_replaced_and_rewritten_files_are_noticed);
+    tcase_add_test(tc, map_shows_the_file_or_says_why_not);
+    tcase_add_test(tc, stage_gives_aligned_slots_that_come_back);
+    tcase_add_test(tc, stage_takes_its_memory_from_the_allocator_it_is_given);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
