@@ -1,0 +1,62 @@
+/* Layout of a quantized activation row: known to cpu/ alone, the same for every kernel table. Arrays one after another, so
+ * that any four neighbouring codes can be broadcast and any run of blocks read with plain vector loads.
+ *
+ * q16 repeats the codes in 16 bits for weights that need all of 8 bits and a sign: the 8-bit multiply-add saturates there.
+ * Of every four codes it holds 0, 2, 1, 3, the order in which the even and the odd bytes of a word of weights come apart. */
+#ifndef FERRY_CPU_KERN_ACT_H
+#define FERRY_CPU_KERN_ACT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Where code k of a row stands in q16. */
+static inline int64_t kern_act_q16_place(int64_t k)
+{
+    int64_t in4 = k & 3;
+    return (k & ~(int64_t)3) | (in4 == 1 ? 2 : in4 == 2 ? 1 : in4);
+}
+
+/* Views into one row of n elements. */
+struct kern_act_x32 {
+    int8_t *q;      /* (n), -127..127 */
+    float *d;       /* (n / 32) */
+    int32_t *sum;   /* (n / 32): of q */
+    int16_t *q16;   /* (n) */
+};
+
+struct kern_act_x256 {
+    int8_t *q;      /* (n), -127..127 */
+    float *d;       /* (n / 256) */
+    int16_t *sum16; /* (n / 16): of 16 q */
+    int16_t *sum32; /* (n / 32): of 32 q */
+    int16_t *q16;   /* (n) */
+};
+
+static inline struct kern_act_x32 kern_act_x32(const void *row, int64_t n)
+{
+    struct kern_act_x32 a;
+    a.q = (int8_t *)(uintptr_t)row;
+    a.d = (float *)(a.q + n);
+    a.sum = (int32_t *)(a.d + n / 32);
+    a.q16 = (int16_t *)(a.sum + n / 32);
+    return a;
+}
+
+static inline struct kern_act_x256 kern_act_x256(const void *row, int64_t n)
+{
+    struct kern_act_x256 a;
+    a.q = (int8_t *)(uintptr_t)row;
+    a.d = (float *)(a.q + n);
+    a.sum16 = (int16_t *)(a.d + n / 256);
+    a.sum32 = a.sum16 + n / 16;
+    a.q16 = a.sum32 + n / 32;
+    return a;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
