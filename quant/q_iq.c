@@ -2,6 +2,7 @@
  * levels (IQ4). The order of float operations is that of the `gguf` package, which fixes the bits. */
 #include "quant/blocks.h"
 #include "quant/iq_grid.h"
+#include "quant/q_fit.h"
 #include "quant/q_impl.h"
 
 static uint32_t word_of(const uint8_t *p)
@@ -151,4 +152,37 @@ void quant_to_float_iq4_xs(const void *blocks, float *out, int64_t n)
                 out[k + 16] = d * (float)iq_grid_iq4_levels[qs[k] >> 4];
             }
         }
+}
+
+static const struct q_levels iq4_levels = {16, 0, iq_grid_iq4_levels, 23.5f};
+
+void quant_from_float_iq4_nl(const float *x, void *blocks, int64_t n)
+{
+    struct block_iq4_nl *b = blocks;
+    uint8_t code[32];
+    for (; n > 0; n -= 32, b++, x += 32) {
+        b->d = quant_f32_to_f16(q_fit_scale(&iq4_levels, x, 32));
+        float d = q_half(b->d), id = d == 0.0f ? 0.0f : 1.0f / d;
+        for (int k = 0; k < 32; k++)
+            code[k] = (uint8_t)q_fit_nearest(&iq4_levels, x[k] * id);
+        q_nibbles_pack(code, b->qs);
+    }
+}
+
+void quant_from_float_iq4_xs(const float *x, void *blocks, int64_t n)
+{
+    struct block_iq4_xs *b = blocks;
+    struct q_fit_signed fit = {.levels = &iq4_levels, .group_len = 32, .scale_lo = -32, .scale_hi = 31};
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_signed(&fit, x);
+        b->d = fit.d;
+        b->scales_h = 0;
+        memset(b->scales_l, 0, sizeof b->scales_l);
+        for (int group = 0; group < 8; group++) {
+            int scale = fit.scale[group] + 32;
+            b->scales_l[group / 2] |= (uint8_t)((scale & 15) << group % 2 * 4);
+            b->scales_h |= (uint16_t)((scale >> 4) << 2 * group);
+            q_nibbles_pack(fit.code + group * 32, b->qs + group * 16);
+        }
+    }
 }

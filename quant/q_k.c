@@ -1,6 +1,7 @@
 /* K-quants: super-blocks of 256 elements with a half scale (and minimum) above the small integer ones of each group.
  * Products are taken in the order scale first, element last, as in the `gguf` package, which fixes the bits. */
 #include "quant/blocks.h"
+#include "quant/q_fit.h"
 #include "quant/q_impl.h"
 
 void quant_to_float_q2_k(const void *blocks, float *out, int64_t n)
@@ -85,5 +86,111 @@ void quant_to_float_q6_k(const void *blocks, float *out, int64_t n)
             int q = (low | q_crumb(b->qh, k) << 4) - 32;
             out[k] = d * (float)b->scales[k / 16] * (float)q;
         }
+    }
+}
+
+void quant_from_float_q2_k(const float *x, void *blocks, int64_t n)
+{
+    struct block_q2_k *b = blocks;
+    struct q_fit_min fit = {.top = 3, .group_len = 16, .scale_top = 15};
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_min(&fit, x);
+        b->d = fit.d;
+        b->dmin = fit.dmin;
+        for (int group = 0; group < 16; group++)
+            b->scales[group] = (uint8_t)(fit.scale[group] | fit.min[group] << 4);
+        q_crumbs_pack(fit.code, b->qs);
+    }
+}
+
+void quant_from_float_q3_k(const float *x, void *blocks, int64_t n)
+{
+    static const struct q_levels levels = {8, -4, NULL, 1.0f};
+    struct block_q3_k *b = blocks;
+    struct q_fit_signed fit = {.levels = &levels, .group_len = 16, .scale_lo = -32, .scale_hi = 31};
+    uint8_t low[256];
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_signed(&fit, x);
+        b->d = fit.d;
+        memset(b->scales, 0, sizeof b->scales);
+        memset(b->hmask, 0, sizeof b->hmask);
+        for (int group = 0; group < 16; group++) {
+            int scale = fit.scale[group] + 32;
+            b->scales[group % 8] |= (uint8_t)((scale & 15) << group / 8 * 4);
+            b->scales[8 + group % 4] |= (uint8_t)((scale >> 4) << group / 4 * 2);
+        }
+        for (int k = 0; k < 256; k++) { /* index 0..7 is level + 4: its low bits, and the mask where it is 4 or more */
+            low[k] = fit.code[k] & 3;
+            b->hmask[k % 32] |= (uint8_t)((fit.code[k] >> 2) << k / 32);
+        }
+        q_crumbs_pack(low, b->qs);
+    }
+}
+
+static void q4_k_scales_pack(const struct q_fit_min *fit, uint8_t *scales)
+{
+    for (int group = 0; group < 4; group++) {
+        int above = group + 4;
+        scales[group] = (uint8_t)(fit->scale[group] | fit->scale[above] >> 4 << 6);
+        scales[group + 4] = (uint8_t)(fit->min[group] | fit->min[above] >> 4 << 6);
+        scales[group + 8] = (uint8_t)((fit->scale[above] & 15) | (fit->min[above] & 15) << 4);
+    }
+}
+
+/* The low nibbles of the codes: 64 elements per 32 bytes. */
+static void nibbles_pack_64(const uint8_t *code, uint8_t *qs)
+{
+    for (int k = 0; k < 128; k++) {
+        const uint8_t *pair = code + k / 32 * 64 + k % 32;
+        qs[k] = (uint8_t)((pair[0] & 15) | (pair[32] & 15) << 4);
+    }
+}
+
+void quant_from_float_q4_k(const float *x, void *blocks, int64_t n)
+{
+    struct block_q4_k *b = blocks;
+    struct q_fit_min fit = {.top = 15, .group_len = 32, .scale_top = 63};
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_min(&fit, x);
+        b->d = fit.d;
+        b->dmin = fit.dmin;
+        q4_k_scales_pack(&fit, b->scales);
+        nibbles_pack_64(fit.code, b->qs);
+    }
+}
+
+void quant_from_float_q5_k(const float *x, void *blocks, int64_t n)
+{
+    struct block_q5_k *b = blocks;
+    struct q_fit_min fit = {.top = 31, .group_len = 32, .scale_top = 63};
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_min(&fit, x);
+        b->d = fit.d;
+        b->dmin = fit.dmin;
+        q4_k_scales_pack(&fit, b->scales);
+        nibbles_pack_64(fit.code, b->qs);
+        memset(b->qh, 0, sizeof b->qh);
+        for (int k = 0; k < 256; k++)
+            b->qh[k % 32] |= (uint8_t)((fit.code[k] >> 4) << k / 32);
+    }
+}
+
+void quant_from_float_q6_k(const float *x, void *blocks, int64_t n)
+{
+    static const struct q_levels levels = {64, -32, NULL, 1.0f};
+    struct block_q6_k *b = blocks;
+    struct q_fit_signed fit = {.levels = &levels, .group_len = 16, .scale_lo = -128, .scale_hi = 127};
+    uint8_t high[256];
+    for (; n > 0; n -= 256, b++, x += 256) {
+        q_fit_signed(&fit, x);
+        b->d = fit.d;
+        for (int group = 0; group < 16; group++)
+            b->scales[group] = (int8_t)fit.scale[group];
+        memset(b->ql, 0, sizeof b->ql);
+        for (int k = 0; k < 256; k++) {
+            b->ql[k / 128 * 64 + k % 64] |= (uint8_t)((fit.code[k] & 15) << (k % 128 / 64 * 4));
+            high[k] = fit.code[k] >> 4;
+        }
+        q_crumbs_pack(high, b->qh);
     }
 }

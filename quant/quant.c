@@ -16,13 +16,6 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "blocks are read as li
 #define quant_from_float_iq3_s NULL
 #define quant_from_float_iq2_s NULL
 #define quant_from_float_iq1_m NULL
-#define quant_from_float_q2_k NULL
-#define quant_from_float_q3_k NULL
-#define quant_from_float_q4_k NULL
-#define quant_from_float_q5_k NULL
-#define quant_from_float_q6_k NULL
-#define quant_from_float_iq4_nl NULL
-#define quant_from_float_iq4_xs NULL
 
 static const struct quant_info table[] = {
 #define T(NAME, text, id, len, bytes, act, fn)                                                                         \
