@@ -3,6 +3,8 @@
 #ifndef FERRY_MODEL_ARCH_H
 #define FERRY_MODEL_ARCH_H
 
+#include <stddef.h>
+
 #include "src/device/device.h"
 #include "src/model/model.h"
 
@@ -58,8 +60,13 @@ const struct arch *arch_find(const char *name);
 /* All rows, NULL-terminated. */
 const struct arch *const *arch_all(void);
 
+/* Write "<arch>.<what>", a metadata key, into key (key_bytes). */
+void arch_key(char *key, size_t key_bytes, const char *arch, const char *what);
+
+/* What a plain dense FFN and a plain expert FFN need; ROLE_NONE-terminated. */
+extern const enum role arch_ffn_dense[], arch_ffn_moe[];
+
 /* Building blocks of the families, to be written in a list of ops. */
-#define ARCH_OPS(...) {__VA_ARGS__}
 #define ARCH_NORM(d, s, wt) {.kind = OP_RMS_NORM, .dst = {d}, .src = {s}, .w = {wt}}
 #define ARCH_NORM_IF(d, s, wt) {.kind = OP_RMS_NORM, .when = wt, .dst = {d}, .src = {s}, .w = {wt}}
 #define ARCH_BIAS_IF(r, wt) {.kind = OP_ADD_BIAS, .when = wt, .dst = {r}, .src = {r}, .w = {wt}}

@@ -44,7 +44,7 @@ struct hparams {
     float embd_scale;                   /* token embeddings times this */
     float attn_scale;                   /* of q.k */
     float attn_softcap, logit_softcap;  /* 0: none */
-    float logit_scale;                  /* 1: none */
+    float logit_scale, residual_scale;  /* logits, and each block's result before it is added, times these; 1: none */
     double rope_base[2];                /* full-attention layers, sliding-window layers */
     double rope_factor[2];              /* linear scaling: angles divided by this; 1: none */
     bool rope_yarn;
@@ -92,9 +92,11 @@ struct file_ops;
 int model_open(const char *path, const struct file_ops *ops, struct model **out);
 void model_close(struct model *m); /* takes NULL */
 
-/* Names of the families, NULL-terminated, for help and error texts. */
-const char *const *model_arch_names(void);
-const char *model_arch(const struct model *m);
+const char *model_arch(const struct model *m); /* the family's name */
+
+/* Divide the frequencies of full-attention layers by rope_freqs.weight's factors (n_rot/2), which the store has read. Once,
+ * before the model is run. */
+void model_rope_factors(struct model *m, const float *factors);
 
 /* Bytes of one expert of a layer: gate, up and down together; 0 for a dense layer. */
 uint64_t model_expert_bytes(const struct model *m, int layer);

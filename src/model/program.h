@@ -21,18 +21,21 @@ struct program_args {
 /* ops run in order. Each OP_MOE has its gate, up and down stacks in w[0..2] and wants the host's help (a lease) first, so
  * the list falls into segments between them. */
 struct program {
-    const struct model *model;
+    const struct model *model;       /* view */
     int n_rows, n_out;
-    struct op *ops;                  /* own: (n_ops); their tensors point into regs and weights */
+    struct op *ops;                  /* own: (n_ops); their tensors point into views and weights */
     int n_ops, n_moe;
-    struct tensor regs[ARCH_N_REG];  /* activations; ne[0] = 0: not used by this model */
+    struct tensor *views;            /* own: (n_views) activations: a register with the width it has there */
+    enum arch_reg *view_reg;         /* own: (n_views) */
+    int n_views;
     struct tensor *weights;          /* own: (model->n_weights), data NULL until bound */
+    const struct tensor *logits;     /* (n_out, n_vocab), one of views */
     struct kv_shape kv;
     uint64_t reg_off[ARCH_N_REG];    /* where each register lies in the arena */
     uint64_t arena_bytes;
 };
 
-/* ERR_UNSUPPORTED (head size the KV type cannot hold), ERR_LIMIT (sizes beyond 64 bits or n_rows), ERR_NOMEM. */
+/* ERR_UNSUPPORTED (head size the KV type cannot hold), ERR_ARG (n_rows, n_out), ERR_FORMAT (shapes that do not fit together), ERR_NOMEM. */
 int program_make(const struct program_args *args, struct program **out);
 void program_free(struct program *p); /* takes NULL */
 

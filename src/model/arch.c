@@ -1,0 +1,33 @@
+/* The table of families. */
+#include "src/model/arch.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+extern const struct arch arch_llama, arch_qwen2, arch_qwen2moe, arch_qwen3, arch_qwen3moe, arch_olmoe, arch_gemma2,
+    arch_gemma3, arch_dots1, arch_granite, arch_granitemoe;
+
+const enum role arch_ffn_dense[] = {ROLE_FFN_GATE, ROLE_FFN_UP, ROLE_FFN_DOWN, ROLE_NONE};
+const enum role arch_ffn_moe[] = {ROLE_ROUTER, ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, ROLE_NONE};
+
+const struct arch *const *arch_all(void)
+{
+    static const struct arch *const all[] = {&arch_llama,    &arch_qwen2, &arch_qwen2moe, &arch_qwen3, &arch_qwen3moe,
+                                             &arch_olmoe,    &arch_gemma2, &arch_gemma3,  &arch_dots1,
+                                             &arch_granite,  &arch_granitemoe, NULL};
+    return all;
+}
+
+const struct arch *arch_find(const char *name)
+{
+    for (const struct arch *const *a = arch_all(); *a; a++)
+        if (strcmp((*a)->name, name) == 0)
+            return *a;
+    return NULL;
+}
+
+void arch_key(char *key, size_t key_bytes, const char *arch, const char *what)
+{
+    snprintf(key, key_bytes, "%s.%s", arch, what);
+}

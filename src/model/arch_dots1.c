@@ -1,0 +1,33 @@
+/* dots1 (dots.llm1: arXiv 2506.05767): the first layers dense, then experts chosen by a sigmoid router with a selection
+ * bias, beside a shared expert that is always on. */
+#include "src/model/arch.h"
+
+static const struct arch_op layer[] = {
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
+    ARCH_QKV,
+    ARCH_NORM(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
+    ARCH_NORM(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM),
+    ARCH_ATTEND,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
+    ARCH_FFN,
+    ARCH_MOE_FFN,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+};
+
+static const enum role required[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,   ROLE_ATTN_V,
+                                     ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM,
+                                     ROLE_NONE};
+static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE, ROLE_EXPERT_UP,   ROLE_EXPERT_DOWN,
+                                       ROLE_SHARED_GATE, ROLE_SHARED_UP,   ROLE_SHARED_DOWN, ROLE_NONE};
+
+const struct arch arch_dots1 = {
+    .name = "dots1",
+    .rope_neox = true,
+    .act = OP_ACT_SILU,
+    .layer = layer,
+    .n_layer_ops = sizeof layer / sizeof *layer,
+    .required = required,
+    .ffn_dense = arch_ffn_dense,
+    .ffn_moe = moe_shared,
+};

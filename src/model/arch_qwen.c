@@ -1,0 +1,67 @@
+/* qwen2, qwen2moe, qwen3, qwen3moe (Qwen2: arXiv 2407.10671; Qwen3: arXiv 2505.09388). Qwen2 has biases on q, k and v,
+ * Qwen3 norms q and k by head instead; qwen2moe adds a shared expert behind a sigmoid gate. */
+#include "src/model/arch.h"
+
+static const struct arch_op layer[] = {
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
+    ARCH_QKV,
+    ARCH_BIAS_IF(ARCH_Q, ROLE_ATTN_Q_BIAS),
+    ARCH_BIAS_IF(ARCH_K, ROLE_ATTN_K_BIAS),
+    ARCH_BIAS_IF(ARCH_V, ROLE_ATTN_V_BIAS),
+    ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
+    ARCH_NORM_IF(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM),
+    ARCH_ATTEND,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
+    ARCH_FFN,
+    ARCH_MOE_FFN,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+};
+
+static const enum role required_biases[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,      ROLE_ATTN_V,
+                                            ROLE_ATTN_Q_BIAS, ROLE_ATTN_K_BIAS, ROLE_ATTN_V_BIAS, ROLE_ATTN_OUT,
+                                            ROLE_FFN_NORM,    ROLE_NONE};
+static const enum role required_norms[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,   ROLE_ATTN_V,
+                                           ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM,
+                                           ROLE_NONE};
+static const enum role moe_shared[] = {ROLE_ROUTER,        ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN,
+                                       ROLE_SHARED_ROUTER, ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN,
+                                       ROLE_NONE};
+
+static int normalize_gates(const struct gguf *g, struct model *m)
+{
+    (void)g;
+    m->hp.route_normalize = true;
+    return 0;
+}
+
+#define QWEN_LAYER .rope_neox = true, .act = OP_ACT_SILU, .layer = layer, .n_layer_ops = sizeof layer / sizeof *layer
+
+const struct arch arch_qwen2 = {
+    .name = "qwen2",
+    QWEN_LAYER,
+    .required = required_biases,
+    .ffn_dense = arch_ffn_dense,
+};
+
+const struct arch arch_qwen2moe = {
+    .name = "qwen2moe",
+    QWEN_LAYER,
+    .required = required_biases,
+    .ffn_moe = moe_shared,
+};
+
+const struct arch arch_qwen3 = {
+    .name = "qwen3",
+    QWEN_LAYER,
+    .required = required_norms,
+    .ffn_dense = arch_ffn_dense,
+};
+
+const struct arch arch_qwen3moe = {
+    .name = "qwen3moe",
+    QWEN_LAYER,
+    .required = required_norms,
+    .ffn_moe = arch_ffn_moe,
+    .hparams = normalize_gates,
+};

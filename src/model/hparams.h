@@ -1,0 +1,26 @@
+/* Metadata to hyperparameters: reads a family's keys and checks every number. Used by model.c and the families. */
+#ifndef FERRY_MODEL_HPARAMS_H
+#define FERRY_MODEL_HPARAMS_H
+
+#include "src/model/gguf.h"
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Fill m->hp and m->layers (heads, ff, window) from the keys of m->arch, then let the family add its own. m->layers is
+ * allocated here; n_vocab, n_ff_expert and n_ff_shared may stay 0 (the weights tell). ERR_FORMAT names key and number. */
+int hparams_read(const struct gguf *g, struct model *m);
+
+/* For families with sliding windows: the window (default_window if the file names none; 0: full attention then) and which
+ * layers have it: all but the last of each pattern, unless the file says otherwise. ERR_FORMAT. */
+int hparams_windows(const struct gguf *g, struct model *m, int default_window, int default_pattern);
+
+/* Make m->rope[0] and, if some layer has a window, m->rope[1]. ERR_NOMEM. */
+int hparams_rope(struct model *m);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,340 @@
+/* A model from a GGUF: which family, which weights play which role, and whether the set is whole. A tensor that the family
+ * does not know is refused: running without it would give wrong words, not an error. */
+#include "src/model/model.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/model/arch.h"
+#include "src/model/gguf.h"
+#include "src/model/hparams.h"
+
+enum dim { DIM_ONE, DIM_EMBD, DIM_VOCAB, DIM_Q, DIM_O, DIM_K, DIM_V, DIM_FF, DIM_FFX, DIM_FFS, DIM_EXP, DIM_ROT2, DIM_ANY };
+
+static const struct {
+    const char *name;
+    enum dim dim[3];
+} roles[ROLE_N] = {
+#define ROLE(NAME, text, a, b, c) [ROLE_##NAME] = {text, {DIM_##a, DIM_##b, DIM_##c}},
+#include "src/model/roles.def"
+#undef ROLE
+};
+
+/* Some files keep gate and up of the experts in one stack, gate's rows first. */
+static const char gate_up_name[] = "blk.%d.ffn_gate_up_exps.weight";
+
+/* Does name match pattern, in which "%d" is the layer? *layer is -1 for a pattern without. */
+static bool match_name(const char *name, const char *pattern, int *layer)
+{
+    *layer = -1;
+    const char *hole = strstr(pattern, "%d");
+    if (!hole)
+        return strcmp(name, pattern) == 0;
+    size_t n = (size_t)(hole - pattern);
+    if (strncmp(name, pattern, n) != 0)
+        return false;
+    int v = 0, n_digits = 0;
+    const char *p = name + n;
+    for (; *p >= '0' && *p <= '9' && n_digits < 6; p++, n_digits++)
+        v = v * 10 + (*p - '0');
+    if (n_digits == 0 || (n_digits > 1 && name[n] == '0') || strcmp(p, hole + 2) != 0)
+        return false;
+    *layer = v;
+    return true;
+}
+
+static bool arch_uses(const struct arch *arch, enum role role)
+{
+    switch (role) {
+    case ROLE_TOKEN_EMBD:
+    case ROLE_OUTPUT_NORM:
+    case ROLE_OUTPUT:
+    case ROLE_ROPE_FREQS:
+        return true;
+    default:
+        break;
+    }
+    for (int i = 0; i < arch->n_layer_ops; i++)
+        for (int j = 0; j < OP_MAX_IO; j++)
+            if (arch->layer[i].w[j] == role)
+                return true;
+    return false;
+}
+
+/* Where a dimension that metadata may leave out is remembered: the first weight that shows it tells. NULL: not such a one. */
+static int64_t *learned_dim(enum dim dim, int64_t *learn)
+{
+    return dim == DIM_VOCAB ? &learn[0] : dim == DIM_FFX ? &learn[1] : dim == DIM_FFS ? &learn[2] : NULL;
+}
+
+static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enum dim dim)
+{
+    const struct hparams *hp = &m->hp;
+    switch (dim) {
+    case DIM_ONE:
+        return 1;
+    case DIM_EMBD:
+        return hp->n_embd;
+    case DIM_Q:
+        return (int64_t)l->n_head * hp->head_dim_k;
+    case DIM_O:
+        return (int64_t)l->n_head * hp->head_dim_v;
+    case DIM_K:
+        return (int64_t)l->n_head_kv * hp->head_dim_k;
+    case DIM_V:
+        return (int64_t)l->n_head_kv * hp->head_dim_v;
+    case DIM_FF:
+        return l->n_ff;
+    case DIM_EXP:
+        return hp->n_expert;
+    case DIM_ROT2:
+        return hp->n_rot / 2;
+    default:
+        return 0;
+    }
+}
+
+static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
+{
+    const struct model_layer *l = w->layer >= 0 ? &m->layers[w->layer] : NULL;
+    for (int d = 0; d < 3; d++) {
+        enum dim dim = roles[w->role].dim[d];
+        int64_t *known = learned_dim(dim, learn);
+        if (known && *known == 0)
+            *known = w->t.ne[d];
+        int64_t want = known ? *known : fixed_dim(m, l, dim);
+        if (dim != DIM_ANY && w->t.ne[d] != want)
+            return err(ERR_FORMAT, "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; dimension %d should be %" PRId64,
+                       w->name, w->t.ne[0], w->t.ne[1], w->t.ne[2], d, want);
+    }
+    if (w->t.ne[3] != 1)
+        return err(ERR_FORMAT, "tensor %s has a fourth dimension of %" PRId64, w->name, w->t.ne[3]);
+    /* vectors are added and multiplied in place: files keep them as floats */
+    bool vector = roles[w->role].dim[1] == DIM_ONE && w->role != ROLE_SHARED_ROUTER;
+    if (vector && w->t.type != QUANT_F32)
+        return err(ERR_UNSUPPORTED, "tensor %s is %s; a vector has to be F32", w->name, quant_info(w->t.type)->name);
+    if (quant_info(w->t.type)->act == QUANT_ACT_NONE)
+        return err(ERR_UNSUPPORTED, "tensor %s is %s, which is no type of a weight", w->name, quant_info(w->t.type)->name);
+    return 0;
+}
+
+static int add_weight(struct model *m, const struct weight *w, int64_t *learn)
+{
+    if (w->layer >= m->hp.n_layer)
+        return err(ERR_FORMAT, "tensor %s: there are %d layers", w->name, m->hp.n_layer);
+    int rc = check_shape(m, w, learn);
+    if (rc < 0)
+        return rc;
+    int *slot = w->layer >= 0 ? &m->layers[w->layer].w[w->role] : &m->w[w->role];
+    if (*slot >= 0)
+        return err(ERR_FORMAT, "tensor %s: %s plays the same part", w->name, m->weights[*slot].name);
+    *slot = m->n_weights;
+    m->weights[m->n_weights++] = *w;
+    uint64_t bytes = w->t.stride[1] * (uint64_t)w->t.ne[1] * (uint64_t)w->t.ne[2];
+    *(w->is_expert ? &m->expert_bytes : &m->dense_bytes) += bytes;
+    return 0;
+}
+
+static struct weight weight_of(const struct gguf_tensor *t, enum role role, int layer)
+{
+    struct weight w = {.role = role, .layer = layer, .file = t->file, .off = t->off};
+    snprintf(w.name, sizeof w.name, "%s", t->name);
+    w.t = tensor_make(t->type, t->ne[0], t->ne[1], t->ne[2], NULL);
+    w.t.ne[3] = t->ne[3];
+    w.is_expert = roles[role].dim[2] == DIM_EXP;
+    return w;
+}
+
+/* One stack of gate and up: two weights, each a view of half of every matrix's rows. */
+static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, int64_t *learn)
+{
+    if (t->ne[1] % 2)
+        return err(ERR_FORMAT, "tensor %s: %" PRId64 " rows are not gate and up", t->name, t->ne[1]);
+    struct weight gate = weight_of(t, ROLE_EXPERT_GATE, layer);
+    gate.t.ne[1] /= 2;
+    struct weight up = gate;
+    up.role = ROLE_EXPERT_UP;
+    up.off += (uint64_t)gate.t.ne[1] * gate.t.stride[1];
+    int rc = add_weight(m, &gate, learn);
+    return rc < 0 ? rc : add_weight(m, &up, learn);
+}
+
+static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *learn)
+{
+    int layer;
+    for (int role = ROLE_NONE + 1; role < ROLE_N; role++)
+        if (match_name(t->name, roles[role].name, &layer) && arch_uses(m->arch, role)) {
+            struct weight w = weight_of(t, role, layer);
+            return add_weight(m, &w, learn);
+        }
+    if (match_name(t->name, gate_up_name, &layer) && arch_uses(m->arch, ROLE_EXPERT_GATE))
+        return add_gate_up(m, t, layer, learn);
+    return err(ERR_UNSUPPORTED, "tensor %s: not part of a %s model as ferry knows it", t->name, m->arch->name);
+}
+
+static int need(const struct model *m, int layer, const enum role *list)
+{
+    for (; *list != ROLE_NONE; list++)
+        if (m->layers[layer].w[*list] < 0) {
+            char name[64];
+            snprintf(name, sizeof name, roles[*list].name, layer);
+            return err(ERR_FORMAT, "tensor %s is missing from a %s model", name, m->arch->name);
+        }
+    return 0;
+}
+
+static int check_layer(const struct model *m, int layer)
+{
+    const struct arch *arch = m->arch;
+    int rc = need(m, layer, arch->required);
+    if (rc < 0)
+        return rc;
+    const bool has_router = m->layers[layer].w[ROLE_ROUTER] >= 0;
+    if (has_router && layer < m->hp.n_dense_lead)
+        return err(ERR_FORMAT, "layer %d has experts, but the first %d layers are said to be dense", layer, m->hp.n_dense_lead);
+    const enum role *list = has_router || !arch->ffn_dense ? arch->ffn_moe : arch->ffn_dense;
+    if (!list)
+        return err(ERR_FORMAT, "layer %d has experts, which a %s model cannot have", layer, arch->name);
+    if (has_router && m->hp.n_expert == 0)
+        return err(ERR_FORMAT, "layer %d has experts, but %s.expert_count is missing", layer, arch->name);
+    return need(m, layer, list);
+}
+
+static int bind_weights(struct model *m)
+{
+    const int n = gguf_n_tensors(m->gguf);
+    if (n == 0)
+        return err(ERR_FORMAT, "%s holds a vocabulary but no weights", m->path);
+    m->weights = mem_zalloc((size_t)n * 2, sizeof *m->weights, MEM_META);
+    if (!m->weights)
+        return err(ERR_NOMEM, "%d weights", n);
+    int64_t learn[3] = {0, m->hp.n_ff_expert, m->hp.n_ff_shared};
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < n; i++)
+        rc = add_tensor(m, gguf_tensor(m->gguf, i), learn);
+    for (int layer = 0; rc == 0 && layer < m->hp.n_layer; layer++)
+        rc = check_layer(m, layer);
+    if (rc < 0)
+        return rc;
+    if (m->w[ROLE_TOKEN_EMBD] < 0 || m->w[ROLE_OUTPUT_NORM] < 0)
+        return err(ERR_FORMAT, "tensor %s is missing",
+                   roles[m->w[ROLE_TOKEN_EMBD] < 0 ? ROLE_TOKEN_EMBD : ROLE_OUTPUT_NORM].name);
+    if (m->w[ROLE_OUTPUT] < 0) /* tied embeddings */
+        m->w[ROLE_OUTPUT] = m->w[ROLE_TOKEN_EMBD];
+    if (learn[0] > INT32_MAX)
+        return err(ERR_FORMAT, "a vocabulary of %" PRId64 " tokens", learn[0]);
+    m->hp.n_vocab = (int)learn[0];
+    m->hp.n_ff_expert = (int)learn[1];
+    m->hp.n_ff_shared = (int)learn[2];
+    return 0;
+}
+
+static int find_arch(struct model *m)
+{
+    struct gguf_str name;
+    int rc = gguf_str(m->gguf, "general.architecture", &name);
+    if (rc < 0)
+        return rc;
+    m->arch = arch_find(name.p);
+    if (m->arch)
+        return 0;
+    char known[256] = "";
+    size_t n = 0;
+    for (const struct arch *const *a = arch_all(); *a && n < sizeof known; a++)
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*a)->name);
+    return err(ERR_UNSUPPORTED, "%s: architecture %.60s is not known; ferry runs %s", m->path, name.p, known);
+}
+
+static int set_name(struct model *m)
+{
+    const char *slash = strrchr(m->path, '/');
+    const char *base = slash ? slash + 1 : m->path;
+    struct gguf_str name = {base, strlen(base)};
+    int rc = gguf_opt_str(m->gguf, "general.name", &name);
+    if (rc < 0)
+        return rc;
+    m->name = mem_strdup(name.p, MEM_META);
+    return m->name ? 0 : err(ERR_NOMEM, "the model's name");
+}
+
+int model_open(const char *path, const struct file_ops *ops, struct model **out)
+{
+    *out = NULL;
+    struct model *m = mem_zalloc(1, sizeof *m, MEM_META);
+    if (!m)
+        return err(ERR_NOMEM, "a model");
+    for (int role = 0; role < ROLE_N; role++)
+        m->w[role] = -1;
+    int rc = 0;
+    m->path = mem_strdup(path, MEM_META);
+    if (!m->path)
+        rc = err(ERR_NOMEM, "a path of %zu bytes", strlen(path));
+    if (rc == 0)
+        rc = gguf_open(path, ops, &m->gguf);
+    if (rc == 0)
+        rc = find_arch(m);
+    if (rc == 0)
+        rc = set_name(m);
+    if (rc == 0)
+        rc = hparams_read(m->gguf, m);
+    if (rc == 0)
+        rc = bind_weights(m);
+    if (rc == 0)
+        rc = hparams_rope(m);
+    if (rc < 0) {
+        model_close(m);
+        return rc;
+    }
+    m->identity = gguf_identity(m->gguf);
+    *out = m;
+    return 0;
+}
+
+void model_close(struct model *m)
+{
+    if (!m)
+        return;
+    mem_free(m->rope[1].freq);
+    mem_free(m->rope[0].freq);
+    mem_free(m->weights);
+    mem_free(m->layers);
+    mem_free(m->name);
+    gguf_close(m->gguf);
+    mem_free(m->path);
+    mem_free(m);
+}
+
+const char *model_arch(const struct model *m)
+{
+    return m->arch->name;
+}
+
+void model_rope_factors(struct model *m, const float *factors)
+{
+    for (int i = 0; m->rope[0].freq && i < m->hp.n_rot / 2; i++)
+        m->rope[0].freq[i] /= (double)factors[i];
+}
+
+static uint64_t matrix_bytes(const struct model *m, int w)
+{
+    return w < 0 ? 0 : (uint64_t)m->weights[w].t.ne[1] * m->weights[w].t.stride[1];
+}
+
+uint64_t model_expert_bytes(const struct model *m, int layer)
+{
+    const int *w = m->layers[layer].w;
+    return matrix_bytes(m, w[ROLE_EXPERT_GATE]) + matrix_bytes(m, w[ROLE_EXPERT_UP]) + matrix_bytes(m, w[ROLE_EXPERT_DOWN]);
+}
+
+uint64_t model_decode_bytes(const struct model *m)
+{
+    uint64_t bytes = m->dense_bytes;
+    if (m->w[ROLE_OUTPUT] != m->w[ROLE_TOKEN_EMBD])
+        bytes -= matrix_bytes(m, m->w[ROLE_TOKEN_EMBD]);
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        bytes += (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
+    return bytes;
+}

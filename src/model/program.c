@@ -1,0 +1,308 @@
+/* Lowers a family's list of ops into struct op with shapes, and lays its activations out in one arena. */
+#include "src/model/program.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+/* Registers start at cache lines, so that no two workers write into one. */
+#define REG_ALIGN 64
+
+struct lower {
+    struct program *p;
+    const struct model *m;
+    int cap_ops, cap_views;
+    const struct op_attn *attn;         /* (n_layer) */
+    int width[ARCH_N_REG];              /* of what a register holds now; 0: nothing yet */
+    uint64_t reg_bytes[ARCH_N_REG];     /* the most it ever holds */
+};
+
+static int64_t reg_rows(const struct lower *lo, enum arch_reg reg)
+{
+    if (reg == ARCH_OUT || reg == ARCH_LOGITS)
+        return lo->p->n_out;
+    if (reg == ARCH_Y)
+        return (int64_t)lo->p->n_rows * lo->m->hp.n_expert_used;
+    return lo->p->n_rows;
+}
+
+/* The view of a register with its present width; made once per (register, width). */
+static struct tensor *view_of(struct lower *lo, enum arch_reg reg)
+{
+    struct program *p = lo->p;
+    for (int i = 0; i < p->n_views; i++)
+        if (p->view_reg[i] == reg && p->views[i].ne[0] == lo->width[reg])
+            return &p->views[i];
+    if (p->n_views == lo->cap_views)
+        return NULL;
+    struct tensor *t = &p->views[p->n_views];
+    *t = tensor_make(reg == ARCH_IDS ? QUANT_I32 : QUANT_F32, lo->width[reg], reg_rows(lo, reg), 1, NULL);
+    p->view_reg[p->n_views++] = reg;
+    uint64_t bytes = tensor_bytes(t);
+    if (bytes > lo->reg_bytes[reg])
+        lo->reg_bytes[reg] = bytes;
+    return t;
+}
+
+/* The rope table of a layer's kind stands for ARCH_ROPE0. */
+static enum arch_reg real_reg(const struct lower *lo, enum arch_reg reg, int layer)
+{
+    return reg == ARCH_ROPE0 && layer >= 0 && lo->m->layers[layer].window > 0 ? ARCH_ROPE1 : reg;
+}
+
+static int weight_index(const struct lower *lo, enum role role, int layer)
+{
+    if (role == ROLE_NONE)
+        return -1;
+    int w = layer >= 0 ? lo->m->layers[layer].w[role] : -1;
+    return w >= 0 ? w : lo->m->w[role];
+}
+
+/* What the op's results are wide, from its sources and weights; 0 when they do not fit together. */
+static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int src_width, const struct tensor *w, int layer)
+{
+    const struct hparams *hp = &lo->m->hp;
+    switch (a->kind) {
+    case OP_MATMUL:
+        return w && w->ne[0] == src_width ? (int)w->ne[1] : 0;
+    case OP_RMS_NORM:
+        return w && src_width % w->ne[0] == 0 ? src_width : 0;
+    case OP_ADD_BIAS:
+        return w && w->ne[0] == src_width ? src_width : 0;
+    case OP_ADD:
+    case OP_GLU:
+        return lo->width[a->src[1]] == src_width ? src_width : 0;
+    case OP_ATTENTION:
+        return lo->m->layers[layer].n_head * hp->head_dim_v;
+    case OP_ROUTE:
+        return src_width == hp->n_expert && i < 2 ? hp->n_expert_used : 0;
+    case OP_MOE:
+    case OP_COMBINE:
+        return hp->n_embd;
+    default:
+        return src_width;
+    }
+}
+
+static void set_params(const struct lower *lo, struct op *op, int layer, int src_width)
+{
+    const struct hparams *hp = &lo->m->hp;
+    switch (op->kind) {
+    case OP_EMBED:
+        op->p.scale.f = hp->embd_scale;
+        break;
+    case OP_RMS_NORM:
+        op->p.norm.eps = hp->norm_eps;
+        break;
+    case OP_GLU:
+        op->p.glu.act = hp->act;
+        break;
+    case OP_SCALE:
+        op->p.scale.f = hp->residual_scale;
+        break;
+    case OP_ROPE:
+        op->p.rope = (struct op_rope){.n_head = src_width / hp->head_dim_k,
+                                      .head_dim = hp->head_dim_k,
+                                      .n_rot = hp->n_rot,
+                                      .neox = hp->rope_neox};
+        break;
+    case OP_KV_APPEND:
+    case OP_ATTENTION:
+        op->p.attn = lo->attn[layer];
+        break;
+    case OP_ROUTE:
+        op->p.route = (struct op_route){.n_expert = hp->n_expert,
+                                        .k = hp->n_expert_used,
+                                        .fn = hp->route_fn,
+                                        .normalize = hp->route_normalize,
+                                        .scale = hp->route_scale};
+        break;
+    case OP_MOE:
+        op->p.moe = (struct op_moe){.k = hp->n_expert_used, .act = hp->act};
+        break;
+    default:
+        break;
+    }
+}
+
+/* Append one op; its parameters beyond set_params are the caller's to fill in. */
+static int lower_op(struct lower *lo, const struct arch_op *a, int layer, enum op_rows rows, struct op **out)
+{
+    struct program *p = lo->p;
+    if (p->n_ops == lo->cap_ops)
+        return err(ERR_LIMIT, "program: more than %d ops", lo->cap_ops);
+    struct op *op = &p->ops[p->n_ops];
+    *op = (struct op){.kind = a->kind, .rows = rows, .layer = layer};
+
+    int src_width = 0;
+    for (int i = 0; i < OP_MAX_IO && a->src[i] != ARCH_NONE; i++) {
+        enum arch_reg reg = real_reg(lo, a->src[i], layer);
+        if (i == 0)
+            src_width = lo->width[reg];
+        if (!(op->src[i] = view_of(lo, reg)))
+            return err(ERR_LIMIT, "program: more than %d activations", lo->cap_views);
+    }
+    for (int i = 0; i < OP_MAX_IO; i++) {
+        int w = weight_index(lo, a->w[i], layer);
+        if (w >= 0)
+            op->w[i] = &p->weights[w], op->n_w = i + 1;
+    }
+    set_params(lo, op, layer, src_width);
+    for (int i = 0; i < OP_MAX_IO && a->dst[i] != ARCH_NONE; i++) {
+        if (a->kind != OP_EMBED && a->kind != OP_ROPE_TABLE)
+            lo->width[a->dst[i]] = dst_width(lo, a, i, src_width, op->w[i], layer);
+        if (lo->width[a->dst[i]] <= 0)
+            return err(ERR_FORMAT, "layer %d: shapes of %s do not fit: row of %d, weight %s", layer, device_op_name(a->kind),
+                       src_width, weight_index(lo, a->w[i], layer) >= 0 ? lo->m->weights[weight_index(lo, a->w[i], layer)].name : "-");
+        if (!(op->dst[i] = view_of(lo, a->dst[i])))
+            return err(ERR_LIMIT, "program: more than %d activations", lo->cap_views);
+    }
+    p->n_ops++;
+    p->n_moe += a->kind == OP_MOE;
+    if (out)
+        *out = op;
+    return 0;
+}
+
+static int lower_head(struct lower *lo)
+{
+    const struct model *m = lo->m;
+    lo->width[ARCH_X] = m->hp.n_embd;
+    int rc = lower_op(lo, &(struct arch_op){.kind = OP_EMBED, .dst = {ARCH_X}, .w = {ROLE_TOKEN_EMBD}}, -1, OP_ROWS_ALL, NULL);
+    for (int kind = 0; rc == 0 && kind < 2; kind++) {
+        if (!m->rope[kind].freq)
+            continue;
+        enum arch_reg reg = kind ? ARCH_ROPE1 : ARCH_ROPE0;
+        struct op *op;
+        lo->width[reg] = m->hp.n_rot;
+        rc = lower_op(lo, &(struct arch_op){.kind = OP_ROPE_TABLE, .dst = {reg}}, -1, OP_ROWS_ALL, &op);
+        if (rc == 0)
+            op->p.rope_table = (struct op_rope_table){.freq = m->rope[kind].freq, .mscale = m->rope[kind].mscale};
+    }
+    return rc;
+}
+
+static int lower_layer(struct lower *lo, int layer)
+{
+    const struct arch *arch = lo->m->arch;
+    for (int i = 0; i < arch->n_layer_ops; i++) {
+        const struct arch_op *a = &arch->layer[i];
+        if (a->when != ROLE_NONE && lo->m->layers[layer].w[a->when] < 0)
+            continue;
+        int rc = lower_op(lo, a, layer, OP_ROWS_ALL, NULL);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int lower_scale(struct lower *lo, enum op_kind kind, float f)
+{
+    struct op *op;
+    int rc = lower_op(lo, &(struct arch_op){.kind = kind, .dst = {ARCH_LOGITS}, .src = {ARCH_LOGITS}}, -1, OP_ROWS_OUT, &op);
+    if (rc == 0)
+        op->p.scale.f = f;
+    return rc;
+}
+
+static int lower_tail(struct lower *lo)
+{
+    const struct hparams *hp = &lo->m->hp;
+    static const struct arch_op tail[] = {
+        {.kind = OP_GET_ROWS, .dst = {ARCH_OUT}, .src = {ARCH_X}},
+        ARCH_NORM(ARCH_OUT, ARCH_OUT, ROLE_OUTPUT_NORM),
+        {.kind = OP_MATMUL, .dst = {ARCH_LOGITS}, .src = {ARCH_OUT}, .w = {ROLE_OUTPUT}},
+    };
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < sizeof tail / sizeof *tail; i++)
+        rc = lower_op(lo, &tail[i], -1, OP_ROWS_OUT, NULL);
+    if (rc == 0 && hp->logit_scale != 1.0f)
+        rc = lower_scale(lo, OP_SCALE, hp->logit_scale);
+    if (rc == 0 && hp->logit_softcap != 0.0f)
+        rc = lower_scale(lo, OP_SOFTCAP, hp->logit_softcap);
+    if (rc == 0)
+        lo->p->logits = view_of(lo, ARCH_LOGITS);
+    return rc;
+}
+
+static void lay_out(struct lower *lo)
+{
+    uint64_t off = 0;
+    for (int reg = 0; reg < ARCH_N_REG; reg++) {
+        lo->p->reg_off[reg] = off;
+        off += size_up(lo->reg_bytes[reg], REG_ALIGN);
+    }
+    lo->p->arena_bytes = off;
+}
+
+static int lower(struct lower *lo)
+{
+    int rc = lower_head(lo);
+    for (int layer = 0; rc == 0 && layer < lo->m->hp.n_layer; layer++)
+        rc = lower_layer(lo, layer);
+    if (rc == 0)
+        rc = lower_tail(lo);
+    if (rc == 0)
+        lay_out(lo);
+    return rc;
+}
+
+int program_make(const struct program_args *args, struct program **out)
+{
+    const struct model *m = args->model;
+    const int n_layer = m->hp.n_layer;
+    if (args->n_rows < 1 || args->n_out < 1 || args->n_out > args->n_rows)
+        return err(ERR_ARG, "a step of %d rows with %d rows of logits", args->n_rows, args->n_out);
+
+    struct lower lo = {.m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 8, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
+    struct program *p = lo.p = mem_zalloc(1, sizeof *p, MEM_META);
+    struct op_attn *attn = mem_zalloc((size_t)n_layer, sizeof *attn, MEM_META);
+    lo.attn = attn;
+    int rc = 0;
+    if (p) {
+        p->model = m;
+        p->n_rows = args->n_rows;
+        p->n_out = args->n_out;
+        p->ops = mem_zalloc((size_t)lo.cap_ops, sizeof *p->ops, MEM_META);
+        p->views = mem_zalloc((size_t)lo.cap_views, sizeof *p->views, MEM_META);
+        p->view_reg = mem_zalloc((size_t)lo.cap_views, sizeof *p->view_reg, MEM_META);
+        p->weights = mem_zalloc((size_t)m->n_weights, sizeof *p->weights, MEM_META);
+    }
+    if (!p || !attn || !p->ops || !p->views || !p->view_reg || !p->weights) {
+        rc = err(ERR_NOMEM, "program of %d ops", lo.cap_ops);
+        goto out;
+    }
+    for (int i = 0; i < m->n_weights; i++)
+        p->weights[i] = m->weights[i].t;
+    rc = model_kv_shape(m, args->kv_type, &p->kv, attn);
+    if (rc == 0)
+        rc = lower(&lo);
+out:
+    mem_free(attn);
+    if (rc < 0) {
+        program_free(p);
+        p = NULL;
+    }
+    *out = p;
+    return rc;
+}
+
+void program_free(struct program *p)
+{
+    if (!p)
+        return;
+    mem_free(p->weights);
+    mem_free(p->view_reg);
+    mem_free(p->views);
+    mem_free(p->ops);
+    mem_free(p);
+}
+
+void program_bind_arena(struct program *p, void *arena)
+{
+    for (int i = 0; i < p->n_views; i++)
+        p->views[i].data = (char *)arena + p->reg_off[p->view_reg[i]];
+}
