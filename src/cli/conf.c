@@ -1,0 +1,516 @@
+/* The table of options and the reader of argv and environment. What an option does is the subcommands' business. */
+#include "src/cli/conf.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(field) offsetof(struct conf, field)
+#define TALKERS "chat run"
+#define ENGINES TALKERS " eval bench"
+
+/* An option of two subcommands with two meanings is two rows. Order is that of the help. */
+const struct conf_option conf_options[] = {
+    {"prompt", 'p', CONF_TEXT, "run", AT(prompt), 0, "TEXT", NULL, NULL, NULL, 0, 0, "the prompt"},
+    {"file", 'f', CONF_FILE, "run", AT(file), 0, "FILE", NULL, NULL, NULL, 0, 0, "read the prompt from a file; - is stdin"},
+    {"raw", 0, CONF_FLAG, "run", AT(raw), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "continue the text as it is, without the chat template; control tokens in it stay text"},
+    {"system", 0, CONF_TEXT, TALKERS, AT(system), 0, "TEXT", NULL, NULL, NULL, 0, 0, "a system message in front"},
+    {"max-tokens", 'n', CONF_COUNT, TALKERS, AT(n_tokens), 0, "N", "until the model ends", NULL, NULL, 1, INT32_MAX,
+     "most tokens of an answer"},
+
+    {"tokens", 0, CONF_TEXT, "eval", AT(tokens), 0, "IDS", NULL, NULL, NULL, 0, 0,
+     "these token ids, a comma between them, or @FILE; nothing is added to them"},
+    {"logits", 0, CONF_FILE, "eval", AT(logits), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "write float32 logits, (ids, vocabulary) row after row"},
+    {"prefill", 0, CONF_COUNT, "eval", AT(n_prefill), AT(has_n_prefill), "N", "all", NULL, NULL, 1, INT32_MAX,
+     "run the first N ids as a prompt and the others one by one"},
+    {"text", 0, CONF_FILE, "eval", AT(text), 0, "FILE", NULL, NULL, NULL, 0, 0, "perplexity of this text; - is stdin"},
+
+    {"prompt", 'p', CONF_COUNT, "bench", AT(bench_prompt), 0, "N", "512", "512", NULL, 0, INT32_MAX,
+     "tokens of the prefill test; 0: none"},
+    {"generate", 'n', CONF_COUNT, "bench", AT(bench_generate), 0, "N", "128", "128", NULL, 0, INT32_MAX,
+     "tokens of the decode test; 0: none"},
+    {"reps", 'r', CONF_COUNT, "bench", AT(n_reps), 0, "N", "5", "5", NULL, 1, 1000,
+     "repetitions counted, after one that warms up"},
+
+    {"decode", 0, CONF_FLAG, "tokenize", AT(decode), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "the way back: a JSON array of ids on stdin, text on stdout"},
+    {"special", 0, CONF_FLAG, "tokenize", AT(special), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "text that spells a control token becomes that token; decoding writes them out"},
+    {"bos", 0, CONF_FLAG, "tokenize", AT(bos), 0, NULL, NULL, NULL, NULL, 0, 0, "put the begin-of-text token first"},
+
+    {"tensors", 0, CONF_FLAG, "info", AT(tensors), 0, NULL, NULL, NULL, NULL, 0, 0, "list every tensor"},
+
+    {"ram", 0, CONF_SIZE, ENGINES " plan", AT(ram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
+     "all memory that ferry may use: 512M, 8G, 1.5GiB"},
+    {"ctx", 0, CONF_COUNT, ENGINES " plan", AT(n_ctx), 0, "N", "the model's, at most 8192", NULL, NULL, 1, INT32_MAX,
+     "positions that a session can hold"},
+    {"threads", 0, CONF_COUNT, ENGINES " plan", AT(n_threads), 0, "N", "all cores allowed", NULL, NULL, 1, 1024,
+     "threads that compute"},
+    {"kv-type", 0, CONF_CHOICE, ENGINES " plan", AT(kv_type), 0, "TYPE", "f16", NULL, "f16|q8_0", 0, 0,
+     "type of the key and value cache"},
+    {"io", 0, CONF_CHOICE, ENGINES " plan", AT(io), 0, "HOW", "auto", NULL, "auto|uring|pread|mmap", 0, 0,
+     "how weights are read"},
+    {"prefill", 0, CONF_CHOICE, "chat run bench plan", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,
+     "how quantized prompt rows are multiplied: integer dots, or OpenBLAS (rounds differently)"},
+    {"prefill-by", 0, CONF_CHOICE, "eval", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,
+     "what --prefill is to the other subcommands: how quantized prompt rows are multiplied"},
+    {"chunk", 0, CONF_COUNT, ENGINES " plan", AT(chunk_tok), 0, "N", "the plan's choice", NULL, NULL, 1, 65536,
+     "prompt tokens a step"},
+    {"isa", 0, CONF_TEXT, ENGINES " plan", AT(isa), 0, "NAME", "the best there is", NULL, NULL, 0, 0,
+     "kernels to use, by instruction set: avx2, ref (see ferry probe)"},
+    {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "leave threads where the system puts them"},
+
+    {"temp", 0, CONF_REAL, TALKERS, AT(temperature), 0, "T", "0.8", "0.8", NULL, 0, 100,
+     "temperature; 0 takes the likeliest token each time"},
+    {"top-k", 0, CONF_INT, TALKERS, AT(top_k), 0, "N", "40", "40", NULL, 0, INT32_MAX, "draw from the N likeliest; 0: off"},
+    {"top-p", 0, CONF_REAL, TALKERS, AT(top_p), 0, "P", "0.95", "0.95", NULL, 0, 1,
+     "draw from the fewest whose probabilities reach P; 1: off"},
+    {"min-p", 0, CONF_REAL, TALKERS, AT(min_p), 0, "P", "0.05", "0.05", NULL, 0, 1,
+     "drop what is less likely than P times the likeliest; 0: off"},
+    {"repeat-penalty", 0, CONF_REAL, TALKERS, AT(repeat_penalty), 0, "F", "1", "1", NULL, 0.01, 100,
+     "make tokens seen lately less likely by this factor; 1: off"},
+    {"presence-penalty", 0, CONF_REAL, TALKERS, AT(presence_penalty), 0, "F", "0", "0", NULL, -100, 100,
+     "take F off the logit of each token seen lately"},
+    {"frequency-penalty", 0, CONF_REAL, TALKERS, AT(frequency_penalty), 0, "F", "0", "0", NULL, -100, 100,
+     "take F off for every time that it was seen lately"},
+    {"penalty-window", 0, CONF_INT, TALKERS, AT(penalty_window), 0, "N", "64", "64", NULL, -1, INT32_MAX,
+     "tokens that count as lately; -1: all"},
+    {"seed", 0, CONF_SEED, TALKERS " bench", AT(seed), AT(has_seed), "S", "another each time; bench: 0", NULL, NULL, 0, 0,
+     "of the random draws: same seed, same text"},
+
+    {"mem-rate", 0, CONF_RATE, "plan", AT(mem_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
+     "memory read by all cores: 60G/s"},
+    {"disk", 0, CONF_RATE, "plan", AT(disk_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
+     "rate of the model's disk: 3.5G/s"},
+    {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024, "cores of the machine"},
+    {"save", 0, CONF_FILE, "plan", AT(save), 0, "FILE", NULL, NULL, NULL, 0, 0, "write the plan as JSON"},
+
+    {"stats", 0, CONF_FLAG, TALKERS, AT(stats), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "what each answer took and what moved where, on stderr"},
+    {"json", 0, CONF_FLAG, "run info eval bench plan probe", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "the report as JSON on stdout"},
+    {"quiet", 'q', CONF_FLAG, ENGINES " probe", AT(quiet), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "no progress and no statistics on stderr"},
+    {NULL, 0, CONF_FLAG, NULL, 0, 0, NULL, NULL, NULL, NULL, 0, 0, NULL},
+};
+
+bool conf_takes(const struct conf_option *option, const char *command)
+{
+    size_t n = strlen(command);
+
+    for (const char *p = option->commands; *p;) {
+        size_t len = strcspn(p, " ");
+        if (len == n && !memcmp(p, command, n))
+            return true;
+        p += len;
+        p += strspn(p, " ");
+    }
+    return false;
+}
+
+/* ---- values ---- */
+
+static bool is_number_end(const char *text, const char *end)
+{
+    return end != text && !*end && errno == 0;
+}
+
+int conf_rate(const char *text, double *out_bytes_per_s)
+{
+    static const char units[] = "KMGT";
+    char *end;
+
+    errno = 0;
+    double x = strtod(text, &end);
+    bool digits = (*text >= '0' && *text <= '9') || *text == '.';
+    if (end == text || !digits)
+        return err(ERR_ARG, "\"%s\" is not a rate; write for example 60G/s or 900M/s", text);
+    for (int i = 0; units[i]; i++) {
+        if ((*end & ~0x20) != units[i])
+            continue;
+        end++;
+        double base = *end == 'i' ? 1024 : 1000;
+        end += *end == 'i';
+        for (int k = 0; k <= i; k++)
+            x *= base;
+        break;
+    }
+    end += *end == 'B' || *end == 'b';
+    if (!strcmp(end, "/s"))
+        end += 2;
+    if (*end)
+        return err(ERR_ARG, "the rate \"%s\" ends in \"%s\"; units are K, M, G and T bytes a second", text, end);
+    if (!isfinite(x) || x <= 0)
+        return err(ERR_ARG, "the rate \"%s\" has to be above zero and finite", text);
+    *out_bytes_per_s = x;
+    return 0;
+}
+
+static int read_integer(const struct conf_option *o, const char *text, int64_t *out)
+{
+    char *end;
+
+    errno = 0;
+    long long x = strtoll(text, &end, 10);
+    if (!is_number_end(text, end))
+        return err(ERR_ARG, "--%s: \"%s\" is not a whole number", o->name, text);
+    if ((double)x < o->min || (double)x > o->max)
+        return err(ERR_ARG, "--%s: %lld is outside %.0f to %.0f", o->name, x, o->min, o->max);
+    *out = x;
+    return 0;
+}
+
+static int read_real(const struct conf_option *o, const char *text, double *out)
+{
+    char *end;
+
+    errno = 0;
+    double x = strtod(text, &end);
+    if (!is_number_end(text, end) || !isfinite(x))
+        return err(ERR_ARG, "--%s: \"%s\" is not a number", o->name, text);
+    if (x < o->min || x > o->max)
+        return err(ERR_ARG, "--%s: %g is outside %g to %g", o->name, x, o->min, o->max);
+    *out = x;
+    return 0;
+}
+
+static int read_seed(const struct conf_option *o, const char *text, uint64_t *out)
+{
+    char *end;
+
+    errno = 0;
+    unsigned long long x = strtoull(text, &end, 0);
+    if (!is_number_end(text, end) || *text < '0' || *text > '9')
+        return err(ERR_ARG, "--%s: \"%s\" is not a whole number from 0 to 2^64 - 1", o->name, text);
+    *out = x;
+    return 0;
+}
+
+static int read_choice(const struct conf_option *o, const char *text, const char **out)
+{
+    size_t n = strlen(text);
+
+    for (const char *p = o->choices; *p;) {
+        size_t len = strcspn(p, "|");
+        if (len == n && !memcmp(p, text, n)) {
+            *out = text;
+            return 0;
+        }
+        p += len;
+        p += *p == '|';
+    }
+    return err(ERR_ARG, "--%s: \"%s\" is none of %s", o->name, text, o->choices);
+}
+
+static int named(int rc, const struct conf_option *o)
+{
+    return rc ? err(rc, "--%s: %s", o->name, err_text()) : 0;
+}
+
+static int set_value(struct conf *c, const struct conf_option *o, const char *text)
+{
+    void *field = (char *)c + o->offset;
+    int64_t x;
+    int rc = 0;
+
+    switch (o->kind) {
+    case CONF_FLAG:
+        *(bool *)field = true;
+        break;
+    case CONF_COUNT:
+        rc = read_integer(o, text, &x);
+        if (!rc)
+            *(uint32_t *)field = (uint32_t)x;
+        break;
+    case CONF_INT: rc = read_integer(o, text, field); break;
+    case CONF_SEED: rc = read_seed(o, text, field); break;
+    case CONF_REAL: rc = read_real(o, text, field); break;
+    case CONF_SIZE: rc = named(size_parse(text, field), o); break;
+    case CONF_RATE: rc = named(conf_rate(text, field), o); break;
+    case CONF_TEXT:
+    case CONF_FILE: *(const char **)field = text; break;
+    case CONF_CHOICE: rc = read_choice(o, text, field); break;
+    }
+    if (!rc && o->given_offset)
+        *(bool *)((char *)c + o->given_offset) = true;
+    return rc;
+}
+
+/* Presets stand for what the user did not write: they count as not given. */
+static int set_presets(struct conf *c, const char *command)
+{
+    for (const struct conf_option *o = conf_options; o->name; o++) {
+        if (!o->preset || !conf_takes(o, command))
+            continue;
+        int rc = set_value(c, o, o->preset);
+        if (rc)
+            return rc;
+        if (o->given_offset)
+            *(bool *)((char *)c + o->given_offset) = false;
+    }
+    return 0;
+}
+
+/* ---- words ---- */
+
+/* Slips between two words: letters left out, added, changed or swapped with their neighbour. Longer words match nothing. */
+static size_t distance(const char *a, const char *b)
+{
+    enum { MAX = 40 };
+    size_t rows[3][MAX + 1], n = strlen(b);
+    size_t *older = rows[0], *last = rows[1], *row = rows[2];
+
+    if (n > MAX || strlen(a) > MAX)
+        return MAX;
+    for (size_t j = 0; j <= n; j++)
+        last[j] = j;
+    for (size_t i = 1; a[i - 1]; i++) {
+        row[0] = i;
+        for (size_t j = 1; j <= n; j++) {
+            size_t best = last[j - 1] + (a[i - 1] != b[j - 1]);
+            if (last[j] + 1 < best)
+                best = last[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && older[j - 2] + 1 < best)
+                best = older[j - 2] + 1;
+            row[j] = best;
+        }
+        size_t *free_row = older;
+        older = last;
+        last = row;
+        row = free_row;
+    }
+    return last[n];
+}
+
+/* Two slips in a word are still that word; short words must share more than half. */
+static bool is_near(const char *word, size_t d)
+{
+    return d <= 2 && d < (strlen(word) + 1) / 2;
+}
+
+static int unknown_option(const struct conf_command *command, const char *word, const char *name)
+{
+    const struct conf_option *best = NULL;
+    size_t best_d = SIZE_MAX;
+
+    for (const struct conf_option *o = conf_options; o->name; o++) {
+        size_t d = distance(name, o->name);
+        if (conf_takes(o, command->name) && d < best_d) {
+            best = o;
+            best_d = d;
+        }
+    }
+    if (best && is_near(name, best_d))
+        return err(ERR_ARG, "ferry %s has no option %s; did you mean --%s?", command->name, word, best->name);
+    return err(ERR_ARG, "ferry %s has no option %s", command->name, word);
+}
+
+static int unknown_command(const struct conf_command *commands, const char *word)
+{
+    const struct conf_command *best = NULL;
+    size_t best_d = SIZE_MAX;
+
+    for (const struct conf_command *c = commands; c->name; c++) {
+        size_t d = distance(word, c->name);
+        if (d < best_d) {
+            best = c;
+            best_d = d;
+        }
+    }
+    if (word[0] == '-')
+        return err(ERR_ARG, "ferry has no option %s (options follow the subcommand)", word);
+    if (best && is_near(word, best_d))
+        return err(ERR_ARG, "ferry has no subcommand \"%s\"; did you mean \"%s\"?", word, best->name);
+    return err(ERR_ARG, "ferry has no subcommand \"%s\"", word);
+}
+
+static const struct conf_option *find_name(const struct conf_command *command, const char *name, size_t n)
+{
+    for (const struct conf_option *o = conf_options; o->name; o++) {
+        if (strlen(o->name) == n && !memcmp(o->name, name, n) && conf_takes(o, command->name))
+            return o;
+    }
+    return NULL;
+}
+
+static const struct conf_option *find_letter(const struct conf_command *command, char letter)
+{
+    for (const struct conf_option *o = conf_options; o->name; o++) {
+        if (o->letter && o->letter == letter && conf_takes(o, command->name))
+            return o;
+    }
+    return NULL;
+}
+
+struct walk {
+    const struct conf_command *command;
+    char **argv; /* view; NULL-terminated */
+    int next;    /* index of the word to read next */
+};
+
+/* The value of an option: what was glued to it, or the next word. */
+static int take_value(struct walk *w, const struct conf_option *o, const char *word, const char *glued, const char **out)
+{
+    *out = NULL;
+    if (o->kind == CONF_FLAG) {
+        if (glued)
+            return err(ERR_ARG, "%s: --%s takes no value", word, o->name);
+        return 0;
+    }
+    *out = glued ? glued : w->argv[w->next];
+    if (!*out)
+        return err(ERR_ARG, "%s wants a value: %s", word, o->value);
+    w->next += !glued;
+    return 0;
+}
+
+static int read_option(struct walk *w, const char *word, struct conf *out)
+{
+    const struct conf_option *o;
+    const char *glued = NULL, *value;
+
+    if (word[1] == '-') {
+        size_t n = strcspn(word + 2, "=");
+        o = find_name(w->command, word + 2, n);
+        if (word[2 + n])
+            glued = word + 2 + n + 1;
+    } else {
+        o = find_letter(w->command, word[1]);
+        if (word[2])
+            glued = word + 2;
+    }
+    if (!o)
+        return unknown_option(w->command, word, word[1] == '-' ? word + 2 : word + 1);
+    int rc = take_value(w, o, word, glued, &value);
+    return rc ? rc : set_value(out, o, value);
+}
+
+static int read_words(struct walk *w, struct conf *out, enum conf_found *found)
+{
+    bool only_args = false;
+    int n_args = 0;
+
+    while (w->argv[w->next]) {
+        const char *word = w->argv[w->next++];
+        if (!only_args && !strcmp(word, "--")) {
+            only_args = true;
+        } else if (!only_args && (!strcmp(word, "--help") || !strcmp(word, "-h"))) {
+            *found = CONF_FOUND_HELP;
+            return 0;
+        } else if (!only_args && word[0] == '-' && word[1]) {
+            int rc = read_option(w, word, out);
+            if (rc)
+                return rc;
+        } else if (n_args++ < w->command->max_args) {
+            out->model = word;
+        } else {
+            return err(ERR_ARG, "ferry %s: \"%s\" is one word too many", w->command->name, word);
+        }
+    }
+    if (n_args < w->command->min_args)
+        return err(ERR_ARG, "ferry %s wants a model: ferry %s %s", w->command->name, w->command->name,
+                   w->command->synopsis);
+    *found = CONF_FOUND_COMMAND;
+    return 0;
+}
+
+/* ---- environment ---- */
+
+/* base/ferry, or home/below/ferry. The XDG rules: a relative base does not count. */
+static int make_dir_name(const char *base, const char *home, const char *below, char **out)
+{
+    const char *root = base && base[0] == '/' ? base : home;
+    const char *middle = root == base ? "" : below;
+
+    *out = NULL;
+    if (!root || root[0] != '/')
+        return 0;
+    size_t n = strlen(root) + strlen(middle) + sizeof "/ferry";
+    *out = mem_alloc(n, MEM_OTHER);
+    if (!*out)
+        return err(ERR_NOMEM, "name of a folder: %zu bytes", n);
+    snprintf(*out, n, "%s%s/ferry", root, middle);
+    return 0;
+}
+
+static int read_environment(struct conf *out)
+{
+    const char *home = getenv("HOME"), *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
+
+    out->no_color = (no_color && no_color[0]) || !term || !strcmp(term, "dumb");
+    int rc = make_dir_name(getenv("XDG_CACHE_HOME"), home, "/.cache", &out->cache_dir);
+    return rc ? rc : make_dir_name(getenv("XDG_STATE_HOME"), home, "/.local/state", &out->state_dir);
+}
+
+static bool find_program_option(const char *word, enum conf_found *found)
+{
+    static const struct {
+        const char *word;
+        enum conf_found found;
+    } rows[] = {
+        {"--help", CONF_FOUND_HELP},
+        {"-h", CONF_FOUND_HELP},
+        {"help", CONF_FOUND_HELP},
+        {"--version", CONF_FOUND_VERSION},
+        {"--man-page", CONF_FOUND_MAN_PAGE},
+        {"--bash-completion", CONF_FOUND_COMPLETION},
+    };
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (!strcmp(word, rows[i].word)) {
+            *found = rows[i].found;
+            return true;
+        }
+    }
+    return false;
+}
+
+int conf_parse(const struct conf_command *commands, int argc, char **argv, struct conf *out, enum conf_found *found,
+               const struct conf_command **command)
+{
+    *out = (struct conf){0};
+    *command = NULL;
+    if (argc < 2)
+        return err(ERR_ARG, "which subcommand?");
+    if (find_program_option(argv[1], found)) {
+        const char *topic = *found == CONF_FOUND_HELP ? argv[2] : NULL;
+        for (const struct conf_command *c = commands; topic && c->name; c++) {
+            if (!strcmp(c->name, topic))
+                *command = c;
+        }
+        return topic && !*command ? unknown_command(commands, topic) : 0;
+    }
+    for (const struct conf_command *c = commands; c->name; c++) {
+        if (!strcmp(c->name, argv[1]))
+            *command = c;
+    }
+    if (!*command)
+        return unknown_command(commands, argv[1]);
+
+    struct walk w = {*command, argv, 2};
+    out->command = (*command)->name;
+    int rc = read_environment(out);
+    if (!rc)
+        rc = set_presets(out, out->command);
+    return rc ? rc : read_words(&w, out, found);
+}
+
+void conf_done(struct conf *conf)
+{
+    mem_free(conf->cache_dir);
+    mem_free(conf->state_dir);
+    conf->cache_dir = conf->state_dir = NULL;
+}
