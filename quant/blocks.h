@@ -47,7 +47,8 @@ struct block_q2_k {
 struct block_q3_k {
     uint8_t hmask[32]; /* bit k of byte i: element 32k + i keeps its code; where it is 0 the code is 4 less */
     uint8_t qs[64];
-    uint8_t scales[12]; /* 16 scales of 6 bits, less 32: low nibbles in bytes 0..7 (0..7 low, 8..15 high), bit pairs above */
+    uint8_t scales
+        [12]; /* 16 scales of 6 bits, less 32: low nibbles in bytes 0..7 (0..7 low, 8..15 high), bit pairs above */
     uint16_t d;
 };
 
@@ -79,7 +80,8 @@ struct block_q6_k {
 /* Code-book types: iq_grid.h has the books. */
 struct block_iq2_xxs {
     uint16_t d;
-    uint8_t qs[64]; /* per 32 elements: 4 book indices, then a 32-bit word: 4 x 7 sign bits and a scale of 4 bits on top */
+    uint8_t
+        qs[64]; /* per 32 elements: 4 book indices, then a 32-bit word: 4 x 7 sign bits and a scale of 4 bits on top */
 };
 
 struct block_iq2_xs {
@@ -112,8 +114,8 @@ struct block_iq3_s {
 
 struct block_iq1_s {
     uint16_t d;
-    uint8_t qs[32];  /* low 8 bits of the book index, per 8 elements */
-    uint16_t qh[8];  /* per 32 elements: 4 x 3 upper index bits, 3 bits of scale, the sign of the shift */
+    uint8_t qs[32]; /* low 8 bits of the book index, per 8 elements */
+    uint16_t qh[8]; /* per 32 elements: 4 x 3 upper index bits, 3 bits of scale, the sign of the shift */
 };
 
 /* The half scale is made of the top nibbles of the four 16-bit words in scales. */
@@ -137,8 +139,9 @@ struct block_iq4_xs {
 
 /* Three-valued: -1, 0, 1. */
 struct block_tq1_0 {
-    uint8_t qs[48]; /* five digits of base 3 per byte, as a fraction of 256: 32 bytes for 160 elements, then 16 for 80 */
-    uint8_t qh[4];  /* four digits per byte: the last 16 elements */
+    uint8_t
+        qs[48];    /* five digits of base 3 per byte, as a fraction of 256: 32 bytes for 160 elements, then 16 for 80 */
+    uint8_t qh[4]; /* four digits per byte: the last 16 elements */
     uint16_t d;
 };
 

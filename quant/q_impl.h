@@ -8,8 +8,8 @@
 
 #include "quant/quant.h"
 
-#define T(NAME, text, id, len, bytes, act, fn)                                                                         \
-    void quant_to_float_##fn(const void *blocks, float *out, int64_t n);                                               \
+#define T(NAME, text, id, len, bytes, act, fn)                           \
+    void quant_to_float_##fn(const void *blocks, float *out, int64_t n); \
     void quant_from_float_##fn(const float *x, void *blocks, int64_t n);
 #include "quant/types.def"
 #undef T

@@ -112,7 +112,8 @@ void quant_to_float_iq1_m(const void *blocks, float *out, int64_t n)
     for (; n > 0; n -= 256, b++) {
         uint16_t word[4];
         memcpy(word, b->scales, sizeof word);
-        float d = q_half((uint16_t)(word[0] >> 12 | (word[1] >> 12) << 4 | (word[2] >> 12) << 8 | (word[3] >> 12) << 12));
+        float d =
+            q_half((uint16_t)(word[0] >> 12 | (word[1] >> 12) << 4 | (word[2] >> 12) << 8 | (word[3] >> 12) << 12));
         for (int k = 0; k < 32; k++, out += 8) {
             int scale = word[k / 8] >> (k / 2 % 4 * 3) & 7;
             int qh = b->qh[k / 2] >> k % 2 * 4;

@@ -18,14 +18,12 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "blocks are read as li
 #define quant_from_float_iq1_m NULL
 
 static const struct quant_info table[] = {
-#define T(NAME, text, id, len, bytes, act, fn)                                                                         \
+#define T(NAME, text, id, len, bytes, act, fn) \
     {text, QUANT_##NAME, len, bytes, QUANT_ACT_##act, quant_to_float_##fn, quant_from_float_##fn},
 #include "quant/types.def"
 #undef T
-    {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL},
-    {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL},
-    {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL},
-    {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
+    {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL},   {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL},
+    {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL}, {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
     {"F64", QUANT_F64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
 };
 #define N_TABLE (sizeof table / sizeof table[0])

@@ -31,12 +31,14 @@ enum quant_act { QUANT_ACT_NONE = 0, QUANT_ACT_F32, QUANT_ACT_Q8X32, QUANT_ACT_Q
 struct quant_info {
     const char *name;
     enum quant_type type;
-    int block_len;       /* elements */
+    int block_len; /* elements */
     int block_bytes;
-    enum quant_act act;  /* QUANT_ACT_NONE: cannot be a weight */
+    enum quant_act act; /* QUANT_ACT_NONE: cannot be a weight */
     /* n elements, a multiple of block_len; bit-exact with the `gguf` package's dequantize. NULL for I8..F64. */
     void (*to_float)(const void *blocks, float *out, int64_t n);
-    /* Reference quantizer, round to nearest in the type's own way; NULL where there is none yet. */
+    /* Reference quantizer: the bytes of the `gguf` package's quantize where it has one, else least squared error.
+     * NULL for IQ1, IQ2 and IQ3, whose code-books need activation statistics, and for I8..F64. NaN, infinities and floats
+     * whose scale overflows a half give some blocks, no crash. */
     void (*from_float)(const float *x, void *blocks, int64_t n);
 };
 
