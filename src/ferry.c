@@ -1,0 +1,554 @@
+/* The public API over the rooms: opens them in order, closes them in reverse, and translates options. Back ends are listed
+ * here and nowhere else. */
+#include "src/ferry.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+#include "config.h"
+#include "cpu/cpu.h"
+#include "io/file.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/model/gguf.h"
+#include "src/model/model.h"
+#include "src/model/template.h"
+#include "src/model/tok.h"
+#include "src/plan/machine.h"
+#include "src/plan/plan.h"
+#include "src/run/cache.h"
+#include "src/run/exec.h"
+#include "src/run/sample.h"
+#include "src/run/session.h"
+#include "src/run/store.h"
+
+_Static_assert(FERRY_ERR_NOMEM == ERR_NOMEM && FERRY_ERR_DEVICE == ERR_DEVICE, "public codes are the internal ones");
+
+struct ferry_engine {
+    struct machine machine;
+    struct plan plan;
+    struct model *model;         /* own, as all below */
+    struct tok *tok;
+    struct store *store;
+    struct device *device;
+    struct cache *cache;
+    struct exec *exec;
+    struct template_code *chat;  /* made when first asked for; NULL: not yet */
+};
+
+struct ferry_session {
+    struct ferry_engine *engine; /* view */
+    struct session *s;           /* own */
+};
+
+struct ferry_stream {
+    struct tok_stream stream;
+};
+
+const char *ferry_version(void)
+{
+    return PACKAGE_VERSION;
+}
+
+const char *ferry_error(void)
+{
+    return err_text();
+}
+
+void ferry_free(void *p)
+{
+    mem_free(p);
+}
+
+/* ---- engine ---- */
+
+void ferry_engine_opts_init(struct ferry_engine_opts *opts)
+{
+    memset(opts, 0, sizeof *opts);
+    opts->struct_bytes = sizeof *opts;
+}
+
+/* The number of a word in a list of them; ERR_ARG names the option. NULL is the first. */
+static int pick(const char *option, const char *word, const char *const *words, int n)
+{
+    if (!word)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (strcasecmp(word, words[i]) == 0)
+            return i;
+    return err(ERR_ARG, "%s = %.40s: expected %s, %s…", option, word, words[0], words[1]);
+}
+
+static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out)
+{
+    static const char *const io_words[] = {"auto", "uring", "pread", "mmap"};
+    static const enum plan_io io_values[] = {PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP};
+    static const char *const kv_words[] = {"f16", "q8_0"};
+    static const char *const prefill_words[] = {"int", "blas"};
+    int io = pick("io", o->io, io_words, 4), kv = pick("kv_type", o->kv_type, kv_words, 2);
+    int prefill = pick("prefill", o->prefill, prefill_words, 2);
+    if (io < 0 || kv < 0 || prefill < 0)
+        return ERR_ARG;
+    *out = (struct plan_opts){.ram_bytes = o->ram_bytes,
+                              .n_ctx = o->n_ctx,
+                              .n_seq = o->n_sessions,
+                              .chunk_tok = o->chunk_tok,
+                              .n_out = o->n_out,
+                              .n_threads = o->n_threads,
+                              .kv_type = kv ? QUANT_Q8_0 : QUANT_F16,
+                              .io = io_values[io],
+                              .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
+                              .no_pin = o->no_pin};
+    if (o->isa) {
+        if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
+            return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
+        strcpy(out->isa, o->isa);
+    }
+    return 0;
+}
+
+/* A saved plan's text, NUL-terminated; the caller frees. */
+static int read_text(const char *path, char **out)
+{
+    const uint64_t max_bytes = 1 << 20; /* a plan is a few KiB */
+    struct file *f = NULL;
+    int rc = file_open(path, NULL, &f);
+    if (rc < 0)
+        return rc;
+    uint64_t bytes = file_identity(f)->bytes;
+    char *text = bytes <= max_bytes ? mem_alloc(bytes + 1, MEM_OTHER) : NULL;
+    if (!text)
+        rc = err(bytes <= max_bytes ? ERR_NOMEM : ERR_LIMIT, "%s: %" PRIu64 " bytes are too many for a plan", path, bytes);
+    else
+        rc = file_read(f, 0, text, bytes);
+    file_close(f);
+    if (rc < 0) {
+        mem_free(text);
+        return rc;
+    }
+    text[bytes] = '\0';
+    *out = text;
+    return 0;
+}
+
+static struct plan_in plan_inputs(const struct ferry_engine *e, const struct plan_opts *opts)
+{
+    return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
+}
+
+static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    struct plan_opts opts;
+    int rc = plan_options(o, &opts);
+    if (rc == 0)
+        rc = machine_find(&e->machine);
+    if (rc < 0)
+        return rc;
+    if (!opts.isa[0])
+        strcpy(opts.isa, cpu_isa_names()[0]);
+    struct plan_in in = plan_inputs(e, &opts);
+    if (!o->plan_path)
+        return plan_make(&in, &e->plan);
+    char *text = NULL;
+    rc = read_text(o->plan_path, &text);
+    if (rc == 0)
+        rc = plan_from_json(text, &in, &e->plan);
+    mem_free(text);
+    return rc;
+}
+
+static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    const struct plan *p = &e->plan;
+    int rc = store_open(&(struct store_args){.model = e->model,
+                                             .plan = p,
+                                             .progress = o->progress,
+                                             .progress_arg = o->progress_arg},
+                        &e->store);
+    if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
+        model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
+    if (rc == 0)
+        rc = cpu_open(&(struct cpu_opts){.n_threads = (int)p->n_threads,
+                                         .isa = p->isa[0] ? p->isa : NULL,
+                                         .pin = p->pin,
+                                         .prefill = p->prefill},
+                      &e->device);
+    struct kv_shape shape;
+    if (rc == 0)
+        rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
+    if (rc == 0)
+        rc = cache_open(&(struct cache_args){.shape = &shape,
+                                             .n_seq = (int)p->n_seq,
+                                             .n_ctx = p->n_ctx,
+                                             .chunk_tok = p->chunk_tok},
+                        &e->cache);
+    if (rc == 0)
+        rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store}, &e->exec);
+    return rc;
+}
+
+int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *opts, struct ferry_engine **out)
+{
+    *out = NULL;
+    struct ferry_engine_opts o;
+    ferry_engine_opts_init(&o);
+    if (opts && opts->struct_bytes > sizeof o)
+        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", opts->struct_bytes, sizeof o);
+    if (opts)
+        memcpy(&o, opts, opts->struct_bytes);
+
+    struct ferry_engine *e = mem_zalloc(1, sizeof *e, MEM_OTHER);
+    if (!e)
+        return err(ERR_NOMEM, "an engine");
+    int rc = model_open(model_path, NULL, &e->model);
+    if (rc == 0)
+        rc = tok_from_gguf(e->model->gguf, &e->tok);
+    if (rc == 0 && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
+        rc = err(ERR_FORMAT, "%s: %d tokens, but the model has logits of %d", model_path, tok_n_vocab(e->tok),
+                 e->model->hp.n_vocab);
+    if (rc == 0)
+        rc = make_plan(e, &o);
+    if (rc == 0)
+        rc = open_rooms(e, &o);
+    if (rc < 0) {
+        ferry_engine_close(e);
+        return rc;
+    }
+    *out = e;
+    return 0;
+}
+
+void ferry_engine_close(struct ferry_engine *e)
+{
+    if (!e)
+        return;
+    template_free(e->chat);
+    exec_close(e->exec);
+    cache_close(e->cache);
+    if (e->device)
+        e->device->ops->close(e->device);
+    store_close(e->store);
+    tok_free(e->tok);
+    model_close(e->model);
+    mem_free(e);
+}
+
+void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
+{
+    const struct hparams *hp = &e->model->hp;
+    struct store_stats st;
+    store_stats(e->store, &st);
+    uint64_t file_bytes = 0;
+    for (int i = 0; i < gguf_n_parts(e->model->gguf); i++)
+        file_bytes += gguf_part(e->model->gguf, i)->bytes;
+    *out = (struct ferry_info){.name = e->model->name,
+                               .architecture = model_arch(e->model),
+                               .n_layer = (uint32_t)hp->n_layer,
+                               .n_embd = (uint32_t)hp->n_embd,
+                               .n_vocab = (uint32_t)hp->n_vocab,
+                               .n_ctx_train = (uint32_t)hp->n_ctx_train,
+                               .n_ctx = e->plan.n_ctx,
+                               .n_expert = (uint32_t)hp->n_expert,
+                               .n_expert_used = (uint32_t)hp->n_expert_used,
+                               .n_threads = e->plan.n_threads,
+                               .isa = cpu_isa_used(e->device),
+                               .file_bytes = file_bytes,
+                               .resident_bytes = st.resident_bytes,
+                               .bos = tok_bos(e->tok),
+                               .eos = tok_eos(e->tok),
+                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL};
+}
+
+int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
+{
+    struct plan_in in = plan_inputs(e, NULL);
+    return json ? plan_to_json(&e->plan, out) : plan_explain(&e->plan, &in, out);
+}
+
+/* ---- text and tokens ---- */
+
+int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out, size_t *n_out)
+{
+    unsigned f = flags & FERRY_TOKENS_SPECIAL ? TOK_SPECIAL : 0;
+    if ((flags & FERRY_TOKENS_BOS) && tok_add_bos(e->tok))
+        f |= TOK_BOS;
+    int64_t n = 0;
+    int rc = tok_encode(e->tok, text, n_bytes, f, out, &n);
+    *n_out = rc == 0 ? (size_t)n : 0;
+    return rc;
+}
+
+int ferry_token_text(const struct ferry_engine *e, int32_t token, const char **out, size_t *n_bytes)
+{
+    int n = 0;
+    *n_bytes = 0;
+    if (tok_type_of(e->tok, token) == TOK_TYPE_CONTROL) {
+        *out = "";
+        return 0;
+    }
+    int rc = tok_piece(e->tok, token, out, &n);
+    if (rc == 0)
+        *n_bytes = (size_t)n;
+    return rc;
+}
+
+bool ferry_token_is_end(const struct ferry_engine *e, int32_t token)
+{
+    return tok_is_eog(e->tok, token);
+}
+
+int ferry_stream_make(const struct ferry_engine *e, struct ferry_stream **out)
+{
+    *out = NULL;
+    struct ferry_stream *s = mem_zalloc(1, sizeof *s, MEM_OTHER);
+    int rc = s ? tok_stream_init(&s->stream, e->tok, 0) : err(ERR_NOMEM, "a text stream");
+    if (rc < 0) {
+        mem_free(s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
+int ferry_stream_push(struct ferry_stream *s, int32_t token, const char **out, size_t *n_bytes)
+{
+    int n = 0;
+    int rc = tok_stream_push(&s->stream, token, out, &n);
+    *n_bytes = rc == 0 ? (size_t)n : 0;
+    return rc;
+}
+
+int ferry_stream_finish(struct ferry_stream *s, const char **out, size_t *n_bytes)
+{
+    int n = 0;
+    tok_stream_finish(&s->stream, out, &n);
+    *n_bytes = (size_t)n;
+    return 0;
+}
+
+void ferry_stream_free(struct ferry_stream *s)
+{
+    if (!s)
+        return;
+    tok_stream_done(&s->stream);
+    mem_free(s);
+}
+
+static int chat_template(const struct ferry_engine *engine, const struct template_code **out)
+{
+    struct ferry_engine *e = (struct ferry_engine *)engine; /* the parsed template is a cache, not state */
+    if (!e->chat) {
+        if (!gguf_find(e->model->gguf, "tokenizer.chat_template"))
+            return err(ERR_UNSUPPORTED, "%s has no chat template; plain continuation works (ferry run --raw)", e->model->path);
+        struct gguf_str text;
+        int rc = gguf_str(e->model->gguf, "tokenizer.chat_template", &text);
+        if (rc == 0)
+            rc = template_make(text.p, text.n_bytes, &e->chat);
+        if (rc < 0)
+            return rc;
+    }
+    *out = e->chat;
+    return 0;
+}
+
+/* A token as the vocabulary spells it, as a string that the caller frees; "" for none. */
+static char *token_name(const struct ferry_engine *e, int32_t token)
+{
+    const char *p = "";
+    int n = 0;
+    if (token >= 0 && tok_text(e->tok, token, &p, &n) < 0)
+        return NULL;
+    char *s = mem_alloc((size_t)n + 1, MEM_OTHER);
+    if (s) {
+        memcpy(s, p, (size_t)n);
+        s[n] = '\0';
+    }
+    return s;
+}
+
+int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *messages, size_t n, bool add_generation,
+                      char **out)
+{
+    *out = NULL;
+    const struct template_code *code;
+    int rc = chat_template(e, &code);
+    if (rc < 0)
+        return rc;
+    if (n > INT_MAX)
+        return err(ERR_LIMIT, "%zu messages", n);
+    char *bos = token_name(e, tok_bos(e->tok)), *eos = token_name(e, tok_eos(e->tok));
+    struct template_message *list = mem_zalloc(n, sizeof *list, MEM_OTHER);
+    if (!bos || !eos || !list) {
+        rc = err(ERR_NOMEM, "a conversation of %zu messages", n);
+    } else {
+        for (size_t i = 0; i < n; i++)
+            list[i] = (struct template_message){messages[i].role, messages[i].content};
+        size_t n_bytes;
+        rc = template_render(code,
+                             &(struct template_args){.messages = list,
+                                                     .n_messages = (int)n,
+                                                     .add_generation_prompt = add_generation,
+                                                     .bos = bos,
+                                                     .eos = eos,
+                                                     .now_s = (int64_t)time(NULL)},
+                             out, &n_bytes);
+    }
+    mem_free(list);
+    mem_free(eos);
+    mem_free(bos);
+    return rc;
+}
+
+/* ---- sessions ---- */
+
+void ferry_sample_opts_init(struct ferry_sample_opts *opts)
+{
+    struct sample_opts d;
+    sample_opts_init(&d);
+    *opts = (struct ferry_sample_opts){.struct_bytes = sizeof *opts,
+                                       .temperature = d.temperature,
+                                       .top_k = d.top_k,
+                                       .top_p = d.top_p,
+                                       .min_p = d.min_p,
+                                       .repeat_penalty = d.repeat_penalty,
+                                       .presence_penalty = d.presence_penalty,
+                                       .frequency_penalty = d.frequency_penalty,
+                                       .penalty_window = d.penalty_window,
+                                       .seed = d.seed};
+}
+
+static int sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
+{
+    struct ferry_sample_opts o;
+    ferry_sample_opts_init(&o);
+    if (in && in->struct_bytes > sizeof o)
+        return err(ERR_ARG, "sampler options of %zu bytes; this library knows %zu", in->struct_bytes, sizeof o);
+    if (in)
+        memcpy(&o, in, in->struct_bytes);
+    *out = (struct sample_opts){.temperature = o.temperature,
+                                .top_k = o.top_k,
+                                .top_p = o.top_p,
+                                .min_p = o.min_p,
+                                .repeat_penalty = o.repeat_penalty,
+                                .presence_penalty = o.presence_penalty,
+                                .frequency_penalty = o.frequency_penalty,
+                                .penalty_window = o.penalty_window,
+                                .seed = o.seed};
+    return 0;
+}
+
+int ferry_session_make(struct ferry_engine *e, const struct ferry_sample_opts *sample, struct ferry_session **out)
+{
+    *out = NULL;
+    struct sample_opts opts;
+    int rc = sample_options(sample, &opts);
+    if (rc < 0)
+        return rc;
+    struct ferry_session *fs = mem_zalloc(1, sizeof *fs, MEM_OTHER);
+    if (!fs)
+        return err(ERR_NOMEM, "a session");
+    fs->engine = e;
+    rc = session_make(&(struct session_args){.exec = e->exec,
+                                             .cache = e->cache,
+                                             .plan = &e->plan,
+                                             .n_vocab = e->model->hp.n_vocab,
+                                             .sample = &opts},
+                      &fs->s);
+    if (rc < 0) {
+        mem_free(fs);
+        return rc;
+    }
+    *out = fs;
+    return 0;
+}
+
+void ferry_session_free(struct ferry_session *fs)
+{
+    if (!fs)
+        return;
+    session_free(fs->s);
+    mem_free(fs);
+}
+
+int ferry_session_sample_opts(struct ferry_session *fs, const struct ferry_sample_opts *sample)
+{
+    struct sample_opts opts;
+    int rc = sample_options(sample, &opts);
+    return rc < 0 ? rc : session_sample(fs->s, &opts);
+}
+
+int ferry_session_append(struct ferry_session *fs, const int32_t *tokens, size_t n, ferry_prompt_progress *progress, void *arg)
+{
+    return session_append(fs->s, tokens, n, progress, arg);
+}
+
+int ferry_session_logits(struct ferry_session *fs, const int32_t *tokens, size_t n, bool prompt, float *out)
+{
+    return session_logits(fs->s, tokens, n, prompt, out);
+}
+
+int ferry_session_step(struct ferry_session *fs, int32_t *token)
+{
+    return session_step(fs->s, token);
+}
+
+size_t ferry_session_n_tokens(const struct ferry_session *fs)
+{
+    return session_n_tokens(fs->s);
+}
+
+const int32_t *ferry_session_tokens(const struct ferry_session *fs)
+{
+    return session_tokens(fs->s);
+}
+
+int ferry_session_truncate(struct ferry_session *fs, size_t n)
+{
+    return session_truncate(fs->s, n);
+}
+
+int ferry_session_fork(const struct ferry_session *fs, struct ferry_session **out)
+{
+    *out = NULL;
+    struct ferry_session *copy = mem_zalloc(1, sizeof *copy, MEM_OTHER);
+    if (!copy)
+        return err(ERR_NOMEM, "a session");
+    copy->engine = fs->engine;
+    int rc = session_fork(fs->s, &copy->s);
+    if (rc < 0) {
+        mem_free(copy);
+        return rc;
+    }
+    *out = copy;
+    return 0;
+}
+
+void ferry_session_cancel(struct ferry_session *fs)
+{
+    session_cancel(fs->s);
+}
+
+void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out)
+{
+    struct session_stats s;
+    struct store_stats st;
+    struct exec_stats ex;
+    session_stats(fs->s, &s);
+    store_stats(fs->engine->store, &st);
+    exec_stats(fs->engine->exec, &ex);
+    *out = (struct ferry_stats){.n_prompt = s.n_prompt,
+                                .n_generated = s.n_generated,
+                                .prompt_ns = s.prompt_ns,
+                                .generate_ns = s.generate_ns,
+                                .weight_bytes_prompt = s.prompt_weight_bytes,
+                                .weight_bytes_generate = s.generate_weight_bytes,
+                                .disk_bytes = st.disk_bytes,
+                                .disk_wait_ns = st.disk_wait_ns,
+                                .load_ns = st.load_ns,
+                                .load_bytes = st.load_bytes,
+                                .kv_bytes = fs->engine->plan.kv_bytes,
+                                .scratch_bytes = ex.scratch_bytes};
+}

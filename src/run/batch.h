@@ -1,0 +1,37 @@
+/* The rows of one step: (token, position, sequence, wants logits). Filled by a session or the scheduler, read by exec. */
+#ifndef FERRY_RUN_BATCH_H
+#define FERRY_RUN_BATCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct cache_seq;
+
+struct batch {
+    int cap_rows, cap_seqs;
+    int n_rows, n_out, n_prompt, n_seqs;
+    int32_t *token, *pos, *seq;  /* own: (cap_rows) */
+    int32_t *out_row;            /* own: (cap_rows) rows that want logits, ascending */
+    struct cache_seq **seqs;     /* own array of views: (cap_seqs) */
+};
+
+/* ERR_NOMEM. */
+int batch_init(struct batch *b, int cap_rows, int cap_seqs);
+void batch_done(struct batch *b);
+
+/* Empty it. */
+void batch_clear(struct batch *b);
+
+/* Add n consecutive tokens of a sequence from position pos on, whose room cache_reserve made; logits are wanted of the last
+ * n_logits of them. prompt: they are given, not generated (device.h, n_prompt); prompt rows come before all others.
+ * They must fit: the caller cut them to size. */
+void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits, bool prompt);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

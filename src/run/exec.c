@@ -1,0 +1,190 @@
+/* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), and, in steps of
+ * many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. */
+#include "src/run/exec.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/model/program.h"
+#include "src/run/cache.h"
+#include "src/run/moe.h"
+#include "src/run/store.h"
+
+/* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
+#define CANCEL_ROWS 8
+
+struct exec {
+    const struct model *model; /* view */
+    struct device *dev;        /* view */
+    struct store *store;       /* view */
+    struct program *program;   /* own */
+    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes) */
+    uint64_t scratch_bytes;
+    struct kv_seq *seqs;       /* own: (n_seqs) */
+    int n_seqs;
+    struct moe moe;
+    uint64_t dense_bytes;      /* that a step reads: all dense weights but the embedding table, unless it is also the head */
+    struct exec_stats stats;
+};
+
+static int bind(struct exec *e)
+{
+    struct program *p = e->program;
+    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
+    e->scratch_bytes = size_up(e->scratch_bytes, 64);
+    e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
+    if (!e->arena || !e->scratch)
+        return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes, e->scratch_bytes);
+    program_bind_arena(p, e->arena);
+    for (int i = 0; i < e->model->n_weights; i++)
+        p->weights[i].data = (void *)store_weight(e->store, i); /* weights are only ever an op's w, which is const */
+    return e->dev->ops->set_scratch(e->dev, e->scratch, e->scratch_bytes);
+}
+
+static int check_ops(const struct exec *e)
+{
+    const struct program *p = e->program;
+    for (int i = 0; i < p->n_ops; i++)
+        if (!e->dev->ops->can(&p->ops[i]))
+            return err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", e->dev->ops->name,
+                       device_op_name(p->ops[i].kind), p->ops[i].layer);
+    return 0;
+}
+
+int exec_open(const struct exec_args *args, struct exec **out)
+{
+    *out = NULL;
+    const struct model *m = args->model;
+    const struct plan *plan = args->plan;
+    struct exec *e = mem_zalloc(1, sizeof *e, MEM_META);
+    if (!e)
+        return err(ERR_NOMEM, "an executor");
+    e->model = m;
+    e->dev = args->device;
+    e->store = args->store;
+    e->n_seqs = (int)plan->n_seq;
+    int rc = program_make(&(struct program_args){.model = m,
+                                                 .n_rows = (int)plan->chunk_tok,
+                                                 .n_out = (int)plan->n_out,
+                                                 .kv_type = plan->kv_type},
+                          &e->program);
+    if (rc == 0)
+        rc = check_ops(e);
+    if (rc == 0) {
+        e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
+        rc = e->seqs ? moe_init(&e->moe, m->hp.n_expert, m->hp.n_expert_used, e->program->n_rows)
+                     : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
+    }
+    if (rc == 0) {
+        e->scratch_bytes = e->dev->ops->scratch_bytes(e->program->ops, e->program->n_ops, e->program->n_rows,
+                                                      (int)plan->n_threads);
+        rc = bind(e);
+    }
+    if (rc < 0) {
+        exec_close(e);
+        return rc;
+    }
+    e->dense_bytes = model_decode_bytes(m);
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        e->dense_bytes -= (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
+    e->stats.scratch_bytes = e->program->arena_bytes + e->scratch_bytes;
+    *out = e;
+    return 0;
+}
+
+void exec_close(struct exec *e)
+{
+    if (!e)
+        return;
+    moe_done(&e->moe);
+    mem_free(e->seqs);
+    mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
+    mem_unmap(e->arena, e->program ? e->program->arena_bytes : 0, MEM_SCRATCH);
+    program_free(e->program);
+    mem_free(e);
+}
+
+static int check_batch(const struct exec *e, const struct batch *b)
+{
+    const struct program *p = e->program;
+    if (b->n_rows < 1 || b->n_rows > p->n_rows || b->n_out > p->n_out || b->n_seqs > e->n_seqs)
+        return err(ERR_LIMIT, "a step of %d rows, %d of logits, %d sequences; the plan allows %d, %d and %d", b->n_rows, b->n_out,
+                   b->n_seqs, p->n_rows, p->n_out, e->n_seqs);
+    for (int row = 0; row < b->n_rows; row++)
+        if (b->token[row] < 0 || b->token[row] >= e->model->hp.n_vocab)
+            return err(ERR_ARG, "token %d of a vocabulary of %d", b->token[row], e->model->hp.n_vocab);
+    return 0;
+}
+
+/* Where the segment that starts at op `first` ends. */
+static int segment_end(const struct program *p, int first, const struct rows *rows)
+{
+    int i = first;
+    for (; i < p->n_ops; i++) {
+        const struct op *op = &p->ops[i];
+        if (op->rows == OP_ROWS_OUT && rows->n_out == 0)
+            return i;
+        if (i > first && (op->kind == OP_MOE || (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
+            return i;
+        if (op->kind == OP_MOE)
+            return i + 1;
+    }
+    return i;
+}
+
+static int walk(struct exec *e, const struct rows *rows, const int *cancel)
+{
+    const struct program *p = e->program;
+    for (int i = 0; i < p->n_ops;) {
+        if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
+            return err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
+        int end = segment_end(p, i, rows);
+        if (end == i) /* the rest is for rows that want logits, and there are none */
+            return 0;
+        int rc = p->ops[i].kind == OP_MOE
+                     ? moe_run(&e->moe, e->model, e->store, e->dev, &p->ops[i], rows, &e->stats.expert_bytes)
+                     : e->dev->ops->run(e->dev, &p->ops[i], end - i, rows);
+        if (rc < 0)
+            return rc;
+        i = end;
+    }
+    return 0;
+}
+
+int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
+{
+    *logits = NULL;
+    int rc = check_batch(e, batch);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; i < batch->n_seqs; i++)
+        cache_view(batch->seqs[i], &e->seqs[i]);
+    const struct rows rows = {.n = batch->n_rows,
+                              .n_out = batch->n_out,
+                              .n_prompt = batch->n_prompt,
+                              .token = batch->token,
+                              .pos = batch->pos,
+                              .seq = batch->seq,
+                              .out_row = batch->out_row,
+                              .seqs = e->seqs};
+    uint64_t expert_bytes = e->stats.expert_bytes;
+    rc = walk(e, &rows, cancel);
+    if (rc == 0)
+        rc = e->dev->ops->sync(e->dev);
+    if (rc < 0)
+        return rc;
+    e->stats.n_steps++;
+    e->stats.n_rows += (uint64_t)batch->n_rows;
+    e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
+    if (batch->n_out > 0)
+        *logits = e->program->logits->data;
+    return 0;
+}
+
+void exec_stats(const struct exec *e, struct exec_stats *out)
+{
+    *out = e->stats;
+}

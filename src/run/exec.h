@@ -1,0 +1,48 @@
+/* The engine's one executor: walks a model's op list over a batch. Owns the activations and the device's scratch, both laid
+ * out when it is opened: a step allocates nothing. One thread at a time. */
+#ifndef FERRY_RUN_EXEC_H
+#define FERRY_RUN_EXEC_H
+
+#include <stdint.h>
+
+#include "src/device/device.h"
+#include "src/model/model.h"
+#include "src/plan/plan.h"
+#include "src/run/batch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct exec;
+struct store;
+
+struct exec_args {
+    const struct model *model; /* this and the next three: views, outlive the executor */
+    const struct plan *plan;
+    struct device *device;
+    struct store *store;
+};
+
+/* ERR_NOMEM, ERR_UNSUPPORTED (names the op that the device cannot run). */
+int exec_open(const struct exec_args *args, struct exec **out);
+void exec_close(struct exec *e); /* takes NULL */
+
+/* Run one step. Keys and values go into the batch's sequences (the caller reserved room and commits afterwards).
+ * *logits: (batch->n_out, n_vocab), a view until the next run; NULL if no row wanted any. cancel (may be NULL): when it is
+ * seen to be non-zero between layers, the step is given up with ERR_CANCEL and nothing of it counts.
+ * ERR_ARG (token out of range), ERR_LIMIT (more rows than the plan's), ERR_IO from the store, ERR_DEVICE. */
+int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits);
+
+struct exec_stats {
+    uint64_t n_steps, n_rows;
+    uint64_t weight_bytes; /* of the weights that the steps touched, each once a step */
+    uint64_t expert_bytes; /* of these, experts */
+    uint64_t scratch_bytes; /* activations and the device's scratch */
+};
+void exec_stats(const struct exec *e, struct exec_stats *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

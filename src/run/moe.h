@@ -1,0 +1,39 @@
+/* The MoE op's host side: from the router's choice to groups of rows by expert, on loan from the store. */
+#ifndef FERRY_RUN_MOE_H
+#define FERRY_RUN_MOE_H
+
+#include "src/device/device.h"
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct store;
+struct store_expert;
+
+/* Room for grouping one layer's rows; made once. */
+struct moe {
+    int n_expert, k, n_rows;
+    int32_t *n_slots; /* own: (n_expert) slots of each expert in this step */
+    int32_t *first;   /* own: (n_expert) where its slots begin in slot */
+    int32_t *ids;     /* own: (n_expert) the experts that have any, ascending */
+    int32_t *slot;    /* own: (n_rows * k) */
+    struct op_expert *groups;     /* own: (n_expert) */
+    struct store_expert *given;   /* own: (n_expert) */
+};
+
+/* ERR_NOMEM. A dense model (n_expert 0) takes nothing. */
+int moe_init(struct moe *moe, int n_expert, int k, int n_rows);
+void moe_done(struct moe *moe);
+
+/* Run one OP_MOE: group the rows by the expert ids in op->src[1], borrow those experts, and let the device compute them as
+ * they become readable. Adds the bytes of the experts used to *expert_bytes. ERR_FORMAT (an id out of range), what the store
+ * and the device say. */
+int moe_run(struct moe *moe, const struct model *m, struct store *store, struct device *dev, const struct op *op,
+            const struct rows *rows, uint64_t *expert_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
