@@ -25,7 +25,8 @@
 #include "src/run/session.h"
 #include "src/run/store.h"
 
-_Static_assert(FERRY_ERR_NOMEM == ERR_NOMEM && FERRY_ERR_DEVICE == ERR_DEVICE, "public codes are the internal ones");
+_Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
+               "public codes are the internal ones");
 
 struct ferry_engine {
     struct machine machine;
