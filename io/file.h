@@ -47,11 +47,11 @@ bool file_is_same(const struct file_id *a, const struct file_id *b);
 /* All of bytes from off, or an error: ERR_IO, with path, offset, bytes and the system's reason. */
 int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes);
 
-/* ERR_STATE if the file has been changed since `then` (file_identity(f), or what an earlier open saw), with what differs. */
+/* ERR_STATE, with what differs, if the file was changed since `then` (file_identity(f), or what an earlier open saw). */
 int file_check(struct file *f, const struct file_id *then);
 
-/* Map the whole file read-only; a view until file_close. ERR_UNSUPPORTED where it cannot be mapped, ERR_IO. Bytes that are
- * truncated away later raise SIGBUS when touched. One thread at a time. */
+/* Map the whole file read-only; a view until file_close. ERR_UNSUPPORTED where it cannot be mapped, ERR_IO. Bytes that
+ * are truncated away later raise SIGBUS when touched. One thread at a time. */
 int file_map(struct file *f, const void **out);
 
 #ifdef __cplusplus

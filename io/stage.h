@@ -1,5 +1,5 @@
-/* Aligned counted buffers that bytes pass through on their way from disk. Where the memory comes from is an argument, so
- * that pinned memory can be had from a device that io/ never sees. */
+/* Aligned counted buffers that bytes pass through on their way from disk. Where the memory comes from is an argument,
+ * so that pinned memory can be had from a device that io/ never sees. */
 #ifndef FERRY_IO_STAGE_H
 #define FERRY_IO_STAGE_H
 
@@ -23,8 +23,8 @@ extern const struct stage_alloc stage_plain;
 
 struct stage;
 
-/* n_slots buffers of slot_bytes each, rounded up to STAGE_ALIGN, in one allocation. alloc is a view until stage_close; NULL:
- * stage_plain. ERR_NOMEM, ERR_ARG, ERR_LIMIT (size beyond 2^64). */
+/* n_slots buffers of slot_bytes each, rounded up to STAGE_ALIGN, in one allocation. alloc is a view until stage_close;
+ * NULL: stage_plain. ERR_NOMEM, ERR_ARG, ERR_LIMIT (size beyond 2^64). */
 int stage_open(const struct stage_alloc *alloc, int n_slots, uint64_t slot_bytes, struct stage **out);
 void stage_close(struct stage *s); /* takes NULL; every slot has to be released (our own bug otherwise) */
 

@@ -1,6 +1,6 @@
-/* GGUF files: bytes in, a checked table of keys and directory of tensors out. Hostile input stops here: whatever this hands
- * out has been checked against the file's size, and errors name the key or tensor and the numbers. Reads headers only, never
- * tensor data. Everything is read-only after gguf_open; any thread. Views hold until gguf_close. */
+/* GGUF files: bytes in, a checked table of keys and directory of tensors out. Hostile input stops here: whatever this
+ * hands out has been checked against the file's size, and errors name the key or tensor and the numbers. Reads headers
+ * only, never tensor data. Everything is read-only after gguf_open; any thread. Views hold until gguf_close. */
 #ifndef FERRY_MODEL_GGUF_H
 #define FERRY_MODEL_GGUF_H
 
@@ -34,8 +34,8 @@ enum gguf_type {
     GGUF_N_TYPE
 };
 
-/* Bytes as they lie in the file, which need not be UTF-8 and may hold a zero. Those of a scalar key have a NUL behind them,
- * elements of an array do not. */
+/* Bytes as they lie in the file, which need not be UTF-8 and may hold a zero. Those of a scalar key have a NUL behind
+ * them, elements of an array do not. */
 struct gguf_str {
     const char *p; /* view */
     uint64_t n_bytes;
@@ -73,9 +73,9 @@ struct gguf_part {
     uint64_t align_bytes;
 };
 
-/* Read a GGUF and, if it is split, all its parts (any part may be named). ops: how files are read, a view during the call;
- * NULL: plainly. ERR_IO, ERR_FORMAT, ERR_UNSUPPORTED (version, byte order, tensor type), ERR_LIMIT (header beyond what any model
- * has), ERR_NOMEM, ERR_STATE (the file changed while it was read). */
+/* Read a GGUF and, if it is split, all its parts (any part may be named). ops: how files are read, a view during the
+ * call; NULL: plainly. ERR_IO, ERR_FORMAT, ERR_UNSUPPORTED (version, byte order, tensor type), ERR_LIMIT (header beyond
+ * what any model has), ERR_NOMEM, ERR_STATE (the file changed while it was read). */
 int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out);
 void gguf_close(struct gguf *g); /* takes NULL */
 
@@ -86,9 +86,9 @@ const struct gguf_key *gguf_key(const struct gguf *g, int i);            /* in t
 const struct gguf_key *gguf_find(const struct gguf *g, const char *key); /* NULL: missing */
 const char *gguf_type_name(enum gguf_type type);                         /* "u32", "str", "arr" */
 
-/* Values by name. The plain form wants the key: ERR_FORMAT if it is missing. The opt form takes a missing key for "as is": it
- * returns 0 and leaves *out alone, so set the default before. Both: ERR_FORMAT for a value of another type or out of range, with
- * key, type and value.
+/* Values by name. The plain form wants the key: ERR_FORMAT if it is missing. The opt form takes a missing key for
+ * "as is": it returns 0 and leaves *out alone, so set the default before. Both: ERR_FORMAT for a value of another type
+ * or out of range, with key, type and value.
  * u64 and i64 take every integer type; f64 takes floats and integers. */
 int gguf_u64(const struct gguf *g, const char *key, uint64_t *out);
 int gguf_i64(const struct gguf *g, const char *key, int64_t *out);
@@ -106,8 +106,8 @@ enum gguf_want { GGUF_WANT_INT, GGUF_WANT_FLOAT, GGUF_WANT_BOOL, GGUF_WANT_STRIN
 int gguf_array(const struct gguf *g, const char *key, enum gguf_want want, struct gguf_array *out);
 int gguf_opt_array(const struct gguf *g, const char *key, enum gguf_want want, struct gguf_array *out);
 
-/* Elements, i < a->n (our own bug otherwise). The type has to be what the name says (as gguf_array asked): int64 takes integers,
- * f64 floats and integers. */
+/* Elements, i < a->n (our own bug otherwise). The type has to be what the name says (as gguf_array asked): i64 takes
+ * integers, f64 floats and integers. */
 int64_t gguf_at_i64(const struct gguf_array *a, uint64_t i);
 double gguf_at_f64(const struct gguf_array *a, uint64_t i);
 bool gguf_at_bool(const struct gguf_array *a, uint64_t i);
