@@ -27,7 +27,8 @@ struct cache_args {
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
 uint64_t cache_bytes(const struct cache_args *args);
 
-/* Take the pool: all memory is taken here, none later. ERR_NOMEM. */
+/* Take the pool: all memory is taken here, none later. The pool cannot run dry before n_seq sequences are at their full
+ * length. One thread at a time uses a cache and its sequences. ERR_ARG, ERR_LIMIT (sizes past int32), ERR_NOMEM. */
 int cache_open(const struct cache_args *args, struct cache **out);
 void cache_close(struct cache *c); /* after its sequences; takes NULL */
 
@@ -38,22 +39,22 @@ void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
 /* Positions held. */
 int64_t cache_len(const struct cache_seq *s);
 
-/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. n_tok <= chunk_tok. On failure
- * nothing has changed. ERR_LIMIT (past n_ctx, or the pool is empty: says how many pages were wanted and free). */
+/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing has changed.
+ * ERR_LIMIT (past n_ctx, or more than chunk_tok: says the numbers). */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
 
 /* The pages as devices see them; views until the next call that changes the sequence. */
 void cache_view(const struct cache_seq *s, struct kv_seq *out);
 
-/* The first n_tok of the reserved positions have been written in every layer: they count from now on. Window groups let go
- * of pages that no later position can see. */
+/* The first n_tok of the reserved positions have been written in every layer: they count from now on, and the others are no
+ * longer reserved. Window groups let go of pages that no later position can see. */
 void cache_commit(struct cache_seq *s, int64_t n_tok);
 
 /* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that
  * position n would look at (then everything is dropped to that length, 0 at worst, and the caller runs those tokens again). */
 int64_t cache_truncate(struct cache_seq *s, int64_t n);
 
-/* A new sequence that shares all pages. ERR_LIMIT as cache_seq_make. */
+/* A new sequence that shares all pages of what is committed. ERR_LIMIT as cache_seq_make. */
 int cache_fork(const struct cache_seq *s, struct cache_seq **out);
 
 /* Pages of a group in use by anybody, and in all; for statistics and tests. */

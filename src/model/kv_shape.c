@@ -1,0 +1,79 @@
+/* Owns the arithmetic of KV pages: how many bytes a page of a group of layers has, where a layer's rows lie in it, and how
+ * many pages a sequence can come to hold. Who holds which page is run/cache.c's business. */
+#include "src/model/model.h"
+
+#include "src/base/err.h"
+#include "src/base/size.h"
+
+#include <inttypes.h>
+
+/* Group 0: full attention; group 1: sliding windows. A model of window layers only has an empty group 0 (pages of 0 bytes,
+ * and none of them), so that a layer's group always follows from its window alone. */
+enum { FULL, WINDOW };
+
+enum { ROWS_ALIGN = 64 }; /* device.h: k_off and v_off are multiples of it */
+
+static int check_head_dim(enum quant_type type, const char *what, int head_dim)
+{
+    if (type != QUANT_F16 && type != QUANT_Q8_0) {
+        const struct quant_info *info = quant_info((int)type);
+        return err(ERR_UNSUPPORTED, "KV cache of type %s: only F16 and Q8_0 can be written", info ? info->name : "?");
+    }
+    int block_len = quant_info((int)type)->block_len;
+    if (head_dim % block_len)
+        return err(ERR_UNSUPPORTED, "KV cache of type %s: a head's %s row has %d values, which is no multiple of %d",
+                   quant_info((int)type)->name, what, head_dim, block_len);
+    return 0;
+}
+
+/* One layer's K or V rows of a page, rounded so that what follows is aligned. */
+static uint64_t rows_bytes(enum quant_type type, int n_head_kv, int head_dim)
+{
+    return size_up((uint64_t)n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(type, head_dim), ROWS_ALIGN);
+}
+
+int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape *out, struct op_attn *p)
+{
+    struct kv_shape s = {.type = type, .n_groups = 1};
+    int rc = check_head_dim(type, "K", m->hp.head_dim_k);
+
+    if (!rc)
+        rc = check_head_dim(type, "V", m->hp.head_dim_v);
+    if (rc)
+        return rc;
+    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+        const struct model_layer *l = &m->layers[layer];
+        int group = l->window > 0 ? WINDOW : FULL;
+        uint64_t k_off = s.page_bytes[group];
+        uint64_t v_off = k_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_k);
+
+        s.page_bytes[group] = v_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_v);
+        if (group == WINDOW)
+            s.n_groups = 2;
+        /* Layers of different windows share their pages, which then live as long as the widest wants. */
+        if (l->window > s.window[group])
+            s.window[group] = l->window;
+        if (p) {
+            p[layer].group = group;
+            p[layer].k_off = k_off;
+            p[layer].v_off = v_off;
+        }
+    }
+    *out = s;
+    return 0;
+}
+
+int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok)
+{
+    int64_t n_all = n_tok / DEVICE_PAGE_TOK + (n_tok % DEVICE_PAGE_TOK != 0);
+
+    if (group >= s->n_groups || !s->page_bytes[group] || n_tok <= 0)
+        return 0;
+    if (!s->window[group] || chunk_tok >= n_tok)
+        return n_all;
+    /* While a chunk is written, its first position still looks at the window - 1 positions before it. A stretch of
+     * n >= 2 positions that begins on the last one of a page touches (n - 2) / page + 2 pages, and none touches more. */
+    int64_t n = s->window[group] - 1 + (chunk_tok > 0 ? chunk_tok : 1);
+    int64_t n_window = n < 2 ? 1 : (n - 2) / DEVICE_PAGE_TOK + 2;
+    return n_window < n_all ? n_window : n_all;
+}

@@ -1,0 +1,354 @@
+/* Owns the pool of KV pages, how often each is in use, and the tables that say which page holds which positions of a
+ * sequence. Leaves to others what a page holds (device.h) and how large it is (model/kv_shape.c).
+ *
+ * A sequence holds, of each group, a page for every position that a later one can look at, and for those reserved. The
+ * pool has room for n_seq sequences that hold the most they can, there are never more sequences than that, and a page in
+ * two tables counts once: so the pool cannot run dry, and reserving fails only past n_ctx. One thread at a time. */
+#include "src/run/cache.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+struct group {
+    uint64_t page_bytes;
+    int window;          /* positions; 0: all */
+    int64_t n_pages;
+    char *base;          /* view into cache.pool */
+    int32_t *n_ref;      /* view into cache.meta: (n_pages) sequences that hold it */
+    int32_t *free_page;  /* view into cache.meta: (n_pages) a stack */
+    int64_t n_free;
+};
+
+struct cache_seq {
+    struct cache *c;                   /* view */
+    bool alive;
+    int64_t len;                       /* positions committed */
+    int64_t reserved;                  /* positions from len on that may be written */
+    void **page[DEVICE_MAX_GROUPS];    /* views into cache.meta: (n_slots); NULL: not held */
+    int64_t first[DEVICE_MAX_GROUPS];  /* slots [first, end) are held, all others NULL */
+    int64_t end[DEVICE_MAX_GROUPS];
+};
+
+struct cache {
+    int n_groups, n_seq;
+    int64_t n_ctx, chunk_tok;
+    int64_t n_slots;                   /* pages that n_ctx positions have */
+    struct group group[DEVICE_MAX_GROUPS];
+    char *pool;                        /* own: (pool_bytes) */
+    uint64_t pool_bytes;
+    struct cache_seq *seqs;            /* own: (n_seq) */
+    void **slots;                      /* own: (n_seq, n_groups, n_slots) */
+    int32_t *counts;                   /* own: n_ref and free_page of every group */
+};
+
+/* The system maps whole pages: rounded here, so that what is planned is what is taken. */
+#define MAP_BYTES (4 * KIB)
+
+static int64_t slot_of(int64_t pos)
+{
+    return pos / DEVICE_PAGE_TOK;
+}
+
+static int64_t slots_of(int64_t n_tok)
+{
+    return slot_of(n_tok + DEVICE_PAGE_TOK - 1);
+}
+
+static int64_t group_pages(const struct cache_args *args, int group)
+{
+    return args->n_seq * model_kv_pages(args->shape, group, args->n_ctx, args->chunk_tok);
+}
+
+uint64_t cache_bytes(const struct cache_args *args)
+{
+    uint64_t sum = 0, bytes;
+
+    for (int group = 0; group < args->shape->n_groups; group++)
+        if (!size_mul((uint64_t)group_pages(args, group), args->shape->page_bytes[group], &bytes) ||
+            !size_add(sum, bytes, &sum))
+            return UINT64_MAX;
+    return size_align(sum, MAP_BYTES, &sum) ? sum : UINT64_MAX;
+}
+
+static int check_args(const struct cache_args *args)
+{
+    if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1)
+        return err(ERR_ARG, "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
+                   args->n_seq, args->n_ctx, args->chunk_tok);
+    /* Positions are int32 (device.h), and so are page numbers here. */
+    if (args->n_ctx > INT32_MAX || args->n_seq > INT32_MAX / slots_of(args->n_ctx))
+        return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted", args->n_seq,
+                   args->n_ctx);
+    return 0;
+}
+
+static void lay_out(struct cache *c, const struct cache_args *args)
+{
+    char *base = c->pool;
+    int32_t *counts = c->counts;
+
+    for (int group = 0; group < c->n_groups; group++) {
+        struct group *g = &c->group[group];
+        g->page_bytes = args->shape->page_bytes[group];
+        g->window = args->shape->window[group];
+        g->n_pages = group_pages(args, group);
+        g->base = base;
+        g->n_ref = counts;
+        g->free_page = counts + g->n_pages;
+        g->n_free = g->n_pages;
+        for (int64_t i = 0; i < g->n_pages; i++)
+            g->free_page[i] = (int32_t)(g->n_pages - 1 - i); /* the first page is on top */
+        base += (uint64_t)g->n_pages * g->page_bytes;
+        counts += 2 * g->n_pages;
+    }
+    for (int i = 0; i < c->n_seq; i++) {
+        c->seqs[i].c = c;
+        for (int group = 0; group < c->n_groups; group++)
+            c->seqs[i].page[group] = c->slots + ((int64_t)i * c->n_groups + group) * c->n_slots;
+    }
+}
+
+int cache_open(const struct cache_args *args, struct cache **out)
+{
+    int rc = check_args(args);
+
+    *out = NULL;
+    if (rc)
+        return rc;
+    struct cache *c = mem_zalloc(1, sizeof *c, MEM_META);
+    if (!c)
+        return err(ERR_NOMEM, "KV cache: %zu bytes", sizeof *c);
+    c->n_groups = args->shape->n_groups;
+    c->n_seq = args->n_seq;
+    c->n_ctx = args->n_ctx;
+    c->chunk_tok = args->chunk_tok;
+    c->n_slots = slots_of(args->n_ctx);
+    c->pool_bytes = cache_bytes(args);
+    int64_t n_pages = 0;
+    for (int group = 0; group < c->n_groups; group++)
+        n_pages += group_pages(args, group);
+
+    c->pool = mem_map(c->pool_bytes, MEM_KV);
+    c->seqs = mem_zalloc((size_t)c->n_seq, sizeof *c->seqs, MEM_META);
+    c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_seq), sizeof *c->slots, MEM_META);
+    c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META);
+    if (!c->pool || !c->seqs || !c->slots || !c->counts) {
+        rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes, c->n_seq,
+                 c->n_ctx);
+        cache_close(c);
+        return rc;
+    }
+    lay_out(c, args);
+    *out = c;
+    return 0;
+}
+
+void cache_close(struct cache *c)
+{
+    if (!c)
+        return;
+    mem_free(c->counts);
+    mem_free(c->slots);
+    mem_free(c->seqs);
+    mem_unmap(c->pool, c->pool_bytes, MEM_KV);
+    mem_free(c);
+}
+
+static int32_t page_number(const struct group *g, const void *page)
+{
+    return (int32_t)((uint64_t)((const char *)page - g->base) / g->page_bytes);
+}
+
+static void *take_page(struct group *g)
+{
+    assert(g->n_free > 0); /* see the top of the file */
+    int32_t i = g->free_page[--g->n_free];
+    g->n_ref[i] = 1;
+    return g->base + (uint64_t)i * g->page_bytes;
+}
+
+static void drop_page(struct group *g, void *page)
+{
+    int32_t i = page_number(g, page);
+
+    if (--g->n_ref[i] == 0)
+        g->free_page[g->n_free++] = i;
+}
+
+/* Hold slots [first, end) of a group and no others that were held. */
+static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
+{
+    for (int64_t slot = s->first[group]; slot < s->end[group]; slot++)
+        if (slot < first || slot >= end) {
+            drop_page(&s->c->group[group], s->page[group][slot]);
+            s->page[group][slot] = NULL;
+        }
+    if (s->first[group] < first)
+        s->first[group] = first;
+    if (s->end[group] > end)
+        s->end[group] = end;
+    if (s->first[group] >= s->end[group])
+        s->first[group] = s->end[group] = 0;
+}
+
+/* The first position that one at pos, or any later one, looks at: pos itself where it looks at none before it. */
+static int64_t first_seen(const struct group *g, int64_t pos)
+{
+    return g->window && pos >= g->window ? pos - g->window + 1 : 0;
+}
+
+/* Which slots hold something that positions from len on look at. */
+static void seen_slots(const struct cache_seq *s, int group, int64_t *first, int64_t *end)
+{
+    int64_t seen = first_seen(&s->c->group[group], s->len);
+
+    *first = slot_of(seen);
+    *end = seen < s->len ? slots_of(s->len) : 0;
+}
+
+static void keep_seen(struct cache_seq *s)
+{
+    s->reserved = 0;
+    for (int group = 0; group < s->c->n_groups; group++) {
+        int64_t first, end;
+        seen_slots(s, group, &first, &end);
+        keep_slots(s, group, first, end);
+    }
+}
+
+int cache_seq_make(struct cache *c, struct cache_seq **out)
+{
+    *out = NULL;
+    for (int i = 0; i < c->n_seq; i++)
+        if (!c->seqs[i].alive) {
+            c->seqs[i].alive = true;
+            *out = &c->seqs[i];
+            return 0;
+        }
+    return err(ERR_LIMIT, "KV cache: all %d sequences that it was made for are in use", c->n_seq);
+}
+
+void cache_seq_free(struct cache_seq *s)
+{
+    if (!s)
+        return;
+    assert(s->alive);
+    s->len = 0;
+    keep_seen(s);
+    s->alive = false;
+}
+
+int64_t cache_len(const struct cache_seq *s)
+{
+    return s->len;
+}
+
+/* Only the slot that len lies in can be shared and written: those after it hold no committed position, and what is not
+ * committed is never shared. */
+static void own_slot(struct cache_seq *s, int group, int64_t slot)
+{
+    struct group *g = &s->c->group[group];
+    void *shared = s->page[group][slot];
+
+    if (g->n_ref[page_number(g, shared)] == 1)
+        return;
+    s->page[group][slot] = take_page(g);
+    memcpy(s->page[group][slot], shared, g->page_bytes);
+    drop_page(g, shared);
+}
+
+int cache_reserve(struct cache_seq *s, int64_t n_tok)
+{
+    if (n_tok < 0 || n_tok > s->c->n_ctx - s->len)
+        return err(ERR_LIMIT, "KV cache: %" PRId64 " positions after %" PRId64 ", but a sequence holds %" PRId64 " at most", n_tok,
+                   s->len, s->c->n_ctx);
+    if (n_tok > s->c->chunk_tok)
+        return err(ERR_LIMIT, "KV cache: %" PRId64 " positions at once, but it was made for chunks of %" PRId64, n_tok,
+                   s->c->chunk_tok);
+    int64_t first = slot_of(s->len), end = slots_of(s->len + n_tok);
+    for (int group = 0; group < s->c->n_groups && n_tok; group++) {
+        if (!s->c->group[group].page_bytes)
+            continue;
+        if (first < s->end[group])
+            own_slot(s, group, first);
+        if (s->first[group] == s->end[group])
+            s->first[group] = s->end[group] = first;
+        for (; s->end[group] < end; s->end[group]++)
+            s->page[group][s->end[group]] = take_page(&s->c->group[group]);
+    }
+    if (s->reserved < n_tok)
+        s->reserved = n_tok;
+    return 0;
+}
+
+void cache_view(const struct cache_seq *s, struct kv_seq *out)
+{
+    *out = (struct kv_seq){.page = {NULL}};
+    for (int group = 0; group < s->c->n_groups; group++)
+        out->page[group] = s->page[group];
+}
+
+void cache_commit(struct cache_seq *s, int64_t n_tok)
+{
+    assert(n_tok >= 0 && n_tok <= s->reserved);
+    s->len += n_tok;
+    keep_seen(s);
+}
+
+int64_t cache_truncate(struct cache_seq *s, int64_t n)
+{
+    if (n > s->len)
+        n = s->len;
+    if (n < 0)
+        n = 0;
+    /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
+    for (int group = 0; group < s->c->n_groups; group++) {
+        int64_t seen = first_seen(&s->c->group[group], n);
+        if (s->c->group[group].page_bytes && seen < n && (slot_of(seen) < s->first[group] || s->end[group] == 0))
+            n = 0;
+    }
+    s->len = n;
+    keep_seen(s);
+    return n;
+}
+
+int cache_fork(const struct cache_seq *s, struct cache_seq **out)
+{
+    struct cache_seq *copy;
+    int rc = cache_seq_make(s->c, &copy);
+
+    *out = copy;
+    if (rc)
+        return rc;
+    copy->len = s->len;
+    for (int group = 0; group < s->c->n_groups; group++) {
+        struct group *g = &s->c->group[group];
+        int64_t first, end;
+
+        seen_slots(s, group, &first, &end);
+        if (!g->page_bytes || first >= end)
+            continue;
+        copy->first[group] = first;
+        copy->end[group] = end;
+        for (int64_t slot = first; slot < end; slot++) {
+            copy->page[group][slot] = s->page[group][slot];
+            g->n_ref[page_number(g, s->page[group][slot])]++;
+        }
+    }
+    return 0;
+}
+
+int64_t cache_pages_used(const struct cache *c, int group)
+{
+    return c->group[group].n_pages - c->group[group].n_free;
+}
+
+int64_t cache_pages(const struct cache *c, int group)
+{
+    return c->group[group].n_pages;
+}

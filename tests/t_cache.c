@@ -1,0 +1,599 @@
+/* The shape of KV pages, and the cache that hands them to sequences. */
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/model/model.h"
+#include "src/run/cache.h"
+
+#include <check.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PAGE = DEVICE_PAGE_TOK };
+
+/* Every passing ck_assert() writes to a file: too slow where one is passed a million times. */
+#define MUST(cond, ...) \
+    do { \
+        if (!(cond)) \
+            ck_abort_msg(__VA_ARGS__); \
+    } while (0)
+
+/* ---- the shape ---- */
+
+static struct model shape_model(struct model_layer *layers, int n_layer, int head_dim_k, int head_dim_v)
+{
+    struct model m = {.layers = layers};
+    m.hp.n_layer = n_layer;
+    m.hp.head_dim_k = head_dim_k;
+    m.hp.head_dim_v = head_dim_v;
+    return m;
+}
+
+START_TEST(layers_of_a_page_do_not_overlap)
+{
+    /* K and V rows of one head of 64 positions: f16 64*64*2 = 8192 and 64*128*2 = 16384 bytes,
+     * q8_0 64*2*34 = 4352 and 64*4*34 = 8704. */
+    static const struct {
+        enum quant_type type;
+        uint64_t k, v;
+    } want[] = {{QUANT_F16, 8192, 16384}, {QUANT_Q8_0, 4352, 8704}};
+    struct model_layer layers[3] = {{.n_head_kv = 2}, {.n_head_kv = 1}, {.n_head_kv = 3}};
+    struct model m = shape_model(layers, 3, 64, 128);
+    struct op_attn p[3];
+    struct kv_shape s;
+    uint64_t k = want[_i].k, v = want[_i].v;
+
+    memset(p, 0, sizeof p);
+    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, &s, p), 0);
+    ck_assert_int_eq(s.n_groups, 1);
+    ck_assert_int_eq(s.type, want[_i].type);
+    ck_assert_int_eq(s.window[0], 0);
+    ck_assert_uint_eq(s.page_bytes[0], 6 * (k + v));
+    ck_assert_uint_eq(p[0].k_off, 0);
+    ck_assert_uint_eq(p[0].v_off, 2 * k);
+    ck_assert_uint_eq(p[1].k_off, 2 * k + 2 * v);
+    ck_assert_uint_eq(p[1].v_off, 3 * k + 2 * v);
+    ck_assert_uint_eq(p[2].k_off, 3 * k + 3 * v);
+    ck_assert_uint_eq(p[2].v_off, 6 * k + 3 * v);
+    for (int layer = 0; layer < 3; layer++) {
+        ck_assert_int_eq(p[layer].group, 0);
+        ck_assert_uint_eq(p[layer].k_off % 64 + p[layer].v_off % 64, 0);
+    }
+    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, &s, NULL), 0);
+}
+END_TEST
+
+START_TEST(window_layers_get_a_group_of_their_own)
+{
+    struct model_layer layers[4] = {
+        {.n_head_kv = 1, .window = 512}, {.n_head_kv = 1, .window = 1024}, {.n_head_kv = 1}, {.n_head_kv = 1, .window = 512}};
+    struct model m = shape_model(layers, 4, 32, 32);
+    struct op_attn p[4];
+    struct kv_shape s;
+
+    memset(p, 0, sizeof p);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, p), 0);
+    ck_assert_int_eq(s.n_groups, 2);
+    ck_assert_int_eq(s.window[0], 0);
+    ck_assert_int_eq(s.window[1], 1024);
+    ck_assert_uint_eq(s.page_bytes[0], 8192); /* 2 * 64 * 32 * 2 */
+    ck_assert_uint_eq(s.page_bytes[1], 3 * 8192);
+    ck_assert_int_eq(p[0].group, 1);
+    ck_assert_int_eq(p[2].group, 0);
+    ck_assert_uint_eq(p[2].k_off, 0);
+    ck_assert_uint_eq(p[3].k_off, 2 * 8192);
+    ck_assert_uint_eq(p[3].v_off, 2 * 8192 + 4096);
+}
+END_TEST
+
+START_TEST(model_of_window_layers_only_has_an_empty_full_group)
+{
+    struct model_layer layers[1] = {{.n_head_kv = 1, .window = 128}};
+    struct model m = shape_model(layers, 1, 32, 32);
+    struct kv_shape s;
+
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, NULL), 0);
+    ck_assert_int_eq(s.n_groups, 2);
+    ck_assert_uint_eq(s.page_bytes[0], 0);
+    ck_assert_int_eq(model_kv_pages(&s, 0, 10000, 64), 0);
+    ck_assert_int_gt(model_kv_pages(&s, 1, 10000, 64), 0);
+}
+END_TEST
+
+START_TEST(head_that_the_type_cannot_hold_is_refused)
+{
+    struct model_layer layers[1] = {{.n_head_kv = 1}};
+    struct model m = shape_model(layers, 1, 80, 96);
+    struct kv_shape s;
+
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "80"));
+    m.hp.head_dim_k = 64;
+    m.hp.head_dim_v = 72;
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "72"));
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q4_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "Q4_0"));
+}
+END_TEST
+
+/* ---- the cache ---- */
+
+/* Pages of one 32-bit mark per position and group. */
+static struct kv_shape mark_shape(int window0, int window1)
+{
+    struct kv_shape s = {.type = QUANT_F16, .n_groups = 2};
+    s.page_bytes[0] = s.page_bytes[1] = PAGE * sizeof(uint32_t);
+    s.window[0] = window0;
+    s.window[1] = window1;
+    return s;
+}
+
+static uint32_t *mark_at(const struct cache_seq *s, int group, int64_t pos)
+{
+    struct kv_seq view;
+
+    cache_view(s, &view);
+    uint32_t *page = view.page[group][pos / PAGE];
+    return page ? page + pos % PAGE : NULL;
+}
+
+static void write_marks(struct cache_seq *s, int64_t n_tok, uint32_t mark)
+{
+    for (int group = 0; group < 2; group++)
+        for (int64_t i = 0; i < n_tok; i++) {
+            uint32_t *at = mark_at(s, group, cache_len(s) + i);
+            MUST(at, "group %d: position %" PRId64 " is not writable", group, cache_len(s) + i);
+            *at = mark + (uint32_t)i;
+        }
+}
+
+static void grow(struct cache_seq *s, int64_t n_tok, uint32_t mark)
+{
+    ck_assert_int_eq(cache_reserve(s, n_tok), 0);
+    write_marks(s, n_tok, mark);
+    cache_commit(s, n_tok);
+}
+
+START_TEST(pool_takes_exactly_the_planned_bytes)
+{
+    struct kv_shape shape = mark_shape(0, 100);
+    struct cache_args args = {.shape = &shape, .n_seq = 3, .n_ctx = 1000, .chunk_tok = 50};
+    uint64_t before = mem_live_bytes(MEM_KV), meta = mem_live_bytes(MEM_META);
+    struct cache *c;
+
+    /* 1000 positions: 16 pages; 99 + 50 positions touch at most 4 pages; 3 * (16 + 4) * 256 bytes, in 4 KiB. */
+    ck_assert_uint_eq(cache_bytes(&args), 16384);
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_uint_eq(mem_live_bytes(MEM_KV) - before, cache_bytes(&args));
+    ck_assert_int_eq(cache_pages(c, 0), 48);
+    ck_assert_int_eq(cache_pages(c, 1), 12);
+    cache_close(c);
+    cache_close(NULL);
+    ck_assert_uint_eq(mem_live_bytes(MEM_KV), before);
+    ck_assert_uint_eq(mem_live_bytes(MEM_META), meta);
+}
+END_TEST
+
+START_TEST(impossible_sizes_are_refused)
+{
+    struct kv_shape shape = mark_shape(0, 100);
+    struct cache_args args = {.shape = &shape, .n_seq = 0, .n_ctx = 1000, .chunk_tok = 50};
+    struct cache *c;
+
+    ck_assert_int_eq(cache_open(&args, &c), ERR_ARG);
+    args.n_seq = 1;
+    args.n_ctx = INT64_C(1) << 40;
+    ck_assert_int_eq(cache_open(&args, &c), ERR_LIMIT);
+    args.n_ctx = INT32_MAX;
+    args.n_seq = 10;
+    shape.page_bytes[0] = UINT64_C(1) << 62;
+    ck_assert_uint_eq(cache_bytes(&args), UINT64_MAX);
+    ck_assert_int_eq(cache_open(&args, &c), ERR_NOMEM);
+    ck_assert_ptr_null(c);
+}
+END_TEST
+
+START_TEST(open_survives_every_failing_allocation)
+{
+    struct kv_shape shape = mark_shape(0, 100);
+    struct cache_args args = {.shape = &shape, .n_seq = 2, .n_ctx = 300, .chunk_tok = 50};
+    uint64_t kv = mem_live_bytes(MEM_KV), meta = mem_live_bytes(MEM_META);
+    struct cache *c;
+    uint64_t n = 1;
+
+    for (;; n++) {
+        mem_fail_nth(n);
+        int rc = cache_open(&args, &c);
+        bool reached = mem_n_calls() >= n;
+        mem_fail_nth(0);
+        if (!reached) {
+            ck_assert_int_eq(rc, 0);
+            break;
+        }
+        ck_assert_int_eq(rc, ERR_NOMEM);
+        ck_assert_ptr_null(c);
+        ck_assert_uint_eq(mem_live_bytes(MEM_KV), kv);
+        ck_assert_uint_eq(mem_live_bytes(MEM_META), meta);
+    }
+    ck_assert_uint_ge(n, 5);
+    mem_fail_nth(0);
+    struct cache_seq *s, *copy;
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    grow(s, 50, 0);
+    ck_assert_int_eq(cache_fork(s, &copy), 0);
+    grow(copy, 50, 0);
+    ck_assert_uint_eq(mem_n_calls(), 0); /* nothing is taken after open */
+    cache_seq_free(copy);
+    cache_seq_free(s);
+    cache_close(c);
+}
+END_TEST
+
+START_TEST(limits_leave_the_sequence_as_it_was)
+{
+    struct kv_shape shape = mark_shape(0, 70);
+    struct cache_args args = {.shape = &shape, .n_seq = 1, .n_ctx = 130, .chunk_tok = 100};
+    struct cache *c;
+    struct cache_seq *s, *other;
+
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    ck_assert_int_eq(cache_seq_make(c, &other), ERR_LIMIT);
+    ck_assert_ptr_null(other);
+    ck_assert_int_eq(cache_fork(s, &other), ERR_LIMIT);
+    grow(s, 60, 7);
+    ck_assert_int_eq(cache_reserve(s, 71), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "130"));
+    ck_assert_int_eq(cache_reserve(s, 101), ERR_LIMIT);
+    ck_assert_int_eq(cache_len(s), 60);
+    ck_assert_int_eq(cache_pages_used(c, 0), 1);
+    ck_assert_int_eq(cache_pages_used(c, 1), 1);
+    ck_assert_uint_eq(*mark_at(s, 0, 59), 66);
+    grow(s, 70, 100);
+    ck_assert_int_eq(cache_len(s), 130);
+    ck_assert_int_eq(cache_reserve(s, 1), ERR_LIMIT);
+    ck_assert_int_eq(cache_reserve(s, 0), 0);
+    cache_seq_free(s);
+    ck_assert_int_eq(cache_pages_used(c, 0), 0);
+    ck_assert_int_eq(cache_pages_used(c, 1), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    ck_assert_int_eq(cache_len(s), 0);
+    cache_seq_free(NULL);
+    cache_seq_free(s);
+    cache_close(c);
+}
+END_TEST
+
+/* The number of pages that are planned is reached, and not passed. */
+START_TEST(sequence_comes_to_hold_exactly_the_planned_pages)
+{
+    static const int windows[] = {1, 2, 3, 63, 64, 65, 66, 67, 127, 128, 129, 130, 500};
+    static const int chunks[] = {1, 2, 63, 64, 65, 66, 100, 128, 129, 700};
+    int window = windows[_i % 13], chunk = chunks[_i / 13];
+
+    for (int64_t n_ctx = 1; n_ctx <= 460; n_ctx += n_ctx % 64 < 3 ? 1 : 20) {
+        struct kv_shape shape = mark_shape(0, window);
+        struct cache_args args = {.shape = &shape, .n_seq = 1, .n_ctx = n_ctx, .chunk_tok = chunk};
+        struct cache *c;
+        struct cache_seq *s;
+        int64_t most[2] = {0, 0};
+
+        ck_assert_int_eq(cache_open(&args, &c), 0);
+        ck_assert_int_eq(cache_seq_make(c, &s), 0);
+        for (int64_t len = 0; len < n_ctx; len++) {
+            int64_t n = n_ctx - len < chunk ? n_ctx - len : chunk;
+            MUST(!cache_reserve(s, n), "%s", err_text());
+            for (int group = 0; group < 2; group++)
+                if (cache_pages_used(c, group) > most[group])
+                    most[group] = cache_pages_used(c, group);
+            cache_commit(s, 1);
+        }
+        for (int group = 0; group < 2; group++)
+            ck_assert_msg(most[group] == cache_pages(c, group) && most[group] == model_kv_pages(&shape, group, n_ctx, chunk),
+                          "window %d, chunk %d, n_ctx %" PRId64 ", group %d: held %" PRId64 ", planned %" PRId64, window, chunk,
+                          n_ctx, group, most[group], cache_pages(c, group));
+        cache_seq_free(s);
+        cache_close(c);
+    }
+}
+END_TEST
+
+START_TEST(empty_group_takes_no_pages)
+{
+    struct kv_shape shape = mark_shape(0, 70);
+    struct cache_args args = {.shape = &shape, .n_seq = 2, .n_ctx = 300, .chunk_tok = 100};
+    struct cache *c;
+    struct cache_seq *s, *copy;
+
+    shape.page_bytes[0] = 0;
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_pages(c, 0), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(cache_reserve(s, 70), 0);
+        cache_commit(s, 70);
+    }
+    ck_assert_int_eq(cache_fork(s, &copy), 0);
+    ck_assert_int_eq(cache_truncate(copy, 209), 209);
+    ck_assert_int_eq(cache_truncate(copy, 100), 0);
+    cache_seq_free(s);
+    cache_seq_free(copy);
+    ck_assert_int_eq(cache_pages_used(c, 1), 0);
+    cache_close(c);
+}
+END_TEST
+
+START_TEST(writing_after_a_fork_leaves_the_other_alone)
+{
+    struct kv_shape shape = mark_shape(0, 1000);
+    struct cache_args args = {.shape = &shape, .n_seq = 2, .n_ctx = 300, .chunk_tok = 100};
+    struct cache *c;
+    struct cache_seq *a, *b;
+
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &a), 0);
+    grow(a, 100, 1000);
+    ck_assert_int_eq(cache_reserve(a, 1), 0); /* a may go on writing into what it has reserved before the fork */
+    ck_assert_int_eq(cache_fork(a, &b), 0);
+    ck_assert_int_eq(cache_pages_used(c, 0), 2);
+    grow(b, 30, 2000);
+    ck_assert_int_eq(cache_pages_used(c, 0), 4); /* b: its copy of the second page and a third; a: the second page */
+    write_marks(a, 1, 3000);
+    cache_commit(a, 1);
+    for (int group = 0; group < 2; group++) {
+        ck_assert_ptr_eq(mark_at(a, group, 0), mark_at(b, group, 0));
+        ck_assert_uint_eq(*mark_at(a, group, 99), 1099);
+        ck_assert_uint_eq(*mark_at(b, group, 99), 1099);
+        ck_assert_uint_eq(*mark_at(a, group, 100), 3000);
+        ck_assert_uint_eq(*mark_at(b, group, 100), 2000);
+        ck_assert_uint_eq(*mark_at(b, group, 129), 2029);
+    }
+    ck_assert_int_eq(cache_truncate(b, 50), 50);
+    grow(b, 1, 4000);
+    ck_assert_uint_eq(*mark_at(a, 0, 50), 1050);
+    ck_assert_uint_eq(*mark_at(b, 0, 50), 4000);
+    ck_assert_uint_eq(*mark_at(b, 0, 49), 1049);
+    cache_seq_free(a);
+    ck_assert_uint_eq(*mark_at(b, 0, 49), 1049);
+    ck_assert_int_eq(cache_pages_used(c, 0), 1);
+    cache_seq_free(b);
+    ck_assert_int_eq(cache_pages_used(c, 0), 0);
+    cache_close(c);
+}
+END_TEST
+
+START_TEST(truncating_behind_the_window_drops_everything)
+{
+    struct kv_shape shape = mark_shape(0, 64);
+    struct cache_args args = {.shape = &shape, .n_seq = 1, .n_ctx = 1000, .chunk_tok = 100};
+    struct cache *c;
+    struct cache_seq *s;
+
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    grow(s, 100, 0);
+    grow(s, 100, 100);
+    /* Position 200 looks at 137 and later: pages 0 and 1 (positions 0 to 127) have gone from the window group. */
+    ck_assert_ptr_null(mark_at(s, 1, 127));
+    ck_assert_ptr_nonnull(mark_at(s, 1, 128));
+    ck_assert_ptr_nonnull(mark_at(s, 0, 0));
+    ck_assert_int_eq(cache_truncate(s, 500), 200);
+    ck_assert_int_eq(cache_truncate(s, 191), 191); /* looks at 128 */
+    ck_assert_int_eq(cache_truncate(s, 190), 0);   /* looks at 127 */
+    ck_assert_int_eq(cache_len(s), 0);
+    ck_assert_int_eq(cache_pages_used(c, 0), 0);
+    ck_assert_int_eq(cache_pages_used(c, 1), 0);
+    cache_seq_free(s);
+    cache_close(c);
+}
+END_TEST
+
+/* ---- a random walk beside a naive model ---- */
+
+enum { N_SEQ = 4, N_CTX = 600, N_STEP = 4000 };
+
+struct naive {
+    struct cache_seq *s; /* NULL: free */
+    int64_t len, reserved;
+    int64_t kept_from[2]; /* what lies before has been let go of */
+    uint32_t mark[N_CTX];
+};
+
+struct walk {
+    uint64_t rng;
+    struct kv_shape shape;
+    int chunk;
+    struct cache *c;
+    struct naive n[N_SEQ];
+    uint32_t next_mark;
+    int step;
+};
+
+static int64_t pick(struct walk *w, int64_t below)
+{
+    w->rng = w->rng * 6364136223846793005u + 1442695040888963407u;
+    return (int64_t)((w->rng >> 33) % (uint64_t)below);
+}
+
+static int64_t naive_seen(const struct walk *w, int group, int64_t pos)
+{
+    int window = w->shape.window[group];
+    return window && pos - window + 1 > 0 ? pos - window + 1 : 0;
+}
+
+static void naive_let_go(const struct walk *w, struct naive *n)
+{
+    n->reserved = 0;
+    for (int group = 0; group < 2; group++) {
+        int64_t from = naive_seen(w, group, n->len) / PAGE * PAGE;
+        if (n->kept_from[group] < from)
+            n->kept_from[group] = from;
+        if (n->len == 0)
+            n->kept_from[group] = 0;
+    }
+}
+
+static void walk_reserve(struct walk *w, struct naive *n)
+{
+    int64_t n_tok = pick(w, w->chunk + 3);
+    int rc = cache_reserve(n->s, n_tok);
+
+    ck_assert_int_eq(rc, n_tok > w->chunk || n->len + n_tok > N_CTX ? ERR_LIMIT : 0);
+    if (!rc && n_tok > n->reserved)
+        n->reserved = n_tok;
+}
+
+static void walk_commit(struct walk *w, struct naive *n)
+{
+    int64_t n_tok = pick(w, 3) ? n->reserved : pick(w, n->reserved + 1);
+
+    write_marks(n->s, n->reserved, w->next_mark);
+    for (int64_t i = 0; i < n_tok; i++)
+        n->mark[n->len + i] = w->next_mark + (uint32_t)i;
+    w->next_mark += (uint32_t)n->reserved;
+    cache_commit(n->s, n_tok);
+    n->len += n_tok;
+    naive_let_go(w, n);
+}
+
+static void walk_truncate(struct walk *w, struct naive *n)
+{
+    int64_t to = pick(w, 2) ? n->len - pick(w, 80) : pick(w, N_CTX + 10);
+    int64_t want = to < 0 ? 0 : to > n->len ? n->len : to;
+
+    for (int group = 0; group < 2; group++)
+        if (naive_seen(w, group, want) < want && naive_seen(w, group, want) < n->kept_from[group])
+            want = 0;
+    ck_assert_int_eq(cache_truncate(n->s, to), want);
+    n->len = want;
+    naive_let_go(w, n);
+}
+
+static void walk_fork(struct walk *w, struct naive *n)
+{
+    struct cache_seq *s;
+    struct naive *to = NULL;
+
+    for (int i = 0; i < N_SEQ; i++)
+        if (!w->n[i].s)
+            to = &w->n[i];
+    ck_assert_int_eq(cache_fork(n->s, &s), to ? 0 : ERR_LIMIT);
+    if (to) {
+        *to = *n;
+        to->s = s;
+        to->reserved = 0;
+    }
+}
+
+static void walk_step(struct walk *w)
+{
+    struct naive *n = &w->n[pick(w, N_SEQ)];
+    int64_t what = pick(w, 20);
+
+    if (!n->s) {
+        memset(n, 0, sizeof *n);
+        ck_assert_int_eq(cache_seq_make(w->c, &n->s), 0);
+    } else if (what < 8) {
+        walk_reserve(w, n);
+    } else if (what < 16) {
+        walk_commit(w, n);
+    } else if (what < 17) {
+        walk_truncate(w, n);
+    } else if (what < 19) {
+        walk_fork(w, n);
+    } else {
+        cache_seq_free(n->s);
+        n->s = NULL;
+    }
+}
+
+/* All positions that count hold their marks, and no page is held that nobody needs. */
+static void walk_check(const struct walk *w, uint64_t seed)
+{
+    for (int group = 0; group < 2; group++) {
+        void *seen[N_SEQ * (N_CTX / PAGE + 1)];
+        int64_t n_seen = 0;
+
+        for (int i = 0; i < N_SEQ; i++) {
+            const struct naive *n = &w->n[i];
+            struct kv_seq view;
+            if (!n->s)
+                continue;
+            MUST(cache_len(n->s) == n->len, "seed %" PRIu64 ", step %d: length %" PRId64 " instead of %" PRId64, seed, w->step,
+                 cache_len(n->s), n->len);
+            int64_t from = naive_seen(w, group, n->len), end = n->len + n->reserved;
+            for (int64_t pos = from; pos < n->len; pos++)
+                MUST(mark_at(n->s, group, pos) && *mark_at(n->s, group, pos) == n->mark[pos],
+                     "seed %" PRIu64 ", step %d: sequence %d, group %d lost position %" PRId64, seed, w->step, i, group, pos);
+            cache_view(n->s, &view);
+            for (int64_t slot = 0; slot <= (N_CTX - 1) / PAGE; slot++) {
+                bool wanted = from < end && slot >= from / PAGE && slot * PAGE < end;
+                void *page = view.page[group][slot];
+                MUST(!page == !wanted, "seed %" PRIu64 ", step %d: sequence %d, group %d, page %" PRId64 " is %s", seed,
+                     w->step, i, group, slot, page ? "held" : "missing");
+                bool known = !page;
+                for (int64_t k = 0; k < n_seen && !known; k++)
+                    known = seen[k] == page;
+                if (!known)
+                    seen[n_seen++] = page;
+            }
+        }
+        MUST(cache_pages_used(w->c, group) == n_seen, "seed %" PRIu64 ", step %d: %" PRId64 " pages in use, %" PRId64 " held", seed,
+             w->step, cache_pages_used(w->c, group), n_seen);
+    }
+}
+
+START_TEST(random_walk_agrees_with_a_naive_cache)
+{
+    static const int windows[][2] = {{0, 70}, {0, 1}, {0, 2}, {64, 65}, {0, 0}, {0, 300}};
+    uint64_t seed = 4711 + (uint64_t)_i;
+    struct walk *w = calloc(1, sizeof *w);
+
+    w->rng = seed;
+    w->shape = mark_shape(windows[_i % 6][0], windows[_i % 6][1]);
+    w->chunk = _i % 2 ? 37 : 150;
+    w->next_mark = 1;
+    struct cache_args args = {.shape = &w->shape, .n_seq = N_SEQ, .n_ctx = N_CTX, .chunk_tok = w->chunk};
+    ck_assert_int_eq(cache_open(&args, &w->c), 0);
+    for (; w->step < N_STEP; w->step++) {
+        walk_step(w);
+        walk_check(w, seed);
+    }
+    for (int i = 0; i < N_SEQ; i++)
+        cache_seq_free(w->n[i].s);
+    ck_assert_int_eq(cache_pages_used(w->c, 0), 0);
+    ck_assert_int_eq(cache_pages_used(w->c, 1), 0);
+    cache_close(w->c);
+    free(w);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("cache");
+    TCase *tc = tcase_create("cache");
+    int n_failed;
+
+    tcase_set_timeout(tc, 60);
+    tcase_add_loop_test(tc, layers_of_a_page_do_not_overlap, 0, 2);
+    tcase_add_test(tc, window_layers_get_a_group_of_their_own);
+    tcase_add_test(tc, model_of_window_layers_only_has_an_empty_full_group);
+    tcase_add_test(tc, head_that_the_type_cannot_hold_is_refused);
+    tcase_add_test(tc, pool_takes_exactly_the_planned_bytes);
+    tcase_add_test(tc, impossible_sizes_are_refused);
+    tcase_add_test(tc, open_survives_every_failing_allocation);
+    tcase_add_test(tc, limits_leave_the_sequence_as_it_was);
+    tcase_add_loop_test(tc, sequence_comes_to_hold_exactly_the_planned_pages, 0, 130);
+    tcase_add_test(tc, empty_group_takes_no_pages);
+    tcase_add_test(tc, writing_after_a_fork_leaves_the_other_alone);
+    tcase_add_test(tc, truncating_behind_the_window_drops_everything);
+    tcase_add_loop_test(tc, random_walk_agrees_with_a_naive_cache, 0, 12);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
