@@ -271,9 +271,9 @@ START_TEST(sequence_comes_to_hold_exactly_the_planned_pages)
 {
     static const int windows[] = {1, 2, 3, 63, 64, 65, 66, 67, 127, 128, 129, 130, 500};
     static const int chunks[] = {1, 2, 63, 64, 65, 66, 100, 128, 129, 700};
-    int window = windows[_i % 13], chunk = chunks[_i / 13];
+    int chunk = chunks[_i % 10], window = windows[_i / 10];
 
-    for (int64_t n_ctx = 1; n_ctx <= 460; n_ctx += n_ctx % 64 < 3 ? 1 : 20) {
+    for (int64_t n_ctx = 1; n_ctx <= 460; n_ctx += n_ctx % PAGE < 3 ? 1 : PAGE - 3) {
         struct kv_shape shape = mark_shape(0, window);
         struct cache_args args = {.shape = &shape, .n_seq = 1, .n_ctx = n_ctx, .chunk_tok = chunk};
         struct cache *c;
