@@ -17,30 +17,29 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "blocks are read as li
 #define quant_from_float_iq2_s NULL
 #define quant_from_float_iq1_m NULL
 
-static const struct quant_info table[] = {
+/* Indexed by GGUF id; rows of ids without a type have no name. */
+static const struct quant_info table[QUANT_ID_END] = {
 #define T(NAME, text, id, len, bytes, act, fn) \
-    {text, QUANT_##NAME, len, bytes, QUANT_ACT_##act, quant_to_float_##fn, quant_from_float_##fn},
+    [QUANT_##NAME] = {text, QUANT_##NAME, len, bytes, QUANT_ACT_##act, quant_to_float_##fn, quant_from_float_##fn},
 #include "quant/types.def"
 #undef T
-    {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL},   {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL},
-    {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL}, {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
-    {"F64", QUANT_F64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_I8] = {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_I16] = {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_I32] = {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_I64] = {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_F64] = {"F64", QUANT_F64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
 };
-#define N_TABLE (sizeof table / sizeof table[0])
 
 const struct quant_info *quant_info(int gguf_id)
 {
-    for (size_t row = 0; row < N_TABLE; row++)
-        if ((int)table[row].type == gguf_id)
-            return &table[row];
-    return NULL;
+    return gguf_id >= 0 && gguf_id < QUANT_ID_END && table[gguf_id].name ? &table[gguf_id] : NULL;
 }
 
 const struct quant_info *quant_find(const char *name)
 {
-    for (size_t row = 0; row < N_TABLE; row++)
-        if (!strcasecmp(table[row].name, name))
-            return &table[row];
+    for (int id = 0; id < QUANT_ID_END; id++)
+        if (table[id].name && !strcasecmp(table[id].name, name))
+            return &table[id];
     return NULL;
 }
 
