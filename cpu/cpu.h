@@ -9,9 +9,9 @@ extern "C" {
 #endif
 
 struct cpu_opts {
-    int n_threads;               /* >= 1; worker 0 is the thread that calls run */
-    const char *isa;             /* NULL: the best the machine has; else the name of a kernel table ("ref", "avx2", …) */
-    bool pin;                    /* pin workers to cores of the allowed set through hwloc */
+    int n_threads;   /* >= 1; worker 0 is the thread that calls run */
+    const char *isa; /* NULL: the best the machine has; else the name of a kernel table ("ref", "avx2", …) */
+    bool pin;        /* pin workers to cores of the allowed set through hwloc */
     enum device_prefill prefill;
 };
 

@@ -1,5 +1,4 @@
 /* Owns the threads, where they run, and how they wait for one another. What they compute is the job's business. */
-#define _GNU_SOURCE
 #include "cpu/pool.h"
 
 #include "src/base/clock.h"
@@ -169,8 +168,7 @@ static int list_cpus(hwloc_topology_t topology, const struct mask *allowed, int 
             if (!pu)
                 continue;
             n_found++;
-            if (n < max && pu->os_index < MAX_CPUS &&
-                CPU_ISSET_S((size_t)pu->os_index, MASK_BYTES, allowed->set))
+            if (n < max && pu->os_index < MAX_CPUS && CPU_ISSET_S((size_t)pu->os_index, MASK_BYTES, allowed->set))
                 cpus[n++] = (int)pu->os_index;
         }
     }
@@ -226,8 +224,8 @@ int pool_open(int n_threads, bool pin, struct pool **out)
     pool->n_threads = n_threads;
     for (int i = 0; i < n_threads; i++)
         pool->workers[i] = (struct worker){.pool = pool, .number = i, .cpu = -1};
-    bool is_crowded = sched_getaffinity(0, MASK_BYTES, allowed.set) < 0 ||
-                      CPU_COUNT_S(MASK_BYTES, allowed.set) < n_threads;
+    bool is_crowded =
+        sched_getaffinity(0, MASK_BYTES, allowed.set) < 0 || CPU_COUNT_S(MASK_BYTES, allowed.set) < n_threads;
     pool->spin_ns = is_crowded ? SPIN_CROWDED_NS : SPIN_NS;
     if (pin && !is_crowded)
         place_workers(pool, cpus);

@@ -1,0 +1,89 @@
+/* Measures how fast memory can be read: the roof of decoding. */
+#include "cpu/cpu.h"
+
+#include "cpu/pool.h"
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <inttypes.h>
+
+/* What a worker takes at a time: far more than a page, far less than its share. */
+#define PIECE_BYTES (256 * KIB)
+
+struct sweep {
+    struct pool *pool;
+    const uint64_t *data;
+    uint64_t n_pieces;
+    _Alignas(64) uint64_t sums[POOL_MAX_THREADS]; /* keeps the loads from being optimised away */
+};
+
+/* Eight independent sums: the compiler makes vectors of them, and the adds never hold up the loads. */
+static uint64_t sum_piece(const uint64_t *p)
+{
+    uint64_t sum[8] = {0};
+
+    for (uint64_t i = 0; i < PIECE_BYTES / sizeof *p; i += 8)
+        for (int lane = 0; lane < 8; lane++)
+            sum[lane] += p[i + (uint64_t)lane];
+    for (int lane = 1; lane < 8; lane++)
+        sum[0] += sum[lane];
+    return sum[0];
+}
+
+static void read_pieces(int worker, void *arg)
+{
+    struct sweep *s = arg;
+    uint64_t sum = 0;
+
+    for (int64_t i = pool_claim(s->pool); i < (int64_t)s->n_pieces; i = pool_claim(s->pool))
+        sum += sum_piece(s->data + (uint64_t)i * (PIECE_BYTES / sizeof *s->data));
+    s->sums[worker] = sum;
+}
+
+/* Every page must be there before the clock starts; each worker touches what it is likely to read. */
+static void touch_pieces(int worker, void *arg)
+{
+    struct sweep *s = arg;
+
+    (void)worker;
+    for (int64_t i = pool_claim(s->pool); i < (int64_t)s->n_pieces; i = pool_claim(s->pool))
+        for (uint64_t at = 0; at < PIECE_BYTES / sizeof *s->data; at += 512)
+            ((volatile uint64_t *)(uintptr_t)s->data)[(uint64_t)i * (PIECE_BYTES / sizeof *s->data) + at] = at;
+}
+
+int cpu_read_rate(int n_threads, uint64_t bytes, int n_reps, double *out_bytes_per_s)
+{
+    struct sweep *s = NULL;
+    struct pool *pool = NULL;
+    void *data = NULL;
+    int rc;
+
+    *out_bytes_per_s = 0;
+    bytes = bytes / PIECE_BYTES * PIECE_BYTES;
+    if (!bytes || n_reps < 1)
+        return err(ERR_ARG, "memory rate: %d sweeps over %" PRIu64 " bytes", n_reps, bytes);
+    rc = pool_open(n_threads, true, &pool);
+    if (rc < 0)
+        return rc;
+    s = mem_zalloc(1, sizeof *s, MEM_OTHER);
+    data = mem_map(bytes, MEM_OTHER);
+    if (!s || !data) {
+        rc = err(ERR_NOMEM, "memory rate: %" PRIu64 " bytes", bytes);
+        goto out;
+    }
+    *s = (struct sweep){.pool = pool, .data = data, .n_pieces = bytes / PIECE_BYTES};
+    pool_run(pool, touch_pieces, s);
+    for (int rep = 0; rep < n_reps; rep++) {
+        uint64_t begin_ns = clock_ns();
+        pool_run(pool, read_pieces, s);
+        double rate = (double)bytes / ((double)(clock_ns() - begin_ns) * 1e-9);
+        *out_bytes_per_s = rate > *out_bytes_per_s ? rate : *out_bytes_per_s;
+    }
+out:
+    mem_unmap(data, bytes, MEM_OTHER);
+    mem_free(s);
+    pool_close(pool);
+    return rc;
+}

@@ -1,0 +1,68 @@
+/* Owns the list of kernel tables and the question whether this machine has what one needs. */
+#include "cpu/isa.h"
+
+#include "src/base/err.h"
+
+#include <stddef.h>
+#include <string.h>
+
+static bool has_ref(void)
+{
+    return true;
+}
+
+#ifdef CPU_HAVE_AVX2
+/* The compiler's run-time library asks cpuid and xgetbv: the operating system must keep the upper halves, too. */
+static bool has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+/* Best first. */
+static const struct {
+    const struct kern_table *table;
+    bool (*has)(void);
+} isas[] = {
+#ifdef CPU_HAVE_AVX2
+    {&kern_avx2, has_avx2},
+#endif
+    {&kern_ref, has_ref},
+};
+
+static const char *const names[] = {
+#ifdef CPU_HAVE_AVX2
+    "avx2",
+#endif
+    "ref",
+    NULL,
+};
+
+_Static_assert(sizeof isas / sizeof *isas + 1 == sizeof names / sizeof *names, "a name for every table");
+
+const char *const *isa_names(void)
+{
+    return names;
+}
+
+bool isa_has(const char *name)
+{
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
+        if (!strcmp(name, isas[i].table->isa))
+            return isas[i].has();
+    return false;
+}
+
+int isa_choose(const char *name, const struct kern_table **out)
+{
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        if (name ? strcmp(name, isas[i].table->isa) : !isas[i].has())
+            continue;
+        if (!isas[i].has())
+            return err(ERR_UNSUPPORTED, "this machine cannot run the kernels for %s", name);
+        *out = isas[i].table;
+        return 0;
+    }
+    return err(ERR_UNSUPPORTED, "no kernels for the instruction set %s", name);
+}
