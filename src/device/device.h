@@ -19,7 +19,7 @@ enum op_kind {
     OP_N_KIND
 };
 
-#define OP_MAX_IO 4
+#define OP_MAX_IO 6
 
 /* Which rows of a step an op touches: all, or those that want logits. */
 enum op_rows { OP_ROWS_ALL, OP_ROWS_OUT };
@@ -104,6 +104,7 @@ struct op_route {
 /* One expert's share of an OP_MOE: slots slot[first .. first+n) of op_moe.slot are its rows. */
 struct op_expert {
     const void *w[3]; /* gate, up, down: raw matrices in this device's memory; views until run returns */
+    float scale[3];   /* their products are multiplied by this; 1: none (exact) */
     int first, n;
 };
 

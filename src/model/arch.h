@@ -72,8 +72,15 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
 #define ARCH_BIAS_IF(r, wt) {.kind = OP_ADD_BIAS, .when = wt, .dst = {r}, .src = {r}, .w = {wt}}
 #define ARCH_ADD(d, a, b) {.kind = OP_ADD, .dst = {d}, .src = {a, b}}
 
+#define ARCH_SCALE_IF(r, wt) {.kind = OP_SCALE, .when = wt, .dst = {r}, .src = {r}, .w = {wt}}
+#define ARCH_MATMUL_IF(d, s, wt) {.kind = OP_MATMUL, .when = wt, .dst = {d}, .src = {s}, .w = {wt}}
+
+/* q, k, v of H, with whatever scales (4-bit float files have them) and biases the file holds */
 #define ARCH_QKV \
-    {.kind = OP_MATMUL, .dst = {ARCH_Q, ARCH_K, ARCH_V}, .src = {ARCH_H}, .w = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V}}
+    {.kind = OP_MATMUL, .dst = {ARCH_Q, ARCH_K, ARCH_V}, .src = {ARCH_H}, .w = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V}}, \
+    ARCH_SCALE_IF(ARCH_Q, ROLE_ATTN_Q_SCALE), ARCH_SCALE_IF(ARCH_K, ROLE_ATTN_K_SCALE), \
+    ARCH_SCALE_IF(ARCH_V, ROLE_ATTN_V_SCALE), ARCH_BIAS_IF(ARCH_Q, ROLE_ATTN_Q_BIAS), \
+    ARCH_BIAS_IF(ARCH_K, ROLE_ATTN_K_BIAS), ARCH_BIAS_IF(ARCH_V, ROLE_ATTN_V_BIAS)
 /* rotate q and k, keep k and v, attend, project back into H */
 #define ARCH_ATTEND \
     {.kind = OP_ROPE, .dst = {ARCH_Q}, .src = {ARCH_Q, ARCH_ROPE0}}, \
@@ -81,29 +88,38 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     {.kind = OP_KV_APPEND, .src = {ARCH_K, ARCH_V}}, \
     {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}}, \
     {.kind = OP_MATMUL, .dst = {ARCH_H}, .src = {ARCH_O}, .w = {ROLE_ATTN_OUT}}, \
-    ARCH_BIAS_IF(ARCH_H, ROLE_ATTN_OUT_BIAS)
+    ARCH_SCALE_IF(ARCH_H, ROLE_ATTN_OUT_SCALE)
 /* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN */
 #define ARCH_FFN \
     {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
      .w = {ROLE_FFN_GATE, ROLE_FFN_UP}}, \
-    ARCH_BIAS_IF(ARCH_GATE, ROLE_FFN_GATE_BIAS), ARCH_BIAS_IF(ARCH_UP, ROLE_FFN_UP_BIAS), \
     {.kind = OP_GLU, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
-    {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_H}, .src = {ARCH_GATE}, .w = {ROLE_FFN_DOWN}}, \
-    ARCH_BIAS_IF(ARCH_H, ROLE_FFN_DOWN_BIAS)
-/* the same through the chosen experts, in layers that have a router; the shared expert (if any) reads H before it is replaced */
-#define ARCH_MOE_FFN \
+    ARCH_MATMUL_IF(ARCH_H, ARCH_GATE, ROLE_FFN_DOWN)
+/* the same with the biases and scales that a file may hold; the scale comes after the bias */
+#define ARCH_FFN_SCALED \
+    {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
+     .w = {ROLE_FFN_GATE, ROLE_FFN_UP}}, \
+    ARCH_BIAS_IF(ARCH_GATE, ROLE_FFN_GATE_BIAS), ARCH_BIAS_IF(ARCH_UP, ROLE_FFN_UP_BIAS), \
+    ARCH_SCALE_IF(ARCH_GATE, ROLE_FFN_GATE_SCALE), ARCH_SCALE_IF(ARCH_UP, ROLE_FFN_UP_SCALE), \
+    {.kind = OP_GLU, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
+    ARCH_MATMUL_IF(ARCH_H, ARCH_GATE, ROLE_FFN_DOWN), \
+    ARCH_BIAS_IF(ARCH_H, ROLE_FFN_DOWN_BIAS), ARCH_SCALE_IF(ARCH_H, ROLE_FFN_DOWN_SCALE)
+/* the shared expert's rows, from H as the router reads it; before ARCH_MOE, which replaces H */
+#define ARCH_SHARED_EXPERT \
     {.kind = OP_MATMUL, .when = ROLE_SHARED_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
      .w = {ROLE_SHARED_GATE, ROLE_SHARED_UP}}, \
     {.kind = OP_GLU, .when = ROLE_SHARED_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
-    {.kind = OP_MATMUL, .when = ROLE_SHARED_GATE, .dst = {ARCH_SHARED}, .src = {ARCH_GATE}, .w = {ROLE_SHARED_DOWN}}, \
-    {.kind = OP_MATMUL, .when = ROLE_SHARED_ROUTER, .dst = {ARCH_SHARED_GATE}, .src = {ARCH_H}, .w = {ROLE_SHARED_ROUTER}}, \
-    {.kind = OP_GATE, .when = ROLE_SHARED_ROUTER, .dst = {ARCH_SHARED}, .src = {ARCH_SHARED, ARCH_SHARED_GATE}}, \
-    {.kind = OP_MATMUL, .when = ROLE_ROUTER, .dst = {ARCH_ROUTER}, .src = {ARCH_H}, .w = {ROLE_ROUTER}}, \
-    {.kind = OP_ROUTE, .when = ROLE_ROUTER, .dst = {ARCH_IDS, ARCH_GATES}, .src = {ARCH_ROUTER}, .w = {ROLE_ROUTER_SELECT_BIAS}}, \
+    ARCH_MATMUL_IF(ARCH_SHARED, ARCH_GATE, ROLE_SHARED_DOWN)
+/* H = sum of the chosen experts' rows, in layers that have a router; the roles of the experts' scales, or ROLE_NONE */
+#define ARCH_MOE(bias, gate_scale, up_scale, down_scale) \
+    ARCH_MATMUL_IF(ARCH_ROUTER, ARCH_H, ROLE_ROUTER), \
+    {.kind = OP_ROUTE, .when = ROLE_ROUTER, .dst = {ARCH_IDS, ARCH_GATES}, .src = {ARCH_ROUTER}, .w = {bias}}, \
     {.kind = OP_MOE, .when = ROLE_ROUTER, .dst = {ARCH_Y}, .src = {ARCH_H, ARCH_IDS}, \
-     .w = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN}}, \
-    {.kind = OP_COMBINE, .when = ROLE_ROUTER, .dst = {ARCH_H}, .src = {ARCH_Y, ARCH_GATES}}, \
-    {.kind = OP_ADD, .when = ROLE_SHARED_GATE, .dst = {ARCH_H}, .src = {ARCH_H, ARCH_SHARED}}
+     .w = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, gate_scale, up_scale, down_scale}}, \
+    {.kind = OP_COMBINE, .when = ROLE_ROUTER, .dst = {ARCH_H}, .src = {ARCH_Y, ARCH_GATES}}
+#define ARCH_MOE_PLAIN ARCH_MOE(ROLE_NONE, ROLE_NONE, ROLE_NONE, ROLE_NONE)
+#define ARCH_MOE_SCALED ARCH_MOE(ROLE_NONE, ROLE_EXPERT_GATE_SCALE, ROLE_EXPERT_UP_SCALE, ROLE_EXPERT_DOWN_SCALE)
+#define ARCH_ADD_SHARED {.kind = OP_ADD, .when = ROLE_SHARED_GATE, .dst = {ARCH_H}, .src = {ARCH_H, ARCH_SHARED}}
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* dots1 (dots.llm1: arXiv 2506.05767): the first layers dense, then experts chosen by a sigmoid router with a selection
  * bias, beside a shared expert that is always on. */
 #include "src/model/arch.h"
+#include "src/model/hparams.h"
 
 static const struct arch_op layer[] = {
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
@@ -11,7 +12,9 @@ static const struct arch_op layer[] = {
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
     ARCH_FFN,
-    ARCH_MOE_FFN,
+    ARCH_SHARED_EXPERT,
+    ARCH_MOE(ROLE_ROUTER_SELECT_BIAS, ROLE_NONE, ROLE_NONE, ROLE_NONE),
+    ARCH_ADD_SHARED,
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
@@ -30,4 +33,5 @@ const struct arch arch_dots1 = {
     .required = required,
     .ffn_dense = arch_ffn_dense,
     .ffn_moe = moe_shared,
+    .hparams = hparams_router,
 };

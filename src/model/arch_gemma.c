@@ -39,13 +39,18 @@ static int hparams2(const struct gguf *g, struct model *m)
     /* the 27B alone divides by d / heads instead of the head size (its config's query_pre_attn_scalar) */
     if (hp->n_layer == 46)
         hp->attn_scale = 1.0f / sqrtf((float)(hp->n_embd / hp->n_head_max));
-    if (hp->attn_softcap == 0)
-        hp->attn_softcap = 50.0f;
-    if (hp->logit_softcap == 0)
-        hp->logit_softcap = 30.0f;
-    hp->rope_base[1] = hp->rope_base[0];
+    hp->attn_softcap = 50.0f;
+    hp->logit_softcap = 30.0f;
+    int rc = hparams_f32(g, m->arch->name, "attn_logit_softcapping", 0, 1e6, &hp->attn_softcap);
+    if (rc == 0)
+        rc = hparams_f32(g, m->arch->name, "final_logit_softcapping", 0, 1e6, &hp->logit_softcap);
+    /* both kinds of layer rotate alike */
+    float base = (float)hp->rope_base[0];
+    if (rc == 0)
+        rc = hparams_f32(g, m->arch->name, "rope.freq_base_swa", 1, 1e12, &base);
+    hp->rope_base[1] = base;
     hp->rope_factor[1] = hp->rope_factor[0];
-    return hparams_windows(g, m, 4096, 2);
+    return rc < 0 ? rc : hparams_windows(g, m, 4096, 2);
 }
 
 static int hparams3(const struct gguf *g, struct model *m)
@@ -54,7 +59,8 @@ static int hparams3(const struct gguf *g, struct model *m)
     hp->embd_scale = sqrtf((float)hp->n_embd);
     if (hp->n_layer == 62) /* 27B, as above */
         hp->attn_scale = 1.0f / sqrtf((float)(hp->n_embd / hp->n_head_max));
-    return hparams_windows(g, m, 0, 6);
+    int rc = hparams_f32(g, m->arch->name, "final_logit_softcapping", 0, 1e6, &hp->logit_softcap);
+    return rc < 0 ? rc : hparams_windows(g, m, 0, 6);
 }
 
 const struct arch arch_gemma2 = {

@@ -9,7 +9,7 @@ static const struct arch_op layer[] = {
     ARCH_ATTEND,
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
-    ARCH_MOE_FFN,
+    ARCH_MOE_PLAIN,
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 

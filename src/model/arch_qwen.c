@@ -2,19 +2,36 @@
  * Qwen3 norms q and k by head instead; qwen2moe adds a shared expert behind a sigmoid gate. */
 #include "src/model/arch.h"
 
-static const struct arch_op layer[] = {
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
-    ARCH_QKV,
-    ARCH_BIAS_IF(ARCH_Q, ROLE_ATTN_Q_BIAS),
-    ARCH_BIAS_IF(ARCH_K, ROLE_ATTN_K_BIAS),
-    ARCH_BIAS_IF(ARCH_V, ROLE_ATTN_V_BIAS),
-    ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
-    ARCH_NORM_IF(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM),
-    ARCH_ATTEND,
-    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
+#define QWEN_ATTENTION \
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM), \
+        ARCH_NORM_IF(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM), ARCH_ATTEND, ARCH_BIAS_IF(ARCH_H, ROLE_ATTN_OUT_BIAS), \
+        ARCH_ADD(ARCH_X, ARCH_X, ARCH_H), ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM)
+
+static const struct arch_op layer2[] = {
+    QWEN_ATTENTION,
     ARCH_FFN,
-    ARCH_MOE_FFN,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+};
+
+static const struct arch_op layer2moe[] = {
+    QWEN_ATTENTION,
+    ARCH_SHARED_EXPERT,
+    ARCH_MATMUL_IF(ARCH_SHARED_GATE, ARCH_H, ROLE_SHARED_ROUTER),
+    {.kind = OP_GATE, .dst = {ARCH_SHARED}, .src = {ARCH_SHARED, ARCH_SHARED_GATE}},
+    ARCH_MOE_PLAIN,
+    ARCH_ADD_SHARED,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+};
+
+static const struct arch_op layer3[] = {
+    QWEN_ATTENTION,
+    ARCH_FFN_SCALED,
+    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+};
+
+static const struct arch_op layer3moe[] = {
+    QWEN_ATTENTION,
+    ARCH_MOE_SCALED,
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
@@ -35,32 +52,32 @@ static int normalize_gates(const struct gguf *g, struct model *m)
     return 0;
 }
 
-#define QWEN_LAYER .rope_neox = true, .act = OP_ACT_SILU, .layer = layer, .n_layer_ops = sizeof layer / sizeof *layer
+#define QWEN_LAYER(ops) .rope_neox = true, .act = OP_ACT_SILU, .layer = ops, .n_layer_ops = sizeof ops / sizeof *ops
 
 const struct arch arch_qwen2 = {
     .name = "qwen2",
-    QWEN_LAYER,
+    QWEN_LAYER(layer2),
     .required = required_biases,
     .ffn_dense = arch_ffn_dense,
 };
 
 const struct arch arch_qwen2moe = {
     .name = "qwen2moe",
-    QWEN_LAYER,
+    QWEN_LAYER(layer2moe),
     .required = required_biases,
     .ffn_moe = moe_shared,
 };
 
 const struct arch arch_qwen3 = {
     .name = "qwen3",
-    QWEN_LAYER,
+    QWEN_LAYER(layer3),
     .required = required_norms,
     .ffn_dense = arch_ffn_dense,
 };
 
 const struct arch arch_qwen3moe = {
     .name = "qwen3moe",
-    QWEN_LAYER,
+    QWEN_LAYER(layer3moe),
     .required = required_norms,
     .ffn_moe = arch_ffn_moe,
     .hparams = normalize_gates,

@@ -25,8 +25,7 @@ static int check_range(const char *key, int64_t v, int64_t lo, int64_t hi)
     return 0;
 }
 
-/* A whole number in [lo, hi]; a missing key leaves *out alone when opt. */
-static int read_int(const struct gguf *g, const char *arch, const char *what, bool opt, int64_t lo, int64_t hi, int *out)
+int hparams_int(const struct gguf *g, const char *arch, const char *what, bool opt, int64_t lo, int64_t hi, int *out)
 {
     char key[96];
     arch_key(key, sizeof key, arch, what);
@@ -56,7 +55,7 @@ static int read_f64(const struct gguf *g, const char *arch, const char *what, do
     return 0;
 }
 
-static int read_f32(const struct gguf *g, const char *arch, const char *what, double lo, double hi, float *out)
+int hparams_f32(const struct gguf *g, const char *arch, const char *what, double lo, double hi, float *out)
 {
     double v = *out;
     int rc = read_f64(g, arch, what, lo, hi, &v);
@@ -125,26 +124,17 @@ static int read_heads(const struct gguf *g, struct model *m)
     struct hparams *hp = &m->hp;
     const char *arch = m->arch->name;
     hp->head_dim_k = hp->head_dim_v = hp->n_embd / m->layers[0].n_head;
-    int rc = read_int(g, arch, "attention.key_length", true, 1, MAX_HEAD_DIM, &hp->head_dim_k);
+    int rc = hparams_int(g, arch, "attention.key_length", true, 1, MAX_HEAD_DIM, &hp->head_dim_k);
     if (rc == 0)
-        rc = read_int(g, arch, "attention.value_length", true, 1, MAX_HEAD_DIM, &hp->head_dim_v);
+        rc = hparams_int(g, arch, "attention.value_length", true, 1, MAX_HEAD_DIM, &hp->head_dim_v);
     if (rc == 0)
         rc = check_range("head size", hp->head_dim_k, 1, MAX_HEAD_DIM);
     hp->n_rot = hp->head_dim_k;
     if (rc == 0)
-        rc = read_int(g, arch, "rope.dimension_count", true, 2, hp->head_dim_k, &hp->n_rot);
+        rc = hparams_int(g, arch, "rope.dimension_count", true, 2, hp->head_dim_k, &hp->n_rot);
     if (rc == 0 && hp->n_rot % 2)
         rc = err(ERR_FORMAT, "%s.rope.dimension_count = %d: odd", arch, hp->n_rot);
     hp->attn_scale = 1.0f / sqrtf((float)hp->head_dim_k);
-    float scale = 0;
-    if (rc == 0)
-        rc = read_f32(g, arch, "attention.scale", 0, 1e6, &scale);
-    if (scale > 0)
-        hp->attn_scale = scale;
-    if (rc == 0)
-        rc = read_f32(g, arch, "attn_logit_softcapping", 0, 1e6, &hp->attn_softcap);
-    if (rc == 0)
-        rc = read_f32(g, arch, "final_logit_softcapping", 0, 1e6, &hp->logit_softcap);
     return rc;
 }
 
@@ -175,16 +165,18 @@ static int read_rope(const struct gguf *g, struct model *m)
     if (rc == 0)
         rc = read_f64(g, arch, "rope.scaling.attn_factor", 0, 1e6, &hp->yarn_attn);
     if (rc == 0)
-        rc = read_f64(g, arch, "rope.scaling.yarn_ext_factor", 0, 1e6, &hp->yarn_ext);
+        rc = read_f64(g, arch, "rope.scaling.yarn_ext_factor", -1, 1e6, &hp->yarn_ext);
     if (rc == 0)
         rc = read_f64(g, arch, "rope.scaling.yarn_beta_fast", 1e-6, 1e6, &hp->yarn_beta_fast);
     if (rc == 0)
         rc = read_f64(g, arch, "rope.scaling.yarn_beta_slow", 1e-6, 1e6, &hp->yarn_beta_slow);
     if (rc == 0)
-        rc = read_int(g, arch, "rope.scaling.original_context_length", true, 1, MAX_CTX, &hp->n_ctx_orig);
+        rc = hparams_int(g, arch, "rope.scaling.original_context_length", true, 1, MAX_CTX, &hp->n_ctx_orig);
     if (rc < 0)
         return rc;
 
+    if (hp->yarn_ext < 0) /* -1: not said */
+        hp->yarn_ext = 1.0;
     if (factor > 0)
         hp->rope_factor[0] = factor;
     if (strcmp(type.p, "none") == 0)
@@ -201,27 +193,23 @@ static int read_experts(const struct gguf *g, struct model *m)
     struct hparams *hp = &m->hp;
     const char *arch = m->arch->name;
     hp->route_scale = 1.0f;
-    int gating = 1, groups = 1;
-    int rc = read_int(g, arch, "expert_count", true, 0, MAX_EXPERT, &hp->n_expert);
+    int groups = 1;
+    int rc = hparams_int(g, arch, "expert_count", true, 0, MAX_EXPERT, &hp->n_expert);
     if (rc < 0 || hp->n_expert == 0)
         return rc;
-    rc = read_int(g, arch, "expert_used_count", false, 1, hp->n_expert, &hp->n_expert_used);
+    rc = hparams_int(g, arch, "expert_used_count", false, 1, hp->n_expert, &hp->n_expert_used);
     if (rc == 0)
-        rc = read_int(g, arch, "expert_feed_forward_length", true, 1, MAX_FF, &hp->n_ff_expert);
+        rc = hparams_int(g, arch, "expert_feed_forward_length", true, 0, MAX_FF, &hp->n_ff_expert);
     if (rc == 0)
-        rc = read_int(g, arch, "leading_dense_block_count", true, 0, hp->n_layer, &hp->n_dense_lead);
+        rc = hparams_int(g, arch, "leading_dense_block_count", true, 0, hp->n_layer, &hp->n_dense_lead);
     if (rc == 0)
-        rc = read_int(g, arch, "expert_gating_func", true, 0, 3, &gating);
-    if (rc == 0)
-        rc = read_int(g, arch, "expert_group_count", true, 0, hp->n_expert, &groups);
+        rc = hparams_int(g, arch, "expert_group_count", true, 0, hp->n_expert, &groups);
     if (rc == 0 && groups > 1)
         rc = err(ERR_UNSUPPORTED, "%s.expert_group_count = %d: ferry does not choose experts by groups", arch, groups);
     if (rc == 0)
-        rc = read_f32(g, arch, "expert_weights_scale", 0, 1e6, &hp->route_scale);
+        rc = hparams_f32(g, arch, "expert_weights_scale", 0, 1e6, &hp->route_scale);
     if (hp->route_scale == 0)
         hp->route_scale = 1.0f;
-    /* GGUF: 1 softmax (0: not said), 2 sigmoid, 3 softmax over the chosen ones' logits */
-    hp->route_fn = gating == 2 ? OP_ROUTE_SIGMOID : gating == 3 ? OP_ROUTE_SOFTMAX_TOPK : OP_ROUTE_SOFTMAX;
     return rc;
 }
 
@@ -233,14 +221,14 @@ int hparams_read(const struct gguf *g, struct model *m)
     hp->act = m->arch->act;
     hp->embd_scale = hp->logit_scale = hp->residual_scale = 1.0f;
 
-    int rc = read_int(g, arch, "block_count", false, 1, MAX_LAYER, &hp->n_layer);
+    int rc = hparams_int(g, arch, "block_count", false, 1, MAX_LAYER, &hp->n_layer);
     if (rc == 0)
-        rc = read_int(g, arch, "context_length", false, 1, MAX_CTX, &hp->n_ctx_train);
+        rc = hparams_int(g, arch, "context_length", false, 1, MAX_CTX, &hp->n_ctx_train);
     if (rc == 0)
-        rc = read_int(g, arch, "embedding_length", false, 1, MAX_EMBD, &hp->n_embd);
+        rc = hparams_int(g, arch, "embedding_length", false, 1, MAX_EMBD, &hp->n_embd);
     hp->norm_eps = 1e-5f;
     if (rc == 0)
-        rc = read_f32(g, arch, "attention.layer_norm_rms_epsilon", 0, 1, &hp->norm_eps);
+        rc = hparams_f32(g, arch, "attention.layer_norm_rms_epsilon", 0, 1, &hp->norm_eps);
     if (rc == 0)
         rc = read_layers(g, m);
     if (rc == 0)
@@ -252,13 +240,20 @@ int hparams_read(const struct gguf *g, struct model *m)
     if (rc < 0)
         return rc;
 
-    /* the one flag that families set a default for */
-    if (m->arch->hparams)
-        rc = m->arch->hparams(g, m);
+    return m->arch->hparams ? m->arch->hparams(g, m) : 0;
+}
+
+int hparams_router(const struct gguf *g, struct model *m)
+{
+    const char *arch = m->arch->name;
     char key[96];
+    int gating = 0;
+    int rc = hparams_int(g, arch, "expert_gating_func", true, 0, 3, &gating);
     arch_key(key, sizeof key, arch, "expert_weights_norm");
     if (rc == 0)
-        rc = gguf_opt_bool(g, key, &hp->route_normalize);
+        rc = gguf_opt_bool(g, key, &m->hp.route_normalize);
+    /* GGUF: 1 softmax (0: not said), 2 sigmoid, 3 softmax over the chosen ones' logits */
+    m->hp.route_fn = gating == 2 ? OP_ROUTE_SIGMOID : gating == 3 ? OP_ROUTE_SOFTMAX_TOPK : OP_ROUTE_SOFTMAX;
     return rc;
 }
 
@@ -266,7 +261,7 @@ int hparams_windows(const struct gguf *g, struct model *m, int default_window, i
 {
     const char *arch = m->arch->name;
     int window = default_window, pattern = default_pattern;
-    int rc = read_int(g, arch, "attention.sliding_window", true, 0, MAX_CTX, &window);
+    int rc = hparams_int(g, arch, "attention.sliding_window", true, 0, MAX_CTX, &window);
     if (rc < 0 || window == 0)
         return rc;
 
@@ -279,7 +274,7 @@ int hparams_windows(const struct gguf *g, struct model *m, int default_window, i
         if (rc == 0 && a.n < (uint64_t)m->hp.n_layer)
             rc = err(ERR_FORMAT, "%s: %" PRIu64 " elements for %d layers", key, a.n, m->hp.n_layer);
     } else {
-        rc = read_int(g, arch, "attention.sliding_window_pattern", true, 0, MAX_LAYER, &pattern);
+        rc = hparams_int(g, arch, "attention.sliding_window_pattern", true, 0, MAX_LAYER, &pattern);
     }
     if (rc < 0)
         return rc;

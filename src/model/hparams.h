@@ -13,6 +13,14 @@ extern "C" {
  * allocated here; n_vocab, n_ff_expert and n_ff_shared may stay 0 (the weights tell). ERR_FORMAT names key and number. */
 int hparams_read(const struct gguf *g, struct model *m);
 
+/* A whole number, or a finite float, in [lo, hi] from "<arch>.<what>"; a missing key leaves *out alone (hparams_int: only when
+ * opt). ERR_FORMAT. */
+int hparams_int(const struct gguf *g, const char *arch, const char *what, bool opt, int64_t lo, int64_t hi, int *out);
+int hparams_f32(const struct gguf *g, const char *arch, const char *what, double lo, double hi, float *out);
+
+/* For families whose files say how the router works: gating function and whether gates are normalised. ERR_FORMAT. */
+int hparams_router(const struct gguf *g, struct model *m);
+
 /* For families with sliding windows: the window (default_window if the file names none; 0: full attention then) and which
  * layers have it: all but the last of each pattern, unless the file says otherwise. ERR_FORMAT. */
 int hparams_windows(const struct gguf *g, struct model *m, int default_window, int default_pattern);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "src/base/err.h"
+#include "src/base/log.h"
 #include "src/base/mem.h"
 #include "src/model/arch.h"
 #include "src/model/gguf.h"
@@ -162,6 +163,20 @@ static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, 
     return rc < 0 ? rc : add_weight(m, &up, learn);
 }
 
+/* Tensors that running without changes nothing or, as far as is known, nothing that others take into account either:
+ * calibration of activations for 4-bit float hardware, and scales of products in families whose reference programs leave
+ * them out (they are 1 in all files seen). */
+static bool is_ignored(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    if (dot && strcmp(dot, ".input_scale") == 0)
+        return true;
+    if (!dot || strcmp(dot, ".scale") != 0)
+        return false;
+    log_warn("tensor %s is not used by this family", name);
+    return true;
+}
+
 static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *learn)
 {
     int layer;
@@ -172,6 +187,8 @@ static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *lea
         }
     if (match_name(t->name, gate_up_name, &layer) && arch_uses(m->arch, ROLE_EXPERT_GATE))
         return add_gate_up(m, t, layer, learn);
+    if (is_ignored(t->name))
+        return 0;
     return err(ERR_UNSUPPORTED, "tensor %s: not part of a %s model as ferry knows it", t->name, m->arch->name);
 }
 

@@ -101,7 +101,7 @@ static void set_params(const struct lower *lo, struct op *op, int layer, int src
         op->p.glu.act = hp->act;
         break;
     case OP_SCALE:
-        op->p.scale.f = hp->residual_scale;
+        op->p.scale.f = op->w[0] ? 1.0f : hp->residual_scale;
         break;
     case OP_ROPE:
         op->p.rope = (struct op_rope){.n_head = src_width / hp->head_dim_k,

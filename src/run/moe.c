@@ -72,9 +72,14 @@ static int compute(struct moe *moe, struct device *dev, const struct op *op, con
 {
     for (int i = 0; i < n_given; i++) {
         const struct store_expert *e = &moe->given[i];
-        moe->groups[i] = (struct op_expert){.w = {e->w[0], e->w[1], e->w[2]},
-                                            .first = moe->first[e->expert],
-                                            .n = moe->n_slots[e->expert]};
+        struct op_expert *group = &moe->groups[i];
+        group->first = moe->first[e->expert];
+        group->n = moe->n_slots[e->expert];
+        for (int j = 0; j < 3; j++) {
+            const struct tensor *scale = op->w[3 + j];
+            group->w[j] = e->w[j];
+            group->scale[j] = scale ? ((const float *)scale->data)[e->expert] : 1.0f;
+        }
     }
     struct op step = *op;
     step.p.moe.experts = moe->groups;
