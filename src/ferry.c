@@ -8,7 +8,6 @@
 #include <strings.h>
 #include <time.h>
 
-#include "config.h"
 #include "cpu/cpu.h"
 #include "io/file.h"
 #include "src/base/err.h"
