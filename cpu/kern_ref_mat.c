@@ -1,45 +1,8 @@
-/* The plain C truth of the matmul kernels and of activation quantization (kern.h says what they must give). */
+/* The plain C truth of the matmul kernels (kern.h says what they must give). */
 #include "cpu/kern_mat.h"
 
-#include <float.h>
 #include <math.h>
 #include <string.h>
-
-#include "cpu/kern_act.h"
-#include "src/base/size.h"
-
-uint64_t kern_act_bytes(enum quant_act act, int64_t n)
-{
-    uint64_t n_elem = (uint64_t)n;
-    switch (act) {
-    case QUANT_ACT_Q8X32: return size_up(3 * n_elem + n_elem / 32 * 8, 64);
-    case QUANT_ACT_Q8X256: return size_up(3 * n_elem + n_elem / 256 * 4 + n_elem / 16 * 2 + n_elem / 32 * 2, 64);
-    case QUANT_ACT_F32:
-    case QUANT_ACT_NONE: break;
-    }
-    return size_up(4 * n_elem, 64);
-}
-
-/* Codes of n elements under one scale, which is returned. */
-static float quantize(const float *x, int n, int8_t *q, int16_t *q16)
-{
-    uint32_t amax_bits = 0; /* compared as integers, so that a NaN is the largest */
-    for (int k = 0; k < n; k++) {
-        uint32_t bits;
-        memcpy(&bits, &x[k], sizeof bits);
-        bits &= 0x7fffffff;
-        amax_bits = bits > amax_bits ? bits : amax_bits;
-    }
-    float amax;
-    memcpy(&amax, &amax_bits, sizeof amax);
-    float inv = 127.0f / amax; /* infinite where amax is 0 or too small */
-    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(inv <= FLT_MAX);
-    for (int k = 0; k < n; k++) {
-        q[k] = is_finite && !is_zero ? (int8_t)lrintf(x[k] * inv) : 0;
-        q16[kern_act_q16_place(k)] = q[k];
-    }
-    return is_zero ? 0.0f : amax / 127.0f;
-}
 
 static int sum_of(const int8_t *q, int n)
 {
@@ -47,27 +10,6 @@ static int sum_of(const int8_t *q, int n)
     for (int k = 0; k < n; k++)
         sum += q[k];
     return sum;
-}
-
-void kern_ref_act_row(enum quant_act act, const float *x, void *out, int64_t n)
-{
-    if (act == QUANT_ACT_Q8X32) {
-        struct kern_act_x32 a = kern_act_x32(out, n);
-        for (int64_t b = 0; b < n / 32; b++) {
-            a.d[b] = quantize(x + b * 32, 32, a.q + b * 32, a.q16 + b * 32);
-            a.sum[b] = sum_of(a.q + b * 32, 32);
-        }
-    } else if (act == QUANT_ACT_Q8X256) {
-        struct kern_act_x256 a = kern_act_x256(out, n);
-        for (int64_t b = 0; b < n / 256; b++)
-            a.d[b] = quantize(x + b * 256, 256, a.q + b * 256, a.q16 + b * 256);
-        for (int64_t j = 0; j < n / 16; j++)
-            a.sum16[j] = (int16_t)sum_of(a.q + j * 16, 16);
-        for (int64_t j = 0; j < n / 32; j++)
-            a.sum32[j] = (int16_t)sum_of(a.q + j * 32, 32);
-    } else {
-        memcpy(out, x, (size_t)n * sizeof *x);
-    }
 }
 
 /* acc plus one part of a weight row times the codes x under the scale dx. */

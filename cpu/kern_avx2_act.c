@@ -1,0 +1,103 @@
+/* AVX2 activation quantization: the same bytes as kern_ref_act.c. */
+#include "cpu/kern_mat.h"
+
+#include <float.h>
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/kern_act.h"
+
+static float max_lane(__m256i bits)
+{
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(m));
+}
+
+/* Largest magnitude of n elements, by its bits: a NaN is larger than all else. */
+static float amax_of(const float *x, int n)
+{
+    __m256i abs_mask = _mm256_set1_epi32(0x7fffffff), m = _mm256_setzero_si256();
+    for (int k = 0; k < n; k += 8)
+        m = _mm256_max_epi32(m, _mm256_and_si256(abs_mask, _mm256_castps_si256(_mm256_loadu_ps(x + k))));
+    return max_lane(m);
+}
+
+/* Where inv is 0 so are the codes, also of an x that is not finite. */
+static __m256i codes8(const float *x, __m256 inv)
+{
+    __m256 some = _mm256_cmp_ps(inv, _mm256_setzero_ps(), _CMP_NEQ_OQ);
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(_mm256_loadu_ps(x), some), inv));
+}
+
+/* 32 codes, in both widths. */
+static __m256i put32(const float *x, __m256 inv, int8_t *q, int16_t *q16)
+{
+    __m256i lo = _mm256_packs_epi32(codes8(x, inv), codes8(x + 8, inv));
+    __m256i hi = _mm256_packs_epi32(codes8(x + 16, inv), codes8(x + 24, inv));
+    __m256i v = _mm256_packs_epi16(lo, hi); /* groups of 4 in the order 0 2 4 6 1 3 5 7 */
+    v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)q, v);
+    __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9,
+                                     11, 12, 14, 13, 15);
+    __m256i w = _mm256_shuffle_epi8(v, order);
+    _mm256_storeu_si256((__m256i *)q16, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w)));
+    _mm256_storeu_si256((__m256i *)(q16 + 16), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1)));
+    return v;
+}
+
+/* Sums of the two halves of 32 codes. */
+static void sums16(__m256i v, int *a, int *b)
+{
+    __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), v), _mm256_set1_epi16(1));
+    s = _mm256_hadd_epi32(s, s);
+    s = _mm256_hadd_epi32(s, s);
+    *a = _mm_cvtsi128_si32(_mm256_castsi256_si128(s));
+    *b = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
+}
+
+/* What x is multiplied by, and the scale to store. Where that is not finite the codes are 0. */
+static __m256 inverse(float amax, float *d)
+{
+    float inv = 127.0f / amax;
+    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(inv <= FLT_MAX);
+    *d = is_zero ? 0.0f : amax / 127.0f;
+    return _mm256_set1_ps(is_finite && !is_zero ? inv : 0.0f);
+}
+
+static void row_x32(const float *x, void *out, int64_t n)
+{
+    struct kern_act_x32 a = kern_act_x32(out, n);
+    for (int64_t b = 0; b < n / 32; b++, x += 32) {
+        __m256 inv = inverse(amax_of(x, 32), &a.d[b]);
+        int s0, s1;
+        sums16(put32(x, inv, a.q + b * 32, a.q16 + b * 32), &s0, &s1);
+        a.sum[b] = s0 + s1;
+    }
+}
+
+static void row_x256(const float *x, void *out, int64_t n)
+{
+    struct kern_act_x256 a = kern_act_x256(out, n);
+    for (int64_t b = 0; b < n / 256; b++) {
+        __m256 inv = inverse(amax_of(x + b * 256, 256), &a.d[b]);
+        for (int64_t j = b * 8; j < b * 8 + 8; j++) {
+            int s0, s1;
+            sums16(put32(x + j * 32, inv, a.q + j * 32, a.q16 + j * 32), &s0, &s1);
+            a.sum16[2 * j] = (int16_t)s0;
+            a.sum16[2 * j + 1] = (int16_t)s1;
+            a.sum32[j] = (int16_t)(s0 + s1);
+        }
+    }
+}
+
+void kern_avx2_act_row(enum quant_act act, const float *x, void *out, int64_t n)
+{
+    if (act == QUANT_ACT_Q8X32)
+        row_x32(x, out, n);
+    else if (act == QUANT_ACT_Q8X256)
+        row_x256(x, out, n);
+    else
+        memcpy(out, x, (size_t)n * sizeof *x);
+}
