@@ -133,11 +133,11 @@ int cache_open(const struct cache_args *args, struct cache **out)
     for (int group = 0; group < c->n_groups; group++)
         n_pages += group_pages(args, group);
 
-    c->pool = mem_map(c->pool_bytes, MEM_KV);
-    c->seqs = mem_zalloc((size_t)c->n_seq, sizeof *c->seqs, MEM_META);
-    c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_seq), sizeof *c->slots, MEM_META);
-    c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META);
-    if (!c->pool || !c->seqs || !c->slots || !c->counts) {
+    /* The pool first: where it does not fit, the tables are not taken (and cleared) in vain. */
+    if (!(c->pool = mem_map(c->pool_bytes, MEM_KV)) ||
+        !(c->seqs = mem_zalloc((size_t)c->n_seq, sizeof *c->seqs, MEM_META)) ||
+        !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_seq), sizeof *c->slots, MEM_META)) ||
+        !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
         rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes, c->n_seq,
                  c->n_ctx);
         cache_close(c);
