@@ -42,18 +42,17 @@ static int plain_open(void *ctx, const char *path, void **out_handle)
     return 0;
 }
 
-static int plain_identify(void *ctx, void *handle, struct file_id *out)
+int file_identify(int fd, struct file_id *out)
 {
     struct stat st;
 
-    (void)ctx;
-    if (fstat(fd_of(handle), &st))
+    if (fstat(fd, &st))
         return -errno;
     off_t bytes = st.st_size;
     if (S_ISDIR(st.st_mode))
         return -EISDIR;
     if (S_ISBLK(st.st_mode))
-        bytes = lseek(fd_of(handle), 0, SEEK_END);
+        bytes = lseek(fd, 0, SEEK_END);
     else if (!S_ISREG(st.st_mode))
         return -ESPIPE; /* a pipe or terminal cannot be read at offsets */
     if (bytes < 0)
@@ -63,6 +62,12 @@ static int plain_identify(void *ctx, void *handle, struct file_id *out)
                             .bytes = (uint64_t)bytes,
                             .mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec};
     return 0;
+}
+
+static int plain_identify(void *ctx, void *handle, struct file_id *out)
+{
+    (void)ctx;
+    return file_identify(fd_of(handle), out);
 }
 
 static int64_t plain_read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
@@ -105,8 +110,7 @@ const struct file_ops file_plain = {
 
 /* ---- files ---- */
 
-/* "No such file or directory" for -ENOENT, whatever the locale and thread. */
-static const char *reason(int64_t minus_errno)
+const char *file_reason(int64_t minus_errno)
 {
     const char *text = strerrordesc_np((int)-minus_errno);
     return text ? text : "unknown error";
@@ -128,13 +132,13 @@ int file_open(const char *path, const struct file_ops *ops, struct file **out)
     f->path = own_path;
     sys = f->ops->open(f->ops->ctx, path, &f->handle);
     if (sys) {
-        rc = err(ERR_IO, "%s: cannot open: %s", path, reason(sys));
+        rc = err(ERR_IO, "%s: cannot open: %s", path, file_reason(sys));
         f->ops = NULL;
         goto out;
     }
     sys = f->ops->identify(f->ops->ctx, f->handle, &f->id);
     if (sys) {
-        rc = err(ERR_IO, "%s: cannot be read at offsets: %s", path, reason(sys));
+        rc = err(ERR_IO, "%s: cannot be read at offsets: %s", path, file_reason(sys));
         goto out;
     }
     *out = f;
@@ -184,12 +188,26 @@ int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes)
             continue;
         if (n < 0)
             return err(ERR_IO, "%s: reading %" PRIu64 " bytes at offset %" PRIu64 " failed at %" PRIu64 ": %s", f->path,
-                       bytes, off, off + done, reason(n));
+                       bytes, off, off + done, file_reason(n));
         if (n == 0)
             return err(ERR_IO, "%s: reading %" PRIu64 " bytes at offset %" PRIu64 ": the file ends at %" PRIu64,
                        f->path, bytes, off, off + done);
         done += (uint64_t)n;
     }
+    return 0;
+}
+
+int file_compare(const char *path, const struct file_id *now, const struct file_id *then)
+{
+    if (now->dev != then->dev || now->ino != then->ino)
+        return err(ERR_STATE, "%s: another file took its place (inode %" PRIu64 ", was %" PRIu64 ")", path, now->ino,
+                   then->ino);
+    if (now->bytes != then->bytes)
+        return err(ERR_STATE, "%s: the file was changed: %" PRIu64 " bytes, were %" PRIu64, path, now->bytes,
+                   then->bytes);
+    if (now->mtime_ns != then->mtime_ns)
+        return err(ERR_STATE, "%s: the file was written to (time of change %" PRId64 " ns, was %" PRId64 " ns)", path,
+                   now->mtime_ns, then->mtime_ns);
     return 0;
 }
 
@@ -199,17 +217,8 @@ int file_check(struct file *f, const struct file_id *then)
     int sys = f->ops->identify(f->ops->ctx, f->handle, &now);
 
     if (sys)
-        return err(ERR_IO, "%s: cannot be looked at again: %s", f->path, reason(sys));
-    if (now.dev != then->dev || now.ino != then->ino)
-        return err(ERR_STATE, "%s: another file took its place (inode %" PRIu64 ", was %" PRIu64 ")", f->path, now.ino,
-                   then->ino);
-    if (now.bytes != then->bytes)
-        return err(ERR_STATE, "%s: the file was changed: %" PRIu64 " bytes, were %" PRIu64, f->path, now.bytes,
-                   then->bytes);
-    if (now.mtime_ns != then->mtime_ns)
-        return err(ERR_STATE, "%s: the file was written to (time of change %" PRId64 " ns, was %" PRId64 " ns)",
-                   f->path, now.mtime_ns, then->mtime_ns);
-    return 0;
+        return err(ERR_IO, "%s: cannot be looked at again: %s", f->path, file_reason(sys));
+    return file_compare(f->path, &now, then);
 }
 
 int file_map(struct file *f, const void **out)
@@ -222,7 +231,7 @@ int file_map(struct file *f, const void **out)
         sys = f->ops->map ? f->ops->map(f->ops->ctx, f->handle, f->id.bytes, &f->mapped) : -ENOTSUP;
     if (sys)
         return err(sys == -ENOTSUP || sys == -ENODEV ? ERR_UNSUPPORTED : ERR_IO, "%s: cannot map %" PRIu64 " bytes: %s",
-                   f->path, f->id.bytes, reason(sys));
+                   f->path, f->id.bytes, file_reason(sys));
     *out = f->mapped;
     return 0;
 }

@@ -44,10 +44,19 @@ const char *file_path(const struct file *f);               /* view until file_cl
 const struct file_id *file_identity(const struct file *f); /* as it was at open; view until file_close */
 bool file_is_same(const struct file_id *a, const struct file_id *b);
 
+/* "No such file or directory" for -ENOENT, whatever the locale. Static text. Any thread. */
+const char *file_reason(int64_t minus_errno);
+
+/* Identity of an open descriptor; 0 or -errno, for those who open by themselves. */
+int file_identify(int fd, struct file_id *out);
+
+/* ERR_STATE, with what differs, if the file at path, now this one, is not the one it was then. */
+int file_compare(const char *path, const struct file_id *now, const struct file_id *then);
+
 /* All of bytes from off, or an error: ERR_IO, with path, offset, bytes and the system's reason. */
 int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes);
 
-/* ERR_STATE, with what differs, if the file was changed since `then` (file_identity(f), or what an earlier open saw). */
+/* Look again: file_compare of the open file as it is now with `then` (file_identity(f), or what an earlier open saw). */
 int file_check(struct file *f, const struct file_id *then);
 
 /* Map the whole file read-only; a view until file_close. ERR_UNSUPPORTED where it cannot be mapped, ERR_IO. Bytes that
