@@ -157,6 +157,7 @@ bool cpu_can(const struct op *op)
     case OP_ADD_BIAS:
         return is_same(op->dst[0], op->src[0]) && is_vector(op->w[0], op->dst[0]->ne[0]);
     case OP_SCALE:
+        return is_same(op->dst[0], op->src[0]) && (!op->w[0] || is_vector(op->w[0], 1));
     case OP_SOFTCAP:
     case OP_GET_ROWS:
         return is_same(op->dst[0], op->src[0]);

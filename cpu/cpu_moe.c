@@ -225,6 +225,9 @@ static void multiply(const struct job *j, const struct piece *p, int i, const vo
         .scratch = walk_own(j->w, j->worker),
     };
     j->w->kern->mat[w->type](&args);
+    if (p->e->scale[i] != 1.0f)
+        for (int t = 0; t < p->n_tok; t++)
+            j->w->kern->scale(dst + t * dst_stride, p->e->scale[i], dst + t * dst_stride, p->n_rows);
 }
 
 /* The worker's room for the results of an item (ITEM_TOK, ITEM_ROWS). */

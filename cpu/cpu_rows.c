@@ -62,8 +62,10 @@ static void add_bias(const struct job *j)
 
 static void scale(const struct job *j)
 {
+    float f = j->op->w[0] ? *(const float *)j->op->w[0]->data : j->op->p.scale.f;
+
     for (int i = j->begin; i < j->end; i++)
-        j->kern->scale(src_row(j, 0, i), j->op->p.scale.f, dst_row(j, i), j->op->dst[0]->ne[0]);
+        j->kern->scale(src_row(j, 0, i), f, dst_row(j, i), j->op->dst[0]->ne[0]);
 }
 
 static void softcap(const struct job *j)

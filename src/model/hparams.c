@@ -268,21 +268,21 @@ int hparams_windows(const struct gguf *g, struct model *m, int default_window, i
     char key[96];
     arch_key(key, sizeof key, arch, "attention.sliding_window_pattern");
     const struct gguf_key *k = gguf_find(g, key);
-    struct gguf_array a = {0};
-    if (k && k->type == GGUF_ARRAY) {
-        rc = gguf_array(g, key, GGUF_WANT_BOOL, &a);
+    struct gguf_array a = {0}; /* one truth value for each layer, as bool or as number */
+    if (!k || k->type != GGUF_ARRAY) {
+        rc = hparams_int(g, arch, "attention.sliding_window_pattern", true, 0, MAX_LAYER, &pattern);
+    } else {
+        rc = gguf_array(g, key, k->array.type == GGUF_BOOL ? GGUF_WANT_BOOL : GGUF_WANT_INT, &a);
         if (rc == 0 && a.n < (uint64_t)m->hp.n_layer)
             rc = err(ERR_FORMAT, "%s: %" PRIu64 " elements for %d layers", key, a.n, m->hp.n_layer);
-    } else {
-        rc = hparams_int(g, arch, "attention.sliding_window_pattern", true, 0, MAX_LAYER, &pattern);
     }
-    if (rc < 0)
-        return rc;
-    for (int layer = 0; layer < m->hp.n_layer; layer++) {
-        bool windowed = a.n ? gguf_at_bool(&a, (uint64_t)layer) : pattern == 0 || layer % pattern < pattern - 1;
+    for (int layer = 0; rc == 0 && layer < m->hp.n_layer; layer++) {
+        bool windowed = pattern == 0 || layer % pattern < pattern - 1;
+        if (a.n)
+            windowed = a.type == GGUF_BOOL ? gguf_at_bool(&a, (uint64_t)layer) : gguf_at_i64(&a, (uint64_t)layer) != 0;
         m->layers[layer].window = windowed ? window : 0;
     }
-    return 0;
+    return rc;
 }
 
 /* YaRN (arXiv 2309.00071): how much of the unscaled frequency dimension pair i keeps. */

@@ -53,6 +53,7 @@ static bool arch_uses(const struct arch *arch, enum role role)
     case ROLE_TOKEN_EMBD:
     case ROLE_OUTPUT_NORM:
     case ROLE_OUTPUT:
+    case ROLE_OUTPUT_BIAS:
     case ROLE_ROPE_FREQS:
         return true;
     default:
@@ -163,13 +164,12 @@ static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, 
     return rc < 0 ? rc : add_weight(m, &up, learn);
 }
 
-/* Tensors that running without changes nothing or, as far as is known, nothing that others take into account either:
- * calibration of activations for 4-bit float hardware, and scales of products in families whose reference programs leave
- * them out (they are 1 in all files seen). */
+/* Tensors that text can be made without: a reranker's classifier, the calibration of activations for 4-bit float hardware,
+ * and scales of products in families whose reference programs leave them out, too. */
 static bool is_ignored(const char *name)
 {
     const char *dot = strrchr(name, '.');
-    if (dot && strcmp(dot, ".input_scale") == 0)
+    if (strncmp(name, "cls.", 4) == 0 || (dot && strcmp(dot, ".input_scale") == 0))
         return true;
     if (!dot || strcmp(dot, ".scale") != 0)
         return false;

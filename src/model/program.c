@@ -111,7 +111,15 @@ static void set_params(const struct lower *lo, struct op *op, int layer, int src
         break;
     case OP_KV_APPEND:
     case OP_ATTENTION:
-        op->p.attn = lo->attn[layer];
+        op->p.attn = lo->attn[layer]; /* group and offsets */
+        op->p.attn.n_head = lo->m->layers[layer].n_head;
+        op->p.attn.n_head_kv = lo->m->layers[layer].n_head_kv;
+        op->p.attn.head_dim_k = hp->head_dim_k;
+        op->p.attn.head_dim_v = hp->head_dim_v;
+        op->p.attn.scale = hp->attn_scale;
+        op->p.attn.softcap = hp->attn_softcap;
+        op->p.attn.window = lo->m->layers[layer].window;
+        op->p.attn.kv_type = lo->p->kv.type;
         break;
     case OP_ROUTE:
         op->p.route = (struct op_route){.n_expert = hp->n_expert,
@@ -216,9 +224,12 @@ static int lower_tail(struct lower *lo)
         ARCH_NORM(ARCH_OUT, ARCH_OUT, ROLE_OUTPUT_NORM),
         {.kind = OP_MATMUL, .dst = {ARCH_LOGITS}, .src = {ARCH_OUT}, .w = {ROLE_OUTPUT}},
     };
+    static const struct arch_op bias = ARCH_BIAS_IF(ARCH_LOGITS, ROLE_OUTPUT_BIAS);
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < sizeof tail / sizeof *tail; i++)
         rc = lower_op(lo, &tail[i], -1, OP_ROWS_OUT, NULL);
+    if (rc == 0 && lo->m->w[ROLE_OUTPUT_BIAS] >= 0)
+        rc = lower_op(lo, &bias, -1, OP_ROWS_OUT, NULL);
     if (rc == 0 && hp->logit_scale != 1.0f)
         rc = lower_scale(lo, OP_SCALE, hp->logit_scale);
     if (rc == 0 && hp->logit_softcap != 0.0f)
