@@ -1,6 +1,7 @@
 /* From logits to a token: penalties, then greedy or (top-k, top-p, min-p, temperature, draw). One sampler per session.
- * Order as most tools have it: penalties; top-k; top-p; min-p; temperature; draw. temperature 0 is the exact argmax after
- * penalties, of equals the lowest id. Same seed, logits and history: same tokens, on every machine (our own generator). */
+ * Order as most tools have it: penalties; top-k; top-p; min-p; temperature; draw. top-p and min-p look at probabilities
+ * as they are at temperature 1. temperature 0 is the exact argmax after penalties, of equals the lowest id. A logit that is
+ * not finite is never drawn. Same seed, logits and history: same tokens, on every machine (our own generator). */
 #ifndef FERRY_RUN_SAMPLE_H
 #define FERRY_RUN_SAMPLE_H
 
@@ -11,11 +12,13 @@ extern "C" {
 #endif
 
 struct sample_opts {
-    float temperature;
-    int top_k;
-    float top_p, min_p;
-    float repeat_penalty, presence_penalty, frequency_penalty;
-    int penalty_window; /* -1: all tokens */
+    float temperature;    /* 0: greedy */
+    int top_k;            /* 0: off */
+    float top_p;          /* the fewest best tokens that together have this probability; 1: off */
+    float min_p;          /* tokens with at least this times the best one's probability; 0: off */
+    float repeat_penalty; /* of each different token in the window: a logit above 0 is divided by it, another multiplied; 1: off */
+    float presence_penalty, frequency_penalty; /* then taken off its logit: once, and for each time it is there; 0: off */
+    int penalty_window;   /* last tokens looked at; -1: all */
     uint64_t seed;
 };
 
@@ -34,7 +37,8 @@ int sample_copy(const struct sample *s, struct sample **out);
 /* New options, random state from opts->seed. ERR_ARG leaves the old ones. */
 int sample_reset(struct sample *s, const struct sample_opts *opts);
 
-/* Draw from logits (n_vocab), which are not changed; history (n_history): the sequence's tokens so far, for penalties.
+/* Draw from logits (n_vocab), which are not changed; history (n_history): the sequence's tokens so far, for penalties
+ * (ids outside the vocabulary do not count).
  * Never allocates. ERR_FORMAT when no logit is finite (a broken model): says how many were NaN. */
 int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token);
 

@@ -1,0 +1,398 @@
+/* Owns the way from a row of logits to one token, and the random numbers it takes. Leaves to others where logits come from
+ * and what a token means.
+ *
+ * The same draw on every machine: sums are taken in a fixed order, in double; exp is a polynomial of this file (libm's
+ * differs between systems in the last bit, and one bit can turn a draw); the generator is ours. Nothing is ever sorted, so
+ * that a draw takes the same few passes over the vocabulary whatever the logits are. */
+#include "src/run/sample.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+enum { N_BINS = 4096 };
+
+struct sample {
+    struct sample_opts opts;
+    int n_vocab;
+    uint64_t rng[4];
+    /* The candidates, by rising id: (n) are used. All own, in the same block. */
+    int n;
+    float *logit;    /* (n_vocab) */
+    int32_t *id;     /* (n_vocab) */
+    double *weight;  /* (n_vocab) e^(logit - max), scaled by temperature at last */
+    float max;       /* best logit among them */
+    int32_t *n_seen; /* (n_vocab) how often a token was seen; zero but in penalize() */
+    double *bin;     /* (N_BINS) */
+};
+
+void sample_opts_init(struct sample_opts *opts)
+{
+    *opts = (struct sample_opts){.top_p = 1, .repeat_penalty = 1, .penalty_window = 64};
+}
+
+/* ---- random numbers: xoshiro256** 1.0 seeded by splitmix64 (D. Blackman, S. Vigna, https://prng.di.unimi.it/, public
+ * domain) ---- */
+
+static uint64_t splitmix64(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static uint64_t rotl(uint64_t x, int k)
+{
+    return (x << k) | (x >> (64 - k));
+}
+
+static uint64_t xoshiro256ss(uint64_t s[4])
+{
+    uint64_t result = rotl(s[1] * 5, 7) * 9, t = s[1] << 17;
+
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= t;
+    s[3] = rotl(s[3], 45);
+    return result;
+}
+
+static void seed_rng(struct sample *s)
+{
+    uint64_t state = s->opts.seed;
+
+    for (int i = 0; i < 4; i++)
+        s->rng[i] = splitmix64(&state);
+}
+
+/* 0 <= u < 1, a multiple of 2^-53. */
+static double draw_unit(struct sample *s)
+{
+    return (double)(xoshiro256ss(s->rng) >> 11) * 0x1p-53;
+}
+
+/* ---- exp ---- */
+
+/* e^x for x <= 0, by operations that IEEE 754 rounds in one way only. x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor
+ * polynomial of degree 13: the first term left out is below 2^-57. Relative error under 2^-51; 0 below 2^-1022. */
+static double exp_neg(double x)
+{
+    static const double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33; /* fdlibm's split of ln 2 */
+    static const double inverse[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                     1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
+                                     1.0 / 6,          1.0 / 2,         1.0,            1.0};
+    double sum = 0, power;
+
+    if (!(x > -708)) /* also what temperature / a tiny number made infinite */
+        return 0;
+    int n = (int)(x * 1.4426950408889634 - 0.5);
+    double r = (x - n * ln2_hi) - n * ln2_lo;
+    for (int i = 0; i < 14; i++)
+        sum = sum * r + inverse[i];
+    uint64_t bits = (uint64_t)(n + 1023) << 52; /* 2^n; n >= -1022 */
+    memcpy(&power, &bits, sizeof power);
+    return sum * power;
+}
+
+/* ---- options ---- */
+
+static int check_opts(const struct sample_opts *o)
+{
+    if (!(o->temperature >= 0) || !isfinite(o->temperature))
+        return err(ERR_ARG, "temperature is %g; it must be 0 or more", (double)o->temperature);
+    if (o->top_k < 0)
+        return err(ERR_ARG, "top-k is %d; it must be 0 (off) or more", o->top_k);
+    if (!(o->top_p >= 0 && o->top_p <= 1))
+        return err(ERR_ARG, "top-p is %g; it must be between 0 and 1 (off)", (double)o->top_p);
+    if (!(o->min_p >= 0 && o->min_p <= 1))
+        return err(ERR_ARG, "min-p is %g; it must be between 0 (off) and 1", (double)o->min_p);
+    if (!(o->repeat_penalty > 0) || !isfinite(o->repeat_penalty))
+        return err(ERR_ARG, "repeat penalty is %g; it must be more than 0 (1: off)", (double)o->repeat_penalty);
+    if (!isfinite(o->presence_penalty))
+        return err(ERR_ARG, "presence penalty is %g; it must be a number (0: off)", (double)o->presence_penalty);
+    if (!isfinite(o->frequency_penalty))
+        return err(ERR_ARG, "frequency penalty is %g; it must be a number (0: off)", (double)o->frequency_penalty);
+    if (o->penalty_window < -1)
+        return err(ERR_ARG, "penalty window is %d; it must be -1 (all tokens), 0 (off) or more", o->penalty_window);
+    return 0;
+}
+
+int sample_make(const struct sample_opts *opts, int n_vocab, struct sample **out)
+{
+    int rc = check_opts(opts);
+
+    *out = NULL;
+    if (rc)
+        return rc;
+    if (n_vocab < 1)
+        return err(ERR_ARG, "sampler for %d tokens; there must be at least 1", n_vocab);
+    /* Doubles first: everything in the block is then aligned to its size. */
+    size_t n = (size_t)n_vocab;
+    size_t bytes = sizeof(struct sample) + (n + N_BINS) * sizeof(double) + n * (sizeof(float) + 2 * sizeof(int32_t));
+    struct sample *s = mem_zalloc(1, bytes, MEM_SCRATCH);
+    if (!s)
+        return err(ERR_NOMEM, "sampler for %d tokens: %zu bytes", n_vocab, bytes);
+    s->opts = *opts;
+    s->n_vocab = n_vocab;
+    s->weight = (double *)(s + 1);
+    s->bin = s->weight + n;
+    s->logit = (float *)(s->bin + N_BINS);
+    s->id = (int32_t *)(s->logit + n);
+    s->n_seen = s->id + n;
+    seed_rng(s);
+    *out = s;
+    return 0;
+}
+
+void sample_free(struct sample *s)
+{
+    mem_free(s);
+}
+
+int sample_copy(const struct sample *s, struct sample **out)
+{
+    int rc = sample_make(&s->opts, s->n_vocab, out);
+
+    if (!rc)
+        memcpy((*out)->rng, s->rng, sizeof s->rng);
+    return rc;
+}
+
+int sample_reset(struct sample *s, const struct sample_opts *opts)
+{
+    int rc = check_opts(opts);
+
+    if (rc)
+        return rc;
+    s->opts = *opts;
+    seed_rng(s);
+    return 0;
+}
+
+/* ---- penalties ---- */
+
+static bool has_penalties(const struct sample_opts *o)
+{
+    return o->penalty_window && (o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0);
+}
+
+/* Once for each different token of the window: a logit above 0 is divided by the repeat penalty, another is multiplied;
+ * then how often the token was seen times the frequency penalty, and the presence penalty, are taken off. */
+static void penalize(struct sample *s, const int32_t *history, int64_t n_history)
+{
+    const struct sample_opts *o = &s->opts;
+    int64_t first = o->penalty_window >= 0 && n_history > o->penalty_window ? n_history - o->penalty_window : 0;
+    int n_ids = 0;
+
+    for (int64_t i = first; i < n_history; i++) {
+        int32_t id = history[i];
+        if (id < 0 || id >= s->n_vocab)
+            continue;
+        if (s->n_seen[id]++ == 0)
+            s->id[n_ids++] = id;
+    }
+    for (int i = 0; i < n_ids; i++) {
+        int32_t id = s->id[i];
+        float x = s->logit[id];
+        x = x > 0 ? x / o->repeat_penalty : x * o->repeat_penalty;
+        s->logit[id] = x - (float)s->n_seen[id] * o->frequency_penalty - o->presence_penalty;
+        s->n_seen[id] = 0;
+    }
+}
+
+/* ---- candidates ---- */
+
+static int no_candidate(const float *logits, int n)
+{
+    int n_nan = 0;
+
+    for (int i = 0; i < n; i++)
+        n_nan += isnan(logits[i]) != 0;
+    return err(ERR_FORMAT, "the model's %d logits hold no finite number (%d are NaN)", n, n_nan);
+}
+
+static int draw_greedy(const float *logits, int n, int32_t *token)
+{
+    int best = -1;
+
+    for (int i = 0; i < n; i++)
+        if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best]))
+            best = i;
+    if (best < 0)
+        return no_candidate(logits, n);
+    *token = best;
+    return 0;
+}
+
+/* All finite logits become candidates. logits may be s->logit: nothing moves up. */
+static void gather(struct sample *s, const float *logits)
+{
+    int n = 0;
+
+    s->max = -INFINITY;
+    for (int i = 0; i < s->n_vocab; i++) {
+        float x = logits[i];
+        if (!isfinite(x))
+            continue;
+        s->id[n] = i;
+        s->logit[n++] = x;
+        if (x > s->max)
+            s->max = x;
+    }
+    s->n = n;
+}
+
+static void weigh(struct sample *s, double temperature)
+{
+    for (int i = 0; i < s->n; i++)
+        s->weight[i] = exp_neg(((double)s->logit[i] - s->max) / temperature);
+}
+
+/* ---- cuts ---- */
+
+/* Smaller for larger logits, equal for equal ones (adding 0 makes +0 of -0). */
+static uint32_t key_of(float logit)
+{
+    uint32_t bits;
+
+    logit += 0.0f;
+    memcpy(&bits, &logit, sizeof bits);
+    return bits >> 31 ? bits : ~bits & 0x7fffffff;
+}
+
+/* Add up, from the best candidate downwards and of equal ones by rising id, their values (each 1 where value is NULL)
+ * until the sum is at least want (> 0); the candidate that made it so, or the last where rounding leaves want unreached.
+ * A radix selection: what lies in the bins above the one where the sum crosses is never put in order. */
+static int find_last(struct sample *s, const double *value, double want)
+{
+    static const struct {
+        int shift;
+        uint32_t mask;
+    } digits[] = {{20, 0xfff}, {10, 0x3ff}, {0, 0x3ff}};
+    uint32_t prefix = 0, prefix_mask = 0;
+    double above = 0; /* sum of all better than the bins looked at; below want */
+    int last = 0;
+
+    for (int d = 0; d < 3; d++) {
+        uint32_t bin = 0, max_bin = 0;
+        memset(s->bin, 0, (digits[d].mask + 1) * sizeof *s->bin);
+        for (int i = 0; i < s->n; i++) {
+            uint32_t key = key_of(s->logit[i]), at = key >> digits[d].shift & digits[d].mask;
+            if ((key & prefix_mask) != prefix)
+                continue;
+            s->bin[at] += value ? value[i] : 1;
+            if (at > max_bin)
+                max_bin = at;
+        }
+        for (; bin < max_bin && above + s->bin[bin] < want; bin++)
+            above += s->bin[bin];
+        prefix |= bin << digits[d].shift;
+        prefix_mask |= digits[d].mask << digits[d].shift;
+    }
+    for (int i = 0; i < s->n && above < want; i++)
+        if (key_of(s->logit[i]) == prefix) {
+            above += value ? value[i] : 1;
+            last = i;
+        }
+    return last;
+}
+
+static void keep(struct sample *s, int i, int *n)
+{
+    s->id[*n] = s->id[i];
+    s->weight[*n] = s->weight[i];
+    s->logit[(*n)++] = s->logit[i];
+}
+
+/* Drop what is worse than candidate `last`. */
+static void cut_behind(struct sample *s, int last)
+{
+    float logit = s->logit[last];
+    int n = 0;
+
+    for (int i = 0; i < s->n; i++)
+        if (s->logit[i] > logit || (s->logit[i] == logit && i <= last))
+            keep(s, i, &n);
+    s->n = n;
+}
+
+/* Keep the k best. */
+static void cut_top_k(struct sample *s, int k)
+{
+    if (s->n > k)
+        cut_behind(s, find_last(s, NULL, k));
+}
+
+/* Keep the fewest of the best that together weigh at least top_p of all. The weights must be those of temperature 1. */
+static void cut_top_p(struct sample *s, double top_p)
+{
+    double total = 0;
+
+    for (int i = 0; i < s->n; i++)
+        total += s->weight[i];
+    /* The best weighs 1: where nothing is asked for, it alone stays. */
+    cut_behind(s, find_last(s, s->weight, top_p > 0 ? total * top_p : 1));
+}
+
+/* Keep what weighs at least min_p times the best. */
+static void cut_min_p(struct sample *s, double min_p)
+{
+    int n = 0;
+
+    for (int i = 0; i < s->n; i++)
+        if (s->weight[i] >= min_p)
+            keep(s, i, &n);
+    s->n = n;
+}
+
+static int32_t draw_weighted(struct sample *s)
+{
+    double total = 0, sum = 0;
+    int last = 0;
+
+    for (int i = 0; i < s->n; i++)
+        total += s->weight[i];
+    double want = draw_unit(s) * total;
+    for (int i = 0; i < s->n; i++) {
+        sum += s->weight[i];
+        if (sum > want)
+            return s->id[i];
+        if (s->weight[i] > 0)
+            last = i;
+    }
+    /* draw_unit() is below 1, but its product with total may round up to it. */
+    return s->id[last];
+}
+
+int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token)
+{
+    const struct sample_opts *o = &s->opts;
+
+    if (has_penalties(o)) {
+        memcpy(s->logit, logits, (size_t)s->n_vocab * sizeof *logits);
+        penalize(s, history, n_history);
+        logits = s->logit;
+    }
+    if (o->temperature == 0)
+        return draw_greedy(logits, s->n_vocab, token);
+    gather(s, logits);
+    if (!s->n)
+        return no_candidate(logits, s->n_vocab);
+    if (o->top_k)
+        cut_top_k(s, o->top_k);
+    if (o->top_p < 1 || o->min_p > 0)
+        weigh(s, 1);
+    if (o->top_p < 1)
+        cut_top_p(s, o->top_p);
+    if (o->min_p > 0)
+        cut_min_p(s, o->min_p);
+    weigh(s, o->temperature);
+    *token = draw_weighted(s);
+    return 0;
+}
