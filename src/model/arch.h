@@ -89,13 +89,14 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}}, \
     {.kind = OP_MATMUL, .dst = {ARCH_H}, .src = {ARCH_O}, .w = {ROLE_ATTN_OUT}}, \
     ARCH_SCALE_IF(ARCH_H, ROLE_ATTN_OUT_SCALE)
-/* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN */
+/* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN; biases where the file has them */
 #define ARCH_FFN \
     {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
      .w = {ROLE_FFN_GATE, ROLE_FFN_UP}}, \
+    ARCH_BIAS_IF(ARCH_GATE, ROLE_FFN_GATE_BIAS), ARCH_BIAS_IF(ARCH_UP, ROLE_FFN_UP_BIAS), \
     {.kind = OP_GLU, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE}, .src = {ARCH_GATE, ARCH_UP}}, \
-    ARCH_MATMUL_IF(ARCH_H, ARCH_GATE, ROLE_FFN_DOWN)
-/* the same with the biases and scales that a file may hold; the scale comes after the bias */
+    ARCH_MATMUL_IF(ARCH_H, ARCH_GATE, ROLE_FFN_DOWN), ARCH_BIAS_IF(ARCH_H, ROLE_FFN_DOWN_BIAS)
+/* the same with the scales that a file may hold; they come after the bias */
 #define ARCH_FFN_SCALED \
     {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
      .w = {ROLE_FFN_GATE, ROLE_FFN_UP}}, \

@@ -50,16 +50,14 @@ static int hparams(const struct gguf *g, struct model *m)
 
 #define GRANITE_LAYER \
     .rope_neox = false, .act = OP_ACT_SILU, .layer = layer, .n_layer_ops = sizeof layer / sizeof *layer, \
-    .required = required, .hparams = hparams
+    .required = required, .ffn_dense = arch_ffn_dense, .ffn_moe = arch_ffn_moe, .hparams = hparams
 
 const struct arch arch_granite = {
     .name = "granite",
     GRANITE_LAYER,
-    .ffn_dense = arch_ffn_dense,
 };
 
 const struct arch arch_granitemoe = {
     .name = "granitemoe",
     GRANITE_LAYER,
-    .ffn_moe = arch_ffn_moe,
 };
