@@ -58,6 +58,8 @@ const struct conf_option conf_options[] = {
      "threads that compute"},
     {"kv-type", 0, CONF_CHOICE, ENGINES " plan", AT(kv_type), 0, "TYPE", "f16", NULL, "f16|q8_0", 0, 0,
      "type of the key and value cache"},
+    {"plan", 0, CONF_FILE, ENGINES, AT(plan), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "run this saved plan; --ram, --ctx and what else it settles are then its own"},
     {"io", 0, CONF_CHOICE, ENGINES " plan", AT(io), 0, "HOW", "auto", NULL, "auto|uring|pread|mmap", 0, 0,
      "how weights are read"},
     {"prefill", 0, CONF_CHOICE, "chat run bench plan", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,

@@ -25,6 +25,7 @@ struct conf {
     uint32_t n_ctx, n_threads, chunk_tok;
     const char *kv_type, *io, *prefill, *isa;
     bool no_pin;
+    const char *plan;
     /* sampling */
     double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     int64_t top_k, penalty_window;

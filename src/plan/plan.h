@@ -17,6 +17,11 @@ extern "C" {
 /* How weight bytes come into memory. URING and PREAD read them into anonymous memory of our own; MMAP maps the file. */
 enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 
+/* Bounce buffers of the reader of weights (PLAN_IO_URING, PLAN_IO_PREAD): reads in flight, and the most bytes of one. Heads and
+ * tails of a read are rounded to 4 KiB for O_DIRECT, so a slot holds that much more. 16 reads of 1 MiB keep NVMe disks busy. */
+#define PLAN_STAGE_SLOTS 16
+#define PLAN_STAGE_SLOT_BYTES ((uint64_t)1 << 20)
+
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
     uint64_t ram_bytes;
@@ -41,8 +46,8 @@ struct plan {
     uint64_t kv_bytes;                  /* n_seq sequences of n_ctx positions, whole pages */
     uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
     uint64_t stage_bytes;               /* bounce buffers of the reader */
-    uint64_t meta_bytes;                /* header, vocabulary, tables: an estimate from the header's size, marked so */
-    uint64_t total_bytes, budget_bytes;
+    uint64_t meta_bytes;                /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
+    uint64_t total_bytes, budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
     uint64_t decode_bytes_per_tok;      /* weights read for one generated token (k of E experts) at an empty context */
     double decode_tok_per_s, load_s;

@@ -1,0 +1,319 @@
+/* The planner of one CPU: chooses what was left open, counts every byte by purpose and holds the sum against the budget.
+ * Pure arithmetic on machine, model and options; plan_text.c writes plans down and reads them. */
+#include "src/plan/plan.h"
+
+#include "src/base/err.h"
+#include "src/base/size.h"
+#include "src/model/gguf.h"
+#include "src/model/program.h"
+#include "src/plan/plan_in.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Left alone where no --ram is given: the rest of the system moves, too. A sixteenth of 8 GiB is half a GiB. */
+#define MARGIN_SHIFT 4
+#define MARGIN_LEAST_BYTES (256 * MIB)
+/* Below this a conversation is no use; mapping the weights is then the better way out. */
+#define LEAST_CTX 1024
+#define DEFAULT_CTX 8192
+/* Rows of a prefill step: enough that each weight read serves many rows, few enough that Ctrl-C is answered soon. */
+#define DEFAULT_CHUNK 512
+/* Pages are asked of the system in these. */
+#define MAP_BYTES 4096
+
+/* ---- bytes by purpose ---- */
+
+uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
+{
+    uint64_t sum = 0, bytes;
+
+    for (int group = 0; group < shape->n_groups; group++) {
+        uint64_t n_pages = (uint64_t)model_kv_pages(shape, group, p->n_ctx, p->chunk_tok);
+        if (!size_mul(n_pages, p->n_seq, &n_pages) || !size_mul(n_pages, shape->page_bytes[group], &bytes) ||
+            !size_add(sum, bytes, &sum))
+            return UINT64_MAX;
+    }
+    return size_align(sum, MAP_BYTES, &sum) ? sum : UINT64_MAX;
+}
+
+/* Every op must be one that the device runs; then what its activations and its own scratch take. */
+static int count_scratch(const struct plan_in *in, struct plan *p)
+{
+    struct program *program;
+    int rc = program_make(&(struct program_args){in->model, (int)p->chunk_tok, (int)p->n_out, p->kv_type}, &program);
+
+    if (rc)
+        return rc;
+    for (int i = 0; i < program->n_ops && !rc; i++) {
+        const struct op *op = &program->ops[i];
+        if (in->cpu->can(op))
+            continue;
+        const struct tensor *w = op->w[0];
+        ptrdiff_t weight = w ? w - program->weights : -1;
+        rc = err(ERR_UNSUPPORTED, "the %s cannot run %s of layer %d%s%s%s%s", in->cpu->name, device_op_name(op->kind),
+                 op->layer, w ? ", tensor " : "", w ? in->model->weights[weight].name : "", w ? " of type " : "",
+                 w ? quant_info((int)w->type)->name : "");
+    }
+    if (!rc)
+        p->scratch_bytes = size_up(program->arena_bytes, MAP_BYTES) +
+                           size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok,
+                                                          (int)p->n_threads),
+                                   MAP_BYTES);
+    program_free(program);
+    return rc;
+}
+
+/* The store begins each weight on a cache line of its own. */
+static void count_weights(const struct model *m, struct plan *p)
+{
+    p->dense_bytes = p->expert_bytes = 0;
+    for (int i = 0; i < m->n_weights; i++) {
+        const struct tensor *t = &m->weights[i].t;
+        uint64_t bytes = (uint64_t)t->ne[1] * t->stride[1] * (uint64_t)t->ne[2];
+        *(m->weights[i].is_expert ? &p->expert_bytes : &p->dense_bytes) += size_up(bytes, 64);
+    }
+}
+
+/* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack. */
+static uint64_t meta_bytes(const struct model *m, const struct plan *p)
+{
+    uint64_t header_bytes = m->gguf ? gguf_header_bytes(m->gguf) : 0;
+    return 4 * header_bytes + 8 * MIB + (uint64_t)p->n_threads * 256 * KIB;
+}
+
+static void count_rest(const struct model *m, struct plan *p)
+{
+    bool reads = p->io == PLAN_IO_URING || p->io == PLAN_IO_PREAD;
+
+    p->stage_bytes = reads ? PLAN_STAGE_SLOTS * (PLAN_STAGE_SLOT_BYTES + 2 * MAP_BYTES) : 0;
+    p->meta_bytes = meta_bytes(m, p);
+    p->total_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
+    if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes))
+        p->total_bytes = UINT64_MAX;
+}
+
+uint64_t plan_must_fit_bytes(const struct plan *p)
+{
+    return p->io == PLAN_IO_MMAP ? p->total_bytes - p->dense_bytes - p->expert_bytes : p->total_bytes;
+}
+
+static int refuse(const struct plan *p, const struct plan_in *in)
+{
+    char b[7][32];
+    const char *mapped = p->io == PLAN_IO_MMAP ? " (mapped: not counted)" : "";
+    uint64_t need_bytes = plan_must_fit_bytes(p);
+
+    return err(ERR_LIMIT,
+               "%s does not fit: %s wanted, %s allowed, %s too much. Weights %s%s, KV cache %s (%" PRIu32
+               " positions x %" PRIu32 "), scratch %s, reading and tables %s",
+               in->model->name, size_format(need_bytes, b[0], sizeof b[0]), size_format(p->budget_bytes, b[1], sizeof b[1]),
+               size_format(need_bytes - p->budget_bytes, b[2], sizeof b[2]),
+               size_format(p->dense_bytes + p->expert_bytes, b[3], sizeof b[3]), mapped,
+               size_format(p->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
+               size_format(p->scratch_bytes, b[5], sizeof b[5]),
+               size_format(p->stage_bytes + p->meta_bytes, b[6], sizeof b[6]));
+}
+
+/* ---- choices ---- */
+
+uint32_t plan_default_ctx(const struct model *m)
+{
+    int n = m->hp.n_ctx_train;
+    return n > 0 && n < DEFAULT_CTX ? (uint32_t)n : DEFAULT_CTX;
+}
+
+static uint32_t or_else(uint32_t wanted, uint32_t choice)
+{
+    return wanted ? wanted : choice;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int choose_budget(const struct machine *machine, const struct plan_opts *o, struct plan *p)
+{
+    char a[32], b[32];
+    uint64_t most_bytes =
+        machine->ram_limit_bytes < machine->ram_total_bytes ? machine->ram_limit_bytes : machine->ram_total_bytes;
+    uint64_t free_bytes = machine->ram_free_bytes, margin_bytes = free_bytes >> MARGIN_SHIFT;
+
+    if (o->ram_bytes > most_bytes)
+        return err(ERR_LIMIT, "%s of memory asked for; this machine%s %s", size_format(o->ram_bytes, a, sizeof a),
+                   machine->ram_limit_bytes < machine->ram_total_bytes ? " allows this process" : " has",
+                   size_format(most_bytes, b, sizeof b));
+    if (margin_bytes < MARGIN_LEAST_BYTES)
+        margin_bytes = MARGIN_LEAST_BYTES;
+    p->budget_bytes = o->ram_bytes ? o->ram_bytes : free_bytes > margin_bytes ? free_bytes - margin_bytes : 0;
+    return 0;
+}
+
+static int check_opts(const struct plan_opts *o)
+{
+    const struct quant_info *kv = quant_info((int)o->kv_type);
+
+    if (o->kv_type != QUANT_F32 && o->kv_type != QUANT_F16 && o->kv_type != QUANT_Q8_0)
+        return err(ERR_ARG, "a KV cache of type %s: F16 and Q8_0 are known", kv ? kv->name : "?");
+    if (o->n_ctx > INT32_MAX || o->n_seq > INT32_MAX || o->chunk_tok > INT32_MAX || o->n_threads > INT32_MAX)
+        return err(ERR_ARG, "context %" PRIu32 ", sequences %" PRIu32 ", chunk %" PRIu32 ", threads %" PRIu32
+                   ": at most %d each", o->n_ctx, o->n_seq, o->chunk_tok, o->n_threads, INT32_MAX);
+    if ((unsigned)o->io > PLAN_IO_MMAP || (unsigned)o->prefill > DEVICE_PREFILL_BLAS)
+        return err(ERR_ARG, "way of reading %d, of prefill %d: not known", (int)o->io, (int)o->prefill);
+    return 0;
+}
+
+static int choose(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
+{
+    int rc = check_opts(o);
+
+    if (rc)
+        return rc;
+    memset(p, 0, sizeof *p); /* padding too: same inputs, same bytes */
+    p->machine_id = in->machine->identity;
+    p->model_id = in->model->identity;
+    p->n_threads = or_else(o->n_threads, in->machine->n_cores > 0 ? (uint32_t)in->machine->n_cores : 1);
+    p->n_ctx = or_else(o->n_ctx, plan_default_ctx(in->model));
+    p->n_seq = or_else(o->n_seq, 1);
+    p->chunk_tok = or_else(o->chunk_tok, DEFAULT_CHUNK);
+    p->kv_type = o->kv_type == QUANT_Q8_0 ? QUANT_Q8_0 : QUANT_F16;
+    p->io = o->io != PLAN_IO_AUTO ? o->io : in->machine->has_uring ? PLAN_IO_URING : PLAN_IO_PREAD;
+    p->prefill = o->prefill;
+    p->pin = !o->no_pin;
+    p->chunk_tok = least(p->chunk_tok, p->n_ctx);
+    p->n_out = least(or_else(o->n_out, 1), p->chunk_tok);
+    snprintf(p->isa, sizeof p->isa, "%s", o->isa[0] ? o->isa : in->machine->isa);
+    return choose_budget(in->machine, o, p);
+}
+
+static bool fits(const struct plan *p)
+{
+    return plan_must_fit_bytes(p) <= p->budget_bytes;
+}
+
+static void set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_ctx, struct plan *p)
+{
+    p->n_ctx = n_ctx;
+    p->kv_bytes = plan_kv_bytes(shape, p);
+    count_rest(in->model, p);
+}
+
+/* The longest context that fits, in whole pages, if there is one of at least `floor` positions. The chunk stays what it is
+ * (scratch was counted with it), so a context is never shorter than that. */
+static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p)
+{
+    uint32_t was = p->n_ctx, lo = floor > p->chunk_tok ? floor : p->chunk_tok, hi = was;
+
+    lo = (lo + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
+    hi /= DEVICE_PAGE_TOK;
+    if (lo > hi)
+        return false;
+    set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
+    if (!fits(p)) {
+        set_ctx(in, shape, was, p);
+        return false;
+    }
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo + 1) / 2;
+        set_ctx(in, shape, mid * DEVICE_PAGE_TOK, p);
+        if (fits(p))
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
+    return true;
+}
+
+/* Ways out, mildest first: a shorter context (if nobody asked for one), the weights mapped, both. */
+static int fit(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
+{
+    struct plan first;
+
+    set_ctx(in, shape, p->n_ctx, p);
+    if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
+        return 0;
+    first = *p;
+    if (o->io == PLAN_IO_AUTO) {
+        p->io = PLAN_IO_MMAP;
+        set_ctx(in, shape, p->n_ctx, p);
+        if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, DEVICE_PAGE_TOK, p)))
+            return 0;
+    }
+    if (!o->n_ctx && o->io != PLAN_IO_AUTO && lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
+        return 0;
+    return refuse(o->io == PLAN_IO_AUTO ? p : &first, in);
+}
+
+/* ---- predictions ---- */
+
+/* Mapped weights that pass the budget are read again from disk. Without knowing which experts will be wanted, every byte is as
+ * likely to be absent as another. */
+double plan_missing_share(const struct plan *p)
+{
+    uint64_t weights_bytes = p->dense_bytes + p->expert_bytes, others_bytes = p->total_bytes - weights_bytes;
+
+    if (p->total_bytes <= p->budget_bytes || !weights_bytes)
+        return 0;
+    uint64_t room_bytes = p->budget_bytes > others_bytes ? p->budget_bytes - others_bytes : 0;
+    return 1 - (double)room_bytes / (double)weights_bytes;
+}
+
+static void predict(const struct plan_in *in, struct plan *p)
+{
+    const struct machine *m = in->machine;
+    double bytes = (double)model_decode_bytes(in->model), missing = plan_missing_share(p);
+
+    p->decode_bytes_per_tok = model_decode_bytes(in->model);
+    p->decode_tok_per_s = p->load_s = 0;
+    if (m->disk_bytes_per_s > 0)
+        p->load_s = (double)(p->dense_bytes + p->expert_bytes) * (1 - missing) / m->disk_bytes_per_s;
+    if (m->mem_bytes_per_s <= 0 || (missing > 0 && m->disk_bytes_per_s <= 0) || bytes <= 0)
+        return;
+    double s = bytes / m->mem_bytes_per_s;
+    if (missing > 0)
+        s += bytes * missing / m->disk_bytes_per_s;
+    p->decode_tok_per_s = 1 / s;
+}
+
+int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
+{
+    int rc = model_kv_shape(in->model, p->kv_type, shape, NULL);
+
+    if (!rc)
+        rc = count_scratch(in, p);
+    if (rc)
+        return rc;
+    count_weights(in->model, p);
+    set_ctx(in, shape, p->n_ctx, p);
+    return 0;
+}
+
+int plan_check(const struct plan_in *in, struct plan *p)
+{
+    if (!fits(p))
+        return refuse(p, in);
+    predict(in, p);
+    return 0;
+}
+
+int plan_make(const struct plan_in *in, struct plan *out)
+{
+    static const struct plan_opts your_choice;
+    const struct plan_opts *o = in->opts ? in->opts : &your_choice;
+    struct kv_shape shape;
+    struct plan p;
+
+    int rc = choose(in, o, &p);
+    if (!rc)
+        rc = plan_count(in, &shape, &p);
+    if (!rc)
+        rc = fit(in, o, &shape, &p);
+    if (rc)
+        return rc;
+    predict(in, &p);
+    memcpy(out, &p, sizeof p);
+    return 0;
+}

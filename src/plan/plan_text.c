@@ -1,0 +1,349 @@
+/* A plan as people read it, and as JSON that can be saved, edited and read back. What JSON says about bytes is never
+ * believed: choices are read, bytes are counted anew. */
+#include "src/plan/plan_in.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* A screenful; longer names are cut where they come in. */
+struct text {
+    char buf[8192];
+    size_t n;
+};
+
+static void say(struct text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static void say(struct text *t, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    int n = vsnprintf(t->buf + t->n, sizeof t->buf - t->n, fmt, args);
+    va_end(args);
+    if (n > 0)
+        t->n += (size_t)n < sizeof t->buf - t->n ? (size_t)n : sizeof t->buf - t->n - 1;
+}
+
+static const char *const io_names[] = {"auto", "uring", "pread", "mmap"};
+static const char *const prefill_names[] = {"int", "blas"};
+
+/* ---- for people ---- */
+
+static void say_subject(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    const struct model *m = in->model;
+    const struct machine *machine = in->machine;
+    char total[32], limit[32], free_now[32];
+
+    say(t, "model      %.80s: %s, %d layers, width %d, vocabulary %d", m->name, model_arch(m), m->hp.n_layer, m->hp.n_embd,
+        m->hp.n_vocab);
+    if (m->hp.n_expert)
+        say(t, ", %d of %d experts a token", m->hp.n_expert_used, m->hp.n_expert);
+    say(t, "\nmachine    %s: %d cores, memory %s", machine->cpu_name, machine->n_cores,
+        size_format(machine->ram_total_bytes, total, sizeof total));
+    if (machine->ram_limit_bytes < machine->ram_total_bytes)
+        say(t, ", limited to %s", size_format(machine->ram_limit_bytes, limit, sizeof limit));
+    say(t, ", free %s\n", size_format(machine->ram_free_bytes, free_now, sizeof free_now));
+    say(t, "compute    %" PRIu32 " threads%s, kernels %s, prefill %s, %" PRIu32 " tokens a step\n", p->n_threads,
+        p->pin ? " on cores of their own" : "", p->isa[0] ? p->isa : "the best there is", prefill_names[p->prefill],
+        p->chunk_tok);
+}
+
+static void say_bytes(struct text *t, const struct plan *p, const char *what, uint64_t bytes, const char *note)
+{
+    char size[32];
+
+    say(t, "  %-18s %10s", what, size_format(bytes, size, sizeof size));
+    if (p->budget_bytes)
+        say(t, " %6.1f %%", 100 * (double)bytes / (double)p->budget_bytes);
+    say(t, "%s%s\n", note[0] ? "   " : "", note);
+}
+
+static void say_memory(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    const char *how = p->io == PLAN_IO_MMAP    ? "mapped: the system may drop and read them again"
+                      : p->io == PLAN_IO_URING ? "read by io_uring into memory of our own"
+                                               : "read by pread into memory of our own";
+    char kv[96];
+
+    snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq, p->n_seq == 1 ? "" : "s",
+             p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16");
+    say(t, "\nmemory                      size  of budget\n");
+    say_bytes(t, p, "dense weights", p->dense_bytes, how);
+    if (in->model->hp.n_expert)
+        say_bytes(t, p, "expert weights", p->expert_bytes, how);
+    say_bytes(t, p, "KV cache", p->kv_bytes, kv);
+    say_bytes(t, p, "scratch", p->scratch_bytes, "activations of a step");
+    say_bytes(t, p, "reading buffers", p->stage_bytes, "");
+    say_bytes(t, p, "header and tables", p->meta_bytes, "an estimate");
+    say_bytes(t, p, "together", p->total_bytes, "");
+    say_bytes(t, p, "budget", p->budget_bytes, "");
+}
+
+static void say_speed(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    char size[32];
+
+    say(t, "\nspeed\n  decode reads %s of weights a token (empty context)", size_format(p->decode_bytes_per_tok, size, sizeof size));
+    if (p->decode_tok_per_s > 0)
+        say(t, "\n  at most %.3g tokens/s: memory gives %.3g GB/s", p->decode_tok_per_s, in->machine->mem_bytes_per_s / 1e9);
+    else
+        say(t, "\n  no prediction: the rate of %s is not known (ferry probe measures it)",
+            in->machine->mem_bytes_per_s > 0 ? "the disk" : "memory");
+    if (p->load_s > 0)
+        say(t, "\n  loading takes %.3g s: the disk gives %.3g GB/s", p->load_s, in->machine->disk_bytes_per_s / 1e9);
+    say(t, "\n");
+}
+
+static void say_why(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    uint32_t usual = plan_default_ctx(in->model);
+    bool asked_ctx = in->opts && in->opts->n_ctx, asked_io = in->opts && in->opts->io != PLAN_IO_AUTO;
+    int n_train = in->model->hp.n_ctx_train;
+    double missing = plan_missing_share(p);
+    char size[32];
+
+    say(t, "\nwhy\n");
+    if (asked_ctx)
+        say(t, "  context %" PRIu32 ": asked for", p->n_ctx);
+    else if (p->n_ctx < usual)
+        say(t, "  context LOWERED from %" PRIu32 " to %" PRIu32 ": the longest that fits", usual, p->n_ctx);
+    else
+        say(t, "  context %" PRIu32 ": %s", p->n_ctx,
+            n_train > 0 && (uint32_t)n_train == p->n_ctx ? "what the model was trained on" : "the most that is taken unasked");
+    if (n_train > 0 && p->n_ctx > (uint32_t)n_train)
+        say(t, "; beyond the %d that the model was trained on", n_train);
+    say(t, "\n  budget %s: %s\n", size_format(p->budget_bytes, size, sizeof size),
+        in->opts && in->opts->ram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
+    if (p->io == PLAN_IO_MMAP && !asked_io)
+        say(t, "  mapped: the weights do not fit beside the rest, and the file's own pages can be dropped again\n");
+    if (p->io == PLAN_IO_PREAD && !asked_io)
+        say(t, "  read by pread: this machine has no io_uring, or forbids it\n");
+    if (missing > 0)
+        say(t,
+            "  %.0f %% of the weights have no room: every one that is wanted and absent stops the step for a page fault%s.\n"
+            "  The prediction takes all bytes for equally likely to be absent.\n",
+            100 * missing, in->model->hp.n_expert ? " (experts above all)" : "");
+}
+
+int plan_explain(const struct plan *plan, const struct plan_in *in, char **out)
+{
+    struct text t = {.n = 0};
+
+    say_subject(&t, plan, in);
+    say_memory(&t, plan, in);
+    say_speed(&t, plan, in);
+    say_why(&t, plan, in);
+    *out = mem_strdup(t.buf, MEM_OTHER);
+    return *out ? 0 : err(ERR_NOMEM, "a plan as text: %zu bytes", t.n);
+}
+
+/* ---- JSON ---- */
+
+#define PLAN_FORMAT 1
+
+static void set_id(json_t *o, const char *name, uint64_t id)
+{
+    char hex[24];
+
+    /* Text, because JSON's numbers end at 2^53 in many programs. */
+    snprintf(hex, sizeof hex, "%016" PRIx64, id);
+    json_object_set_new(o, name, json_string(hex));
+}
+
+static json_t *bytes_of(const struct plan *p)
+{
+    json_t *o = json_object();
+
+    json_object_set_new(o, "dense", json_integer((json_int_t)p->dense_bytes));
+    json_object_set_new(o, "expert", json_integer((json_int_t)p->expert_bytes));
+    json_object_set_new(o, "kv", json_integer((json_int_t)p->kv_bytes));
+    json_object_set_new(o, "scratch", json_integer((json_int_t)p->scratch_bytes));
+    json_object_set_new(o, "stage", json_integer((json_int_t)p->stage_bytes));
+    json_object_set_new(o, "meta_estimate", json_integer((json_int_t)p->meta_bytes));
+    json_object_set_new(o, "total", json_integer((json_int_t)p->total_bytes));
+    json_object_set_new(o, "budget", json_integer((json_int_t)p->budget_bytes));
+    return o;
+}
+
+static json_t *json_of(const struct plan *p)
+{
+    json_t *o = json_object(), *predicted = json_object();
+
+    json_object_set_new(o, "ferry_plan", json_integer(PLAN_FORMAT));
+    set_id(o, "machine_id", p->machine_id);
+    set_id(o, "model_id", p->model_id);
+    json_object_set_new(o, "threads", json_integer(p->n_threads));
+    json_object_set_new(o, "ctx", json_integer(p->n_ctx));
+    json_object_set_new(o, "sessions", json_integer(p->n_seq));
+    json_object_set_new(o, "chunk_tok", json_integer(p->chunk_tok));
+    json_object_set_new(o, "logit_rows", json_integer(p->n_out));
+    json_object_set_new(o, "kv_type", json_string(p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16"));
+    json_object_set_new(o, "io", json_string(io_names[p->io]));
+    json_object_set_new(o, "prefill", json_string(prefill_names[p->prefill]));
+    json_object_set_new(o, "isa", json_string(p->isa));
+    json_object_set_new(o, "pin", json_boolean(p->pin));
+    json_object_set_new(o, "bytes", bytes_of(p));
+    json_object_set_new(predicted, "decode_bytes_per_token", json_integer((json_int_t)p->decode_bytes_per_tok));
+    json_object_set_new(predicted, "decode_tokens_per_s", json_real(p->decode_tok_per_s));
+    json_object_set_new(predicted, "load_s", json_real(p->load_s));
+    json_object_set_new(o, "predicted", predicted);
+    return o;
+}
+
+int plan_to_json(const struct plan *plan, char **out)
+{
+    const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
+    json_t *o = json_of(plan);
+    size_t n = json_dumpb(o, NULL, 0, flags);
+    char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
+
+    if (text) {
+        json_dumpb(o, text, n, flags);
+        text[n] = '\0';
+    }
+    json_decref(o);
+    *out = text;
+    return text ? 0 : err(ERR_NOMEM, "a plan as JSON");
+}
+
+/* Reading stops at the first field that is wrong: rc says so to those after it. */
+struct reader {
+    const json_t *o;
+    int rc;
+};
+
+static void read_count(struct reader *r, const char *name, uint32_t *out)
+{
+    const json_t *v = json_object_get(r->o, name);
+    json_int_t x = json_integer_value(v);
+
+    if (r->rc)
+        return;
+    if (!json_is_integer(v) || x < 1 || x > INT32_MAX)
+        r->rc = err(ERR_FORMAT, "plan: \"%s\" has to be a whole number from 1 to %d", name, INT32_MAX);
+    else
+        *out = (uint32_t)x;
+}
+
+static void read_choice(struct reader *r, const char *name, const char *const *names, int first, int n, int *out)
+{
+    const char *s = json_string_value(json_object_get(r->o, name));
+
+    if (r->rc)
+        return;
+    for (int i = first; s && i < n; i++) {
+        if (!strcmp(s, names[i])) {
+            *out = i;
+            return;
+        }
+    }
+    r->rc = err(ERR_FORMAT, "plan: \"%s\" is \"%.40s\", which is none that ferry knows", name, s ? s : "missing");
+}
+
+static void read_id(struct reader *r, const char *name, const char *of_what, uint64_t want)
+{
+    const char *s = json_string_value(json_object_get(r->o, name));
+    char hex[24];
+
+    if (r->rc)
+        return;
+    snprintf(hex, sizeof hex, "%016" PRIx64, want);
+    if (!s)
+        r->rc = err(ERR_FORMAT, "plan: \"%s\" is missing", name);
+    else if (strcmp(s, hex))
+        r->rc = err(ERR_STATE, "the plan was made for another %s: its %s is %.40s, this one's %s", of_what, name, s, hex);
+}
+
+static void read_budget(struct reader *r, uint64_t *out)
+{
+    const json_t *v = json_object_get(json_object_get(r->o, "bytes"), "budget");
+
+    if (r->rc)
+        return;
+    if (!json_is_integer(v) || json_integer_value(v) < 1)
+        r->rc = err(ERR_FORMAT, "plan: \"bytes\": \"budget\" has to be a number of bytes");
+    else
+        *out = (uint64_t)json_integer_value(v);
+}
+
+static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
+{
+    static const char *const kv_names[] = {"f16", "q8_0"};
+    struct reader r = {o, 0};
+    const char *isa = json_string_value(json_object_get(o, "isa"));
+    int kv = 0, io = 0, prefill = 0;
+
+    if (json_integer_value(json_object_get(o, "ferry_plan")) != PLAN_FORMAT)
+        return err(ERR_FORMAT, "this is no plan of ferry: \"ferry_plan\" has to be %d", PLAN_FORMAT);
+    read_id(&r, "machine_id", "machine", in->machine->identity);
+    read_id(&r, "model_id", "model", in->model->identity);
+    read_count(&r, "threads", &p->n_threads);
+    read_count(&r, "ctx", &p->n_ctx);
+    read_count(&r, "sessions", &p->n_seq);
+    read_count(&r, "chunk_tok", &p->chunk_tok);
+    read_count(&r, "logit_rows", &p->n_out);
+    read_choice(&r, "kv_type", kv_names, 0, 2, &kv);
+    read_choice(&r, "io", io_names, PLAN_IO_URING, PLAN_IO_MMAP + 1, &io);
+    read_choice(&r, "prefill", prefill_names, 0, 2, &prefill);
+    read_budget(&r, &p->budget_bytes);
+    if (!r.rc && (!isa || strlen(isa) >= sizeof p->isa))
+        r.rc = err(ERR_FORMAT, "plan: \"isa\" has to be a text of at most %zu bytes", sizeof p->isa - 1);
+    if (!r.rc && !json_is_boolean(json_object_get(o, "pin")))
+        r.rc = err(ERR_FORMAT, "plan: \"pin\" has to be true or false");
+    if (!r.rc && (p->chunk_tok > p->n_ctx || p->n_out > p->chunk_tok))
+        r.rc = err(ERR_FORMAT, "plan: ctx %" PRIu32 ", chunk_tok %" PRIu32 ", logit_rows %" PRIu32 ": each at most the one before",
+                   p->n_ctx, p->chunk_tok, p->n_out);
+    if (r.rc)
+        return r.rc;
+    snprintf(p->isa, sizeof p->isa, "%s", isa);
+    p->machine_id = in->machine->identity;
+    p->model_id = in->model->identity;
+    p->kv_type = kv ? QUANT_Q8_0 : QUANT_F16;
+    p->io = (enum plan_io)io;
+    p->prefill = (enum device_prefill)prefill;
+    p->pin = json_is_true(json_object_get(o, "pin"));
+    return 0;
+}
+
+static int check_machine(const struct plan *p, const struct machine *m)
+{
+    uint64_t most_bytes = m->ram_limit_bytes < m->ram_total_bytes ? m->ram_limit_bytes : m->ram_total_bytes;
+    char a[32], b[32];
+
+    if (p->budget_bytes <= most_bytes)
+        return 0;
+    return err(ERR_LIMIT, "the plan's budget is %s, this machine allows %s", size_format(p->budget_bytes, a, sizeof a),
+               size_format(most_bytes, b, sizeof b));
+}
+
+int plan_from_json(const char *text, const struct plan_in *in, struct plan *out)
+{
+    struct kv_shape shape;
+    struct plan p;
+    json_error_t e;
+    json_t *o = json_loads(text, 0, &e);
+
+    if (!o)
+        return err(ERR_FORMAT, "plan: line %d: %s", e.line, e.text);
+    memset(&p, 0, sizeof p);
+    int rc = read_plan(o, in, &p);
+    json_decref(o);
+    if (!rc)
+        rc = check_machine(&p, in->machine);
+    if (!rc)
+        rc = plan_count(in, &shape, &p);
+    if (!rc)
+        rc = plan_check(in, &p);
+    if (rc)
+        return rc;
+    memcpy(out, &p, sizeof p);
+    return 0;
+}

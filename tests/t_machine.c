@@ -1,0 +1,355 @@
+/* Limits as trees of files tell them, and the machine that runs the test. */
+#include "src/plan/machine.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <check.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char root[256];
+
+static void setup(void)
+{
+    snprintf(root, sizeof root, "%s/t_machine-XXXXXX", TEST_BUILD_DIR);
+    ck_assert_ptr_nonnull(mkdtemp(root));
+}
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *where)
+{
+    (void)st;
+    (void)kind;
+    (void)where;
+    return remove(path);
+}
+
+static void teardown(void)
+{
+    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void put(const char *name, const char *text)
+{
+    char path[1024];
+
+    snprintf(path, sizeof path, "%s/%s", root, name);
+    for (char *p = path + strlen(root) + 1; (p = strchr(p, '/')); p++) {
+        *p = '\0';
+        mkdir(path, 0700);
+        *p = '/';
+    }
+    FILE *f = fopen(path, "w");
+    ck_assert_msg(f != NULL, "%s", path);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void put_ram(void)
+{
+    put("proc/meminfo", "MemTotal:       33554432 kB\nMemFree:         1000000 kB\nMemAvailable:   16777216 kB\nBuffers: 1 kB\n");
+}
+
+static struct machine find(void)
+{
+    struct machine m = {.n_cores = 16};
+
+    ck_assert_msg(machine_find_limits(root, &m) == 0, "%s", err_text());
+    return m;
+}
+
+START_TEST(no_cgroup_is_no_limit)
+{
+    put_ram();
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_total_bytes, 32 * GIB);
+    ck_assert_uint_eq(m.ram_free_bytes, 16 * GIB);
+    ck_assert_uint_eq(m.ram_limit_bytes, UINT64_MAX);
+    ck_assert_int_eq(m.n_cores, 16);
+}
+END_TEST
+
+START_TEST(no_meminfo_is_an_error)
+{
+    struct machine m = {.n_cores = 1};
+
+    ck_assert_int_eq(machine_find_limits(root, &m), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "meminfo"));
+}
+END_TEST
+
+START_TEST(v2_limit_of_a_parent_counts)
+{
+    put_ram();
+    put("proc/self/cgroup", "0::/user.slice/app\n");
+    put("sys/fs/cgroup/user.slice/app/memory.max", "max\n");
+    put("sys/fs/cgroup/user.slice/app/memory.current", "1000\n");
+    put("sys/fs/cgroup/user.slice/app/cpu.max", "max 100000\n");
+    put("sys/fs/cgroup/user.slice/memory.max", "8589934592\n");
+    put("sys/fs/cgroup/user.slice/memory.current", "3221225472\n");
+    put("sys/fs/cgroup/user.slice/memory.stat", "anon 1073741824\nfile 2147483648\nactive_file 1073741824\n"
+                                                "inactive_file 1073741824\nfile_mapped 5\n");
+    put("sys/fs/cgroup/user.slice/cpu.max", "250000 100000\n");
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_limit_bytes, 8 * GIB);
+    /* Of 3 GiB used, 2 are cache that can go. */
+    ck_assert_uint_eq(m.ram_free_bytes, 7 * GIB);
+    ck_assert_int_eq(m.n_cores, 3);
+}
+END_TEST
+
+START_TEST(v2_tightest_of_the_path_counts_and_high_is_a_limit)
+{
+    put_ram();
+    put("proc/self/cgroup", "0::/a/b\n");
+    put("sys/fs/cgroup/a/memory.max", "4294967296\n");
+    put("sys/fs/cgroup/a/memory.current", "3221225472\n");
+    put("sys/fs/cgroup/a/b/memory.max", "3221225472\n");
+    put("sys/fs/cgroup/a/b/memory.high", "2147483648\n");
+    put("sys/fs/cgroup/a/b/memory.current", "0\n");
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_limit_bytes, 2 * GIB);
+    /* The parent has only 1 GiB left, whatever the child may use. */
+    ck_assert_uint_eq(m.ram_free_bytes, GIB);
+}
+END_TEST
+
+START_TEST(v1_nested_limit_and_quota)
+{
+    put_ram();
+    put("proc/self/cgroup", "4:memory:/box/job\n3:cpu,cpuacct:/box/job\n0::/\n");
+    put("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put("sys/fs/cgroup/memory/memory.usage_in_bytes", "30000000000\n");
+    put("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "6442450944\n");
+    put("sys/fs/cgroup/memory/box/memory.usage_in_bytes", "2147483648\n");
+    put("sys/fs/cgroup/memory/box/memory.stat", "cache 5\nactive_file 7\ntotal_active_file 536870912\ntotal_inactive_file 536870912\n");
+    put("sys/fs/cgroup/memory/box/job/memory.limit_in_bytes", "9223372036854771712\n");
+    put("sys/fs/cgroup/memory/box/job/memory.usage_in_bytes", "0\n");
+    put("sys/fs/cgroup/cpu/box/cpu.cfs_quota_us", "400000\n");
+    put("sys/fs/cgroup/cpu/box/cpu.cfs_period_us", "100000\n");
+    put("sys/fs/cgroup/cpu/box/job/cpu.cfs_quota_us", "-1\n");
+    put("sys/fs/cgroup/cpu/box/job/cpu.cfs_period_us", "100000\n");
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_limit_bytes, 6 * GIB);
+    ck_assert_uint_eq(m.ram_free_bytes, 5 * GIB);
+    ck_assert_int_eq(m.n_cores, 4);
+}
+END_TEST
+
+START_TEST(container_sees_its_own_group_at_the_mount_point)
+{
+    put_ram();
+    /* The path is the host's; what is mounted begins at the container's own group. */
+    put("proc/self/cgroup", "4:memory:/docker/abc/inner\n0::/docker/abc\n");
+    put("proc/self/mountinfo",
+        "30 25 0:26 / /proc rw,nosuid - proc proc rw\n"
+        "31 25 0:27 /docker/abc /cg/mem ro,nosuid shared:9 - cgroup cgroup rw,memory\n"
+        "32 25 0:28 /elsewhere /cg/two ro - cgroup2 cgroup2 rw\n");
+    put("cg/mem/memory.limit_in_bytes", "4294967296\n");
+    put("cg/mem/memory.usage_in_bytes", "0\n");
+    put("cg/mem/inner/memory.limit_in_bytes", "2147483648\n");
+    put("cg/mem/inner/memory.usage_in_bytes", "1073741824\n");
+    put("cg/two/memory.max", "1610612736\n");
+    put("cg/two/memory.current", "0\n");
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_limit_bytes, 1536 * MIB);
+    ck_assert_uint_eq(m.ram_free_bytes, GIB);
+}
+END_TEST
+
+START_TEST(nonsense_in_limits_is_no_limit)
+{
+    put_ram();
+    put("proc/self/cgroup", "garbage\n7:memory\n0::/x\n");
+    put("proc/self/mountinfo", "short\n - cgroup2\n");
+    put("sys/fs/cgroup/x/memory.max", "-5\n");
+    put("sys/fs/cgroup/x/memory.current", "\n");
+    put("sys/fs/cgroup/x/cpu.max", "0 0\n");
+    struct machine m = find();
+    ck_assert_uint_eq(m.ram_limit_bytes, UINT64_MAX);
+    ck_assert_int_eq(m.n_cores, 16);
+}
+END_TEST
+
+START_TEST(quota_below_one_core_leaves_one)
+{
+    put_ram();
+    put("proc/self/cgroup", "0::/\n");
+    put("sys/fs/cgroup/cpu.max", "5000 100000\n");
+    ck_assert_int_eq(find().n_cores, 1);
+}
+END_TEST
+
+/* ---- this machine ---- */
+
+START_TEST(this_machine_is_found)
+{
+    struct machine m;
+
+    ck_assert_msg(machine_find(&m) == 0, "%s", err_text());
+    ck_assert_int_ge(m.n_cores, 1);
+    ck_assert_uint_gt(m.ram_total_bytes, 0);
+    ck_assert_uint_le(m.ram_free_bytes, m.ram_total_bytes);
+    ck_assert(m.cpu_name[0] != '\0');
+    ck_assert_uint_ne(m.identity, 0);
+}
+END_TEST
+
+START_TEST(bound_process_has_the_cores_it_is_bound_to)
+{
+    cpu_set_t all, one;
+    struct machine m;
+    int cpu = 0;
+
+    ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    while (!CPU_ISSET(cpu, &all))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    ck_assert_int_eq(machine_find(&m), 0);
+    ck_assert_int_eq(m.n_cores, 1);
+}
+END_TEST
+
+START_TEST(disk_rate_is_measured_on_file_and_folder)
+{
+    char path[512], *big = calloc(1, 3 * MIB);
+    double rate = 0;
+    bool direct;
+    int n_left = 0;
+
+    snprintf(path, sizeof path, "%s/file", root);
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(big, 1, 3 * MIB, f), 3 * MIB);
+    fclose(f);
+    free(big);
+    ck_assert_msg(machine_disk_rate(path, &rate, &direct) == 0, "%s", err_text());
+    ck_assert_double_gt(rate, 1e6);
+    ck_assert_int_eq(truncate(path, 1000), 0);
+    ck_assert_int_eq(machine_disk_rate(path, &rate, &direct), ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1000 bytes"));
+    unlink(path);
+    ck_assert_int_eq(machine_disk_rate(path, &rate, &direct), ERR_IO);
+    ck_assert_int_eq(machine_disk_rate("/dev/null", &rate, &direct), ERR_ARG);
+    DIR *d = opendir(root);
+    for (struct dirent *e; (e = readdir(d));)
+        n_left += e->d_name[0] != '.' || strlen(e->d_name) > 2;
+    closedir(d);
+    ck_assert_int_eq(n_left, 0);
+}
+END_TEST
+
+/* ---- JSON ---- */
+
+static struct machine invented(void)
+{
+    struct machine m = {.cpu_name = "A \"B\" \\ C",
+                        .isa = "avx2",
+                        .n_cores = 8,
+                        .n_numa = 2,
+                        .l2_bytes = MIB,
+                        .ram_total_bytes = 64 * GIB,
+                        .ram_limit_bytes = UINT64_MAX,
+                        .ram_free_bytes = 60 * GIB,
+                        .memlock_bytes = 8 * MIB,
+                        .has_uring = true,
+                        .mem_bytes_per_s = 61234567890.125,
+                        .disk_bytes_per_s = 3.5e9};
+    machine_identify(&m);
+    return m;
+}
+
+START_TEST(profile_comes_back_whole)
+{
+    struct machine m = invented(), back;
+    char *text;
+
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    ck_assert_msg(machine_from_json(text, &back) == 0, "%s", err_text());
+    ck_assert_str_eq(back.cpu_name, m.cpu_name);
+    ck_assert_str_eq(back.isa, "avx2");
+    ck_assert_uint_eq(back.ram_limit_bytes, UINT64_MAX);
+    ck_assert_uint_eq(back.ram_free_bytes, 60 * GIB);
+    ck_assert(back.has_uring);
+    ck_assert_double_eq(back.mem_bytes_per_s, m.mem_bytes_per_s);
+    ck_assert_uint_eq(back.identity, m.identity);
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(bad_profile_names_its_field)
+{
+    struct machine m = invented(), back;
+    char *text;
+
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    char *at = strstr(text, "\"cores\": 8");
+    memcpy(at, "\"cores\": 0", 10);
+    ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "\"cores\""));
+    memcpy(at, "\"coras\": 8", 10);
+    ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+    for (size_t n = strlen(text); n-- > 0;) {
+        text[n] = '\0';
+        ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+    }
+    mem_free(text);
+    mem_fail_nth(1);
+    ck_assert_int_eq(machine_to_json(&m, &text), ERR_NOMEM);
+    ck_assert_ptr_null(text);
+    mem_fail_nth(0);
+}
+END_TEST
+
+START_TEST(identity_is_of_the_machine_not_of_its_rates)
+{
+    struct machine a = invented(), b = invented();
+
+    b.mem_bytes_per_s = 1;
+    b.ram_free_bytes = 1;
+    machine_identify(&b);
+    ck_assert_uint_eq(a.identity, b.identity);
+    b.n_cores = 4;
+    machine_identify(&b);
+    ck_assert_uint_ne(a.identity, b.identity);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("machine");
+    TCase *t = tcase_create("machine");
+
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 60);
+    tcase_add_test(t, no_cgroup_is_no_limit);
+    tcase_add_test(t, no_meminfo_is_an_error);
+    tcase_add_test(t, v2_limit_of_a_parent_counts);
+    tcase_add_test(t, v2_tightest_of_the_path_counts_and_high_is_a_limit);
+    tcase_add_test(t, v1_nested_limit_and_quota);
+    tcase_add_test(t, container_sees_its_own_group_at_the_mount_point);
+    tcase_add_test(t, nonsense_in_limits_is_no_limit);
+    tcase_add_test(t, quota_below_one_core_leaves_one);
+    tcase_add_test(t, this_machine_is_found);
+    tcase_add_test(t, bound_process_has_the_cores_it_is_bound_to);
+    tcase_add_test(t, disk_rate_is_measured_on_file_and_folder);
+    tcase_add_test(t, profile_comes_back_whole);
+    tcase_add_test(t, bad_profile_names_its_field);
+    tcase_add_test(t, identity_is_of_the_machine_not_of_its_rates);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

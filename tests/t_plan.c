@@ -1,0 +1,506 @@
+/* Plans for machines that do not exist, of models without weights. What they must say comes from arithmetic in
+ * tests/gen/plan_heads.py. */
+#include "src/plan/plan.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <check.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const names[] = {"dense", "moe", "window"};
+enum { DENSE, MOE, WINDOW, N_MODELS };
+
+static struct model *models[N_MODELS];
+
+static uint64_t fact(const char *name, const char *key)
+{
+    char path[512], line[128], word[64];
+    uint64_t value;
+
+    snprintf(path, sizeof path, "%s/plan/%s.txt", TEST_DATA_DIR, name);
+    FILE *f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%63s %" SCNu64, word, &value) == 2 && !strcmp(word, key)) {
+            fclose(f);
+            return value;
+        }
+    }
+    ck_abort_msg("%s has no %s", path, key);
+}
+
+/* The head, and a hole where the weights would be. */
+static struct model *open_model(const char *name)
+{
+    char from[512], to[] = TEST_BUILD_DIR "/t_plan-XXXXXX", buf[16384];
+    struct model *m = NULL;
+
+    snprintf(from, sizeof from, "%s/plan/%s.head", TEST_DATA_DIR, name);
+    FILE *f = fopen(from, "rb");
+    ck_assert_ptr_nonnull(f);
+    size_t n = fread(buf, 1, sizeof buf, f);
+    fclose(f);
+    int fd = mkstemp(to);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, buf, n), (ssize_t)n);
+    ck_assert_int_eq(ftruncate(fd, (off_t)fact(name, "file_bytes")), 0);
+    close(fd);
+    int rc = model_open(to, NULL, &m);
+    unlink(to);
+    ck_assert_msg(rc == 0, "%s: %s", name, err_text());
+    return m;
+}
+
+static void setup(void)
+{
+    for (int i = 0; i < N_MODELS; i++)
+        models[i] = open_model(names[i]);
+}
+
+static void teardown(void)
+{
+    for (int i = 0; i < N_MODELS; i++)
+        model_close(models[i]);
+}
+
+/* ---- a device and a machine ---- */
+
+static enum op_kind lacking = OP_N_KIND;
+
+static bool can(const struct op *op)
+{
+    return op->kind != lacking;
+}
+
+static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
+{
+    (void)ops;
+    (void)n_ops;
+    return (uint64_t)n_rows * 100 + (uint64_t)n_threads * 10000;
+}
+
+static const struct device_ops device = {.name = "cpu", .can = can, .scratch_bytes = scratch_bytes};
+
+static struct machine machine_of(uint64_t ram_bytes)
+{
+    struct machine m = {.cpu_name = "Invented 9000",
+                        .isa = "avx2",
+                        .n_cores = 6,
+                        .n_numa = 1,
+                        .ram_total_bytes = ram_bytes,
+                        .ram_limit_bytes = UINT64_MAX,
+                        .ram_free_bytes = ram_bytes,
+                        .memlock_bytes = 8 * MIB,
+                        .has_uring = true,
+                        .mem_bytes_per_s = 20e9,
+                        .disk_bytes_per_s = 2e9};
+    machine_identify(&m);
+    return m;
+}
+
+static struct machine machine;
+static struct plan_opts opts;
+static struct plan_in in;
+
+static struct plan_in *ask(int model, uint64_t ram_bytes)
+{
+    machine = machine_of(ram_bytes);
+    opts = (struct plan_opts){0};
+    in = (struct plan_in){&machine, models[model], &opts, &device};
+    return &in;
+}
+
+static uint64_t sum(const struct plan *p)
+{
+    return p->dense_bytes + p->expert_bytes + p->kv_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
+}
+
+static bool explains(const struct plan *p, const char *words)
+{
+    char *text;
+
+    ck_assert_int_eq(plan_explain(p, &in, &text), 0);
+    bool found = strstr(text, words) != NULL;
+    if (!found)
+        fprintf(stderr, "no \"%s\" in:\n%s", words, text);
+    mem_free(text);
+    return found;
+}
+
+START_TEST(every_byte_has_a_purpose)
+{
+    struct plan p;
+
+    ck_assert_int_eq(plan_make(ask(_i, 8 * GIB), &p), 0);
+    ck_assert_uint_eq(p.dense_bytes, fact(names[_i], "dense_bytes"));
+    ck_assert_uint_eq(p.expert_bytes, fact(names[_i], "expert_bytes"));
+    ck_assert_uint_eq(p.decode_bytes_per_tok, fact(names[_i], "decode_bytes"));
+    ck_assert_uint_eq(p.n_ctx, 8192);
+    ck_assert_uint_eq(p.kv_bytes, fact(names[_i], "kv_8192_f16"));
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    ck_assert_uint_ge(p.scratch_bytes, (uint64_t)p.chunk_tok * 100 + 60000);
+    ck_assert_uint_eq(p.stage_bytes, 16 * (MIB + 8192));
+    ck_assert_int_eq(p.io, PLAN_IO_URING);
+    ck_assert_int_eq(p.kv_type, QUANT_F16);
+    ck_assert_uint_eq(p.n_threads, 6);
+    ck_assert_str_eq(p.isa, "avx2");
+    ck_assert(p.pin);
+    ck_assert(explains(&p, "8192 positions x 1 session, f16"));
+}
+END_TEST
+
+START_TEST(cache_follows_type_and_sessions)
+{
+    struct plan p;
+
+    ask(DENSE, 8 * GIB);
+    opts.kv_type = QUANT_Q8_0;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.kv_bytes, fact("dense", "kv_8192_q8_0"));
+    ask(DENSE, 8 * GIB);
+    opts.n_ctx = 100;
+    opts.n_seq = 3;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 100);
+    ck_assert_uint_eq(p.chunk_tok, 100);
+    ck_assert_uint_eq(p.kv_bytes, fact("dense", "kv_100_f16_x3"));
+}
+END_TEST
+
+START_TEST(budget_leaves_a_margin_unless_asked_for)
+{
+    struct plan p;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_uint_eq(p.budget_bytes, 8 * GIB - 512 * MIB);
+    ck_assert_int_eq(plan_make(ask(DENSE, 2 * GIB), &p), 0);
+    ck_assert_uint_eq(p.budget_bytes, 2 * GIB - 256 * MIB);
+    opts.ram_bytes = 2 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.budget_bytes, 2 * GIB);
+    opts.ram_bytes = 2 * GIB + 1;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "this machine has 2 GiB"));
+    machine.ram_limit_bytes = GIB;
+    opts.ram_bytes = 2 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "allows this process 1 GiB"));
+}
+END_TEST
+
+START_TEST(context_that_nobody_asked_for_is_lowered_in_the_open)
+{
+    struct plan wide, p;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &wide), 0);
+    opts.ram_bytes = wide.total_bytes - wide.kv_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 4096);
+    ck_assert_uint_eq(p.total_bytes, opts.ram_bytes);
+    ck_assert_int_eq(p.io, PLAN_IO_URING);
+    ck_assert(explains(&p, "LOWERED from 8192 to 4096"));
+    opts.ram_bytes--;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 4096 - 64);
+}
+END_TEST
+
+START_TEST(context_asked_for_is_refused_with_the_numbers)
+{
+    struct plan p, untouched;
+    char size[32];
+
+    ask(DENSE, 512 * MIB);
+    opts.n_ctx = 1000000;
+    opts.io = PLAN_IO_URING;
+    memset(&p, 7, sizeof p);
+    untouched = p;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    /* 15625 pages of 131072 bytes: 2 GiB less 49.4 MiB. */
+    ck_assert_ptr_nonnull(strstr(err_text(), size_format((uint64_t)15625 * 131072, size, sizeof size)));
+    ck_assert_ptr_nonnull(strstr(err_text(), "1000000 positions x 1"));
+    ck_assert_ptr_nonnull(strstr(err_text(), "256 MiB allowed"));
+    ck_assert_ptr_nonnull(strstr(err_text(), "scratch"));
+    ck_assert_int_eq(memcmp(&p, &untouched, sizeof p), 0);
+    opts.io = PLAN_IO_AUTO;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+}
+END_TEST
+
+START_TEST(weights_that_do_not_fit_are_mapped_and_said_to_be)
+{
+    struct plan p;
+    const double bytes = (double)fact("moe", "decode_bytes");
+
+    ask(MOE, 8 * GIB);
+    opts.ram_bytes = GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_int_eq(p.io, PLAN_IO_MMAP);
+    ck_assert_uint_eq(p.stage_bytes, 0);
+    ck_assert_uint_gt(p.total_bytes, p.budget_bytes);
+    ck_assert_uint_eq(p.n_ctx, 8192);
+    ck_assert(explains(&p, "page fault (experts above all)"));
+    double weights = (double)(p.dense_bytes + p.expert_bytes);
+    double missing = 1 - ((double)GIB - ((double)p.total_bytes - weights)) / weights;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, bytes / 20e9 + bytes * missing / 2e9, 1e-9);
+    opts.io = PLAN_IO_URING;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "moe does not fit"));
+}
+END_TEST
+
+START_TEST(nothing_fits_in_nothing)
+{
+    struct plan p;
+
+    ask(WINDOW, 8 * GIB);
+    opts.ram_bytes = MIB;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1 MiB allowed"));
+}
+END_TEST
+
+START_TEST(speed_is_bytes_over_rate)
+{
+    struct plan p;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_double_eq_tol(p.decode_tok_per_s, 20e9 / 65365504, 1e-6);
+    ck_assert_double_eq_tol(p.load_s, 65365504 / 2e9, 1e-9);
+    machine.mem_bytes_per_s = machine.disk_bytes_per_s = 0;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_double_eq(p.decode_tok_per_s, 0);
+    ck_assert_double_eq(p.load_s, 0);
+    ck_assert(explains(&p, "the rate of memory is not known"));
+}
+END_TEST
+
+START_TEST(machine_without_uring_reads_by_pread)
+{
+    struct plan p;
+
+    ask(DENSE, 8 * GIB);
+    machine.has_uring = false;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_int_eq(p.io, PLAN_IO_PREAD);
+    ck_assert(explains(&p, "has no io_uring"));
+}
+END_TEST
+
+START_TEST(op_that_the_device_lacks_is_named)
+{
+    struct plan p;
+
+    lacking = OP_MOE;
+    ck_assert_int_eq(plan_make(ask(MOE, 8 * GIB), &p), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "moe of layer 0, tensor blk.0.ffn_gate_exps.weight of type Q4_K"));
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+}
+END_TEST
+
+START_TEST(impossible_options_are_refused)
+{
+    struct plan p;
+
+    ask(DENSE, 8 * GIB);
+    opts.kv_type = QUANT_Q4_K;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "Q4_K"));
+    opts.kv_type = QUANT_F16;
+    opts.n_ctx = UINT32_MAX;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_ARG);
+}
+END_TEST
+
+START_TEST(same_inputs_same_bytes)
+{
+    struct plan a, b;
+
+    memset(&a, 0x55, sizeof a);
+    memset(&b, 0xaa, sizeof b);
+    ck_assert_int_eq(plan_make(ask(_i, 4 * GIB), &a), 0);
+    ck_assert_int_eq(plan_make(ask(_i, 4 * GIB), &b), 0);
+    ck_assert_int_eq(memcmp(&a, &b, sizeof a), 0);
+}
+END_TEST
+
+/* ---- JSON ---- */
+
+START_TEST(saved_plan_comes_back_whole)
+{
+    struct plan p, back;
+    char *text;
+
+    ask(_i, 8 * GIB);
+    opts.kv_type = QUANT_Q8_0;
+    opts.n_seq = 2;
+    opts.no_pin = true;
+    opts.prefill = DEVICE_PREFILL_BLAS;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&back, 0x55, sizeof back);
+    ck_assert_msg(plan_from_json(text, &in, &back) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(plan_for_something_else_is_refused)
+{
+    struct plan p, back;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    ck_assert_int_eq(plan_from_json(text, ask(MOE, 8 * GIB), &back), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "another model"));
+    ck_assert_int_eq(plan_from_json(text, ask(DENSE, 9 * GIB), &back), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "another machine"));
+    /* The same machine in a tighter group. */
+    ask(DENSE, 8 * GIB);
+    machine.ram_limit_bytes = GIB;
+    ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "this machine allows 1 GiB"));
+    mem_free(text);
+}
+END_TEST
+
+/* The saved plan with the text after "key": replaced up to the end of its line. */
+static char *edited(const char *text, const char *key, const char *value)
+{
+    static char out[8192];
+    char word[64];
+
+    snprintf(word, sizeof word, "\"%s\": ", key);
+    const char *at = strstr(text, word);
+    ck_assert_msg(at != NULL, "no %s", word);
+    size_t n = (size_t)(at - text) + strlen(word);
+    const char *rest = text + n + strcspn(text + n, ",\n");
+    snprintf(out, sizeof out, "%.*s%s%s", (int)n, text, value, rest);
+    return out;
+}
+
+START_TEST(edited_plan_is_counted_anew)
+{
+    struct plan p, back;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, "ctx", "4096"), &in, &back), 0);
+    ck_assert_uint_eq(back.kv_bytes, p.kv_bytes / 2);
+    ck_assert_int_eq(plan_from_json(edited(text, "total", "1"), &in, &back), 0);
+    ck_assert_uint_eq(back.total_bytes, p.total_bytes);
+    ck_assert_int_eq(plan_from_json(edited(text, "budget", "1000000"), &in, &back), ERR_LIMIT);
+    mem_free(text);
+}
+END_TEST
+
+static const struct {
+    const char *key, *value, *says;
+} bad[] = {
+    {"ferry_plan", "2", "no plan of ferry"}, {"threads", "0", "\"threads\""},
+    {"ctx", "-1", "\"ctx\""},                {"ctx", "1e99", "\"ctx\""},
+    {"ctx", "3000000000", "\"ctx\""},        {"chunk_tok", "9000", "chunk_tok 9000"},
+    {"logit_rows", "9000", "logit_rows"},    {"kv_type", "\"q4_0\"", "\"q4_0\""},
+    {"io", "\"auto\"", "\"auto\""},          {"prefill", "null", "missing"},
+    {"isa", "7", "\"isa\""},                 {"isa", "\"0123456789abcdef\"", "\"isa\""},
+    {"pin", "1", "\"pin\""},                 {"budget", "\"8G\"", "\"budget\""},
+    {"model_id", "null", "\"model_id\""},
+};
+
+START_TEST(bad_field_is_named)
+{
+    struct plan p, back;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, bad[_i].key, bad[_i].value), &in, &back), ERR_FORMAT);
+    ck_assert_msg(strstr(err_text(), bad[_i].says) != NULL, "%s", err_text());
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(cut_text_is_no_plan)
+{
+    struct plan p, back;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    for (size_t n = strlen(text); n-- > 0;) {
+        text[n] = '\0';
+        ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_FORMAT);
+    }
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(no_memory_leaks_nothing)
+{
+    struct plan p;
+    char *text = NULL, *words = NULL;
+
+    ask(MOE, 8 * GIB);
+    for (uint64_t n = 1;; n++) {
+        uint64_t meta_bytes = mem_live_bytes(MEM_META), other_bytes = mem_live_bytes(MEM_OTHER);
+        mem_fail_nth(n);
+        int rc = plan_make(&in, &p);
+        if (!rc)
+            rc = plan_to_json(&p, &text);
+        if (!rc)
+            rc = plan_explain(&p, &in, &words);
+        if (!rc)
+            rc = plan_from_json(text, &in, &p);
+        mem_free(text);
+        mem_free(words);
+        text = words = NULL;
+        ck_assert_uint_eq(mem_live_bytes(MEM_META), meta_bytes);
+        ck_assert_uint_eq(mem_live_bytes(MEM_OTHER), other_bytes);
+        if (!rc)
+            break;
+        ck_assert_int_eq(rc, ERR_NOMEM);
+        ck_assert_uint_lt(n, 1000);
+    }
+    mem_fail_nth(0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("plan");
+    TCase *t = tcase_create("plan");
+
+    tcase_add_unchecked_fixture(t, setup, teardown);
+    tcase_add_loop_test(t, every_byte_has_a_purpose, 0, N_MODELS);
+    tcase_add_test(t, cache_follows_type_and_sessions);
+    tcase_add_test(t, budget_leaves_a_margin_unless_asked_for);
+    tcase_add_test(t, context_that_nobody_asked_for_is_lowered_in_the_open);
+    tcase_add_test(t, context_asked_for_is_refused_with_the_numbers);
+    tcase_add_test(t, weights_that_do_not_fit_are_mapped_and_said_to_be);
+    tcase_add_test(t, nothing_fits_in_nothing);
+    tcase_add_test(t, speed_is_bytes_over_rate);
+    tcase_add_test(t, machine_without_uring_reads_by_pread);
+    tcase_add_test(t, op_that_the_device_lacks_is_named);
+    tcase_add_test(t, impossible_options_are_refused);
+    tcase_add_loop_test(t, same_inputs_same_bytes, 0, N_MODELS);
+    tcase_add_loop_test(t, saved_plan_comes_back_whole, 0, N_MODELS);
+    tcase_add_test(t, plan_for_something_else_is_refused);
+    tcase_add_test(t, edited_plan_is_counted_anew);
+    tcase_add_loop_test(t, bad_field_is_named, 0, (int)(sizeof bad / sizeof *bad));
+    tcase_add_test(t, cut_text_is_no_plan);
+    tcase_add_test(t, no_memory_leaks_nothing);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
