@@ -1,0 +1,98 @@
+"""Writing GGUF files piece by piece: what make-upcycled, make-synthetic and tests/mkmodel.py share.
+
+The header comes from the gguf package; tensor data is written by us in pieces as they are made, so that a file can be
+much larger than memory.
+"""
+import os
+import sys
+import time
+
+import numpy as np
+import gguf
+from gguf import GGMLQuantizationType as Type
+
+ALIGN = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def row_bytes(type_, n):
+    block_len, block_bytes = gguf.GGML_QUANT_SIZES[type_]
+    if n % block_len:
+        sys.exit("%s comes in blocks of %d; a row of %d does not divide" % (type_.name, block_len, n))
+    return n // block_len * block_bytes
+
+
+def tensor_bytes(type_, shape):
+    """shape in numpy's order: columns last."""
+    return int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(type_, shape[-1])
+
+
+class Out:
+    """Keys through .writer, tensors through add(), then write() makes the file. Each tensor's pieces are made by a
+    function only when their turn comes: it yields arrays or bytes that add up to the tensor."""
+
+    def __init__(self, path, arch):
+        self.path = path
+        self.writer = gguf.GGUFWriter(path, arch)
+        self.plan = []
+
+    def copy_keys(self, reader, skip=()):
+        for name, field in reader.fields.items():
+            if name.startswith("GGUF.") or name == "general.architecture" or name in skip:
+                continue
+            kind = field.types[0]
+            sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            self.writer.add_key_value(name, field.contents(), kind, sub_type=sub)
+
+    def add(self, name, type_, shape, pieces):
+        n_bytes = tensor_bytes(type_, shape)
+        float_types = {Type.F32: np.float32, Type.F16: np.float16}
+        if type_ in float_types:
+            self.writer.add_tensor_info(name, shape, np.dtype(float_types[type_]), n_bytes)
+        else:
+            stored = tuple(shape[:-1]) + (row_bytes(type_, shape[-1]),)
+            self.writer.add_tensor_info(name, stored, np.dtype(np.uint8), n_bytes, raw_dtype=type_)
+        self.plan.append((name, n_bytes, pieces))
+
+    def add_array(self, name, array):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        self.add(name, Type.F32, array.shape, lambda: [array])
+
+    def write(self):
+        """A half-written file never stands under the wanted name."""
+        part = self.path + ".part"
+        self.writer.write_header_to_file(path=part)
+        self.writer.write_kv_data_to_file()
+        self.writer.write_ti_data_to_file()
+        self.writer.close()
+        total = sum(n for _, n, _ in self.plan)
+        done, start, told = 0, time.monotonic(), 0.0
+        with open(part, "r+b", buffering=0) as f:
+            f.seek(0, os.SEEK_END)
+            for name, n_bytes, pieces in self.plan:
+                f.write(b"\0" * (-f.tell() % ALIGN))
+                left = n_bytes
+                for piece in pieces():
+                    view = memoryview(np.ascontiguousarray(piece)).cast("B") if isinstance(piece, np.ndarray) else memoryview(piece)
+                    left -= len(view)
+                    while len(view):  # an unbuffered write may stop short
+                        view = view[f.write(view):]
+                if left:
+                    sys.exit("%s: %d bytes short of what its shape says" % (name, left))
+                done += n_bytes
+                now = time.monotonic()
+                if sys.stderr.isatty() and now - told > 0.5:
+                    told = now
+                    print("\r%5.1f %%  %.2f GB/s " % (100 * done / total, done / 1e9 / (now - start)), end="", file=sys.stderr)
+            f.write(b"\0" * (-f.tell() % ALIGN))
+        os.replace(part, self.path)
+        took = time.monotonic() - start
+        if sys.stderr.isatty():
+            print("\r", end="", file=sys.stderr)
+        print("%s: %.2f GB in %.1f s (%.2f GB/s)" % (self.path, total / 1e9, took, total / 1e9 / max(took, 1e-9)), file=sys.stderr)
+
+
+def router(rng, n_expert, n_embd, scale, skew):
+    """A router's weights (n_expert, n_embd). Logits have a spread of `scale` for inputs of unit mean square; row e is
+    larger by exp(skew * z_e): 0 uses all experts alike, 0.35 and 0.7 leave some hot and some cold."""
+    heat = np.exp(skew * rng.standard_normal((n_expert, 1)))
+    return (rng.standard_normal((n_expert, n_embd)) * heat * scale / np.sqrt(n_embd)).astype(np.float32)
