@@ -84,17 +84,18 @@ static double draw_unit(struct sample *s)
 static double exp_neg(double x)
 {
     static const double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33; /* fdlibm's split of ln 2 */
-    static const double inverse[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                     1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-                                     1.0 / 6,          1.0 / 2,         1.0,            1.0};
-    double sum = 0, power;
+    double power;
 
     if (!(x > -708)) /* also what temperature / a tiny number made infinite */
         return 0;
     int n = (int)(x * 1.4426950408889634 - 0.5);
     double r = (x - n * ln2_hi) - n * ln2_lo;
-    for (int i = 0; i < 14; i++)
-        sum = sum * r + inverse[i];
+    /* Estrin's order: pairs, then pairs of pairs, so that the steps need not wait for each other. */
+    double r2 = r * r, r4 = r2 * r2;
+    double p0 = 1 + r, p2 = 1.0 / 2 + r * (1.0 / 6), p4 = 1.0 / 24 + r * (1.0 / 120), p6 = 1.0 / 720 + r * (1.0 / 5040);
+    double p8 = 1.0 / 40320 + r * (1.0 / 362880), p10 = 1.0 / 3628800 + r * (1.0 / 39916800);
+    double p12 = 1.0 / 479001600 + r * (1.0 / 6227020800);
+    double sum = (p0 + r2 * p2) + r4 * ((p4 + r2 * p6) + r4 * ((p8 + r2 * p10) + r4 * p12));
     uint64_t bits = (uint64_t)(n + 1023) << 52; /* 2^n; n >= -1022 */
     memcpy(&power, &bits, sizeof power);
     return sum * power;
