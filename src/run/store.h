@@ -24,7 +24,8 @@ struct store_args {
     void *progress_arg;
 };
 
-/* Bytes of anonymous memory that holding this model's weights takes (0 when mapped), rounding included: what the plan counts. */
+/* Bytes of anonymous memory that holding this model's weights takes (0 when mapped), rounding included: layout.bytes of
+ * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
 /* Load (or map) the weights. ERR_IO names file, offset and bytes; ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer
@@ -32,8 +33,8 @@ uint64_t store_bytes(const struct model *m, enum plan_io io);
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
-/* A dense weight's bytes, by its index in model.weights: 64-byte aligned unless mapped. View until close; NULL for a stack
- * of experts (lease those). */
+/* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8). View until close; NULL for
+ * a stack of experts (lease those). */
 const void *store_weight(const struct store *s, int weight);
 
 /* One expert of a layer, readable until the lease is released. */

@@ -1,0 +1,79 @@
+/* Owns the arithmetic of holding weights in memory: stretches of files, and where they go. */
+#include "src/model/layout.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+uint64_t layout_weight_bytes(const struct weight *w)
+{
+    return tensor_bytes(&w->t);
+}
+
+static int compare_place(const void *a, const void *b)
+{
+    const struct weight *x = *(const struct weight *const *)a, *y = *(const struct weight *const *)b;
+
+    if (x->file != y->file)
+        return x->file < y->file ? -1 : 1;
+    return x->off < y->off ? -1 : x->off > y->off;
+}
+
+/* Append the weight to the last range, or begin a new one behind it. */
+static int place(struct layout *l, const struct weight *w, uint64_t *weight_off)
+{
+    uint64_t first = w->off - w->off % LAYOUT_BLOCK_BYTES, data_end, end;
+    struct layout_range *r = l->n_ranges ? &l->ranges[l->n_ranges - 1] : NULL;
+
+    if (!size_add(w->off, layout_weight_bytes(w), &data_end) || !size_align(data_end, LAYOUT_BLOCK_BYTES, &end))
+        return err(ERR_LIMIT, "%s: %" PRIu64 " bytes at offset %" PRIu64 " lie beyond any file", w->name,
+                   layout_weight_bytes(w), w->off);
+    if (!r || r->file != w->file || r->end < first) {
+        r = &l->ranges[l->n_ranges++];
+        *r = (struct layout_range){.file = w->file, .off = first, .end = first, .memory_off = l->bytes};
+    }
+    *weight_off = r->memory_off + (w->off - r->off);
+    if (data_end > r->data_end)
+        r->data_end = data_end;
+    if (end > r->end) {
+        if (!size_add(l->bytes, end - r->end, &l->bytes))
+            return err(ERR_LIMIT, "%s: the weights up to here take more than 2^64 bytes", w->name);
+        r->end = end;
+    }
+    return 0;
+}
+
+int layout_init(const struct model *m, struct layout *out)
+{
+    size_t n = (size_t)m->n_weights;
+    const struct weight **by_place = mem_zalloc(n, sizeof(const struct weight *), MEM_META);
+    int rc = 0;
+
+    *out = (struct layout){.bytes = 0};
+    out->ranges = mem_zalloc(n, sizeof *out->ranges, MEM_META);
+    out->weight_off = mem_zalloc(n, sizeof *out->weight_off, MEM_META);
+    if (!by_place || !out->ranges || !out->weight_off) {
+        rc = err(ERR_NOMEM, "places of %d weights: %zu bytes", m->n_weights, n * (sizeof *out->ranges + 2 * sizeof n));
+        goto out;
+    }
+    for (int i = 0; i < m->n_weights; i++)
+        by_place[i] = &m->weights[i];
+    qsort(by_place, n, sizeof *by_place, compare_place);
+    for (int i = 0; i < m->n_weights && !rc; i++)
+        rc = place(out, by_place[i], &out->weight_off[by_place[i] - m->weights]);
+out:
+    mem_free(by_place);
+    if (rc)
+        layout_done(out);
+    return rc;
+}
+
+void layout_done(struct layout *l)
+{
+    mem_free(l->ranges);
+    mem_free(l->weight_off);
+    *l = (struct layout){.bytes = 0};
+}

@@ -1,0 +1,42 @@
+/* Where a model's weights lie when they are held in memory: as in the files, but without the stretches that nobody uses.
+ * Blocks of 4 KiB of a file become blocks of 4 KiB of memory, so that reads past the page cache (O_DIRECT) put weights in
+ * their place. Pure arithmetic: the planner counts with it, the store lays out with it. */
+#ifndef FERRY_MODEL_LAYOUT_H
+#define FERRY_MODEL_LAYOUT_H
+
+#include <stdint.h>
+
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LAYOUT_BLOCK_BYTES 4096
+
+/* A stretch of a file without a block that no weight uses. */
+struct layout_range {
+    int file;
+    uint64_t off, end;   /* in the file; whole blocks: the last one may reach past the file's end */
+    uint64_t data_end;   /* where the last weight of the stretch ends */
+    uint64_t memory_off; /* of the first block, in memory */
+};
+
+struct layout {
+    struct layout_range *ranges; /* own: (n_ranges) by file and offset */
+    int n_ranges;
+    uint64_t *weight_off;        /* own: (model.n_weights) of the weight's first byte, in memory */
+    uint64_t bytes;              /* of memory; whole blocks */
+};
+
+/* ERR_NOMEM; ERR_LIMIT when offsets overflow. On failure there is nothing to be done with *out. */
+int layout_init(const struct model *m, struct layout *out);
+void layout_done(struct layout *l);
+
+/* Bytes of a weight in the file: rows times matrices. */
+uint64_t layout_weight_bytes(const struct weight *w);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,229 @@
+/* Owns the memory that weights are held in (or the mapped files), and the loans of experts. Leaves to others how bytes come
+ * from disk (store_load.c, io/), where each weight goes (model/layout.h), and what is computed with it.
+ * Every weight is resident, so that a loan has nothing to wait for. */
+#include "src/run/store.h"
+
+#include "io/file.h"
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/model/gguf.h"
+#include "src/model/layout.h"
+#include "src/run/store_load.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+struct store {
+    const struct model *model; /* view */
+    const char **weight;       /* own: (n_weights) views of each one's first byte */
+    struct file **files;       /* own: (n_files); open only while loading, or mapped */
+    int n_files;
+    char *memory;              /* own: (memory_bytes); NULL when mapped */
+    uint64_t memory_bytes;
+    struct store_stats stats;
+};
+
+uint64_t store_bytes(const struct model *m, enum plan_io io)
+{
+    struct layout layout;
+
+    if (io == PLAN_IO_MMAP)
+        return 0;
+    if (layout_init(m, &layout))
+        return UINT64_MAX;
+    uint64_t bytes = layout.bytes;
+    layout_done(&layout);
+    return bytes;
+}
+
+/* ---- files ---- */
+
+static int check_same(struct file *f, const struct gguf_part *part)
+{
+    return file_check(f, &(struct file_id){.dev = part->dev, .ino = part->ino, .bytes = part->bytes, .mtime_ns = part->mtime_ns});
+}
+
+static int check_files(const struct store *s)
+{
+    int rc = 0;
+
+    for (int i = 0; i < s->n_files && !rc; i++)
+        rc = s->model->gguf ? check_same(s->files[i], gguf_part(s->model->gguf, i))
+                            : file_check(s->files[i], file_identity(s->files[i]));
+    return rc;
+}
+
+static int open_files(struct store *s, const struct store_args *a)
+{
+    const struct gguf *gguf = a->model->gguf;
+    int rc = 0, n_files = gguf ? gguf_n_parts(gguf) : 1;
+
+    s->files = mem_zalloc((size_t)n_files, sizeof *s->files, MEM_META);
+    if (!s->files)
+        return err(ERR_NOMEM, "handles of %d files", n_files);
+    for (; s->n_files < n_files && !rc; s->n_files += !rc)
+        rc = file_open(gguf ? gguf_part(gguf, s->n_files)->path : a->model->path, a->ops, &s->files[s->n_files]);
+    return rc ? rc : check_files(s);
+}
+
+static void close_files(struct store *s)
+{
+    for (int i = 0; i < s->n_files; i++)
+        file_close(s->files[i]);
+    mem_free(s->files);
+    s->files = NULL;
+    s->n_files = 0;
+}
+
+/* A weight past the end of its file would be a signal when it is touched, where the file is mapped. */
+static int check_ends(const struct store *s, const struct layout *layout)
+{
+    for (int i = 0; i < layout->n_ranges; i++) {
+        const struct layout_range *r = &layout->ranges[i];
+        if (r->file < 0 || r->file >= s->n_files)
+            return err(ERR_FORMAT, "a weight lies in file %d of %d", r->file, s->n_files);
+        const struct file *f = s->files[r->file];
+        if (r->data_end > file_identity(f)->bytes)
+            return err(ERR_IO, "%s: weights end at %" PRIu64 ", the file at %" PRIu64, file_path(f), r->data_end,
+                       file_identity(f)->bytes);
+    }
+    return 0;
+}
+
+/* ---- open ---- */
+
+static int map_weights(struct store *s)
+{
+    const struct model *m = s->model;
+
+    for (int i = 0; i < m->n_weights; i++) {
+        const void *base;
+        int rc = file_map(s->files[m->weights[i].file], &base);
+        if (rc)
+            return rc;
+        s->weight[i] = (const char *)base + m->weights[i].off;
+    }
+    return 0;
+}
+
+static int load_weights(struct store *s, const struct store_args *a, const struct layout *layout)
+{
+    s->memory_bytes = layout->bytes;
+    s->memory = mem_map(layout->bytes, MEM_WEIGHTS);
+    if (!s->memory)
+        return err(ERR_NOMEM, "weights of %s: %" PRIu64 " bytes", s->model->path, layout->bytes);
+    for (int i = 0; i < s->model->n_weights; i++)
+        s->weight[i] = s->memory + layout->weight_off[i];
+
+    struct store_load load = {
+        .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
+    int rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
+    if (!rc)
+        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
+    if (!rc)
+        close_files(s);
+    s->stats.resident_bytes = s->memory_bytes;
+    return rc;
+}
+
+int store_open(const struct store_args *a, struct store **out)
+{
+    struct store *s = mem_zalloc(1, sizeof *s, MEM_META);
+    struct layout layout = {.bytes = 0};
+    uint64_t start_ns = clock_ns();
+    int rc;
+
+    *out = NULL;
+    if (!s || !(s->weight = mem_zalloc((size_t)a->model->n_weights, sizeof *s->weight, MEM_META))) {
+        rc = err(ERR_NOMEM, "addresses of %d weights", a->model->n_weights);
+        goto out;
+    }
+    s->model = a->model;
+    rc = layout_init(a->model, &layout);
+    if (!rc)
+        rc = open_files(s, a);
+    if (!rc)
+        rc = check_ends(s, &layout);
+    if (!rc)
+        rc = a->plan->io == PLAN_IO_MMAP ? map_weights(s) : load_weights(s, a, &layout);
+    if (rc)
+        goto out;
+    s->stats.load_ns = clock_ns() - start_ns;
+    *out = s;
+    s = NULL;
+out:
+    layout_done(&layout);
+    store_close(s);
+    return rc;
+}
+
+void store_close(struct store *s)
+{
+    if (!s)
+        return;
+    close_files(s);
+    mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
+    mem_free(s->weight);
+    mem_free(s);
+}
+
+/* ---- loans ---- */
+
+const void *store_weight(const struct store *s, int weight)
+{
+    assert(weight >= 0 && weight < s->model->n_weights);
+    return s->model->weights[weight].is_expert ? NULL : s->weight[weight];
+}
+
+static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
+
+int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease)
+{
+    assert(!lease->open);
+    if (layer < 0 || layer >= s->model->hp.n_layer)
+        return err(ERR_ARG, "experts of layer %d: the model has %d layers", layer, s->model->hp.n_layer);
+    const int *w = s->model->layers[layer].w;
+    for (int i = 0; i < 3; i++)
+        if (w[stacks[i]] < 0)
+            return err(ERR_ARG, "layer %d has no experts", layer);
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->model->weights[w[ROLE_EXPERT_GATE]].t.ne[2])
+            return err(ERR_ARG, "layer %d has no expert %d, but %" PRId64, layer, ids[i],
+                       s->model->weights[w[ROLE_EXPERT_GATE]].t.ne[2]);
+    *lease = (struct store_lease){.layer = layer, .n = n, .ids = ids, .open = true};
+    return 0;
+}
+
+int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out)
+{
+    const int *w = s->model->layers[lease->layer].w;
+    int n = lease->n - lease->n_given;
+
+    (void)wait; /* all are there */
+    assert(lease->open);
+    if (n > max)
+        n = max;
+    for (int i = 0; i < n; i++) {
+        out[i].expert = lease->ids[lease->n_given + i];
+        for (int k = 0; k < 3; k++) {
+            int stack = w[stacks[k]];
+            out[i].w[k] = s->weight[stack] + (uint64_t)out[i].expert * s->model->weights[stack].t.stride[2];
+        }
+    }
+    lease->n_given += n;
+    *n_out = n;
+    return 0;
+}
+
+void store_release(struct store *s, struct store_lease *lease)
+{
+    (void)s;
+    lease->open = false;
+}
+
+void store_stats(const struct store *s, struct store_stats *out)
+{
+    *out = s->stats;
+}

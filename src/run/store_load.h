@@ -1,0 +1,28 @@
+/* Filling the store's memory at open. Nobody but store.c and store_load.c includes this. */
+#ifndef FERRY_RUN_STORE_LOAD_H
+#define FERRY_RUN_STORE_LOAD_H
+
+#include "io/file.h"
+#include "src/model/layout.h"
+#include "src/run/store.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct store_load {
+    const struct store_args *args; /* view */
+    const struct layout *layout;   /* view */
+    struct file *const *files;     /* view: (n_files) */
+    int n_files;
+    char *memory;                  /* view: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned */
+};
+
+/* Read every range of the layout into its place. *bytes: how many were read. ERR_IO, ERR_CANCEL, ERR_UNSUPPORTED (no
+ * io_uring), ERR_STATE, ERR_NOMEM. */
+int store_load_run(const struct store_load *l, enum plan_io io, uint64_t *bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
