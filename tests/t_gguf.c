@@ -1,5 +1,5 @@
-/* GGUF headers: what the `gguf` package wrote, hostile files (each row below is one check of the parser), failing reads and
- * allocations. */
+/* GGUF headers: what the `gguf` package wrote, hostile files (each row below is one check of the parser), failing reads
+ * and allocations. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/model/gguf.h"

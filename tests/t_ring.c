@@ -1,5 +1,5 @@
-/* The io_uring reader against pread, with answers of the system replaced by short ones and errors. Skipped where io_uring
- * is not to be had. */
+/* The io_uring reader against the file's bytes, with answers of the system replaced by short ones and errors. Skipped
+ * where io_uring is not to be had. */
 #include "io/ring.h"
 #include "io/stage.h"
 #include "src/base/err.h"

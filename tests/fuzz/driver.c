@@ -1,5 +1,5 @@
-/* Runs a fuzz entry over files, and all files of folders, given as arguments: the corpus run of `make check`, and the way to
- * look at one input that a fuzzer found. */
+/* Runs a fuzz entry over the files, and all files of the folders, that are its arguments: for `make check`, and to look
+ * at one input that a fuzzer found. */
 #include "tests/fuzz/fuzz.h"
 
 #include <dirent.h>
@@ -26,7 +26,7 @@ static int run_file(const char *path)
     size_t got = data ? fread(data, 1, (size_t)n, f) : 0;
     fclose(f);
     if (got == (size_t)n) {
-        fprintf(stderr, "%s: %ld bytes\n", path, n);
+        fprintf(stderr, "%s: %ld bytes\n", path, n); /* the last line is the one that broke */
         LLVMFuzzerTestOneInput(data, got);
         n_run++;
     }

@@ -1,4 +1,4 @@
-/* A fuzz entry: libFuzzer's name, so that the same file serves `make fuzz` (clang) and the corpus run of `make check`. */
+/* A fuzz entry has libFuzzer's name, so that one file serves `make fuzz` (clang) and the corpus run of `make check`. */
 #ifndef FERRY_TESTS_FUZZ_H
 #define FERRY_TESTS_FUZZ_H
 

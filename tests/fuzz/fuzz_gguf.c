@@ -1,6 +1,6 @@
 /* Any bytes as a GGUF: opening ends in a model or an error, what it hands out can be read to the last byte, and nothing
- * stays behind. An input that begins with 'S' is a model in two parts, the second of which begins at the offset that the
- * next two bytes say. */
+ * stays behind. An input that begins with 'S' is a model in two parts; the two bytes behind it are the length of the
+ * first. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/model/gguf.h"
