@@ -368,8 +368,8 @@ static int check_experts(const struct gguf *g)
     char key[128], used_key[128], a[80], b[80];
     int rc = gguf_opt_str(g, "general.architecture", &arch);
 
-    if (rc || !arch.n_bytes ||
-        arch.n_bytes > 64) /* names of architectures are short; model refuses those it does not know */
+    /* A longer name is no architecture's; which ones there are is the model's matter. */
+    if (rc || !arch.n_bytes || arch.n_bytes > 64)
         return rc;
     snprintf(key, sizeof key, "%s.expert_count", arch.p);
     snprintf(used_key, sizeof used_key, "%s.expert_used_count", arch.p);
