@@ -388,6 +388,7 @@ START_TEST(missing_file_is_told)
     snprintf(by_hand.path, sizeof by_hand.path, "%s/t_store-none", TEST_BUILD_DIR);
     ck_assert_int_eq(open_store(NULL, &s), ERR_IO);
     ck_assert_ptr_nonnull(strstr(err_text(), "t_store-none"));
+    drop_model();
     make_model(ios[_i]);
     write_file(FILE_BYTES);
     by_hand.weights[4].file = 1;
