@@ -19,29 +19,37 @@ static inline int64_t kern_act_q16_place(int64_t k)
     return (k & ~(int64_t)3) | (in4 == 1 ? 2 : in4 == 2 ? 1 : in4);
 }
 
+/* What stands beside the codes of 32 elements, and of 256. */
+struct kern_act_s32 {
+    float d;
+    int32_t sum; /* of q */
+};
+
+struct kern_act_s256 {
+    float d;
+    int16_t sum16[16]; /* of 16 q each */
+    int16_t sum32[8];  /* of 32 q each */
+};
+
 /* Views into one row of n elements. */
 struct kern_act_x32 {
-    int8_t *q;      /* (n), -127..127 */
-    float *d;       /* (n / 32) */
-    int32_t *sum;   /* (n / 32): of q */
-    int16_t *q16;   /* (n) */
+    int8_t *q;              /* (n), -127..127 */
+    struct kern_act_s32 *s; /* (n / 32) */
+    int16_t *q16;           /* (n) */
 };
 
 struct kern_act_x256 {
-    int8_t *q;      /* (n), -127..127 */
-    float *d;       /* (n / 256) */
-    int16_t *sum16; /* (n / 16): of 16 q */
-    int16_t *sum32; /* (n / 32): of 32 q */
-    int16_t *q16;   /* (n) */
+    int8_t *q;               /* (n), -127..127 */
+    struct kern_act_s256 *s; /* (n / 256) */
+    int16_t *q16;            /* (n) */
 };
 
 static inline struct kern_act_x32 kern_act_x32(const void *row, int64_t n)
 {
     struct kern_act_x32 a;
     a.q = (int8_t *)(uintptr_t)row;
-    a.d = (float *)(a.q + n);
-    a.sum = (int32_t *)(a.d + n / 32);
-    a.q16 = (int16_t *)(a.sum + n / 32);
+    a.s = (struct kern_act_s32 *)(a.q + n);
+    a.q16 = (int16_t *)(a.s + n / 32);
     return a;
 }
 
@@ -49,10 +57,8 @@ static inline struct kern_act_x256 kern_act_x256(const void *row, int64_t n)
 {
     struct kern_act_x256 a;
     a.q = (int8_t *)(uintptr_t)row;
-    a.d = (float *)(a.q + n);
-    a.sum16 = (int16_t *)(a.d + n / 256);
-    a.sum32 = a.sum16 + n / 16;
-    a.q16 = a.sum32 + n / 32;
+    a.s = (struct kern_act_s256 *)(a.q + n);
+    a.q16 = (int16_t *)(a.s + n / 256);
     return a;
 }
 

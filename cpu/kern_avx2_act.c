@@ -70,10 +70,10 @@ static void row_x32(const float *x, void *out, int64_t n)
 {
     struct kern_act_x32 a = kern_act_x32(out, n);
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        __m256 inv = inverse(amax_of(x, 32), &a.d[b]);
+        __m256 inv = inverse(amax_of(x, 32), &a.s[b].d);
         int s0, s1;
         sums16(put32(x, inv, a.q + b * 32, a.q16 + b * 32), &s0, &s1);
-        a.sum[b] = s0 + s1;
+        a.s[b].sum = s0 + s1;
     }
 }
 
@@ -81,13 +81,14 @@ static void row_x256(const float *x, void *out, int64_t n)
 {
     struct kern_act_x256 a = kern_act_x256(out, n);
     for (int64_t b = 0; b < n / 256; b++) {
-        __m256 inv = inverse(amax_of(x + b * 256, 256), &a.d[b]);
-        for (int64_t j = b * 8; j < b * 8 + 8; j++) {
+        __m256 inv = inverse(amax_of(x + b * 256, 256), &a.s[b].d);
+        for (int j = 0; j < 8; j++) {
+            int64_t k = b * 256 + j * 32;
             int s0, s1;
-            sums16(put32(x + j * 32, inv, a.q + j * 32, a.q16 + j * 32), &s0, &s1);
-            a.sum16[2 * j] = (int16_t)s0;
-            a.sum16[2 * j + 1] = (int16_t)s1;
-            a.sum32[j] = (int16_t)(s0 + s1);
+            sums16(put32(x + k, inv, a.q + k, a.q16 + k), &s0, &s1);
+            a.s[b].sum16[2 * j] = (int16_t)s0;
+            a.s[b].sum16[2 * j + 1] = (int16_t)s1;
+            a.s[b].sum32[j] = (int16_t)(s0 + s1);
         }
     }
 }

@@ -55,38 +55,38 @@ static void pack_chunk(const struct walk *w)
     }
 }
 
-static void load_acc(const struct walk *w, int tok, int n_tok, float *acc)
+/* Rows that fill their groups of 8 are summed in dst itself; others in `buf`, since nothing beside them may be touched. */
+static void run_step(const struct walk *w, struct avx2_step *s, int tok, int n_tok, int size)
 {
-    memset(acc, 0, 4 * 16 * sizeof *acc);
-    if (w->col == 0)
-        return;
-    for (int t = 0; t < n_tok; t++)
-        memcpy(acc + t * 16, w->a->dst + (tok + t) * w->a->dst_stride + w->row, (size_t)w->n_rows * sizeof *acc);
+    const struct kern_mat_args *a = w->a;
+    float buf[4 * 16] __attribute__((aligned(32)));
+    float *dst = a->dst + tok * a->dst_stride + w->row;
+    bool is_whole = w->n_rows % 8 == 0;
+    size_t row_bytes = (size_t)w->n_rows * sizeof *buf;
+    s->acc = is_whole ? dst : buf;
+    s->acc_stride = is_whole ? a->dst_stride : 16;
+    for (int t = 0; t < n_tok && !is_whole && !s->is_first; t++)
+        memcpy(buf + t * 16, dst + t * a->dst_stride, row_bytes);
+    w->type->micro->run[w->n_rows > 8][size](s);
+    for (int t = 0; t < n_tok && !is_whole; t++)
+        memcpy(dst + t * a->dst_stride, buf + t * 16, row_bytes);
 }
 
-static void store_acc(const struct walk *w, int tok, int n_tok, const float *acc)
-{
-    for (int t = 0; t < n_tok; t++)
-        memcpy(w->a->dst + (tok + t) * w->a->dst_stride + w->row, acc + t * 16, (size_t)w->n_rows * sizeof *acc);
-}
-
-/* All tokens times the packed chunk; sums so far wait in dst, which is exact. */
+/* All tokens times the packed chunk. */
 static void multiply_chunk(const struct walk *w)
 {
     const struct kern_mat_args *a = w->a;
-    const struct avx2_micro *micro = w->type->micro;
-    float acc[4 * 16] __attribute__((aligned(32)));
-    struct avx2_step s = {.n_block = w->n_cols / micro->tile_cols, .col = w->col, .n_cols = a->n_cols, .acc = acc};
+    struct avx2_step s = {.n_block = w->n_cols / w->type->micro->tile_cols, .col = w->col, .n_cols = a->n_cols};
     s.tile[0] = a->scratch;
     s.tile[1] = (const char *)a->scratch + w->group_bytes;
+    s.x_ahead = a->n_tok > FEW_TOK ? 4 * (int64_t)a->x_stride : 0;
+    s.is_first = w->col == 0;
     for (int tok = 0, n_tok; tok < a->n_tok; tok += n_tok) {
         int left = a->n_tok - tok, size = left >= 4 ? 2 : left >= 2 ? 1 : 0;
         n_tok = 1 << size;
         for (int t = 0; t < n_tok; t++)
             s.x[t] = (const char *)a->x + (uint64_t)(tok + t) * a->x_stride;
-        load_acc(w, tok, n_tok, acc);
-        micro->run[w->n_rows > 8][size](&s);
-        store_acc(w, tok, n_tok, acc);
+        run_step(w, &s, tok, n_tok, size);
     }
 }
 
@@ -119,11 +119,69 @@ AVX2_INLINE __m256i load(const void *p)
     return _mm256_load_si256((const __m256i *)p);
 }
 
-/* One fmaf of the contract: acc = d * dx * isum + acc for 8 rows. */
-AVX2_INLINE void add_scaled(float *acc, const float *d, float dx, __m256i isum)
+/* Activation rows of a step, at its first column: all rows have their parts at the same offsets. */
+struct xrows {
+    const char *x[4];
+    int64_t q, s, q16;
+};
+
+AVX2_INLINE struct xrows rows_x32(const struct avx2_step *st, const int T)
 {
-    __m256 scale = _mm256_mul_ps(_mm256_load_ps(d), _mm256_set1_ps(dx));
-    _mm256_store_ps(acc, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(isum), _mm256_load_ps(acc)));
+    struct kern_act_x32 a = kern_act_x32(0, st->n_cols);
+    struct xrows r = {.q = st->col, .s = (int64_t)(uintptr_t)(a.s + st->col / 32)};
+    r.q16 = (int64_t)(uintptr_t)(a.q16 + st->col);
+    for (int t = 0; t < T; t++)
+        r.x[t] = st->x[t];
+    return r;
+}
+
+AVX2_INLINE struct xrows rows_x256(const struct avx2_step *st, const int T)
+{
+    struct kern_act_x256 a = kern_act_x256(0, st->n_cols);
+    struct xrows r = {.q = st->col, .s = (int64_t)(uintptr_t)(a.s + st->col / 256)};
+    r.q16 = (int64_t)(uintptr_t)(a.q16 + st->col);
+    for (int t = 0; t < T; t++)
+        r.x[t] = st->x[t];
+    return r;
+}
+
+/* Fetch `bytes` at `off` of the rows that come after these: a row's part is too short for a hardware prefetcher. */
+AVX2_INLINE void prefetch_x(const struct avx2_step *st, const int T, int64_t off, const int bytes)
+{
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < bytes; i += 64)
+            _mm_prefetch((const char *)st->x[t] + st->x_ahead + off + i, _MM_HINT_T0);
+}
+
+/* One fmaf of the contract: acc + d * dx * isum for 8 rows. */
+AVX2_INLINE __m256 add_scaled(__m256 acc, const float *d, __m256 dx, __m256i isum)
+{
+    return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(d), dx), _mm256_cvtepi32_ps(isum), acc);
+}
+
+AVX2_INLINE __m256 bcast_d(const void *p)
+{
+    float d;
+    memcpy(&d, p, sizeof d); /* first in both kern_act_s32 and kern_act_s256 */
+    return _mm256_set1_ps(d);
+}
+
+AVX2_INLINE void acc_load(const struct avx2_step *st, const int R, const int T, __m256 acc[2][4])
+{
+    AVX2_UNROLL
+    for (int g = 0; g < R; g++)
+        AVX2_UNROLL
+        for (int t = 0; t < T; t++)
+            acc[g][t] = st->is_first ? _mm256_setzero_ps() : _mm256_loadu_ps(st->acc + t * st->acc_stride + g * 8);
+}
+
+AVX2_INLINE void acc_store(const struct avx2_step *st, const int R, const int T, __m256 acc[2][4])
+{
+    AVX2_UNROLL
+    for (int g = 0; g < R; g++)
+        AVX2_UNROLL
+        for (int t = 0; t < T; t++)
+            _mm256_storeu_ps(st->acc + t * st->acc_stride + g * 8, acc[g][t]);
 }
 
 /* One sum, right now, in its own register: left alone, gcc 12 gathers all products of an unrolled loop first, to add them
@@ -134,20 +192,19 @@ AVX2_INLINE __m256i in_order(__m256i sum)
     return sum;
 }
 
-/* Sums of A * 4 columns of codes for R groups of rows and T tokens. The 16-bit sums do not wrap: A times twice the largest
- * code times 127 is at most 32767. */
-AVX2_INLINE void dot_u8(const int R, const int T, const int A, const uint8_t (*const w[2])[32], const int8_t *const x[4],
+/* Sums of 32 columns of codes up to 15 for R groups of rows and T tokens. 16 bits hold them: 8 * 2 * 15 * 127 < 32768. */
+AVX2_INLINE void dot_32(const int R, const int T, const uint8_t (*const w[2])[32], const struct xrows *x, int64_t q,
                         __m256i s[2][4])
 {
     AVX2_UNROLL
-    for (int i = 0; i < A; i++) {
+    for (int i = 0; i < 8; i++) {
         __m256i wv[2];
         AVX2_UNROLL
         for (int g = 0; g < R; g++)
             wv[g] = load(w[g][i]);
         AVX2_UNROLL
         for (int t = 0; t < T; t++) {
-            __m256i xv = bcast4(x[t] + i * 4);
+            __m256i xv = bcast4(x->x[t] + q + i * 4);
             AVX2_UNROLL
             for (int g = 0; g < R; g++) {
                 __m256i prod = _mm256_maddubs_epi16(wv[g], xv);
@@ -157,53 +214,82 @@ AVX2_INLINE void dot_u8(const int R, const int T, const int A, const uint8_t (*c
     }
 }
 
-/* A: vectors of 4 columns whose products are added in 16 bits. */
-AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, const int A, const bool has_min, const int off)
+/* The same for 16 columns of larger codes, times scale and added to isum. A products are added in 16 bits: A times twice
+ * the largest code times 127 is at most 32767. The weights stay in registers, one token's sums at a time beside them. */
+AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*const w[2])[32], const struct xrows *x, int64_t q,
+                        const __m256i scale[2], __m256i isum[2][4])
 {
-    struct kern_act_x32 x[4];
+    __m256i wv[2][4];
     AVX2_UNROLL
-    for (int t = 0; t < T; t++)
-        x[t] = kern_act_x32(st->x[t], st->n_cols);
-    for (int b = 0; b < st->n_block; b++) {
-        const struct avx2_u32 *w[2] = {(const struct avx2_u32 *)st->tile[0] + b, (const struct avx2_u32 *)st->tile[1] + b};
-        int64_t block = st->col / 32 + b;
-        __m256i isum[2][4];
+    for (int g = 0; g < R; g++)
         AVX2_UNROLL
-        for (int step = 0; step < 8 / A; step++) {
-            const uint8_t(*q[2])[32] = {w[0]->q + step * A, w[1]->q + step * A};
-            const int8_t *xq[4];
-            __m256i s[2][4];
-            AVX2_UNROLL
-            for (int t = 0; t < T; t++)
-                xq[t] = x[t].q + block * 32 + step * A * 4;
-            dot_u8(R, T, A, q, xq, s);
-            AVX2_UNROLL
-            for (int g = 0; g < R; g++)
-                AVX2_UNROLL
-                for (int t = 0; t < T; t++) {
-                    __m256i s32 = _mm256_madd_epi16(s[g][t], _mm256_set1_epi16(1));
-                    isum[g][t] = step == 0 ? s32 : _mm256_add_epi32(isum[g][t], s32);
-                }
-        }
+        for (int i = 0; i < 4; i++)
+            wv[g][i] = load(w[g][i]);
+    AVX2_UNROLL
+    for (int t = 0; t < T; t++) {
+        __m256i s[2], sum[2];
         AVX2_UNROLL
-        for (int t = 0; t < T; t++) {
-            __m256i xsum = _mm256_set1_epi32(x[t].sum[block] * (off ? off : 1));
+        for (int i = 0; i < 4; i++) {
+            __m256i xv = bcast4(x->x[t] + q + i * 4);
             AVX2_UNROLL
             for (int g = 0; g < R; g++) {
-                float *acc = st->acc + t * 16 + g * 8;
-                if (off)
-                    isum[g][t] = _mm256_sub_epi32(isum[g][t], xsum);
-                add_scaled(acc, w[g]->d, x[t].d[block], isum[g][t]);
-                if (has_min)
-                    add_scaled(acc, w[g]->m, x[t].d[block], xsum);
+                __m256i prod = _mm256_maddubs_epi16(wv[g][i], xv);
+                s[g] = i % A == 0 ? prod : in_order(_mm256_add_epi16(s[g], prod));
+                if (i % A == A - 1) {
+                    __m256i s32 = _mm256_madd_epi16(s[g], scale[g]);
+                    sum[g] = i < A ? s32 : in_order(_mm256_add_epi32(sum[g], s32));
+                }
             }
         }
+        AVX2_UNROLL
+        for (int g = 0; g < R; g++)
+            isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], sum[g]));
     }
 }
 
+/* A: vectors of 4 columns whose products are added in 16 bits, 8 or fewer. */
+AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, const int A, const bool has_min, const int off)
+{
+    struct xrows x = rows_x32(st, T);
+    __m256 acc[2][4];
+    __m256i one = _mm256_set1_epi16(1);
+    acc_load(st, R, T, acc);
+    for (int b = 0; b < st->n_block; b++, x.q += 32, x.s += (int64_t)sizeof(struct kern_act_s32)) {
+        const struct avx2_u32 *w[2] = {(const struct avx2_u32 *)st->tile[0] + b, (const struct avx2_u32 *)st->tile[1] + b};
+        __m256i isum[2][4];
+        if (b % 2 == 0)
+            prefetch_x(st, T, x.q, 64);
+        if (A == 8) {
+            dot_32(R, T, (const uint8_t(*[2])[32]){w[0]->q, w[1]->q}, &x, x.q, isum);
+        } else {
+            AVX2_UNROLL
+            for (int t = 0; t < T; t++)
+                isum[0][t] = isum[1][t] = _mm256_setzero_si256();
+            for (int i = 0; i < 8; i += 4)
+                dot_16(R, T, A, (const uint8_t(*[2])[32]){w[0]->q + i, w[1]->q + i}, &x, x.q + i * 4,
+                       (__m256i[2]){one, one}, isum);
+        }
+        AVX2_UNROLL
+        for (int t = 0; t < T; t++) {
+            __m256 dx = bcast_d(x.x[t] + x.s);
+            __m256i xsum = bcast4(x.x[t] + x.s + offsetof(struct kern_act_s32, sum));
+            if (off)
+                xsum = _mm256_mullo_epi32(xsum, _mm256_set1_epi32(off));
+            AVX2_UNROLL
+            for (int g = 0; g < R; g++) {
+                __m256i sum = A == 8 ? _mm256_madd_epi16(isum[g][t], one) : isum[g][t];
+                acc[g][t] = add_scaled(acc[g][t], w[g]->d, dx, off ? _mm256_sub_epi32(sum, xsum) : sum);
+                if (has_min)
+                    acc[g][t] = add_scaled(acc[g][t], w[g]->m, dx, xsum);
+            }
+        }
+    }
+    acc_store(st, R, T, acc);
+}
+
 /* Sums of n_vec * 2 columns of 16-bit codes. */
-AVX2_INLINE void dot_s16(const int R, const int T, int n_vec, const int16_t (*const w[2])[16], const int16_t *const x[4],
-                         __m256i s[2][4])
+AVX2_INLINE void dot_s16(const int R, const int T, const int n_vec, const int16_t (*const w[2])[16], const struct xrows *x,
+                         int64_t q16, __m256i s[2][4])
 {
     AVX2_UNROLL
     for (int i = 0; i < n_vec; i++) {
@@ -213,7 +299,7 @@ AVX2_INLINE void dot_s16(const int R, const int T, int n_vec, const int16_t (*co
             wv[g] = load(w[g][i]);
         AVX2_UNROLL
         for (int t = 0; t < T; t++) {
-            __m256i xv = bcast4(x[t] + i * 2);
+            __m256i xv = bcast4(x->x[t] + q16 + i * 4);
             AVX2_UNROLL
             for (int g = 0; g < R; g++)
                 s[g][t] = in_order(_mm256_add_epi32(s[g][t], _mm256_madd_epi16(wv[g], xv)));
@@ -223,113 +309,121 @@ AVX2_INLINE void dot_s16(const int R, const int T, int n_vec, const int16_t (*co
 
 AVX2_INLINE void run_s32(const struct avx2_step *st, const int R, const int T, const int n_part)
 {
-    struct kern_act_x32 x[4];
-    AVX2_UNROLL
-    for (int t = 0; t < T; t++)
-        x[t] = kern_act_x32(st->x[t], st->n_cols);
-    for (int b = 0; b < st->n_block; b++) {
-        const struct avx2_s32 *tile[2] = {(const struct avx2_s32 *)st->tile[0] + b, (const struct avx2_s32 *)st->tile[1] + b};
-        int64_t block = st->col / 32 + b;
+    struct xrows x = rows_x32(st, T);
+    __m256 acc[2][4];
+    acc_load(st, R, T, acc);
+    for (int b = 0; b < st->n_block; b++, x.q16 += 64, x.s += (int64_t)sizeof(struct kern_act_s32)) {
+        const struct avx2_s32 *w[2] = {(const struct avx2_s32 *)st->tile[0] + b, (const struct avx2_s32 *)st->tile[1] + b};
+        const int n_vec = 16 / n_part;
+        prefetch_x(st, T, x.q16, 64);
         AVX2_UNROLL
         for (int part = 0; part < n_part; part++) {
-            const int n_vec = 16 / n_part;
-            const int16_t(*w[2])[16] = {tile[0]->q + part * n_vec, tile[1]->q + part * n_vec};
-            const int16_t *q16[4];
+            const int16_t(*q[2])[16] = {w[0]->q + part * n_vec, w[1]->q + part * n_vec};
             __m256i s[2][4];
             AVX2_UNROLL
-            for (int t = 0; t < T; t++) {
-                q16[t] = x[t].q16 + block * 32 + part * n_vec * 2;
+            for (int t = 0; t < T; t++)
                 s[0][t] = s[1][t] = _mm256_setzero_si256();
-            }
-            dot_s16(R, T, n_vec, w, q16, s);
+            dot_s16(R, T, n_vec, q, &x, x.q16 + part * n_vec * 4, s);
             AVX2_UNROLL
             for (int t = 0; t < T; t++)
                 AVX2_UNROLL
                 for (int g = 0; g < R; g++)
-                    add_scaled(st->acc + t * 16 + g * 8, tile[g]->d[part], x[t].d[block], s[g][t]);
+                    acc[g][t] = add_scaled(acc[g][t], w[g]->d[part], bcast_d(x.x[t] + x.s), s[g][t]);
         }
     }
+    acc_store(st, R, T, acc);
 }
 
 AVX2_INLINE void run_s256(const struct avx2_step *st, const int R, const int T)
 {
-    struct kern_act_x256 x[4];
-    AVX2_UNROLL
-    for (int t = 0; t < T; t++)
-        x[t] = kern_act_x256(st->x[t], st->n_cols);
-    for (int b = 0; b < st->n_block; b++) {
-        const struct avx2_s256 *tile[2] = {(const struct avx2_s256 *)st->tile[0] + b,
-                                           (const struct avx2_s256 *)st->tile[1] + b};
-        int64_t block = st->col / 256 + b;
+    struct xrows x = rows_x256(st, T);
+    __m256 acc[2][4];
+    acc_load(st, R, T, acc);
+    for (int b = 0; b < st->n_block; b++, x.s += (int64_t)sizeof(struct kern_act_s256)) {
+        const struct avx2_s256 *w[2] = {(const struct avx2_s256 *)st->tile[0] + b,
+                                        (const struct avx2_s256 *)st->tile[1] + b};
         __m256i s[2][4];
         AVX2_UNROLL
         for (int t = 0; t < T; t++)
             s[0][t] = s[1][t] = _mm256_setzero_si256();
-        for (int i = 0; i < 128; i += 16) {
-            const int16_t(*w[2])[16] = {tile[0]->q + i, tile[1]->q + i};
-            const int16_t *q16[4];
-            AVX2_UNROLL
-            for (int t = 0; t < T; t++)
-                q16[t] = x[t].q16 + block * 256 + i * 2;
-            dot_s16(R, T, 16, w, q16, s);
+        for (int i = 0; i < 128; i += 16, x.q16 += 64) {
+            prefetch_x(st, T, x.q16, 64);
+            dot_s16(R, T, 16, (const int16_t(*[2])[16]){w[0]->q + i, w[1]->q + i}, &x, x.q16, s);
         }
         AVX2_UNROLL
         for (int t = 0; t < T; t++)
             AVX2_UNROLL
             for (int g = 0; g < R; g++)
-                add_scaled(st->acc + t * 16 + g * 8, tile[g]->d, x[t].d[block], s[g][t]);
+                acc[g][t] = add_scaled(acc[g][t], w[g]->d, bcast_d(x.x[t] + x.s), s[g][t]);
+    }
+    acc_store(st, R, T, acc);
+}
+
+/* Integer sums of a block: SUB columns under one integer scale, A products added in 16 bits. */
+AVX2_INLINE void dot_256(const int R, const int T, const int SUB, const int A, const struct avx2_u256 *const w[2],
+                         const struct xrows *x, __m256i isum[2][4])
+{
+    const int step = A == 8 ? 8 : 4;
+    AVX2_UNROLL
+    for (int t = 0; t < T; t++)
+        isum[0][t] = isum[1][t] = _mm256_setzero_si256();
+    for (int i = 0; i < 64; i += step) {
+        const uint8_t(*q[2])[32] = {w[0]->q + i, w[1]->q + i};
+        __m256i s[2][4], scale[2];
+        AVX2_UNROLL
+        for (int g = 0; g < R; g++)
+            scale[g] = load(w[g]->scale[i / (SUB / 4)]);
+        if (A < 8) {
+            dot_16(R, T, A, q, x, x->q + i * 4, scale, isum);
+            continue;
+        }
+        dot_32(R, T, q, x, x->q + i * 4, s);
+        AVX2_UNROLL
+        for (int t = 0; t < T; t++)
+            AVX2_UNROLL
+            for (int g = 0; g < R; g++)
+                isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
     }
 }
 
-/* SUB: columns under one integer scale. The sums of x over SUB columns times min are taken off the integer sum (off: min
- * holds the scale times what the unsigned codes are too large by), or enter the second fmaf. */
+/* The sums of x over SUB columns times min are taken off the integer sum (off: min holds the scale times what the unsigned
+ * codes are too large by), or enter the second fmaf. */
 AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, const int SUB, const int A, const bool off)
 {
-    struct kern_act_x256 x[4];
-    AVX2_UNROLL
-    for (int t = 0; t < T; t++)
-        x[t] = kern_act_x256(st->x[t], st->n_cols);
-    for (int b = 0; b < st->n_block; b++) {
+    struct xrows x = rows_x256(st, T);
+    __m256 acc[2][4];
+    acc_load(st, R, T, acc);
+    for (int b = 0; b < st->n_block; b++, x.q += 256, x.s += (int64_t)sizeof(struct kern_act_s256)) {
         const struct avx2_u256 *w[2] = {(const struct avx2_u256 *)st->tile[0] + b,
                                         (const struct avx2_u256 *)st->tile[1] + b};
-        int64_t block = st->col / 256 + b;
         __m256i isum[2][4];
+        prefetch_x(st, T, x.q, 256);
+        dot_256(R, T, SUB, A, w, &x, isum);
         AVX2_UNROLL
-        for (int t = 0; t < T; t++)
-            isum[0][t] = isum[1][t] = _mm256_setzero_si256();
-        for (int j = 0; j < 256 / SUB; j++)
+        for (int t = 0; t < T; t++) {
+            const char *xs = x.x[t] + x.s;
+            const char *xsum =
+                xs + (SUB == 16 ? offsetof(struct kern_act_s256, sum16) : offsetof(struct kern_act_s256, sum32));
+            __m256i msum[2];
             AVX2_UNROLL
-            for (int step = 0; step < SUB / 4 / A; step++) {
-                int vec = j * (SUB / 4) + step * A;
-                const uint8_t(*q[2])[32] = {w[0]->q + vec, w[1]->q + vec};
-                const int8_t *xq[4];
-                __m256i s[2][4];
+            for (int j = 0; j < 128 / SUB; j++) {
+                __m256i xv = bcast4(xsum + j * 4);
                 AVX2_UNROLL
-                for (int t = 0; t < T; t++)
-                    xq[t] = x[t].q + block * 256 + vec * 4;
-                dot_u8(R, T, A, q, xq, s);
-                AVX2_UNROLL
-                for (int g = 0; g < R; g++)
-                    AVX2_UNROLL
-                    for (int t = 0; t < T; t++)
-                        isum[g][t] = _mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], load(w[g]->scale[j])));
+                for (int g = 0; g < R; g++) {
+                    __m256i prod = _mm256_madd_epi16(load(w[g]->min[j]), xv);
+                    msum[g] = j == 0 ? prod : in_order(_mm256_add_epi32(msum[g], prod));
+                }
             }
-        AVX2_UNROLL
-        for (int t = 0; t < T; t++)
             AVX2_UNROLL
             for (int g = 0; g < R; g++) {
-                const int16_t *xsum = SUB == 16 ? x[t].sum16 + block * 16 : x[t].sum32 + block * 8;
-                __m256i msum = _mm256_setzero_si256();
-                for (int j = 0; j < 128 / SUB; j++)
-                    msum = _mm256_add_epi32(msum, _mm256_madd_epi16(load(w[g]->min[j]), bcast4(xsum + j * 2)));
-                float *acc = st->acc + t * 16 + g * 8;
-                if (off)
-                    isum[g][t] = _mm256_sub_epi32(isum[g][t], msum);
-                add_scaled(acc, w[g]->d, x[t].d[block], isum[g][t]);
+                __m256i sum = off ? _mm256_sub_epi32(isum[g][t], msum[g]) : isum[g][t];
+                acc[g][t] = add_scaled(acc[g][t], w[g]->d, bcast_d(xs), sum);
                 if (!off)
-                    add_scaled(acc, w[g]->m, x[t].d[block], msum);
+                    acc[g][t] = add_scaled(acc[g][t], w[g]->m, bcast_d(xs), msum[g]);
             }
+        }
     }
+    acc_store(st, R, T, acc);
 }
 
 /* The six sizes of a micro-kernel. */

@@ -15,7 +15,11 @@
 #include "cpu/kern_mat.h"
 
 /* Loops whose counts are constants once inlined, and whose variables belong in registers. */
+#ifdef __clang__
+#define AVX2_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define AVX2_UNROLL _Pragma("GCC unroll 32")
+#endif
 #define AVX2_INLINE static inline __attribute__((always_inline))
 
 /* Packed tiles: 8 rows times one block of 32 or 256 columns. */
@@ -53,7 +57,10 @@ struct avx2_step {
     int n_block;
     int64_t col, n_cols;   /* first column, and columns of the whole activation row */
     const void *x[4];
-    float *acc;            /* (n_tok, 16) */
+    int64_t x_ahead;       /* bytes to the rows of the next step, for prefetching */
+    float *acc;            /* (n_tok, 16): sums of the columns before; nothing yet if is_first */
+    int64_t acc_stride;    /* floats */
+    bool is_first;
 };
 
 /* Micro-kernels of one packed form, by groups of rows - 1 and tokens: 1, 2, 4. */

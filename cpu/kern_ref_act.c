@@ -36,23 +36,34 @@ static int sum_of(const int8_t *q, int n)
     return sum;
 }
 
+static void row_x32(const float *x, void *out, int64_t n)
+{
+    struct kern_act_x32 a = kern_act_x32(out, n);
+    for (int64_t b = 0; b < n / 32; b++) {
+        a.s[b].d = quantize(x + b * 32, 32, a.q + b * 32, a.q16 + b * 32);
+        a.s[b].sum = sum_of(a.q + b * 32, 32);
+    }
+}
+
+static void row_x256(const float *x, void *out, int64_t n)
+{
+    struct kern_act_x256 a = kern_act_x256(out, n);
+    for (int64_t b = 0; b < n / 256; b++) {
+        const int8_t *q = a.q + b * 256;
+        a.s[b].d = quantize(x + b * 256, 256, a.q + b * 256, a.q16 + b * 256);
+        for (int j = 0; j < 16; j++)
+            a.s[b].sum16[j] = (int16_t)sum_of(q + j * 16, 16);
+        for (int j = 0; j < 8; j++)
+            a.s[b].sum32[j] = (int16_t)sum_of(q + j * 32, 32);
+    }
+}
+
 void kern_ref_act_row(enum quant_act act, const float *x, void *out, int64_t n)
 {
-    if (act == QUANT_ACT_Q8X32) {
-        struct kern_act_x32 a = kern_act_x32(out, n);
-        for (int64_t b = 0; b < n / 32; b++) {
-            a.d[b] = quantize(x + b * 32, 32, a.q + b * 32, a.q16 + b * 32);
-            a.sum[b] = sum_of(a.q + b * 32, 32);
-        }
-    } else if (act == QUANT_ACT_Q8X256) {
-        struct kern_act_x256 a = kern_act_x256(out, n);
-        for (int64_t b = 0; b < n / 256; b++)
-            a.d[b] = quantize(x + b * 256, 256, a.q + b * 256, a.q16 + b * 256);
-        for (int64_t j = 0; j < n / 16; j++)
-            a.sum16[j] = (int16_t)sum_of(a.q + j * 16, 16);
-        for (int64_t j = 0; j < n / 32; j++)
-            a.sum32[j] = (int16_t)sum_of(a.q + j * 32, 32);
-    } else {
+    if (act == QUANT_ACT_Q8X32)
+        row_x32(x, out, n);
+    else if (act == QUANT_ACT_Q8X256)
+        row_x256(x, out, n);
+    else
         memcpy(out, x, (size_t)n * sizeof *x);
-    }
 }

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/kern_act.h"
+
 static int sum_of(const int8_t *q, int n)
 {
     int sum = 0;
@@ -27,9 +29,14 @@ static float add_part(const struct kern_mat_block *w, int len, bool has_min, con
     return has_min ? fmaf(w->m * dx, (float)msum, acc) : acc;
 }
 
+/* The scale of the activation block that column `col` is in. */
+static float act_scale(const void *row, int64_t n_cols, int64_t col, bool is_x256)
+{
+    return is_x256 ? kern_act_x256(row, n_cols).s[col / 256].d : kern_act_x32(row, n_cols).s[col / 32].d;
+}
+
 static void mat_int(const struct kern_mat_args *a, const struct kern_mat_layout *t, bool is_x256)
 {
-    int act_len = is_x256 ? 256 : 32;
     struct kern_mat_block w = {0};
     for (int r = 0; r < a->n_rows; r++) {
         for (int tok = 0; tok < a->n_tok; tok++)
@@ -40,9 +47,8 @@ static void mat_int(const struct kern_mat_args *a, const struct kern_mat_layout 
             int64_t col = part * t->part_len;
             for (int tok = 0; tok < a->n_tok; tok++) {
                 const int8_t *x = (const int8_t *)a->x + (uint64_t)tok * a->x_stride; /* q is first in both forms */
-                const float *dx = (const float *)(x + a->n_cols) + col / act_len;
                 float *dst = a->dst + tok * a->dst_stride + r;
-                *dst = add_part(&w, t->part_len, t->has_min, x + col, *dx, *dst);
+                *dst = add_part(&w, t->part_len, t->has_min, x + col, act_scale(x, a->n_cols, col, is_x256), *dst);
             }
         }
     }

@@ -351,10 +351,14 @@ static double bound_of(const struct problem *p, int row, int tok, const float *w
 static void act_floats(const struct problem *p, int tok, float *out)
 {
     const char *row = (const char *)p->x.data + (uint64_t)tok * p->x_stride;
-    int len = p->info->act == QUANT_ACT_Q8X32 ? 32 : 256;
+    struct kern_act_x32 a = kern_act_x32(row, p->n_cols);
+    struct kern_act_x256 b = kern_act_x256(row, p->n_cols);
     for (int64_t k = 0; k < p->n_cols; k++)
-        out[k] = p->info->act == QUANT_ACT_F32 ? ((const float *)row)[k]
-                                               : ((const float *)(row + p->n_cols))[k / len] * (float)((const int8_t *)row)[k];
+        switch (p->info->act) {
+        case QUANT_ACT_Q8X32: out[k] = a.s[k / 32].d * (float)a.q[k]; break;
+        case QUANT_ACT_Q8X256: out[k] = b.s[k / 256].d * (float)b.q[k]; break;
+        default: out[k] = ((const float *)row)[k];
+        }
 }
 
 static void ref_is_no_dot_product(const struct quant_info *info, const struct kern_table *table)
@@ -398,7 +402,7 @@ static void act_row_is_not_nearest(const struct quant_info *info, const struct k
         struct kern_act_x256 b = kern_act_x256(row, p.n_cols);
         const int16_t *q16 = len == 32 ? a.q16 : b.q16;
         for (int64_t k = 0; k < p.n_cols; k++) {
-            double d = a.d[k / len], err = fabs((double)a.q[k] * d - x[k]); /* q and d stand alike in both forms */
+            double d = len == 32 ? a.s[k / 32].d : b.s[k / 256].d, err = fabs((double)a.q[k] * d - x[k]);
             if (err > 0.5 * d + 130 * d * (double)FLT_EPSILON || q16[kern_act_q16_place(k)] != a.q[k])
                 fail(info, "activation code", "", (int)k, t, a.q[k], x[k] / d);
         }
@@ -406,8 +410,10 @@ static void act_row_is_not_nearest(const struct quant_info *info, const struct k
             int half[2] = {0, 0};
             for (int k = 0; k < 32; k++)
                 half[k / 16] += a.q[j * 32 + k];
-            bool ok = len == 32 ? a.sum[j] == half[0] + half[1]
-                                : b.sum32[j] == half[0] + half[1] && b.sum16[2 * j] == half[0] && b.sum16[2 * j + 1] == half[1];
+            const struct kern_act_s256 *s = &b.s[j / 8];
+            int j8 = (int)(j % 8);
+            bool ok = len == 32 ? a.s[j].sum == half[0] + half[1]
+                                : s->sum32[j8] == half[0] + half[1] && s->sum16[2 * j8] == half[0] && s->sum16[2 * j8 + 1] == half[1];
             if (!ok)
                 fail(info, "sum of activation codes", "", (int)j, t, 0, half[0] + half[1]);
         }
