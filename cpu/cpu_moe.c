@@ -208,6 +208,7 @@ static struct piece piece_of(const struct job *j, int side, int64_t item)
     return p;
 }
 
+/* Matrix i of the piece, times its scale. */
 static void multiply(const struct job *j, const struct piece *p, int i, const void *x, uint64_t x_stride, float *dst,
                      int64_t dst_stride)
 {
