@@ -12,9 +12,9 @@
 enum { PAGE = DEVICE_PAGE_TOK };
 
 /* Every passing ck_assert() writes to a file: too slow where one is passed a million times. */
-#define MUST(cond, ...) \
-    do { \
-        if (!(cond)) \
+#define MUST(cond, ...)                \
+    do {                               \
+        if (!(cond))                   \
             ck_abort_msg(__VA_ARGS__); \
     } while (0)
 
@@ -65,8 +65,10 @@ END_TEST
 
 START_TEST(window_layers_get_a_group_of_their_own)
 {
-    struct model_layer layers[4] = {
-        {.n_head_kv = 1, .window = 512}, {.n_head_kv = 1, .window = 1024}, {.n_head_kv = 1}, {.n_head_kv = 1, .window = 512}};
+    struct model_layer layers[4] = {{.n_head_kv = 1, .window = 512},
+                                    {.n_head_kv = 1, .window = 1024},
+                                    {.n_head_kv = 1},
+                                    {.n_head_kv = 1, .window = 512}};
     struct model m = shape_model(layers, 4, 32, 32);
     struct op_attn p[4];
     struct kv_shape s;
@@ -285,9 +287,10 @@ static void check_most_pages(int window, int chunk, int64_t n_ctx)
         cache_commit(s, 1);
     }
     for (int group = 0; group < 2; group++)
-        ck_assert_msg(most[group] == cache_pages(c, group) && most[group] == model_kv_pages(&shape, group, n_ctx, chunk),
-                      "window %d, chunk %d, n_ctx %" PRId64 ", group %d: held %" PRId64 ", planned %" PRId64, window, chunk,
-                      n_ctx, group, most[group], cache_pages(c, group));
+        ck_assert_msg(most[group] == cache_pages(c, group) &&
+                          most[group] == model_kv_pages(&shape, group, n_ctx, chunk),
+                      "window %d, chunk %d, n_ctx %" PRId64 ", group %d: held %" PRId64 ", planned %" PRId64, window,
+                      chunk, n_ctx, group, most[group], cache_pages(c, group));
     cache_seq_free(s);
     cache_close(c);
 }
@@ -525,12 +528,13 @@ static void walk_check(const struct walk *w, uint64_t seed)
             struct kv_seq view;
             if (!n->s)
                 continue;
-            MUST(cache_len(n->s) == n->len, "seed %" PRIu64 ", step %d: length %" PRId64 " instead of %" PRId64, seed, w->step,
-                 cache_len(n->s), n->len);
+            MUST(cache_len(n->s) == n->len, "seed %" PRIu64 ", step %d: length %" PRId64 " instead of %" PRId64, seed,
+                 w->step, cache_len(n->s), n->len);
             int64_t from = naive_seen(w, group, n->len), end = n->len + n->reserved;
             for (int64_t pos = from; pos < n->len; pos++)
                 MUST(mark_at(n->s, group, pos) && *mark_at(n->s, group, pos) == n->mark[pos],
-                     "seed %" PRIu64 ", step %d: sequence %d, group %d lost position %" PRId64, seed, w->step, i, group, pos);
+                     "seed %" PRIu64 ", step %d: sequence %d, group %d lost position %" PRId64, seed, w->step, i, group,
+                     pos);
             cache_view(n->s, &view);
             for (int64_t slot = 0; slot <= (N_CTX - 1) / PAGE; slot++) {
                 bool wanted = from < end && slot >= from / PAGE && slot * PAGE < end;
@@ -544,8 +548,9 @@ static void walk_check(const struct walk *w, uint64_t seed)
                     seen[n_seen++] = page;
             }
         }
-        MUST(cache_pages_used(w->c, group) == n_seen, "seed %" PRIu64 ", step %d: %" PRId64 " pages in use, %" PRId64 " held", seed,
-             w->step, cache_pages_used(w->c, group), n_seen);
+        MUST(cache_pages_used(w->c, group) == n_seen,
+             "seed %" PRIu64 ", step %d: %" PRId64 " pages in use, %" PRId64 " held", seed, w->step,
+             cache_pages_used(w->c, group), n_seen);
     }
 }
 

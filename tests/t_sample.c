@@ -44,8 +44,8 @@ static void read_vector(int i, struct vector *v)
     memset(v, 0, sizeof *v);
     struct sample_opts *o = &v->opts;
     ck_assert_ptr_nonnull(fgets(line, sizeof line, f));
-    ck_assert_int_eq(sscanf(line, "case %31s %d %f %d %f %f %f %f %f %d %" SCNu64, v->name, &v->n_vocab, &o->temperature,
-                            &o->top_k, &o->top_p, &o->min_p, &o->repeat_penalty, &o->presence_penalty,
+    ck_assert_int_eq(sscanf(line, "case %31s %d %f %d %f %f %f %f %f %d %" SCNu64, v->name, &v->n_vocab,
+                            &o->temperature, &o->top_k, &o->top_p, &o->min_p, &o->repeat_penalty, &o->presence_penalty,
                             &o->frequency_penalty, &o->penalty_window, &o->seed),
                      11);
     ck_assert_int_le(v->n_vocab, MAX_VOCAB);
@@ -116,8 +116,8 @@ START_TEST(exactly_numpys_candidates_are_drawn)
     }
     for (int id = 0; id < v.n_vocab; id++) {
         bool is_kept = kept < v.n_kept && v.kept[kept] == id;
-        ck_assert_msg(is_kept == (n_drawn[id] > 0), "%s: token %d was drawn %d times, should be %s", v.name, id, n_drawn[id],
-                      is_kept ? "kept" : "cut");
+        ck_assert_msg(is_kept == (n_drawn[id] > 0), "%s: token %d was drawn %d times, should be %s", v.name, id,
+                      n_drawn[id], is_kept ? "kept" : "cut");
         kept += is_kept;
     }
     sample_free(s);
@@ -185,7 +185,7 @@ START_TEST(frequency_penalty_counts_every_time_presence_once)
     ck_assert_int_eq(sample_reset(s, &o), 0);
     ck_assert_int_eq(sample_draw(s, logits, history, 7, &token), 0);
     ck_assert_int_eq(token, 2); /* 7.5, 7.5, 7.6 */
-    o.penalty_window = 3; /* 0 once; 1 no more */
+    o.penalty_window = 3;       /* 0 once; 1 no more */
     ck_assert_int_eq(sample_reset(s, &o), 0);
     ck_assert_int_eq(sample_draw(s, logits, history, 7, &token), 0);
     ck_assert_int_eq(token, 1);
@@ -391,7 +391,8 @@ START_TEST(top_k_of_crowded_logits_is_exact)
     for (int i = 0; i < N; i++) {
         rng = rng * 6364136223846793005u + 1442695040888963407u;
         uint32_t r = (uint32_t)(rng >> 40);
-        x[i] = _i % 2 ? 1 + (float)(r % 500) * 0x1p-23f : ldexpf((float)(int)(r % 2001) - 1000, (int)(r / 2001 % 60) - 30);
+        x[i] =
+            _i % 2 ? 1 + (float)(r % 500) * 0x1p-23f : ldexpf((float)(int)(r % 2001) - 1000, (int)(r / 2001 % 60) - 30);
     }
     int k = 1 + (int)(rng >> 33) % 200;
     naive_kept(x, N, k, kept);
@@ -403,8 +404,8 @@ START_TEST(top_k_of_crowded_logits_is_exact)
         n_drawn[draw(s, x)]++;
     for (int id = 0; id < N; id++)
         if ((n_drawn[id] > 0) != kept[id])
-            ck_abort_msg("seed %d, k %d: token %d (%a) drawn %d times, should be %s", 99 + _i, k, id, (double)x[id], n_drawn[id],
-                         kept[id] ? "kept" : "cut");
+            ck_abort_msg("seed %d, k %d: token %d (%a) drawn %d times, should be %s", 99 + _i, k, id, (double)x[id],
+                         n_drawn[id], kept[id] ? "kept" : "cut");
     sample_free(s);
 }
 END_TEST

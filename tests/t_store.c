@@ -127,7 +127,8 @@ static void check_bytes(struct store *s)
     int n;
 
     for (int i = 0; i < 3; i++)
-        ck_assert_mem_eq(store_weight(s, i), by_hand.data + by_hand.weights[i].off, layout_weight_bytes(&by_hand.weights[i]));
+        ck_assert_mem_eq(store_weight(s, i), by_hand.data + by_hand.weights[i].off,
+                         layout_weight_bytes(&by_hand.weights[i]));
     for (int i = 3; i < 6; i++)
         ck_assert_ptr_null(store_weight(s, i));
     for (int i = 0; i < N_EXPERT; i++)
@@ -138,7 +139,8 @@ static void check_bytes(struct store *s)
     for (int i = 0; i < N_EXPERT; i++) {
         ck_assert_int_eq(e[i].expert, ids[i]);
         for (int k = 0; k < 3; k++)
-            ck_assert_mem_eq(e[i].w[k], by_hand.data + 1048608 + (size_t)(k * N_EXPERT + ids[i]) * EXPERT_BYTES, EXPERT_BYTES);
+            ck_assert_mem_eq(e[i].w[k], by_hand.data + 1048608 + (size_t)(k * N_EXPERT + ids[i]) * EXPERT_BYTES,
+                             EXPERT_BYTES);
     }
     store_release(s, &lease);
 }
@@ -473,7 +475,8 @@ static void model_of_split(const struct file_ops *ops, struct model *m, struct w
     ck_assert_int_eq(m->n_weights, 4);
     for (int i = 0; i < m->n_weights; i++) {
         const struct gguf_tensor *t = gguf_tensor(m->gguf, i);
-        weights[i] = (struct weight){.file = t->file, .off = t->off, .t = tensor_make(t->type, t->ne[0], t->ne[1], t->ne[2], NULL)};
+        weights[i] = (struct weight){
+            .file = t->file, .off = t->off, .t = tensor_make(t->type, t->ne[0], t->ne[1], t->ne[2], NULL)};
         snprintf(weights[i].name, sizeof weights[i].name, "%s", t->name);
     }
 }
@@ -492,7 +495,8 @@ START_TEST(parts_of_a_split_model_are_all_read)
     struct store_args args = {.model = &m, .plan = &plan, .ops = &ops};
     ck_assert_int_eq(store_open(&args, &s), 0);
     for (int i = 0; i < 4; i++)
-        ck_assert_mem_eq(store_weight(s, i), split_data[weights[i].file] + weights[i].off, layout_weight_bytes(&weights[i]));
+        ck_assert_mem_eq(store_weight(s, i), split_data[weights[i].file] + weights[i].off,
+                         layout_weight_bytes(&weights[i]));
     ck_assert_int_ne(weights[0].file, weights[3].file);
     store_close(s);
     for (int i = 0; i < 2; i++) { /* either part changed since its header was read */

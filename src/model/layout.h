@@ -25,8 +25,8 @@ struct layout_range {
 struct layout {
     struct layout_range *ranges; /* own: (n_ranges) by file and offset */
     int n_ranges;
-    uint64_t *weight_off;        /* own: (model.n_weights) of the weight's first byte, in memory */
-    uint64_t bytes;              /* of memory; whole blocks */
+    uint64_t *weight_off; /* own: (model.n_weights) of the weight's first byte, in memory */
+    uint64_t bytes;       /* of memory; whole blocks */
 };
 
 /* ERR_NOMEM; ERR_LIMIT when offsets overflow. On failure there is nothing to be done with *out. */

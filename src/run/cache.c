@@ -16,34 +16,34 @@
 
 struct group {
     uint64_t page_bytes;
-    int window;          /* positions; 0: all */
+    int window; /* positions; 0: all */
     int64_t n_pages;
-    char *base;          /* view into cache.pool */
-    int32_t *n_ref;      /* view into cache.meta: (n_pages) sequences that hold it */
-    int32_t *free_page;  /* view into cache.meta: (n_pages) a stack */
+    char *base;         /* view into cache.pool */
+    int32_t *n_ref;     /* view into cache.counts: (n_pages) sequences that hold it */
+    int32_t *free_page; /* view into cache.counts: (n_pages) a stack */
     int64_t n_free;
 };
 
 struct cache_seq {
-    struct cache *c;                   /* view */
+    struct cache *c; /* view */
     bool alive;
-    int64_t len;                       /* positions committed */
-    int64_t reserved;                  /* positions from len on that may be written */
-    void **page[DEVICE_MAX_GROUPS];    /* views into cache.meta: (n_slots); NULL: not held */
-    int64_t first[DEVICE_MAX_GROUPS];  /* slots [first, end) are held, all others NULL */
+    int64_t len;                      /* positions committed */
+    int64_t reserved;                 /* positions from len on that may be written */
+    void **page[DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); NULL: not held */
+    int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, all others NULL */
     int64_t end[DEVICE_MAX_GROUPS];
 };
 
 struct cache {
     int n_groups, n_seq;
     int64_t n_ctx, chunk_tok;
-    int64_t n_slots;                   /* pages that n_ctx positions have */
+    int64_t n_slots; /* pages that n_ctx positions have */
     struct group group[DEVICE_MAX_GROUPS];
-    char *pool;                        /* own: (pool_bytes) */
+    char *pool; /* own: (pool_bytes) */
     uint64_t pool_bytes;
-    struct cache_seq *seqs;            /* own: (n_seq) */
-    void **slots;                      /* own: (n_seq, n_groups, n_slots) */
-    int32_t *counts;                   /* own: n_ref and free_page of every group */
+    struct cache_seq *seqs; /* own: (n_seq) */
+    void **slots;           /* own: (n_seq, n_groups, n_slots) */
+    int32_t *counts;        /* own: n_ref and free_page of every group */
 };
 
 /* The system maps whole pages: rounded here, so that what is planned is what is taken. */
@@ -78,12 +78,13 @@ uint64_t cache_bytes(const struct cache_args *args)
 static int check_args(const struct cache_args *args)
 {
     if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1)
-        return err(ERR_ARG, "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
+        return err(ERR_ARG,
+                   "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
                    args->n_seq, args->n_ctx, args->chunk_tok);
     /* Positions are int32 (device.h), and so are page numbers here. */
     if (args->n_ctx > INT32_MAX || args->n_seq > INT32_MAX / slots_of(args->n_ctx))
-        return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted", args->n_seq,
-                   args->n_ctx);
+        return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted",
+                   args->n_seq, args->n_ctx);
     return 0;
 }
 
@@ -138,8 +139,8 @@ int cache_open(const struct cache_args *args, struct cache **out)
         !(c->seqs = mem_zalloc((size_t)c->n_seq, sizeof *c->seqs, MEM_META)) ||
         !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_seq), sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
-        rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes, c->n_seq,
-                 c->n_ctx);
+        rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes,
+                 c->n_seq, c->n_ctx);
         cache_close(c);
         return rc;
     }
@@ -265,7 +266,8 @@ static void own_slot(struct cache_seq *s, int group, int64_t slot)
 int cache_reserve(struct cache_seq *s, int64_t n_tok)
 {
     if (n_tok < 0 || n_tok > s->c->n_ctx - s->len)
-        return err(ERR_LIMIT, "KV cache: %" PRId64 " positions after %" PRId64 ", but a sequence holds %" PRId64 " at most", n_tok,
+        return err(ERR_LIMIT,
+                   "KV cache: %" PRId64 " positions after %" PRId64 ", but a sequence holds %" PRId64 " at most", n_tok,
                    s->len, s->c->n_ctx);
     if (n_tok > s->c->chunk_tok)
         return err(ERR_LIMIT, "KV cache: %" PRId64 " positions at once, but it was made for chunks of %" PRId64, n_tok,

@@ -12,13 +12,15 @@ extern "C" {
 #endif
 
 struct sample_opts {
-    float temperature;    /* 0: greedy */
-    int top_k;            /* 0: off */
-    float top_p;          /* the fewest best tokens that together have this probability; 1: off */
-    float min_p;          /* tokens with at least this times the best one's probability; 0: off */
-    float repeat_penalty; /* of each different token in the window: a logit above 0 is divided by it, another multiplied; 1: off */
-    float presence_penalty, frequency_penalty; /* then taken off its logit: once, and for each time it is there; 0: off */
-    int penalty_window;   /* last tokens looked at; -1: all */
+    float temperature; /* 0: greedy */
+    int top_k;         /* 0: off */
+    float top_p;       /* the fewest best tokens that together have this probability; 1: off */
+    float min_p;       /* tokens with at least this times the best one's probability; 0: off */
+    /* Once for each different token in the window: its logit is divided by this if above 0, else multiplied; 1: off */
+    float repeat_penalty;
+    /* and then goes down by the first, and by the second for each time the token is there; 0: off */
+    float presence_penalty, frequency_penalty;
+    int penalty_window; /* last tokens looked at; -1: all */
     uint64_t seed;
 };
 

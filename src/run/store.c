@@ -20,7 +20,7 @@ struct store {
     const char **weight;       /* own: (n_weights) views of each one's first byte */
     struct file **files;       /* own: (n_files); open only while loading, or mapped */
     int n_files;
-    char *memory;              /* own: (memory_bytes); NULL when mapped */
+    char *memory; /* own: (memory_bytes); NULL when mapped */
     uint64_t memory_bytes;
     struct store_stats stats;
 };
@@ -42,7 +42,8 @@ uint64_t store_bytes(const struct model *m, enum plan_io io)
 
 static int check_same(struct file *f, const struct gguf_part *part)
 {
-    return file_check(f, &(struct file_id){.dev = part->dev, .ino = part->ino, .bytes = part->bytes, .mtime_ns = part->mtime_ns});
+    return file_check(
+        f, &(struct file_id){.dev = part->dev, .ino = part->ino, .bytes = part->bytes, .mtime_ns = part->mtime_ns});
 }
 
 static int check_files(const struct store *s)

@@ -20,7 +20,8 @@ struct store_args {
     const struct model *model;  /* view, outlives the store */
     const struct plan *plan;    /* copied: io and sizes */
     const struct file_ops *ops; /* view, outlives the store; NULL: plain files */
-    bool (*progress)(uint64_t done, uint64_t total, void *arg); /* while loading; false stops (ERR_CANCEL); may be NULL */
+    /* While loading; false stops (ERR_CANCEL). May be NULL. */
+    bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
 };
 
@@ -61,7 +62,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 void store_release(struct store *s, struct store_lease *lease);
 
 struct store_stats {
-    uint64_t load_bytes, load_ns;      /* at open */
+    uint64_t load_bytes, load_ns; /* at open */
     uint64_t resident_bytes;
     uint64_t disk_bytes, disk_wait_ns; /* since open, after loading */
 };

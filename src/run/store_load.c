@@ -70,7 +70,8 @@ static int report(struct walk *w, uint64_t bytes)
 
     w->done_bytes += bytes;
     if (a->progress && !a->progress(w->done_bytes, w->total_bytes, a->progress_arg))
-        return err(ERR_CANCEL, "loading was stopped after %" PRIu64 " of %" PRIu64 " bytes", w->done_bytes, w->total_bytes);
+        return err(ERR_CANCEL, "loading was stopped after %" PRIu64 " of %" PRIu64 " bytes", w->done_bytes,
+                   w->total_bytes);
     return 0;
 }
 
@@ -103,8 +104,9 @@ static int open_ring(const struct store_load *l, struct ring **out)
 
 static int submit(struct ring *ring, const struct piece *p)
 {
-    return ring_submit(ring, &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = p->bytes},
-                       1);
+    return ring_submit(
+        ring, &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = p->bytes},
+        1);
 }
 
 static int load_ring(struct walk *w)

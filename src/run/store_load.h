@@ -15,7 +15,7 @@ struct store_load {
     const struct layout *layout;   /* view */
     struct file *const *files;     /* view: (n_files) */
     int n_files;
-    char *memory;                  /* view: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned */
+    char *memory; /* view: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned */
 };
 
 /* Read every range of the layout into its place. *bytes: how many were read. ERR_IO, ERR_CANCEL, ERR_UNSUPPORTED (no
