@@ -125,24 +125,24 @@ struct xrows {
     int64_t q, s, q16;
 };
 
-AVX2_INLINE struct xrows rows_x32(const struct avx2_step *st, const int T)
+AVX2_INLINE struct xrows rows_of(const struct avx2_step *st, const int T, const int len, const int s_bytes)
 {
-    struct kern_act_x32 a = kern_act_x32(0, st->n_cols);
-    struct xrows r = {.q = st->col, .s = (int64_t)(uintptr_t)(a.s + st->col / 32)};
-    r.q16 = (int64_t)(uintptr_t)(a.q16 + st->col);
+    struct xrows r = {.q = st->col};
+    r.s = st->n_cols + st->col / len * s_bytes;
+    r.q16 = st->n_cols + st->n_cols / len * s_bytes + st->col * 2;
     for (int t = 0; t < T; t++)
         r.x[t] = st->x[t];
     return r;
 }
 
+AVX2_INLINE struct xrows rows_x32(const struct avx2_step *st, const int T)
+{
+    return rows_of(st, T, 32, sizeof(struct kern_act_s32));
+}
+
 AVX2_INLINE struct xrows rows_x256(const struct avx2_step *st, const int T)
 {
-    struct kern_act_x256 a = kern_act_x256(0, st->n_cols);
-    struct xrows r = {.q = st->col, .s = (int64_t)(uintptr_t)(a.s + st->col / 256)};
-    r.q16 = (int64_t)(uintptr_t)(a.q16 + st->col);
-    for (int t = 0; t < T; t++)
-        r.x[t] = st->x[t];
-    return r;
+    return rows_of(st, T, 256, sizeof(struct kern_act_s256));
 }
 
 /* Fetch `bytes` at `off` of the rows that come after these: a row's part is too short for a hardware prefetcher. */
