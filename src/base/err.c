@@ -39,15 +39,24 @@ void err_clear(void)
 const char *err_name(int code)
 {
     switch (code) {
-    case ERR_NOMEM: return "ERR_NOMEM";
-    case ERR_IO: return "ERR_IO";
-    case ERR_FORMAT: return "ERR_FORMAT";
-    case ERR_LIMIT: return "ERR_LIMIT";
-    case ERR_ARG: return "ERR_ARG";
-    case ERR_UNSUPPORTED: return "ERR_UNSUPPORTED";
-    case ERR_STATE: return "ERR_STATE";
-    case ERR_CANCEL: return "ERR_CANCEL";
-    case ERR_DEVICE: return "ERR_DEVICE";
+    case ERR_NOMEM:
+        return "ERR_NOMEM";
+    case ERR_IO:
+        return "ERR_IO";
+    case ERR_FORMAT:
+        return "ERR_FORMAT";
+    case ERR_LIMIT:
+        return "ERR_LIMIT";
+    case ERR_ARG:
+        return "ERR_ARG";
+    case ERR_UNSUPPORTED:
+        return "ERR_UNSUPPORTED";
+    case ERR_STATE:
+        return "ERR_STATE";
+    case ERR_CANCEL:
+        return "ERR_CANCEL";
+    case ERR_DEVICE:
+        return "ERR_DEVICE";
     }
     return "ERR_?";
 }
