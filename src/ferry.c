@@ -373,7 +373,7 @@ int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *
                       char **out)
 {
     *out = NULL;
-    const struct template_code *code;
+    const struct template_code *code = NULL;
     int rc = chat_template(e, &code);
     if (rc < 0)
         return rc;
