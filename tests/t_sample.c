@@ -384,7 +384,7 @@ START_TEST(top_k_of_crowded_logits_is_exact)
     enum { N = 3000 };
     static float x[N];
     static uint8_t kept[N];
-    static int n_drawn[N];
+    int n_drawn[N] = {0};
     uint64_t rng = 99 + (uint64_t)_i;
     struct sample_opts o;
 

@@ -53,6 +53,7 @@ static void make_model(enum plan_io io)
     by_hand.m.n_weights = N_WEIGHTS;
     by_hand.m.hp.n_layer = 2;
     by_hand.m.path = by_hand.path;
+    memset(by_hand.weights, 0, sizeof by_hand.weights);
     memset(by_hand.layers, -1, sizeof by_hand.layers); /* no weights of any role */
     put_weight(0, "last", 9000000, tensor_make(QUANT_F32, 7, 1, 1, NULL), false);
     put_weight(1, "first", 8000, tensor_make(QUANT_F32, 100, 10, 1, NULL), false);
