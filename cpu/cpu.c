@@ -1,6 +1,7 @@
 /* Owns the device handle: the team, the kernel table and the scratch. The walk itself is walk.c. */
 #include "cpu/cpu.h"
 
+#include "cpu/blas.h"
 #include "cpu/cpu_can.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
@@ -80,6 +81,8 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
 
     if (rc < 0)
         return rc;
+    if (cpu->prefill == DEVICE_PREFILL_BLAS && (rows->n_prompt < 0 || rows->n_prompt > rows->n))
+        return err(ERR_ARG, "a step of %d rows with %d prompt rows", rows->n, rows->n_prompt);
     int n_threads = pool_n_threads(cpu->pool), n_rows = rows->n > rows->n_out ? rows->n : rows->n_out;
     struct walk_need need = need_of(ops, n_ops, n_rows, n_threads);
     uint64_t own_bytes = (uint64_t)n_threads * need.own_bytes;
@@ -138,6 +141,24 @@ const struct device_ops cpu_device_ops = {
     .close = close_device,
 };
 
+static void start_blas(int worker, void *scratch)
+{
+    blas_start((char *)scratch + (uint64_t)worker * BLAS_SCRATCH_BYTES);
+}
+
+/* Each worker makes its first call to OpenBLAS now, so that no step allocates. */
+static int prepare_blas(struct cpu *cpu)
+{
+    uint64_t bytes = (uint64_t)pool_n_threads(cpu->pool) * BLAS_SCRATCH_BYTES;
+    void *scratch = mem_alloc(bytes, MEM_SCRATCH);
+
+    if (!scratch)
+        return err(ERR_NOMEM, "OpenBLAS tiles: %" PRIu64 " bytes", bytes);
+    pool_run(cpu->pool, start_blas, scratch);
+    mem_free(scratch);
+    return 0;
+}
+
 int cpu_open(const struct cpu_opts *opts, struct device **out)
 {
     *out = NULL;
@@ -149,6 +170,8 @@ int cpu_open(const struct cpu_opts *opts, struct device **out)
     int rc = isa_choose(opts->isa, &cpu->kern);
     if (rc == 0)
         rc = pool_open(opts->n_threads, opts->pin, &cpu->pool);
+    if (rc == 0 && opts->prefill == DEVICE_PREFILL_BLAS)
+        rc = prepare_blas(cpu);
     if (rc < 0)
         close_device(&cpu->device);
     else

@@ -1,6 +1,9 @@
 /* MATMUL: activations are quantized once per row and form, then tiles of weight rows times blocks of tokens are claimed.
- * How it is cut depends on the machine and the step; no result does (kern.h). */
+ * How it is cut depends on the machine and the step; no result does (kern.h).
+ * With DEVICE_PREFILL_BLAS the first n_prompt rows go through blas.h instead, in items of their own. */
 #include "cpu/walk.h"
+
+#include "cpu/blas.h"
 
 #include "src/base/size.h"
 
@@ -15,6 +18,9 @@
 /* Activations of one block of tokens: what the L2 cache of a small core holds beside the weights. */
 #define BLOCK_BYTES (384 * KIB)
 #define BLOCK_TOK_STEP 16
+
+/* Items of OpenBLAS tiles per worker that even out who is late, if the tokens allow it. */
+#define BLAS_ITEMS 4
 
 enum { N_FORM = 4 }; /* values of enum quant_act */
 
@@ -45,7 +51,25 @@ static struct walk_need need(const struct op *op, int n_rows, int n_threads)
     bool is_used[N_FORM];
 
     (void)n_threads;
-    return (struct walk_need){KERN_MAT_SCRATCH_BYTES, place_forms(op, n_rows, off, is_used)};
+    uint64_t own_bytes = KERN_MAT_SCRATCH_BYTES > BLAS_SCRATCH_BYTES ? KERN_MAT_SCRATCH_BYTES : BLAS_SCRATCH_BYTES;
+    return (struct walk_need){own_bytes, place_forms(op, n_rows, off, is_used)};
+}
+
+/* A router's logits decide which experts a row gets, so they come from float dots for every row. */
+static bool is_router(const struct walk *w, const struct op *op)
+{
+    for (const struct op *later = op + 1; later < w->ops + w->n_ops && later <= op + 3; later++)
+        if (later->kind == OP_ROUTE && later->src[0]->data == op->dst[0]->data)
+            return true;
+    return false;
+}
+
+/* Rows that go through OpenBLAS. Rows picked for their logits are few, and would mostly be padding. */
+static int n_blas_rows(const struct walk *w, const struct op *op)
+{
+    if (w->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || is_router(w, op))
+        return 0;
+    return w->rows->n_prompt < w->rows->n ? w->rows->n_prompt : w->rows->n;
 }
 
 static void prepare(const struct walk *w, int worker, const struct op *op, int begin, int end)
@@ -56,6 +80,7 @@ static void prepare(const struct walk *w, int worker, const struct op *op, int b
 
     (void)worker;
     place_forms(op, walk_n(w, op), off, is_used);
+    begin = begin < n_blas_rows(w, op) ? n_blas_rows(w, op) : begin;
     for (int form = 0; form < N_FORM; form++) {
         uint64_t stride = kern_act_bytes((enum quant_act)form, n_cols);
         for (int i = begin; i < end && is_used[form]; i++)
@@ -70,12 +95,13 @@ struct cut {
     int tile_rows, n_blocks, block_tok;
 };
 
-static struct cut cut_weight(const struct walk *w, const struct op *op, int i, uint64_t all_bytes)
+/* The rows after the first n_blas. */
+static struct cut cut_weight(const struct walk *w, const struct op *op, int i, uint64_t all_bytes, int n_blas)
 {
     const struct tensor *weight = op->w[i];
     uint64_t tile_bytes = all_bytes / (uint64_t)(w->n_threads * TILES_PER_WORKER);
     uint64_t act_bytes = kern_act_bytes(form_of(op, i), weight->ne[0]);
-    int n_tok = walk_n(w, op);
+    int n_tok = walk_n(w, op) - n_blas;
     struct cut c;
 
     tile_bytes = tile_bytes < TILE_MIN_BYTES   ? TILE_MIN_BYTES
@@ -88,12 +114,13 @@ static struct cut cut_weight(const struct walk *w, const struct op *op, int i, u
     return c;
 }
 
-static void run_tile(const struct walk *w, int worker, const struct op *op, int i, const struct cut *c, int64_t item)
+static void run_tile(const struct walk *w, int worker, const struct op *op, int i, const struct cut *c, int64_t item,
+                     int n_blas)
 {
     const struct tensor *weight = op->w[i];
     uint64_t off[N_FORM], stride = kern_act_bytes(form_of(op, i), weight->ne[0]);
     bool is_used[N_FORM];
-    int n_tok = walk_n(w, op), tok = (int)(item % c->n_blocks) * c->block_tok;
+    int n_tok = walk_n(w, op), tok = n_blas + (int)(item % c->n_blocks) * c->block_tok;
     int64_t row = item / c->n_blocks * c->tile_rows, n_rows = weight->ne[1] - row;
 
     place_forms(op, n_tok, off, is_used);
@@ -112,21 +139,80 @@ static void run_tile(const struct walk *w, int worker, const struct op *op, int 
     w->kern->mat[weight->type](&args);
 }
 
+static int blas_tiles(const struct walk *w, int n_blas)
+{
+    int n = 0;
+
+    for (int tok = 0; tok < n_blas; tok = blas_tile_end(w->rows->pos, w->rows->seq, tok, n_blas))
+        n++;
+    return n;
+}
+
+/* Weight rows of one item times all tokens, so that the rows are dequantized once; with few such items, times a part.
+ * Blocks of tokens are counted in tiles here. */
+static struct cut cut_blas(const struct walk *w, const struct op *op, int i, int n_tok_tiles)
+{
+    int64_t n_tiles = (op->w[i]->ne[1] + BLAS_ROWS - 1) / BLAS_ROWS, n_wanted = (int64_t)BLAS_ITEMS * w->n_threads;
+    int64_t n_blocks = (n_wanted + n_tiles - 1) / n_tiles;
+    struct cut c = {.n_tiles = n_tiles, .tile_rows = BLAS_ROWS};
+
+    n_blocks = n_blocks < n_tok_tiles ? n_blocks : n_tok_tiles;
+    c.block_tok = n_blocks ? (int)((n_tok_tiles + n_blocks - 1) / n_blocks) : 1;
+    c.n_blocks = (n_tok_tiles + c.block_tok - 1) / c.block_tok;
+    return c;
+}
+
+/* The row at which tile number `tile` begins. */
+static int tile_begin(const struct walk *w, int n_blas, int tile)
+{
+    int tok = 0;
+
+    for (int i = 0; i < tile && tok < n_blas; i++)
+        tok = blas_tile_end(w->rows->pos, w->rows->seq, tok, n_blas);
+    return tok;
+}
+
+static void run_blas(const struct walk *w, int worker, const struct op *op, int i, const struct cut *c, int64_t item,
+                     int n_blas)
+{
+    const struct tensor *weight = op->w[i];
+    int tile = (int)(item % c->n_blocks) * c->block_tok;
+    int tok = tile_begin(w, n_blas, tile);
+    int64_t row = item / c->n_blocks * c->tile_rows, n_rows = weight->ne[1] - row;
+    struct blas_args args = {
+        .type = weight->type,
+        .w = tensor_row(weight, row),
+        .w_stride = weight->stride[1],
+        .n_rows = n_rows < c->tile_rows ? (int)n_rows : c->tile_rows,
+        .x = tensor_row(op->src[0], tok),
+        .x_stride = (int64_t)(op->src[0]->stride[1] / sizeof(float)),
+        .n_tok = tile_begin(w, n_blas, tile + c->block_tok) - tok,
+        .pos = w->rows->pos + tok,
+        .seq = w->rows->seq + tok,
+        .n_cols = weight->ne[0],
+        .dst = (float *)tensor_row(op->dst[i], tok) + row,
+        .dst_stride = (int64_t)(op->dst[i]->stride[1] / sizeof(float)),
+        .scratch = walk_own(w, worker),
+    };
+    blas_rows(&args);
+}
+
 static void run(const struct walk *w, int worker, const struct op *op)
 {
-    struct cut cuts[OP_MAX_IO];
+    int n_blas = n_blas_rows(w, op), n_tok_tiles = blas_tiles(w, n_blas);
     uint64_t all_bytes = 0;
-    int64_t first = 0;
+    int64_t first = 0, item = pool_claim(w->pool);
 
     for (int i = 0; i < op->n_w; i++)
         all_bytes += (uint64_t)op->w[i]->ne[1] * op->w[i]->stride[1];
-    for (int i = 0; i < op->n_w; i++)
-        cuts[i] = cut_weight(w, op, i, all_bytes);
-    int64_t item = pool_claim(w->pool);
     for (int i = 0; i < op->n_w; i++) {
-        int64_t n_items = cuts[i].n_tiles * cuts[i].n_blocks;
+        struct cut blas = cut_blas(w, op, i, n_tok_tiles), dots = cut_weight(w, op, i, all_bytes, n_blas);
+        int64_t n_blas_items = blas.n_tiles * blas.n_blocks, n_items = dots.n_tiles * dots.n_blocks;
+        for (; item < first + n_blas_items; item = pool_claim(w->pool))
+            run_blas(w, worker, op, i, &blas, item - first, n_blas);
+        first += n_blas_items;
         for (; item < first + n_items; item = pool_claim(w->pool))
-            run_tile(w, worker, op, i, &cuts[i], item - first);
+            run_tile(w, worker, op, i, &dots, item - first, n_blas);
         first += n_items;
     }
 }

@@ -103,9 +103,9 @@ static struct op_attn attn_of(const struct run *r, int layer)
                             .v_off = (uint64_t)layer * 2 * one + one};
 }
 
-static struct run run_make(const char *isa, int n_threads, enum quant_type kv_type)
+static struct run run_make_prefill(const char *isa, int n_threads, enum quant_type kv_type, enum device_prefill prefill)
 {
-    struct run r = {.f = fixture_open(isa, n_threads, DEVICE_PREFILL_INT), .a = acts_make(), .kv_type = kv_type};
+    struct run r = {.f = fixture_open(isa, n_threads, prefill), .a = acts_make(), .kv_type = kv_type};
     uint64_t page_bytes = (uint64_t)N_LAYER * 2 * N_HEAD_KV * DEVICE_PAGE_TOK * quant_row_bytes(kv_type, HEAD_DIM);
 
     for (int s = 0; s < N_SEQ; s++) {
@@ -114,6 +114,11 @@ static struct run run_make(const char *isa, int n_threads, enum quant_type kv_ty
         r.logits[s] = calloc((size_t)(seq_len[s] * N_VOCAB), sizeof(float));
     }
     return r;
+}
+
+static struct run run_make(const char *isa, int n_threads, enum quant_type kv_type)
+{
+    return run_make_prefill(isa, n_threads, kv_type, DEVICE_PREFILL_INT);
 }
 
 static void run_free(struct run *r)
@@ -284,14 +289,14 @@ START_TEST(logits_do_not_depend_on_the_number_of_threads)
 }
 END_TEST
 
-static void cuts_case(enum quant_type kv_type, int n_threads)
+static void cuts_case(enum quant_type kv_type, int n_threads, enum device_prefill prefill)
 {
-    struct run whole = run_make(NULL, n_threads, kv_type);
+    struct run whole = run_make_prefill(NULL, 2, kv_type, prefill);
 
     rnd_seed(11);
     run_all(&whole, MAX_ROWS, false);
     for (int max_rows = 3; max_rows <= 200; max_rows += 100) {
-        struct run cut = run_make(NULL, n_threads, kv_type);
+        struct run cut = run_make_prefill(NULL, n_threads, kv_type, prefill);
         run_all(&cut, max_rows, true);
         check_same(&whole, &cut, "rows a step", max_rows);
         run_free(&cut);
@@ -301,8 +306,9 @@ static void cuts_case(enum quant_type kv_type, int n_threads)
 
 START_TEST(logits_do_not_depend_on_how_rows_are_cut_into_steps)
 {
-    cuts_case(QUANT_F16, 2);
-    cuts_case(QUANT_Q8_0, 3);
+    cuts_case(QUANT_F16, 2, DEVICE_PREFILL_INT);
+    cuts_case(QUANT_Q8_0, 3, DEVICE_PREFILL_INT);
+    cuts_case(QUANT_F16, 3, DEVICE_PREFILL_BLAS);
 }
 END_TEST
 
