@@ -1,0 +1,240 @@
+/* ferry bench: speed of prefill and decode, and the share of what memory gives, measured in the same run. */
+#include "src/cli/cmd.h"
+
+#include "cpu/cpu.h"
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/cli/profile.h"
+#include "src/cli/stop.h"
+#include "src/cli/talk.h"
+#include "src/cli/term.h"
+#include "src/ferry.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_REPS = 1000, ROOF_REPS = 5 };
+#define ROOF_BYTES (512 * MIB)
+
+struct bench {
+    const struct conf *conf; /* view */
+    struct talk talk;
+    struct machine machine;
+    double roof_bytes_per_s;
+    uint64_t random;         /* state of the draws */
+    int32_t *tokens;         /* own: room for the longer test */
+    float *logits;           /* own: (n_vocab) */
+};
+
+/* What one test gave. */
+struct result {
+    char name[32];
+    double tokens_per_s, least, most; /* median, slowest, fastest */
+    double ram_bytes_per_tok, disk_bytes_per_tok;
+    bool memory_bound;                /* one token at a time: weights are read for each */
+};
+
+/* splitmix64, a published generator: good enough to pick tokens, the same everywhere. */
+static uint64_t draw(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static void draw_tokens(struct bench *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        b->tokens[i] = (int32_t)(draw(&b->random) % b->talk.info.n_vocab);
+}
+
+/* ---- one repetition ---- */
+
+static int run_prompt(struct bench *b, size_t n)
+{
+    return ferry_session_append(b->talk.session, b->tokens, n, NULL, NULL);
+}
+
+/* Given tokens, one by one, as if they had been drawn: what they are must not depend on the answer. */
+static int run_generate(struct bench *b, size_t n)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = stop_asked() ? err(ERR_CANCEL, "interrupted")
+                          : ferry_session_logits(b->talk.session, b->tokens + i, 1, false, b->logits);
+    return rc;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Warm-up, then the repetitions; each begins with an empty session and draws tokens of its own. */
+static int measure(struct bench *b, const char *name, size_t n, bool generate, struct result *out)
+{
+    struct ferry_stats before = {0}, after;
+    double rates[MAX_REPS];
+    size_t n_reps = b->conf->n_reps;
+    int rc = 0;
+
+    for (size_t rep = 0; rep <= n_reps && !rc; rep++) {
+        if (rep == 1)
+            ferry_session_stats(b->talk.session, &before);
+        draw_tokens(b, n);
+        rc = ferry_session_truncate(b->talk.session, 0);
+        uint64_t start_ns = clock_ns();
+        if (!rc)
+            rc = generate ? run_generate(b, n) : run_prompt(b, n);
+        if (rep)
+            rates[rep - 1] = (double)n * 1e9 / (double)(clock_ns() - start_ns + 1);
+        if (!rc && !b->conf->quiet && rep)
+            fprintf(stderr, "%s, %zu of %zu: %.2f tokens/s\n", name, rep, n_reps, rates[rep - 1]);
+    }
+    if (rc)
+        return rc;
+    ferry_session_stats(b->talk.session, &after);
+    qsort(rates, n_reps, sizeof *rates, by_value);
+    snprintf(out->name, sizeof out->name, "%s%zu", name, n);
+    out->tokens_per_s = n_reps % 2 ? rates[n_reps / 2] : (rates[n_reps / 2 - 1] + rates[n_reps / 2]) / 2;
+    out->least = rates[0];
+    out->most = rates[n_reps - 1];
+    out->memory_bound = generate;
+    uint64_t bytes = generate ? after.weight_bytes_generate - before.weight_bytes_generate
+                              : after.weight_bytes_prompt - before.weight_bytes_prompt;
+    out->ram_bytes_per_tok = (double)bytes / (double)(n * n_reps);
+    out->disk_bytes_per_tok = (double)(after.disk_bytes - before.disk_bytes) / (double)(n * n_reps);
+    return 0;
+}
+
+/* ---- reports ---- */
+
+static double roof_share(const struct bench *b, const struct result *r)
+{
+    return b->roof_bytes_per_s > 0 ? r->tokens_per_s * r->ram_bytes_per_tok / b->roof_bytes_per_s : 0;
+}
+
+static void print_text(const struct bench *b, const struct result *results, int n)
+{
+    const struct ferry_info *info = &b->talk.info;
+
+    printf("%s (%s), %" PRIu32 " threads, %s; memory gives %.1f GB/s\n", info->name, info->architecture, info->n_threads,
+           info->isa, b->roof_bytes_per_s / 1e9);
+    printf("%-10s %12s %22s %14s %12s\n", "test", "tokens/s", "slowest .. fastest", "MB a token", "of memory");
+    for (int i = 0; i < n; i++) {
+        const struct result *r = &results[i];
+        printf("%-10s %12.2f %11.2f ..%9.2f %14.2f", r->name, r->tokens_per_s, r->least, r->most, r->ram_bytes_per_tok / 1e6);
+        if (r->memory_bound)
+            printf(" %10.1f %%\n", 100 * roof_share(b, r));
+        else
+            printf(" %12s\n", "-");
+    }
+}
+
+static json_t *json_result(const struct bench *b, const struct result *r)
+{
+    json_t *roof = json_pack("{s:s}", "bound", r->memory_bound ? "memory" : "compute");
+
+    /* What arithmetic could give at most was not measured. */
+    json_object_set_new(roof, "fraction", r->memory_bound ? json_real(roof_share(b, r)) : json_null());
+    json_t *o = json_pack("{s:s, s:f, s:f, s:f, s:{s:f, s:f, s:f}, s:o}", "name", r->name, "tokens_per_s", r->tokens_per_s,
+                          "slowest_tokens_per_s", r->least, "fastest_tokens_per_s", r->most, "bytes_per_token", "ram",
+                          r->ram_bytes_per_tok, "disk", r->disk_bytes_per_tok, "pcie", 0.0, "roof", roof);
+    json_object_set_new(o, "predicted_tokens_per_s",
+                        r->memory_bound && r->ram_bytes_per_tok > 0 ? json_real(b->roof_bytes_per_s / r->ram_bytes_per_tok)
+                                                                    : json_null());
+    return o;
+}
+
+static int print_json(const struct bench *b, const struct result *results, int n)
+{
+    char *plan = NULL, *machine = NULL;
+    int rc = ferry_engine_plan(b->talk.engine, true, &plan);
+
+    if (!rc)
+        rc = machine_to_json(&b->machine, &machine);
+    if (rc)
+        goto out;
+    json_t *o = json_object(), *tests = json_array();
+    json_object_set_new(o, "model", json_string(b->talk.info.name));
+    json_object_set_new(o, "file", json_string(b->conf->model));
+    json_object_set_new(o, "isa", json_string(b->talk.info.isa));
+    json_object_set_new(o, "threads", json_integer(b->talk.info.n_threads));
+    json_object_set_new(o, "machine", json_loads(machine, 0, NULL));
+    json_object_set_new(o, "plan", json_loads(plan, 0, NULL));
+    for (int i = 0; i < n; i++)
+        json_array_append_new(tests, json_result(b, &results[i]));
+    json_object_set_new(o, "tests", tests);
+    if (json_dumpf(o, stdout, JSON_INDENT(2)))
+        rc = err(ERR_NOMEM, "the report as JSON");
+    json_decref(o);
+    putchar('\n');
+out:
+    ferry_free(plan);
+    mem_free(machine);
+    return rc;
+}
+
+/* ---- the whole ---- */
+
+static int open_bench(struct bench *b)
+{
+    const struct conf *conf = b->conf;
+    uint32_t longest = conf->bench_prompt > conf->bench_generate ? conf->bench_prompt : conf->bench_generate;
+    int rc = talk_open(conf, conf->n_ctx ? conf->n_ctx : longest, 1, &b->talk);
+
+    if (rc)
+        return rc;
+    if (longest > b->talk.info.n_ctx)
+        return err(ERR_LIMIT, "tests of %" PRIu32 " tokens do not fit a context of %" PRIu32, longest, b->talk.info.n_ctx);
+    b->tokens = mem_zalloc(longest, sizeof *b->tokens, MEM_OTHER);
+    b->logits = mem_zalloc(b->talk.info.n_vocab, sizeof *b->logits, MEM_OTHER);
+    b->random = conf->seed;
+    return b->tokens && b->logits ? 0 : err(ERR_NOMEM, "%" PRIu32 " tokens", longest);
+}
+
+/* The roof: before the model fills memory, with the same number of threads. */
+static int measure_roof(struct bench *b)
+{
+    int rc = profile_find(&b->machine);
+    int n_threads = b->conf->n_threads ? (int)b->conf->n_threads : b->machine.n_cores;
+
+    if (!rc)
+        rc = cpu_read_rate(n_threads, ROOF_BYTES, ROOF_REPS, &b->roof_bytes_per_s);
+    b->machine.mem_bytes_per_s = b->roof_bytes_per_s;
+    return rc;
+}
+
+int cmd_bench(const struct conf *conf)
+{
+    struct bench b = {.conf = conf};
+    struct result results[2];
+    int n = 0;
+
+    if (!conf->bench_prompt && !conf->bench_generate)
+        return term_usage(conf, "has nothing to measure: -p and -n are both 0");
+    int rc = measure_roof(&b);
+    if (rc)
+        return term_fail(rc);
+    rc = open_bench(&b);
+    if (!rc && conf->bench_prompt)
+        rc = measure(&b, "pp", conf->bench_prompt, false, &results[n++]);
+    if (!rc && conf->bench_generate)
+        rc = measure(&b, "tg", conf->bench_generate, true, &results[n++]);
+    if (!rc && conf->json)
+        rc = print_json(&b, results, n);
+    else if (!rc)
+        print_text(&b, results, n);
+    mem_free(b.tokens);
+    mem_free(b.logits);
+    talk_close(&b.talk);
+    return rc ? term_fail(rc) : CONF_EXIT_DONE;
+}

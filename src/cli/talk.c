@@ -1,0 +1,257 @@
+/* Opens an engine from options and lets a session answer. Knows ferry.h only. */
+#include "src/cli/talk.h"
+
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/cli/stop.h"
+#include "src/cli/term.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static bool on_load(uint64_t done, uint64_t total, void *arg)
+{
+    term_progress_at(arg, done, total);
+    return !stop_asked();
+}
+
+static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
+                                            struct term_progress *progress)
+{
+    struct ferry_engine_opts o;
+
+    ferry_engine_opts_init(&o);
+    o.ram_bytes = conf->ram_bytes;
+    o.n_ctx = n_ctx;
+    o.n_threads = conf->n_threads;
+    o.chunk_tok = conf->chunk_tok;
+    o.n_out = n_out;
+    o.kv_type = conf->kv_type;
+    o.io = conf->io;
+    o.prefill = conf->prefill;
+    o.isa = conf->isa;
+    o.no_pin = conf->no_pin;
+    o.plan_path = conf->plan;
+    o.progress = on_load;
+    o.progress_arg = progress;
+    return o;
+}
+
+static struct ferry_sample_opts sample_opts(const struct conf *conf)
+{
+    struct ferry_sample_opts o;
+
+    ferry_sample_opts_init(&o);
+    o.temperature = (float)conf->temperature;
+    o.top_k = (int32_t)conf->top_k;
+    o.top_p = (float)conf->top_p;
+    o.min_p = (float)conf->min_p;
+    o.repeat_penalty = (float)conf->repeat_penalty;
+    o.presence_penalty = (float)conf->presence_penalty;
+    o.frequency_penalty = (float)conf->frequency_penalty;
+    o.penalty_window = (int32_t)conf->penalty_window;
+    o.seed = conf->has_seed ? conf->seed : clock_ns();
+    return o;
+}
+
+/* Only those who draw have sampler options in their table; zeros would be out of range. */
+static bool draws(const struct conf *conf)
+{
+    return conf->repeat_penalty > 0;
+}
+
+int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out)
+{
+    struct term_progress progress;
+    struct ferry_engine_opts opts = engine_opts(conf, n_ctx, n_out, &progress);
+    struct ferry_sample_opts sample = sample_opts(conf);
+
+    *out = (struct talk){.conf = conf};
+    stop_begin();
+    term_progress_begin(&progress, conf, "loading", NULL);
+    int rc = ferry_engine_open(conf->model, &opts, &out->engine);
+    term_progress_end(&progress);
+    if (!rc)
+        rc = ferry_session_make(out->engine, draws(conf) ? &sample : NULL, &out->session);
+    if (rc)
+        return rc;
+    ferry_engine_info(out->engine, &out->info);
+    stop_watch(out->session);
+    return 0;
+}
+
+void talk_close(struct talk *t)
+{
+    stop_end();
+    ferry_session_free(t->session);
+    ferry_engine_close(t->engine);
+    t->session = NULL;
+    t->engine = NULL;
+}
+
+int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens, size_t *n_tokens)
+{
+    char *prompt = NULL;
+
+    *tokens = NULL;
+    int rc = ferry_chat_prompt(t->engine, messages, n, true, &prompt);
+    if (!rc)
+        rc = ferry_tokenize(t->engine, prompt, strlen(prompt), FERRY_TOKENS_SPECIAL, tokens, n_tokens);
+    ferry_free(prompt);
+    return rc;
+}
+
+static bool on_prompt(size_t done, size_t total, void *arg)
+{
+    term_progress_at(arg, done, total);
+    return !stop_asked();
+}
+
+static int feed(struct talk *t, const int32_t *tokens, size_t n)
+{
+    const int32_t *held = ferry_session_tokens(t->session);
+    size_t n_held = ferry_session_n_tokens(t->session), n_same = 0;
+    struct term_progress progress;
+
+    while (n_same < n && n_same < n_held && held[n_same] == tokens[n_same])
+        n_same++;
+    /* The last token is always run: its logits are what the answer begins with. */
+    if (n_same == n)
+        n_same--;
+    int rc = n_same < n_held ? ferry_session_truncate(t->session, n_same) : 0;
+    if (rc)
+        return rc;
+    term_progress_begin(&progress, t->conf, "reading the prompt", "tokens");
+    rc = ferry_session_append(t->session, tokens + n_same, n - n_same, on_prompt, &progress);
+    term_progress_end(&progress);
+    return rc;
+}
+
+int talk_feed(struct talk *t, const int32_t *tokens, size_t n)
+{
+    if (!n)
+        return err(ERR_ARG, "the prompt is empty");
+    if (n >= t->info.n_ctx)
+        return err(ERR_LIMIT, "the context is full: the conversation takes %zu tokens, the context holds %" PRIu32
+                   " (--ctx N makes it larger)", n, t->info.n_ctx);
+    int rc = feed(t, tokens, n);
+    /* A Ctrl-C that came when the answer had just ended was for that answer, and was still to be taken. */
+    if (rc == FERRY_ERR_CANCEL && !stop_asked())
+        rc = feed(t, tokens, n);
+    return rc;
+}
+
+const char *talk_end_name(enum talk_end end)
+{
+    static const char *const names[] = {"end", "length", "context", "interrupted"};
+    return names[end];
+}
+
+static int show(const char *p, size_t n_bytes)
+{
+    if (!n_bytes)
+        return 0;
+    errno = 0;
+    if (fwrite(p, 1, n_bytes, stdout) != n_bytes || fflush(stdout))
+        return err(ERR_IO, "writing to stdout: %s", errno ? strerror(errno) : "failed");
+    return 0;
+}
+
+static int take_piece(struct talk_answer *out, bool shown, const char *p, size_t n_bytes)
+{
+    int rc = text_add(&out->text, p, n_bytes);
+    return rc || !shown ? rc : show(p, n_bytes);
+}
+
+/* One token of the answer; *ended: it was the last. */
+static int step(struct talk *t, struct ferry_stream *stream, bool shown, struct talk_answer *out, bool *ended)
+{
+    uint32_t most = t->conf->n_tokens;
+    const char *piece;
+    size_t n_bytes;
+    int32_t token;
+
+    *ended = true;
+    if (stop_asked()) {
+        out->end = TALK_END_INTERRUPTED;
+        return 0;
+    }
+    if (most && out->n_tokens >= most) {
+        out->end = TALK_END_LENGTH;
+        return 0;
+    }
+    if (ferry_session_n_tokens(t->session) >= t->info.n_ctx) {
+        out->end = TALK_END_CONTEXT;
+        return 0;
+    }
+    int rc = ferry_session_step(t->session, &token);
+    if (rc == FERRY_ERR_CANCEL) {
+        out->end = TALK_END_INTERRUPTED;
+        return 0;
+    }
+    if (rc)
+        return rc;
+    if (ferry_token_is_end(t->engine, token)) {
+        out->end = TALK_END_MODEL;
+        return 0;
+    }
+    *ended = false;
+    out->n_tokens++;
+    rc = ferry_stream_push(stream, token, &piece, &n_bytes);
+    return rc ? rc : take_piece(out, shown, piece, n_bytes);
+}
+
+int talk_reply(struct talk *t, bool shown, struct talk_answer *out)
+{
+    struct ferry_stream *stream = NULL;
+    bool ended = false;
+    const char *piece;
+    size_t n_bytes;
+
+    *out = (struct talk_answer){.end = TALK_END_MODEL};
+    int rc = ferry_stream_make(t->engine, &stream);
+    while (!rc && !ended)
+        rc = step(t, stream, shown, out, &ended);
+    if (!rc)
+        rc = ferry_stream_finish(stream, &piece, &n_bytes);
+    if (!rc)
+        rc = take_piece(out, shown, piece, n_bytes);
+    ferry_stream_free(stream);
+    return rc;
+}
+
+/* ---- statistics ---- */
+
+void talk_stats_begin(const struct talk *t, struct ferry_stats *start)
+{
+    ferry_session_stats(t->session, start);
+}
+
+static double rate(uint64_t n, uint64_t ns)
+{
+    return ns ? (double)n * 1e9 / (double)ns : 0;
+}
+
+void talk_stats_print(const struct talk *t, const struct ferry_stats *start)
+{
+    struct ferry_stats now;
+
+    ferry_session_stats(t->session, &now);
+    uint64_t n_prompt = now.n_prompt - start->n_prompt, n_generated = now.n_generated - start->n_generated;
+    uint64_t generate_ns = now.generate_ns - start->generate_ns;
+    uint64_t generate_bytes = now.weight_bytes_generate - start->weight_bytes_generate;
+    fprintf(stderr, "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64 " tokens, %.1f tokens/s; context %zu of %" PRIu32
+            "]\n", n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated, rate(n_generated, generate_ns),
+            ferry_session_n_tokens(t->session), t->info.n_ctx);
+    if (!t->conf->stats)
+        return;
+    if (n_generated)
+        fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n", (double)generate_bytes / (double)n_generated / 1e6,
+                rate(generate_bytes, generate_ns) / 1e9);
+    fprintf(stderr, "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32
+            " threads, %s]\n", (double)(now.disk_bytes - start->disk_bytes) / 1e6,
+            (double)(now.disk_wait_ns - start->disk_wait_ns) * 1e-9, (double)now.load_bytes / 1e6, (double)now.load_ns * 1e-9,
+            (double)now.kv_bytes / 1e6, (double)now.scratch_bytes / 1e6, t->info.n_threads, t->info.isa);
+}
