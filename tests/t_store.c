@@ -383,6 +383,32 @@ START_TEST(truncated_file_is_an_error_not_a_signal)
 }
 END_TEST
 
+static bool cut_file(uint64_t done, uint64_t total, void *arg)
+{
+    (void)total;
+    return !done || truncate(arg, 100) == 0;
+}
+
+START_TEST(file_cut_while_it_is_read_is_an_error)
+{
+    make_model(ios[_i]);
+    write_file(FILE_BYTES);
+    uint64_t before = live_bytes();
+    int n_files = n_open_files();
+    struct store_args args = {
+        .model = &by_hand.m, .plan = &by_hand.plan, .progress = cut_file, .progress_arg = by_hand.path};
+    struct store *s;
+    int rc = store_open(&args, &s);
+
+    /* Where all was already on its way, the last look at the file finds it. */
+    ck_assert(rc == ERR_IO || rc == ERR_STATE || is_refused(rc));
+    ck_assert_ptr_null(s);
+    ck_assert_uint_eq(live_bytes(), before);
+    ck_assert_int_eq(n_open_files(), n_files);
+    drop_model();
+}
+END_TEST
+
 START_TEST(missing_file_is_told)
 {
     struct store *s;
@@ -530,6 +556,8 @@ int main(void)
     tcase_add_test(tc, every_failing_call_of_the_file_is_told);
     tcase_add_test(tc, file_that_changes_while_it_is_read_is_refused);
     tcase_add_loop_test(tc, truncated_file_is_an_error_not_a_signal, 0, 18);
+    tcase_add_loop_test(tc, file_cut_while_it_is_read_is_an_error, 0, 1);
+    tcase_add_loop_test(tc, file_cut_while_it_is_read_is_an_error, 2, 3);
     tcase_add_loop_test(tc, missing_file_is_told, 0, 3);
     tcase_add_test(tc, file_that_cannot_be_mapped_is_told);
     tcase_add_loop_test(tc, every_failing_allocation_is_survived, 0, 3);
