@@ -255,8 +255,14 @@ static void run_all(struct run *r, int max_rows, bool cuts)
                 out_row[n] = n;
             }
         }
-        struct rows rows = {
-            .n = n, .n_out = n, .token = token, .pos = pos, .seq = seq, .out_row = out_row, .seqs = r->seqs};
+        struct rows rows = {.n = n,
+                            .n_prompt = n,
+                            .n_out = n,
+                            .token = token,
+                            .pos = pos,
+                            .seq = seq,
+                            .out_row = out_row,
+                            .seqs = r->seqs};
         run_step(r, &rows);
     }
 }
