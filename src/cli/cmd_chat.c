@@ -88,7 +88,7 @@ static int answer(struct chat *c)
     if (!rc)
         note_end(c, a.end);
     if (!rc && c->talk.conf->stats)
-        talk_stats_print(&c->talk, &c->start);
+        talk_stats_print(&c->talk, &c->start, true);
     text_done(&a.text);
     return rc;
 }
@@ -114,7 +114,7 @@ static int chat_system(struct chat *c, const char *rest)
 static int chat_stats(struct chat *c, const char *rest)
 {
     (void)rest;
-    talk_stats_print(&c->talk, &c->start);
+    talk_stats_print(&c->talk, &c->start, true);
     return 0;
 }
 
@@ -167,7 +167,7 @@ static int chat_help(struct chat *c, const char *rest)
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(stderr, "  %-8s %-5s %s\n", commands[i].name, commands[i].value ? commands[i].value : "", commands[i].help);
     fputs("A backslash at the end of a line goes on in the next; \"\"\" begins and ends several lines.\n"
-          "Ctrl-C stops an answer, clears a line, and twice in a row ends the chat.\n",
+          "Ctrl-C stops an answer or clears a line; twice in a row on an empty one it ends the chat.\n",
           stderr);
     return 0;
 }
@@ -220,6 +220,8 @@ static int loop(struct chat *c)
             continue;
         }
         c->n_interrupts = 0;
+        if (got == LINES_CLEARED)
+            continue;
         stop_watch(c->talk.session);
         rc = take_message(c, &line);
     }

@@ -69,7 +69,7 @@ static int answer(struct talk *t, const struct text *prompt, int *status)
                 (unsigned)t->info.n_ctx);
     if (!rc && !conf->quiet) {
         fflush(stdout);
-        talk_stats_print(t, &start);
+        talk_stats_print(t, &start, conf->stats);
     }
     if (!rc && a.end == TALK_END_INTERRUPTED)
         *status = CONF_EXIT_INTERRUPTED;

@@ -23,6 +23,7 @@ struct lines {
     History *history;    /* own */
     char *path;          /* own: the history's file; NULL: not kept */
     const char *prompt;  /* view: a constant */
+    bool is_cleared;     /* the signal met a line with something on it */
 };
 
 /* ---- the editor ---- */
@@ -39,13 +40,17 @@ static char *show_prompt(EditLine *editor)
 static int read_character(EditLine *editor, wchar_t *out)
 {
     mbstate_t state = {0};
+    struct lines *l = NULL;
     char byte;
 
-    (void)editor;
     for (;;) {
         ssize_t n = read(STDIN_FILENO, &byte, 1);
         if (n < 0 && errno == EINTR && !stop_asked())
             continue;
+        if (n < 0) {
+            el_get(editor, EL_CLIENTDATA, &l);
+            l->is_cleared = el_line(editor)->lastchar > el_line(editor)->buffer;
+        }
         if (n <= 0)
             return n < 0 ? -1 : 0;
         size_t rc = mbrtowc(out, &byte, 1, &state);
@@ -153,9 +158,10 @@ static int read_edited(struct lines *l, struct text *out, enum lines_got *got)
     int n = 0;
 
     errno = 0;
+    l->is_cleared = false;
     const char *line = el_gets(l->editor, &n);
     if (stop_asked()) {
-        *got = LINES_INTERRUPT;
+        *got = l->is_cleared ? LINES_CLEARED : LINES_INTERRUPT;
         putchar('\n');
         return 0;
     }
@@ -228,8 +234,10 @@ static int read_quoted(struct lines *l, struct text *out, enum lines_got *got)
         int rc = out->n_bytes ? text_add(out, "\n", 1) : 0;
         if (!rc)
             rc = read_line(l, "... ", out, got);
-        if (rc || *got == LINES_INTERRUPT)
+        if (rc || *got == LINES_CLEARED || *got == LINES_INTERRUPT) {
+            *got = LINES_CLEARED;
             return rc;
+        }
         if (*got == LINES_END)
             break;
     }
@@ -252,8 +260,10 @@ int lines_read(struct lines *l, struct text *out, enum lines_got *got)
     while (ends_in(out, 0, "\\")) {
         out->p[out->n_bytes - 1] = '\n';
         rc = read_line(l, "... ", out, got);
-        if (rc || *got == LINES_INTERRUPT)
+        if (rc || *got == LINES_CLEARED || *got == LINES_INTERRUPT) {
+            *got = LINES_CLEARED;
             return rc;
+        }
         if (*got == LINES_END)
             break;
     }

@@ -16,7 +16,8 @@ struct lines;
 enum lines_got {
     LINES_MESSAGE,   /* a line, or several joined */
     LINES_END,       /* no more input */
-    LINES_INTERRUPT, /* Ctrl-C (stop.h): what was typed is dropped */
+    LINES_CLEARED,   /* Ctrl-C (stop.h): what was typed is dropped */
+    LINES_INTERRUPT, /* Ctrl-C with nothing typed */
 };
 
 /* The editor takes over stdin and stdout if both are a terminal; its history is STATE/ferry/history. ERR_NOMEM. */

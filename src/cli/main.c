@@ -13,7 +13,7 @@
 static const struct conf_command commands[] = {
     {"chat", "talk with a model", "MODEL [options]",
      "Talk with a model, word by word as it answers. Ctrl-C stops an answer and keeps the conversation; at the prompt it "
-     "clears the line, and twice in a row it ends the chat, as does the end of input. A line that ends in a backslash goes "
+     "clears the line, and twice in a row on an empty one it ends the chat, as does the end of input. A line that ends in a backslash goes "
      "on in the next one; \"\"\" begins and ends a message of several lines. /help lists the commands.\n"
      "Without a terminal every line of stdin is a message and stdout carries the answers.",
      "ferry chat model.gguf --ram 8G", 1, 1, cmd_chat},

@@ -234,7 +234,7 @@ static double rate(uint64_t n, uint64_t ns)
     return ns ? (double)n * 1e9 / (double)ns : 0;
 }
 
-void talk_stats_print(const struct talk *t, const struct ferry_stats *start)
+void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all)
 {
     struct ferry_stats now;
 
@@ -245,7 +245,7 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start)
     fprintf(stderr, "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64 " tokens, %.1f tokens/s; context %zu of %" PRIu32
             "]\n", n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated, rate(n_generated, generate_ns),
             ferry_session_n_tokens(t->session), t->info.n_ctx);
-    if (!t->conf->stats)
+    if (!all)
         return;
     if (n_generated)
         fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n", (double)generate_bytes / (double)n_generated / 1e6,

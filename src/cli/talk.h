@@ -52,9 +52,9 @@ struct talk_answer {
 /* Draw tokens until something ends the answer. shown: also write them to stdout as they come; ERR_IO when that fails. */
 int talk_reply(struct talk *t, bool shown, struct talk_answer *out);
 
-/* Counters at the start of an answer; then the difference, on one line of stderr, or several with --stats. */
+/* Counters at the start of an answer; then the difference, on one line of stderr, or several if all is wanted. */
 void talk_stats_begin(const struct talk *t, struct ferry_stats *start);
-void talk_stats_print(const struct talk *t, const struct ferry_stats *start);
+void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all);
 
 #ifdef __cplusplus
 }
