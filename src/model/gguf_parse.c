@@ -90,18 +90,16 @@ static int __attribute__((format(printf, 3, 4))) fail(const struct reader *r, in
     return err(code, "%s: %s: %s", r->h->info.path, r->where, text);
 }
 
-/* Room for one more item; n counts those there. */
-static int grow(void **items, uint64_t n, uint64_t *room, size_t item_bytes)
+/* Room for one more item behind n: where the items are now, or NULL (they stand). */
+static void *grow(void *items, uint64_t n, uint64_t *room, size_t item_bytes)
 {
     if (n < *room)
-        return 0;
+        return items;
     uint64_t more = *room ? *room * 2 : 32;
-    void *p = mem_realloc(*items, (size_t)more * item_bytes, MEM_META);
-    if (!p)
-        return err(ERR_NOMEM, "GGUF header: a table of %" PRIu64 " entries of %zu bytes", more, item_bytes);
-    *items = p;
-    *room = more;
-    return 0;
+    void *p = mem_realloc(items, (size_t)more * item_bytes, MEM_META);
+    if (p)
+        *room = more;
+    return p;
 }
 
 /* ---- the header's bytes ---- */
@@ -287,12 +285,14 @@ static int read_array(struct reader *r, struct gguf_array *out, uint32_t **out_s
 static int read_key(struct reader *r)
 {
     struct gguf_header *h = r->h;
-    int rc = grow((void **)&h->keys, h->n_keys, &h->key_room, sizeof h->keys[0]);
+    struct gguf_key *keys = grow(h->keys, h->n_keys, &h->key_room, sizeof *keys);
     uint64_t type = 0;
+    int rc;
 
-    if (rc)
-        return rc;
-    struct gguf_key *key = &h->keys[h->n_keys];
+    if (!keys)
+        return fail(r, ERR_NOMEM, "a table of %" PRIu64 " keys", h->n_keys + 1);
+    h->keys = keys;
+    struct gguf_key *key = &keys[h->n_keys];
     *key = (struct gguf_key){0};
     h->n_keys++; /* from here on block_resize moves its pointers, and closing frees its index */
     if ((rc = read_name(r, "key", MAX_KEY_BYTES, &key->name)) || (rc = read_number(r, 4, "a type", &type)))
@@ -346,11 +346,13 @@ static int read_tensor(struct reader *r)
 {
     struct gguf_header *h = r->h;
     uint64_t n_elements = 0, type = 0;
-    int rc = grow((void **)&h->tensors, h->n_tensors, &h->tensor_room, sizeof h->tensors[0]);
+    struct gguf_tensor *tensors = grow(h->tensors, h->n_tensors, &h->tensor_room, sizeof *tensors);
+    int rc;
 
-    if (rc)
-        return rc;
-    struct gguf_tensor *t = &h->tensors[h->n_tensors];
+    if (!tensors)
+        return fail(r, ERR_NOMEM, "a table of %" PRIu64 " tensors", h->n_tensors + 1);
+    h->tensors = tensors;
+    struct gguf_tensor *t = &tensors[h->n_tensors];
     *t = (struct gguf_tensor){0};
     h->n_tensors++;
     if ((rc = read_name(r, "tensor", MAX_TENSOR_NAME_BYTES, &t->name)) || (rc = read_shape(r, t, &n_elements)) ||
