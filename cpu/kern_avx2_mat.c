@@ -26,26 +26,11 @@ struct walk {
     size_t group_bytes;
 };
 
-/* The next tile's share of this chunk: rows are streams too short for a hardware prefetcher to learn. */
-static void prefetch_next(const struct walk *w)
-{
-    const struct kern_mat_args *a = w->a;
-    int n = a->n_rows - w->row - 16;
-    int64_t begin = w->col / w->type->block_cols * w->type->block_bytes;
-    int64_t end = (w->col + w->n_cols) / w->type->block_cols * w->type->block_bytes;
-    for (int r = 0; r < n && r < 16; r++) {
-        const char *p = (const char *)a->w + (uint64_t)(w->row + 16 + r) * a->w_stride;
-        for (int64_t off = begin; off < end; off += 64)
-            _mm_prefetch(p + off, _MM_HINT_T1);
-    }
-}
-
 static void pack_chunk(const struct walk *w)
 {
     const struct kern_mat_args *a = w->a;
-    prefetch_next(w);
     for (int group = 0; group * 8 < w->n_rows; group++) {
-        struct avx2_pack p = {.col = w->col, .n_cols = w->n_cols};
+        struct avx2_pack p = {.col = w->col, .n_cols = w->n_cols, .ahead = 16 * (int64_t)a->w_stride};
         p.tile = (char *)a->scratch + (size_t)group * w->group_bytes;
         for (int r = 0; r < 8; r++) {
             int row = group * 8 + r < w->n_rows ? group * 8 + r : w->n_rows - 1;

@@ -49,6 +49,7 @@ struct avx2_pack {
     const uint8_t *row[8]; /* rows past the last repeat it */
     int64_t col;
     int n_cols;
+    int64_t ahead;         /* bytes to the rows that are packed next, for prefetching */
     void *tile;            /* array of one of the structs above, one per block of columns */
 };
 
@@ -102,6 +103,17 @@ AVX2_FN(iq1_s) AVX2_FN(iq1_m) AVX2_FN(iq2_xxs) AVX2_FN(iq2_xs) AVX2_FN(iq2_s) AV
 AVX2_INLINE __m128i avx2_load16(const uint8_t *p)
 {
     return _mm_loadu_si128((const __m128i *)p);
+}
+
+/* Fetch what comes next at the place of the block at `off`, a few lines at a time among the packing: a row's part is too
+ * short for a hardware prefetcher, and more than two dozen misses at once stall the core. */
+AVX2_INLINE void avx2_prefetch(const struct avx2_pack *p, int64_t off, const int block_bytes)
+{
+    if (block_bytes < 64 && (off & 63) >= block_bytes)
+        return; /* the line was begun by the block before */
+    for (int i = 0; i < block_bytes; i += 64)
+        for (int r = 0; r < 8; r++)
+            _mm_prefetch((const char *)p->row[r] + p->ahead + off + i, _MM_HINT_T0);
 }
 
 AVX2_INLINE void avx2_store(void *p, __m256i v)

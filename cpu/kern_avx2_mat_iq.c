@@ -210,6 +210,7 @@ static void pack_bytes(const struct kern_mat_block b[8], struct avx2_s256 *tile)
         int64_t off = p->col / 256 * (int64_t)sizeof(struct block_##type);                                             \
         for (int n = p->n_cols / 256; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_##type)) {               \
             struct kern_mat_block b[8];                                                                                \
+            avx2_prefetch(p, off, sizeof(struct block_##type));                                                        \
             for (int r = 0; r < 8; r++)                                                                                \
                 unpack_##type(p->row[r] + off, &b[r]);                                                                 \
             pack_bytes(b, tile);                                                                                       \
@@ -245,6 +246,7 @@ static void pack_iq4_xs(const struct avx2_pack *p)
     struct avx2_s256 *tile = p->tile;
     int64_t off = p->col / 256 * (int64_t)sizeof(struct block_iq4_xs);
     for (int n = p->n_cols / 256; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_iq4_xs)) {
+        avx2_prefetch(p, off, sizeof(struct block_iq4_xs));
         __m256i word[2] = {avx2_rows4(p->row, off), avx2_rows4(p->row, off + 4)};
         AVX2_UNROLL
         for (int g = 0; g < 8; g++)

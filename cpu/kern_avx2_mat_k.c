@@ -39,6 +39,7 @@ static void pack_q4_k(const struct avx2_pack *p)
 {
     FOR_BLOCKS(q4_k)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q4_k));
         scales_k4(p->row, off, tile);
         AVX2_UNROLL
         for (int c = 0; c < 4; c++) {
@@ -69,6 +70,7 @@ static void pack_q5_k(const struct avx2_pack *p)
 {
     FOR_BLOCKS(q5_k)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q5_k));
         __m256i high[8];
         scales_k4(p->row, off, tile);
         avx2_rows32(p->row, off + OFF(q5_k, qh), high);
@@ -112,6 +114,7 @@ static void pack_q6_k(const struct avx2_pack *p)
 {
     FOR_BLOCKS(q6_k)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q6_k));
         __m256i s[4];
         avx2_rows16(p->row, off + OFF(q6_k, scales), s);
         scales_signed(s, 5, tile);
@@ -125,6 +128,7 @@ static void pack_q2_k(const struct avx2_pack *p)
 {
     FOR_BLOCKS(q2_k)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q2_k));
         __m256i s[4], v[8];
         avx2_rows16(p->row, off, s);
         AVX2_UNROLL
@@ -157,6 +161,7 @@ static void pack_q3_k(const struct avx2_pack *p)
 {
     FOR_BLOCKS(q3_k)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q3_k));
         __m256i w[4], s[4], v[8], mask[8];
         avx2_rows16(p->row, off + OFF(q3_k, scales) - 4, w); /* w[1..3] are the 12 bytes */
         AVX2_UNROLL
@@ -185,6 +190,7 @@ static void pack_tq2_0(const struct avx2_pack *p)
 {
     FOR_BLOCKS(tq2_0)
     {
+        avx2_prefetch(p, off, sizeof(struct block_tq2_0));
         __m256i v[8], one = _mm256_set1_epi16(1);
         AVX2_UNROLL
         for (int half = 0; half < 2; half++) {

@@ -33,6 +33,7 @@ static void pack_q4_0(const struct avx2_pack *p)
 {
     FOR_BLOCKS(avx2_u32, q4_0)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q4_0));
         __m256i q[8];
         nibbles(p->row, off + 2, q);
         store8(tile, q);
@@ -44,6 +45,7 @@ static void pack_q4_1(const struct avx2_pack *p)
 {
     FOR_BLOCKS(avx2_u32, q4_1)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q4_1));
         __m256i q[8];
         nibbles(p->row, off + 4, q);
         store8(tile, q);
@@ -71,6 +73,7 @@ static void pack_q5_0(const struct avx2_pack *p)
 {
     FOR_BLOCKS(avx2_u32, q5_0)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q5_0));
         __m256i q[8];
         nibbles(p->row, off + 6, q);
         add_fifth_bits(avx2_rows4(p->row, off + 2), q);
@@ -83,6 +86,7 @@ static void pack_q5_1(const struct avx2_pack *p)
 {
     FOR_BLOCKS(avx2_u32, q5_1)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q5_1));
         __m256i q[8];
         nibbles(p->row, off + 8, q);
         add_fifth_bits(avx2_rows4(p->row, off + 4), q);
@@ -95,6 +99,7 @@ static void pack_q8_0(const struct avx2_pack *p)
 {
     FOR_BLOCKS(avx2_s32, q8_0)
     {
+        avx2_prefetch(p, off, sizeof(struct block_q8_0));
         __m256i q[8];
         avx2_rows32(p->row, off + 2, q);
         AVX2_UNROLL
@@ -114,6 +119,7 @@ static void pack_iq4_nl(const struct avx2_pack *p)
     __m256i levels = table16(iq_grid_iq4_levels);
     FOR_BLOCKS(avx2_s32, iq4_nl)
     {
+        avx2_prefetch(p, off, sizeof(struct block_iq4_nl));
         __m256i q[8];
         nibbles(p->row, off + 2, q);
         AVX2_UNROLL
@@ -140,6 +146,7 @@ static void pack_mxfp4(const struct avx2_pack *p)
     __m256i levels = _mm256_add_epi8(table16(fp4_levels), _mm256_set1_epi8(12));
     FOR_BLOCKS(avx2_u32, mxfp4)
     {
+        avx2_prefetch(p, off, sizeof(struct block_mxfp4));
         __m256i q[8];
         nibbles(p->row, off + 1, q);
         AVX2_UNROLL
@@ -171,6 +178,7 @@ static void pack_nvfp4(const struct avx2_pack *p)
     int64_t off = p->col / 64 * (int64_t)sizeof(struct block_nvfp4);
     for (int n = p->n_cols / 64; n > 0; n--, off += (int64_t)sizeof(struct block_nvfp4)) {
         __m256i scales = avx2_rows4(p->row, off);
+        avx2_prefetch(p, off, sizeof(struct block_nvfp4));
         AVX2_UNROLL
         for (int half = 0; half < 2; half++, tile++) {
             __m256i v[4];

@@ -97,7 +97,9 @@ static void fill_block(const struct quant_info *info, enum fill fill, uint8_t *b
         ordinary_scales(info->type, block);
     } else {
         float x = fill == FILL_ZERO ? 0.0f : fill == FILL_RANDOM ? uniform(-1, 1) : uniform(-1e4f, 1e4f);
-        info->from_float(&x, block, 1);
+        float aligned;
+        info->from_float(&x, &aligned, 1);
+        memcpy(block, &aligned, (size_t)info->block_bytes);
     }
 }
 
