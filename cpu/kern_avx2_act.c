@@ -39,8 +39,8 @@ static __m256i put32(const float *x, __m256 inv, int8_t *q, int16_t *q16)
     __m256i v = _mm256_packs_epi16(lo, hi); /* groups of 4 in the order 0 2 4 6 1 3 5 7 */
     v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)q, v);
-    __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9,
-                                     11, 12, 14, 13, 15);
+    __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8,
+                                     10, 9, 11, 12, 14, 13, 15);
     __m256i w = _mm256_shuffle_epi8(v, order);
     _mm256_storeu_si256((__m256i *)q16, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w)));
     _mm256_storeu_si256((__m256i *)(q16 + 16), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1)));

@@ -20,9 +20,9 @@ _Static_assert(2 * (CHUNK_COLS_S16 / 256) * sizeof(struct avx2_s256) <= KERN_MAT
 struct walk {
     const struct kern_mat_args *a;
     const struct avx2_type *type;
-    int row, n_rows;   /* of this tile, at most 16 */
+    int row, n_rows; /* of this tile, at most 16 */
     int64_t col;
-    int n_cols;        /* of this chunk */
+    int n_cols; /* of this chunk */
     size_t group_bytes;
 };
 
@@ -156,8 +156,8 @@ AVX2_INLINE void acc_load(const struct avx2_step *st, const int R, const int T, 
     AVX2_UNROLL
     for (int g = 0; g < R; g++)
         AVX2_UNROLL
-        for (int t = 0; t < T; t++)
-            acc[g][t] = st->is_first ? _mm256_setzero_ps() : _mm256_loadu_ps(st->acc + t * st->acc_stride + g * 8);
+    for (int t = 0; t < T; t++)
+        acc[g][t] = st->is_first ? _mm256_setzero_ps() : _mm256_loadu_ps(st->acc + t * st->acc_stride + g * 8);
 }
 
 AVX2_INLINE void acc_store(const struct avx2_step *st, const int R, const int T, __m256 acc[2][4])
@@ -165,8 +165,8 @@ AVX2_INLINE void acc_store(const struct avx2_step *st, const int R, const int T,
     AVX2_UNROLL
     for (int g = 0; g < R; g++)
         AVX2_UNROLL
-        for (int t = 0; t < T; t++)
-            _mm256_storeu_ps(st->acc + t * st->acc_stride + g * 8, acc[g][t]);
+    for (int t = 0; t < T; t++)
+        _mm256_storeu_ps(st->acc + t * st->acc_stride + g * 8, acc[g][t]);
 }
 
 /* One sum, right now, in its own register: left alone, gcc 12 gathers all products of an unrolled loop first, to add them
@@ -201,15 +201,15 @@ AVX2_INLINE void dot_32(const int R, const int T, const uint8_t (*const w[2])[32
 
 /* The same for 16 columns of larger codes, times scale and added to isum. A products are added in 16 bits: A times twice
  * the largest code times 127 is at most 32767. The weights stay in registers, one token's sums at a time beside them. */
-AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*const w[2])[32], const struct xrows *x, int64_t q,
-                        const __m256i scale[2], __m256i isum[2][4])
+AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*const w[2])[32], const struct xrows *x,
+                        int64_t q, const __m256i scale[2], __m256i isum[2][4])
 {
     __m256i wv[2][4];
     AVX2_UNROLL
     for (int g = 0; g < R; g++)
         AVX2_UNROLL
-        for (int i = 0; i < 4; i++)
-            wv[g][i] = load(w[g][i]);
+    for (int i = 0; i < 4; i++)
+        wv[g][i] = load(w[g][i]);
     AVX2_UNROLL
     for (int t = 0; t < T; t++) {
         __m256i s[2], sum[2];
@@ -233,14 +233,16 @@ AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*c
 }
 
 /* A: vectors of 4 columns whose products are added in 16 bits, 8 or fewer. */
-AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, const int A, const bool has_min, const int off)
+AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, const int A, const bool has_min,
+                         const int off)
 {
     struct xrows x = rows_x32(st, T);
     __m256 acc[2][4];
     __m256i one = _mm256_set1_epi16(1);
     acc_load(st, R, T, acc);
     for (int b = 0; b < st->n_block; b++, x.q += 32, x.s += (int64_t)sizeof(struct kern_act_s32)) {
-        const struct avx2_u32 *w[2] = {(const struct avx2_u32 *)st->tile[0] + b, (const struct avx2_u32 *)st->tile[1] + b};
+        const struct avx2_u32 *w[2] = {(const struct avx2_u32 *)st->tile[0] + b,
+                                       (const struct avx2_u32 *)st->tile[1] + b};
         __m256i isum[2][4];
         if (b % 2 == 0)
             prefetch_x(st, T, x.q, 64);
@@ -273,8 +275,8 @@ AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, c
 }
 
 /* Sums of n_vec * 2 columns of 16-bit codes. */
-AVX2_INLINE void dot_s16(const int R, const int T, const int n_vec, const int16_t (*const w[2])[16], const struct xrows *x,
-                         int64_t q16, __m256i s[2][4])
+AVX2_INLINE void dot_s16(const int R, const int T, const int n_vec, const int16_t (*const w[2])[16],
+                         const struct xrows *x, int64_t q16, __m256i s[2][4])
 {
     AVX2_UNROLL
     for (int i = 0; i < n_vec; i++) {
@@ -298,7 +300,8 @@ AVX2_INLINE void run_s32(const struct avx2_step *st, const int R, const int T, c
     __m256 acc[2][4];
     acc_load(st, R, T, acc);
     for (int b = 0; b < st->n_block; b++, x.q16 += 64, x.s += (int64_t)sizeof(struct kern_act_s32)) {
-        const struct avx2_s32 *w[2] = {(const struct avx2_s32 *)st->tile[0] + b, (const struct avx2_s32 *)st->tile[1] + b};
+        const struct avx2_s32 *w[2] = {(const struct avx2_s32 *)st->tile[0] + b,
+                                       (const struct avx2_s32 *)st->tile[1] + b};
         const int n_vec = 16 / n_part;
         prefetch_x(st, T, x.q16, 64);
         AVX2_UNROLL
@@ -312,8 +315,8 @@ AVX2_INLINE void run_s32(const struct avx2_step *st, const int R, const int T, c
             AVX2_UNROLL
             for (int t = 0; t < T; t++)
                 AVX2_UNROLL
-                for (int g = 0; g < R; g++)
-                    acc[g][t] = add_scaled(acc[g][t], w[g]->d[part], bcast_d(x.x[t] + x.s), s[g][t]);
+            for (int g = 0; g < R; g++)
+                acc[g][t] = add_scaled(acc[g][t], w[g]->d[part], bcast_d(x.x[t] + x.s), s[g][t]);
         }
     }
     acc_store(st, R, T, acc);
@@ -338,8 +341,8 @@ AVX2_INLINE void run_s256(const struct avx2_step *st, const int R, const int T)
         AVX2_UNROLL
         for (int t = 0; t < T; t++)
             AVX2_UNROLL
-            for (int g = 0; g < R; g++)
-                acc[g][t] = add_scaled(acc[g][t], w[g]->d, bcast_d(x.x[t] + x.s), s[g][t]);
+        for (int g = 0; g < R; g++)
+            acc[g][t] = add_scaled(acc[g][t], w[g]->d, bcast_d(x.x[t] + x.s), s[g][t]);
     }
     acc_store(st, R, T, acc);
 }
@@ -366,14 +369,15 @@ AVX2_INLINE void dot_256(const int R, const int T, const int SUB, const int A, c
         AVX2_UNROLL
         for (int t = 0; t < T; t++)
             AVX2_UNROLL
-            for (int g = 0; g < R; g++)
-                isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
+        for (int g = 0; g < R; g++)
+            isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
     }
 }
 
 /* The sums of x over SUB columns times min are taken off the integer sum (off: min holds the scale times what the unsigned
  * codes are too large by), or enter the second fmaf. */
-AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, const int SUB, const int A, const bool off)
+AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, const int SUB, const int A,
+                          const bool off)
 {
     struct xrows x = rows_x256(st, T);
     __m256 acc[2][4];
@@ -412,19 +416,19 @@ AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, 
 }
 
 /* The six sizes of a micro-kernel. */
-#define MICRO_FN(name, R, T, run, ...)                                                                                 \
-    static void name##_r##R##_t##T(const struct avx2_step *s)                                                          \
-    {                                                                                                                  \
-        run(s, R, T, ##__VA_ARGS__);                                                                                   \
+#define MICRO_FN(name, R, T, run, ...)                        \
+    static void name##_r##R##_t##T(const struct avx2_step *s) \
+    {                                                         \
+        run(s, R, T, ##__VA_ARGS__);                          \
     }
-#define MICRO(name, form, cols, run, ...)                                                                              \
-    MICRO_FN(name, 1, 1, run, ##__VA_ARGS__)                                                                           \
-    MICRO_FN(name, 1, 2, run, ##__VA_ARGS__)                                                                           \
-    MICRO_FN(name, 1, 4, run, ##__VA_ARGS__)                                                                           \
-    MICRO_FN(name, 2, 1, run, ##__VA_ARGS__)                                                                           \
-    MICRO_FN(name, 2, 2, run, ##__VA_ARGS__)                                                                           \
-    MICRO_FN(name, 2, 4, run, ##__VA_ARGS__)                                                                           \
-    const struct avx2_micro kern_avx2_mat_##name = {                                                                   \
+#define MICRO(name, form, cols, run, ...)            \
+    MICRO_FN(name, 1, 1, run, ##__VA_ARGS__)         \
+    MICRO_FN(name, 1, 2, run, ##__VA_ARGS__)         \
+    MICRO_FN(name, 1, 4, run, ##__VA_ARGS__)         \
+    MICRO_FN(name, 2, 1, run, ##__VA_ARGS__)         \
+    MICRO_FN(name, 2, 2, run, ##__VA_ARGS__)         \
+    MICRO_FN(name, 2, 4, run, ##__VA_ARGS__)         \
+    const struct avx2_micro kern_avx2_mat_##name = { \
         {{name##_r1_t1, name##_r1_t2, name##_r1_t4}, {name##_r2_t1, name##_r2_t2, name##_r2_t4}}, sizeof(form), cols};
 
 MICRO(u32_a8_min, struct avx2_u32, 32, run_u32, 8, true, 0)

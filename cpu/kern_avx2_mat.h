@@ -36,7 +36,7 @@ struct avx2_s32 { /* two parts of 16 columns, each under its d; formats with one
 struct avx2_u256 {
     uint8_t q[64][32];
     int16_t scale[16][16]; /* by 16 or 32 columns: a row's factor twice, for both of its sums */
-    int16_t min[8][16];    /* factors of the sums of x over 16 or 32 columns, two neighbours to a row; Q3_K, Q6_K: see OFF */
+    int16_t min[8][16];    /* factors of the sums of x over 16 or 32 columns, two neighbours to a row */
     float d[8], m[8];
 };
 
@@ -49,18 +49,18 @@ struct avx2_pack {
     const uint8_t *row[8]; /* rows past the last repeat it */
     int64_t col;
     int n_cols;
-    int64_t ahead;         /* bytes to the rows that are packed next, for prefetching */
-    void *tile;            /* array of one of the structs above, one per block of columns */
+    int64_t ahead; /* bytes to the rows that are packed next, for prefetching */
+    void *tile;    /* array of one of the structs above, one per block of columns */
 };
 
 struct avx2_step {
-    const void *tile[2];   /* of one or two groups of 8 rows */
+    const void *tile[2]; /* of one or two groups of 8 rows */
     int n_block;
-    int64_t col, n_cols;   /* first column, and columns of the whole activation row */
+    int64_t col, n_cols; /* first column, and columns of the whole activation row */
     const void *x[4];
-    int64_t x_ahead;       /* bytes to the rows of the next step, for prefetching */
-    float *acc;            /* (n_tok, 16): sums of the columns before; nothing yet if is_first */
-    int64_t acc_stride;    /* floats */
+    int64_t x_ahead;    /* bytes to the rows of the next step, for prefetching */
+    float *acc;         /* (n_tok, 16): sums of the columns before; nothing yet if is_first */
+    int64_t acc_stride; /* floats */
     bool is_first;
 };
 
@@ -73,7 +73,6 @@ struct avx2_micro {
 struct avx2_type {
     void (*pack)(const struct avx2_pack *p);
     const struct avx2_micro *micro;
-    int block_bytes, block_cols;
 };
 
 /* Named by: packed form, columns per sub-scale, vpmaddubsw sums added in 16 bits, then what the sums of x are for. */
@@ -81,23 +80,22 @@ extern const struct avx2_micro kern_avx2_mat_u32_a8_min, kern_avx2_mat_u32_a8_of
 extern const struct avx2_micro kern_avx2_mat_u32_a4_min, kern_avx2_mat_u32_a4_off12, kern_avx2_mat_u32_a4_off16;
 extern const struct avx2_micro kern_avx2_mat_s32, kern_avx2_mat_s32_part16, kern_avx2_mat_s256;
 extern const struct avx2_micro kern_avx2_mat_u256_s32_a8_min, kern_avx2_mat_u256_s32_a4_min;
-extern const struct avx2_micro kern_avx2_mat_u256_s16_a4_min, kern_avx2_mat_u256_s16_a4_off, kern_avx2_mat_u256_s16_a2_off;
+extern const struct avx2_micro kern_avx2_mat_u256_s16_a4_min, kern_avx2_mat_u256_s16_a4_off,
+    kern_avx2_mat_u256_s16_a2_off;
 
 void kern_avx2_mat_run(const struct kern_mat_args *a, const struct avx2_type *type);
 
-/* By family of types: the entries of kern_avx2_mat_table. */
-#define AVX2_FN(fn) void kern_avx2_mat_##fn(const struct kern_mat_args *a);
-AVX2_FN(f32) AVX2_FN(f16) AVX2_FN(bf16)
-AVX2_FN(q4_0) AVX2_FN(q4_1) AVX2_FN(q5_0) AVX2_FN(q5_1) AVX2_FN(q8_0) AVX2_FN(iq4_nl) AVX2_FN(mxfp4) AVX2_FN(nvfp4)
-AVX2_FN(q2_k) AVX2_FN(q3_k) AVX2_FN(q4_k) AVX2_FN(q5_k) AVX2_FN(q6_k) AVX2_FN(tq1_0) AVX2_FN(tq2_0)
-AVX2_FN(iq1_s) AVX2_FN(iq1_m) AVX2_FN(iq2_xxs) AVX2_FN(iq2_xs) AVX2_FN(iq2_s) AVX2_FN(iq3_xxs) AVX2_FN(iq3_s) AVX2_FN(iq4_xs)
-#undef AVX2_FN
+/* The entries of kern_avx2_mat_table; each is beside the packing of its type. */
+#define T(NAME, text, id, len, bytes, act, fn) void kern_avx2_mat_##fn(const struct kern_mat_args *a);
+#include "quant/types.def"
+#undef T
 
-#define AVX2_MAT(fn, micro, block_bytes, block_cols)                                                                   \
-    void kern_avx2_mat_##fn(const struct kern_mat_args *a)                                                             \
-    {                                                                                                                  \
-        static const struct avx2_type type = {pack_##fn, &kern_avx2_mat_##micro, block_bytes, block_cols};             \
-        kern_avx2_mat_run(a, &type);                                                                                   \
+/* The kernel of a type from its pack_x and a packed form. */
+#define AVX2_MAT(fn, micro)                                                       \
+    void kern_avx2_mat_##fn(const struct kern_mat_args *a)                        \
+    {                                                                             \
+        static const struct avx2_type type = {pack_##fn, &kern_avx2_mat_##micro}; \
+        kern_avx2_mat_run(a, &type);                                              \
     }
 
 AVX2_INLINE __m128i avx2_load16(const uint8_t *p)
@@ -127,7 +125,8 @@ AVX2_INLINE void avx2_rows16(const uint8_t *const row[8], int64_t off, __m256i o
     __m256i a[4], t[4];
     AVX2_UNROLL
     for (int i = 0; i < 4; i++)
-        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(avx2_load16(row[i] + off)), avx2_load16(row[i + 4] + off), 1);
+        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(avx2_load16(row[i] + off)), avx2_load16(row[i + 4] + off),
+                                       1);
     t[0] = _mm256_unpacklo_epi32(a[0], a[1]);
     t[1] = _mm256_unpackhi_epi32(a[0], a[1]);
     t[2] = _mm256_unpacklo_epi32(a[2], a[3]);
@@ -183,8 +182,8 @@ AVX2_INLINE __m256 avx2_rows_half(const uint8_t *const row[8], int64_t off)
 /* The low and the high half of each lane, as floats. */
 AVX2_INLINE void avx2_two_halves(__m256i v, float *lo, float *hi, __m256 hi_sign)
 {
-    __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3,
-                                     6, 7, 10, 11, 14, 15);
+    __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2,
+                                     3, 6, 7, 10, 11, 14, 15);
     v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, order), 0xd8);
     _mm256_store_ps(lo, _mm256_cvtph_ps(_mm256_castsi256_si128(v)));
     _mm256_store_ps(hi, _mm256_xor_ps(hi_sign, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))));
@@ -204,9 +203,10 @@ AVX2_INLINE __m256i avx2_high4(__m256i v)
 AVX2_INLINE __m256i avx2_pick2(__m256i v, int a, int b, int up)
 {
     char z = (char)0x80, ca = (char)a, cb = (char)b;
-#define PICK(k)                                                                                                        \
-    up ? z : (char)(ca + k), up ? (char)(ca + k) : z, up ? z : (char)(cb + k), up ? (char)(cb + k) : z
-    return _mm256_shuffle_epi8(v, _mm256_setr_epi8(PICK(0), PICK(4), PICK(8), PICK(12), PICK(0), PICK(4), PICK(8), PICK(12)));
+#define PICK(k) \
+    up ? z : (char)(ca + (k)), up ? (char)(ca + (k)) : z, up ? z : (char)(cb + (k)), up ? (char)(cb + (k)) : z
+    return _mm256_shuffle_epi8(
+        v, _mm256_setr_epi8(PICK(0), PICK(4), PICK(8), PICK(12), PICK(0), PICK(4), PICK(8), PICK(12)));
 #undef PICK
 }
 

@@ -55,31 +55,31 @@ AVX2_INLINE float fold(__m256 a, __m256 b)
 }
 
 /* R rows times T tokens. */
-AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int64_t n, float *const dst[TOKS], const int R,
-                      const int T, const enum form form)
+AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int64_t n, float *const dst[TOKS],
+                      const int R, const int T, const enum form form)
 {
     __m256 acc[ROWS][TOKS][2];
     AVX2_UNROLL
     for (int r = 0; r < R; r++)
         AVX2_UNROLL
-        for (int t = 0; t < T; t++)
-            acc[r][t][0] = acc[r][t][1] = _mm256_setzero_ps();
+    for (int t = 0; t < T; t++)
+        acc[r][t][0] = acc[r][t][1] = _mm256_setzero_ps();
     int64_t k = 0;
     for (; k + 16 <= n; k += 16)
         AVX2_UNROLL
-        for (int half = 0; half < 2; half++) {
-            __m256 xv[TOKS];
+    for (int half = 0; half < 2; half++) {
+        __m256 xv[TOKS];
+        AVX2_UNROLL
+        for (int t = 0; t < T; t++)
+            xv[t] = _mm256_loadu_ps(x[t] + k + half * 8);
+        AVX2_UNROLL
+        for (int r = 0; r < R; r++) {
+            __m256 wv = load8(w[r], k + half * 8, form);
             AVX2_UNROLL
             for (int t = 0; t < T; t++)
-                xv[t] = _mm256_loadu_ps(x[t] + k + half * 8);
-            AVX2_UNROLL
-            for (int r = 0; r < R; r++) {
-                __m256 wv = load8(w[r], k + half * 8, form);
-                AVX2_UNROLL
-                for (int t = 0; t < T; t++)
-                    acc[r][t][half] = _mm256_fmadd_ps(wv, xv[t], acc[r][t][half]);
-            }
+                acc[r][t][half] = _mm256_fmadd_ps(wv, xv[t], acc[r][t][half]);
         }
+    }
     AVX2_UNROLL
     for (int r = 0; r < R; r++) {
         float tail[16];
@@ -94,8 +94,8 @@ AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int
     }
 }
 
-AVX2_INLINE void dots_any(const char *const w[ROWS], const float *const x[TOKS], int64_t n, float *const dst[TOKS], int n_row,
-                          int n_tok, const enum form form)
+AVX2_INLINE void dots_any(const char *const w[ROWS], const float *const x[TOKS], int64_t n, float *const dst[TOKS],
+                          int n_row, int n_tok, const enum form form)
 {
     if (n_tok == 2) {
         if (n_row == 3)
@@ -115,7 +115,8 @@ AVX2_INLINE void dots_any(const char *const w[ROWS], const float *const x[TOKS],
 }
 
 /* Rows row..row + n_row of `w` (raw or already floats in scratch) times all tokens. */
-AVX2_INLINE void all_tokens(const struct kern_mat_args *a, int row, int n_row, const char *const w[ROWS], const enum form form)
+AVX2_INLINE void all_tokens(const struct kern_mat_args *a, int row, int n_row, const char *const w[ROWS],
+                            const enum form form)
 {
     for (int tok = 0, n_tok; tok < a->n_tok; tok += n_tok) {
         n_tok = a->n_tok - tok < TOKS ? 1 : TOKS;

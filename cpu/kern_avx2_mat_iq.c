@@ -7,8 +7,8 @@
 #include "quant/blocks.h"
 #include "quant/iq_grid.h"
 
-#define BLOCK_HERE(type)                                                                                               \
-    struct block_##type b;                                                                                             \
+#define BLOCK_HERE(type)   \
+    struct block_##type b; \
     memcpy(&b, block, sizeof b)
 
 AVX2_INLINE float half_of(uint16_t h)
@@ -31,8 +31,8 @@ AVX2_INLINE void put32(int8_t *q, __m256i v)
 /* All bits of every byte whose bit is set: bit k of `bits` is byte k's. */
 AVX2_INLINE __m256i mask_of(uint32_t bits)
 {
-    __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3,
-                                      3, 3);
+    __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
+                                      3, 3, 3, 3, 3);
     __m256i one = _mm256_set1_epi64x((long long)0x8040201008040201);
     __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), spread);
     return _mm256_cmpeq_epi8(_mm256_and_si256(v, one), one);
@@ -114,8 +114,8 @@ AVX2_INLINE void unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out
         const uint8_t *i = b.qs + g * 8;
         uint32_t w = word_of(b.scales + g * 4);
         out->scale[2 * g] = out->scale[2 * g + 1] = (int16_t)(2 * (w >> 28) + 1);
-        __m256i v = _mm256_setr_epi32((int)book[i[0]], (int)book[i[1]], (int)book[i[2]], (int)book[i[3]], (int)book[i[4]],
-                                      (int)book[i[5]], (int)book[i[6]], (int)book[i[7]]);
+        __m256i v = _mm256_setr_epi32((int)book[i[0]], (int)book[i[1]], (int)book[i[2]], (int)book[i[3]],
+                                      (int)book[i[4]], (int)book[i[5]], (int)book[i[6]], (int)book[i[7]]);
         put32(out->q + g * 32, negate(v, signs_of(w)));
     }
 }
@@ -203,18 +203,18 @@ static void pack_bytes(const struct kern_mat_block b[8], struct avx2_s256 *tile)
     }
 }
 
-#define PACK_BYTES(type)                                                                                               \
-    static void pack_##type(const struct avx2_pack *p)                                                                 \
-    {                                                                                                                  \
-        struct avx2_s256 *tile = p->tile;                                                                              \
-        int64_t off = p->col / 256 * (int64_t)sizeof(struct block_##type);                                             \
-        for (int n = p->n_cols / 256; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_##type)) {               \
-            struct kern_mat_block b[8];                                                                                \
-            avx2_prefetch(p, off, sizeof(struct block_##type));                                                        \
-            for (int r = 0; r < 8; r++)                                                                                \
-                unpack_##type(p->row[r] + off, &b[r]);                                                                 \
-            pack_bytes(b, tile);                                                                                       \
-        }                                                                                                              \
+#define PACK_BYTES(type)                                                                                 \
+    static void pack_##type(const struct avx2_pack *p)                                                   \
+    {                                                                                                    \
+        struct avx2_s256 *tile = p->tile;                                                                \
+        int64_t off = p->col / 256 * (int64_t)sizeof(struct block_##type);                               \
+        for (int n = p->n_cols / 256; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_##type)) { \
+            struct kern_mat_block b[8];                                                                  \
+            avx2_prefetch(p, off, sizeof(struct block_##type));                                          \
+            for (int r = 0; r < 8; r++)                                                                  \
+                unpack_##type(p->row[r] + off, &b[r]);                                                   \
+            pack_bytes(b, tile);                                                                         \
+        }                                                                                                \
     }
 PACK_BYTES(tq1_0)
 PACK_BYTES(iq1_s)
@@ -227,7 +227,8 @@ PACK_BYTES(iq3_s)
 
 /* Levels are looked up after the nibbles have come together. The low nibbles of group g's scale are bits 4g of the second
  * word, the upper two bits are bits 16 + 2g of the first. */
-AVX2_INLINE void group_iq4_xs(const struct avx2_pack *p, int64_t off, __m256i word[2], const int g, struct avx2_s256 *tile)
+AVX2_INLINE void group_iq4_xs(const struct avx2_pack *p, int64_t off, __m256i word[2], const int g,
+                              struct avx2_s256 *tile)
 {
     __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)iq_grid_iq4_levels)), v[4];
     __m256i low = _mm256_and_si256(_mm256_srli_epi32(word[1], 4 * g), _mm256_set1_epi32(15));
@@ -255,12 +256,12 @@ static void pack_iq4_xs(const struct avx2_pack *p)
     }
 }
 
-AVX2_MAT(tq1_0, s256, 54, 256)
-AVX2_MAT(iq1_s, s256, 50, 256)
-AVX2_MAT(iq1_m, s256, 56, 256)
-AVX2_MAT(iq2_xxs, s256, 66, 256)
-AVX2_MAT(iq2_xs, s256, 74, 256)
-AVX2_MAT(iq2_s, s256, 82, 256)
-AVX2_MAT(iq3_xxs, s256, 98, 256)
-AVX2_MAT(iq3_s, s256, 110, 256)
-AVX2_MAT(iq4_xs, s256, 136, 256)
+AVX2_MAT(tq1_0, s256)
+AVX2_MAT(iq1_s, s256)
+AVX2_MAT(iq1_m, s256)
+AVX2_MAT(iq2_xxs, s256)
+AVX2_MAT(iq2_xs, s256)
+AVX2_MAT(iq2_s, s256)
+AVX2_MAT(iq3_xxs, s256)
+AVX2_MAT(iq3_s, s256)
+AVX2_MAT(iq4_xs, s256)

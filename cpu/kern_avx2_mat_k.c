@@ -3,9 +3,9 @@
 
 #include "quant/blocks.h"
 
-#define FOR_BLOCKS(type)                                                                                               \
-    struct avx2_u256 *tile = p->tile;                                                                                  \
-    int64_t off = p->col / 256 * (int64_t)sizeof(struct block_##type);                                                 \
+#define FOR_BLOCKS(type)                                               \
+    struct avx2_u256 *tile = p->tile;                                  \
+    int64_t off = p->col / 256 * (int64_t)sizeof(struct block_##type); \
     for (int n = p->n_cols / 256; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_##type))
 
 #define OFF(type, member) ((int64_t)offsetof(struct block_##type, member))
@@ -55,7 +55,8 @@ static void pack_q4_k(const struct avx2_pack *p)
 }
 
 /* 64 columns of Q5_K; the fifth bits of its halves are bits 2c and 2c + 1 of `high`. */
-AVX2_INLINE void part_q5_k(const struct avx2_pack *p, int64_t off, const __m256i high[8], const int c, struct avx2_u256 *tile)
+AVX2_INLINE void part_q5_k(const struct avx2_pack *p, int64_t off, const __m256i high[8], const int c,
+                           struct avx2_u256 *tile)
 {
     __m256i v[8];
     avx2_rows32(p->row, off + OFF(q5_k, qs) + c * 32, v);
@@ -89,8 +90,7 @@ AVX2_INLINE void scales_signed(const __m256i s[4], int log2_off, struct avx2_u25
         avx2_store(tile->scale[j], _mm256_srai_epi16(avx2_pick2(s[j / 4], j % 4, j % 4, 1), 8));
     AVX2_UNROLL
     for (int j = 0; j < 8; j++)
-        avx2_store(tile->min[j],
-                   _mm256_srai_epi16(avx2_pick2(s[j / 2], j % 2 * 2, j % 2 * 2 + 1, 1), 8 - log2_off));
+        avx2_store(tile->min[j], _mm256_srai_epi16(avx2_pick2(s[j / 2], j % 2 * 2, j % 2 * 2 + 1, 1), 8 - log2_off));
 }
 
 /* Half a block of Q6_K: 128 columns. */
@@ -153,8 +153,7 @@ AVX2_INLINE void part_q3_k(const __m256i v[8], const __m256i mask[8], const int 
 {
     AVX2_UNROLL
     for (int i = 0; i < 8; i++)
-        avx2_store(tile->q[c * 8 + i],
-                   _mm256_or_si256(move_bits(v[i], c % 4 * 2, 0, 3), move_bits(mask[i], c, 2, 4)));
+        avx2_store(tile->q[c * 8 + i], _mm256_or_si256(move_bits(v[i], c % 4 * 2, 0, 3), move_bits(mask[i], c, 2, 4)));
 }
 
 static void pack_q3_k(const struct avx2_pack *p)
@@ -209,9 +208,9 @@ static void pack_tq2_0(const struct avx2_pack *p)
     }
 }
 
-AVX2_MAT(q2_k, u256_s16_a4_min, 84, 256)
-AVX2_MAT(q3_k, u256_s16_a4_off, 110, 256)
-AVX2_MAT(q4_k, u256_s32_a8_min, 144, 256)
-AVX2_MAT(q5_k, u256_s32_a4_min, 176, 256)
-AVX2_MAT(q6_k, u256_s16_a2_off, 210, 256)
-AVX2_MAT(tq2_0, u256_s16_a4_off, 66, 256)
+AVX2_MAT(q2_k, u256_s16_a4_min)
+AVX2_MAT(q3_k, u256_s16_a4_off)
+AVX2_MAT(q4_k, u256_s32_a8_min)
+AVX2_MAT(q5_k, u256_s32_a4_min)
+AVX2_MAT(q6_k, u256_s16_a2_off)
+AVX2_MAT(tq2_0, u256_s16_a4_off)

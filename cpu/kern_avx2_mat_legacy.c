@@ -5,9 +5,9 @@
 #include "quant/iq_grid.h"
 
 /* Walk the blocks of 32 columns: `tile` is filled from the block at byte `off` of each row. */
-#define FOR_BLOCKS(form, type)                                                                                         \
-    struct form *tile = p->tile;                                                                                       \
-    int64_t off = p->col / 32 * (int64_t)sizeof(struct block_##type);                                                  \
+#define FOR_BLOCKS(form, type)                                        \
+    struct form *tile = p->tile;                                      \
+    int64_t off = p->col / 32 * (int64_t)sizeof(struct block_##type); \
     for (int n = p->n_cols / 32; n > 0; n--, tile++, off += (int64_t)sizeof(struct block_##type))
 
 /* 16 bytes of nibbles: columns 0..15 low, 16..31 high. */
@@ -161,7 +161,8 @@ static void pack_mxfp4(const struct avx2_pack *p)
 AVX2_INLINE __m256 ue4m3_half(__m256i v, int k)
 {
     __m256i x = _mm256_and_si256(_mm256_srli_epi32(v, 8 * k), _mm256_set1_epi32(0xff));
-    __m256i low7 = _mm256_and_si256(x, _mm256_set1_epi32(0x7f)); /* exponent and mantissa; the top bit counts only for NaN */
+    __m256i low7 =
+        _mm256_and_si256(x, _mm256_set1_epi32(0x7f)); /* exponent and mantissa; the top bit counts only for NaN */
     __m256i exp = _mm256_srli_epi32(low7, 3), man = _mm256_and_si256(x, _mm256_set1_epi32(7));
     __m256i normal = _mm256_add_epi32(_mm256_slli_epi32(low7, 20), _mm256_set1_epi32(119 << 23));
     __m256 small = _mm256_mul_ps(_mm256_cvtepi32_ps(man), _mm256_set1_ps(0x1p-10f));
@@ -195,11 +196,11 @@ static void pack_nvfp4(const struct avx2_pack *p)
     }
 }
 
-AVX2_MAT(q4_0, u32_a8_off8, 18, 32)
-AVX2_MAT(q4_1, u32_a8_min, 20, 32)
-AVX2_MAT(q5_0, u32_a4_off16, 22, 32)
-AVX2_MAT(q5_1, u32_a4_min, 24, 32)
-AVX2_MAT(q8_0, s32, 34, 32)
-AVX2_MAT(iq4_nl, s32, 18, 32)
-AVX2_MAT(mxfp4, u32_a4_off12, 17, 32)
-AVX2_MAT(nvfp4, s32_part16, 36, 64)
+AVX2_MAT(q4_0, u32_a8_off8)
+AVX2_MAT(q4_1, u32_a8_min)
+AVX2_MAT(q5_0, u32_a4_off16)
+AVX2_MAT(q5_1, u32_a4_min)
+AVX2_MAT(q8_0, s32)
+AVX2_MAT(iq4_nl, s32)
+AVX2_MAT(mxfp4, u32_a4_off12)
+AVX2_MAT(nvfp4, s32_part16)

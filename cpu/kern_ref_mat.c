@@ -115,24 +115,27 @@ static void mat_bf16(const struct kern_mat_args *a)
     mat_float(a, load_bf16);
 }
 
+/* clang-format off */
 #define X32_TYPES(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(IQ4_NL) X(MXFP4) X(NVFP4)
 #define X256_TYPES(X)                                                                                                  \
     X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M)        \
     X(IQ4_XS) X(TQ1_0) X(TQ2_0)
+/* clang-format on */
 
-#define X32_FN(NAME)                                                                                                   \
-    static void mat_##NAME(const struct kern_mat_args *a)                                                              \
-    {                                                                                                                  \
-        mat_int(a, kern_ref_mat_layout(QUANT_##NAME), false);                                                          \
+#define X32_FN(NAME)                                          \
+    static void mat_##NAME(const struct kern_mat_args *a)     \
+    {                                                         \
+        mat_int(a, kern_ref_mat_layout(QUANT_##NAME), false); \
     }
-#define X256_FN(NAME)                                                                                                  \
-    static void mat_##NAME(const struct kern_mat_args *a)                                                              \
-    {                                                                                                                  \
-        mat_int(a, kern_ref_mat_layout(QUANT_##NAME), true);                                                           \
+#define X256_FN(NAME)                                        \
+    static void mat_##NAME(const struct kern_mat_args *a)    \
+    {                                                        \
+        mat_int(a, kern_ref_mat_layout(QUANT_##NAME), true); \
     }
 X32_TYPES(X32_FN)
 X256_TYPES(X256_FN)
 
+/* clang-format off */
 #define ENTRY(NAME) [QUANT_##NAME] = mat_##NAME,
 
 kern_mat *const kern_ref_mat_table[QUANT_ID_END] = {
@@ -142,3 +145,4 @@ kern_mat *const kern_ref_mat_table[QUANT_ID_END] = {
     X32_TYPES(ENTRY)
     X256_TYPES(ENTRY)
 };
+/* clang-format on */

@@ -8,9 +8,9 @@
 #include "quant/iq_grid.h"
 
 /* Blocks lie at any byte address: copied to an aligned struct first. */
-#define BLOCK_HERE(type)                                                                                               \
-    struct block_##type b;                                                                                             \
-    memcpy(&b, block, sizeof b);                                                                                       \
+#define BLOCK_HERE(type)         \
+    struct block_##type b;       \
+    memcpy(&b, block, sizeof b); \
     (void)part
 
 static void no_factors(struct kern_mat_block *out, int n_group)
@@ -374,29 +374,14 @@ static void unpack_nvfp4(const void *block, int part, struct kern_mat_block *out
 #define ROW(NAME, fn, len, n, min) [QUANT_##NAME] = {unpack_##fn, (int)sizeof(struct block_##fn), len, n, min}
 
 static const struct kern_mat_layout layouts[QUANT_ID_END] = {
-    ROW(Q4_0, q4_0, 32, 1, false),
-    ROW(Q4_1, q4_1, 32, 1, true),
-    ROW(Q5_0, q5_0, 32, 1, false),
-    ROW(Q5_1, q5_1, 32, 1, true),
-    ROW(Q8_0, q8_0, 32, 1, false),
-    ROW(Q2_K, q2_k, 256, 1, true),
-    ROW(Q3_K, q3_k, 256, 1, false),
-    ROW(Q4_K, q4_k, 256, 1, true),
-    ROW(Q5_K, q5_k, 256, 1, true),
-    ROW(Q6_K, q6_k, 256, 1, false),
-    ROW(IQ2_XXS, iq2_xxs, 256, 1, false),
-    ROW(IQ2_XS, iq2_xs, 256, 1, false),
-    ROW(IQ2_S, iq2_s, 256, 1, false),
-    ROW(IQ3_XXS, iq3_xxs, 256, 1, false),
-    ROW(IQ3_S, iq3_s, 256, 1, false),
-    ROW(IQ1_S, iq1_s, 256, 1, false),
-    ROW(IQ1_M, iq1_m, 256, 1, false),
-    ROW(IQ4_NL, iq4_nl, 32, 1, false),
-    ROW(IQ4_XS, iq4_xs, 256, 1, false),
-    ROW(TQ1_0, tq1_0, 256, 1, false),
-    ROW(TQ2_0, tq2_0, 256, 1, false),
-    ROW(MXFP4, mxfp4, 32, 1, false),
-    ROW(NVFP4, nvfp4, 16, 4, false),
+    ROW(Q4_0, q4_0, 32, 1, false),      ROW(Q4_1, q4_1, 32, 1, true),         ROW(Q5_0, q5_0, 32, 1, false),
+    ROW(Q5_1, q5_1, 32, 1, true),       ROW(Q8_0, q8_0, 32, 1, false),        ROW(Q2_K, q2_k, 256, 1, true),
+    ROW(Q3_K, q3_k, 256, 1, false),     ROW(Q4_K, q4_k, 256, 1, true),        ROW(Q5_K, q5_k, 256, 1, true),
+    ROW(Q6_K, q6_k, 256, 1, false),     ROW(IQ2_XXS, iq2_xxs, 256, 1, false), ROW(IQ2_XS, iq2_xs, 256, 1, false),
+    ROW(IQ2_S, iq2_s, 256, 1, false),   ROW(IQ3_XXS, iq3_xxs, 256, 1, false), ROW(IQ3_S, iq3_s, 256, 1, false),
+    ROW(IQ1_S, iq1_s, 256, 1, false),   ROW(IQ1_M, iq1_m, 256, 1, false),     ROW(IQ4_NL, iq4_nl, 32, 1, false),
+    ROW(IQ4_XS, iq4_xs, 256, 1, false), ROW(TQ1_0, tq1_0, 256, 1, false),     ROW(TQ2_0, tq2_0, 256, 1, false),
+    ROW(MXFP4, mxfp4, 32, 1, false),    ROW(NVFP4, nvfp4, 16, 4, false),
 };
 
 const struct kern_mat_layout *kern_ref_mat_layout(enum quant_type type)

@@ -55,16 +55,31 @@ static void half_places(enum quant_type type, int place[2])
     case QUANT_Q4_1:
     case QUANT_Q5_1:
     case QUANT_Q4_K:
-    case QUANT_Q5_K: place[1] = 2; break;
-    case QUANT_Q2_K: place[0] = 80, place[1] = 82; break;
-    case QUANT_Q3_K: place[0] = 108; break;
-    case QUANT_Q6_K: place[0] = 208; break;
-    case QUANT_TQ1_0: place[0] = 52; break;
-    case QUANT_TQ2_0: place[0] = 64; break;
+    case QUANT_Q5_K:
+        place[1] = 2;
+        break;
+    case QUANT_Q2_K:
+        place[0] = 80, place[1] = 82;
+        break;
+    case QUANT_Q3_K:
+        place[0] = 108;
+        break;
+    case QUANT_Q6_K:
+        place[0] = 208;
+        break;
+    case QUANT_TQ1_0:
+        place[0] = 52;
+        break;
+    case QUANT_TQ2_0:
+        place[0] = 64;
+        break;
     case QUANT_IQ1_M:
     case QUANT_MXFP4:
-    case QUANT_NVFP4: place[0] = -1; break;
-    default: break;
+    case QUANT_NVFP4:
+        place[0] = -1;
+        break;
+    default:
+        break;
     }
 }
 
@@ -135,11 +150,11 @@ struct problem {
     const struct quant_info *info;
     int64_t n_cols;
     uint64_t w_stride, x_stride;
-    struct fence w, x;         /* (MAX_ROWS) weight rows, (MAX_TOKS) activation rows in the type's form */
-    float *x_float;            /* (MAX_TOKS, n_cols) */
-    float *want;               /* (MAX_TOKS, MAX_ROWS): of the reference */
-    float *dst;                /* (MAX_TOKS, DST_STRIDE) with guards at both ends */
-    char *scratch;             /* with a guard behind */
+    struct fence w, x; /* (MAX_ROWS) weight rows, (MAX_TOKS) activation rows in the type's form */
+    float *x_float;    /* (MAX_TOKS, n_cols) */
+    float *want;       /* (MAX_TOKS, MAX_ROWS): of the reference */
+    float *dst;        /* (MAX_TOKS, DST_STRIDE) with guards at both ends */
+    char *scratch;     /* with a guard behind */
 };
 
 static void activations(struct problem *p, enum fill fill)
@@ -214,15 +229,17 @@ static bool same_bits(float a, float b)
     return (isnan(a) && isnan(b)) || !memcmp(&a, &b, sizeof a);
 }
 
-static void fail(const struct quant_info *info, const char *what, const char *how, int row, int tok, double got, double want)
+static void fail(const struct quant_info *info, const char *what, const char *how, int row, int tok, double got,
+                 double want)
 {
     if (++n_failed <= 20)
-        printf("FAIL %s: %s (%s): row %d, token %d: %.9g, want %.9g (seed %" PRIu64 ")\n", info->name, what, how, row, tok,
-               got, want, seed);
+        printf("FAIL %s: %s (%s): row %d, token %d: %.9g, want %.9g (seed %" PRIu64 ")\n", info->name, what, how, row,
+               tok, got, want, seed);
 }
 
 /* Run rows and tokens of the problem, and hold them, and everything around them, against what must be there. */
-static bool run_part(struct problem *p, kern_mat *mat, int row, int n_rows, int tok, int n_tok, const char *what, const char *how)
+static bool run_part(struct problem *p, kern_mat *mat, int row, int n_rows, int tok, int n_tok, const char *what,
+                     const char *how)
 {
     size_t dst_bytes = MAX_TOKS * DST_STRIDE * sizeof(float) + 2 * GUARD_BYTES;
     memset(p->dst, GUARD, dst_bytes);
@@ -271,7 +288,8 @@ static void tails_and_strides(const struct quant_info *info, const struct kern_t
         want_make(&p);
         bool ok = true;
         for (int i = 0; i < N_SIZES * N_SIZES && ok; i++)
-            ok = run_part(&p, table->mat[info->type], 0, sizes[i / N_SIZES], 0, sizes[i % N_SIZES], "differs from ref", "tails");
+            ok = run_part(&p, table->mat[info->type], 0, sizes[i / N_SIZES], 0, sizes[i % N_SIZES], "differs from ref",
+                          "tails");
         problem_free(&p);
     }
 }
@@ -345,7 +363,8 @@ static double bound_of(const struct problem *p, int row, int tok, const float *w
         }
     }
     (void)tok;
-    n_round = 2 * (p->n_cols / layout->part_len) + 2 + 4; /* fmafs; scale product and integer sum; to_float's own steps */
+    n_round =
+        2 * (p->n_cols / layout->part_len) + 2 + 4; /* fmafs; scale product and integer sum; to_float's own steps */
     return (double)n_round * (double)FLT_EPSILON * sum_abs;
 }
 
@@ -357,9 +376,14 @@ static void act_floats(const struct problem *p, int tok, float *out)
     struct kern_act_x256 b = kern_act_x256(row, p->n_cols);
     for (int64_t k = 0; k < p->n_cols; k++)
         switch (p->info->act) {
-        case QUANT_ACT_Q8X32: out[k] = a.s[k / 32].d * (float)a.q[k]; break;
-        case QUANT_ACT_Q8X256: out[k] = b.s[k / 256].d * (float)b.q[k]; break;
-        default: out[k] = ((const float *)row)[k];
+        case QUANT_ACT_Q8X32:
+            out[k] = a.s[k / 32].d * (float)a.q[k];
+            break;
+        case QUANT_ACT_Q8X256:
+            out[k] = b.s[k / 256].d * (float)b.q[k];
+            break;
+        default:
+            out[k] = ((const float *)row)[k];
         }
 }
 
@@ -415,7 +439,8 @@ static void act_row_is_not_nearest(const struct quant_info *info, const struct k
             const struct kern_act_s256 *s = &b.s[j / 8];
             int j8 = (int)(j % 8);
             bool ok = len == 32 ? a.s[j].sum == half[0] + half[1]
-                                : s->sum32[j8] == half[0] + half[1] && s->sum16[2 * j8] == half[0] && s->sum16[2 * j8 + 1] == half[1];
+                                : s->sum32[j8] == half[0] + half[1] && s->sum16[2 * j8] == half[0] &&
+                                      s->sum16[2 * j8 + 1] == half[1];
             if (!ok)
                 fail(info, "sum of activation codes", "", (int)j, t, 0, half[0] + half[1]);
         }
@@ -425,7 +450,8 @@ static void act_row_is_not_nearest(const struct quant_info *info, const struct k
 }
 
 static void (*const tests[])(const struct quant_info *, const struct kern_table *) = {
-    act_row_is_not_nearest, ref_is_no_dot_product, act_row_differs, tails_and_strides, neighbours_change_bits, extreme_bytes_wrap,
+    act_row_is_not_nearest, ref_is_no_dot_product,  act_row_differs,
+    tails_and_strides,      neighbours_change_bits, extreme_bytes_wrap,
 };
 
 /* ---- bench ------------------------------------------------------------------------------------------------------------ */
@@ -515,9 +541,10 @@ static void bench_type(const struct quant_info *info, const struct kern_table *t
     double few = bench_pass(&b, mat, BENCH_ROWS * 4, 4, 5);
     double ref_gemv = bench_pass(&b, ref, 512, 1, 1) / 512 * b.n_rows, ref_gemm = bench_pass(&b, ref, 32, 64, 1) * 64;
     double gop = 2e-9 * BENCH_COLS * BENCH_ROWS;
-    printf("%-8s %-5s  GEMV %6.2f GB/s (ref x %5.1f)   GEMM 4 tokens %6.1f, 512 tokens %6.1f GOP/s (ref x %5.1f)\n", info->name,
-           bench_is_right(&b, mat) ? "right" : "WRONG", 1e-9 * (double)b.n_rows * (double)b.row_bytes / gemv, ref_gemv / gemv,
-           gop * 4 * 4 / few, gop * BENCH_TOKS / gemm, ref_gemm / gemm);
+    printf("%-8s %-5s  GEMV %6.2f GB/s (ref x %5.1f)   GEMM 4 tokens %6.1f, 512 tokens %6.1f GOP/s (ref x %5.1f)\n",
+           info->name, bench_is_right(&b, mat) ? "right" : "WRONG",
+           1e-9 * (double)b.n_rows * (double)b.row_bytes / gemv, ref_gemv / gemv, gop * 4 * 4 / few,
+           gop * BENCH_TOKS / gemm, ref_gemm / gemm);
     fflush(stdout);
     free(b.w);
     free(b.x);
