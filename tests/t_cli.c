@@ -127,9 +127,10 @@ START_TEST(completion_is_bash_and_completes)
 {
     if (system("command -v bash >/dev/null 2>&1"))
         return;
-    must_run("$F --bash-completion >$T/c.bash; bash -c '. $T/c.bash; COMP_WORDS=(ferry run m --kv-type \"\"); COMP_CWORD=4; "
-             "_ferry; echo ${COMPREPLY[@]}; COMP_WORDS=(ferry pl); COMP_CWORD=1; _ferry; echo ${COMPREPLY[@]}; "
-             "COMP_WORDS=(ferry plan --mem); COMP_CWORD=2; _ferry; echo ${COMPREPLY[@]}'");
+    must_run(
+        "$F --bash-completion >$T/c.bash; bash -c '. $T/c.bash; COMP_WORDS=(ferry run m --kv-type \"\"); COMP_CWORD=4; "
+        "_ferry; echo ${COMPREPLY[@]}; COMP_WORDS=(ferry pl); COMP_CWORD=1; _ferry; echo ${COMPREPLY[@]}; "
+        "COMP_WORDS=(ferry plan --mem); COMP_CWORD=2; _ferry; echo ${COMPREPLY[@]}'");
     ck_assert_str_eq(out, "f16 q8_0\nplan\n--mem-rate\n");
 }
 END_TEST
@@ -181,9 +182,9 @@ END_TEST
 /* Each option with a value of its kind in front of --help: that the parser takes it is all that is asked. */
 START_TEST(every_option_of_the_table_is_taken)
 {
-    static const char *const values[] = {[CONF_COUNT] = "64", [CONF_INT] = "1",    [CONF_SEED] = "7",
-                                         [CONF_REAL] = "0.5", [CONF_SIZE] = "2G",  [CONF_RATE] = "3.5G/s",
-                                         [CONF_TEXT] = "x",   [CONF_FILE] = "file"};
+    static const char *const values[] = {
+        [CONF_COUNT] = "64", [CONF_INT] = "1",       [CONF_SEED] = "7", [CONF_REAL] = "0.5",
+        [CONF_SIZE] = "2G",  [CONF_RATE] = "3.5G/s", [CONF_TEXT] = "x", [CONF_FILE] = "file"};
     char line[256], value[32];
 
     for (const struct conf_option *o = conf_options; o->name; o++) {
@@ -303,7 +304,8 @@ START_TEST(closed_pipe_and_full_disk_are_failures)
     ck_assert(says(errors, "stdout"));
     ck_assert_int_eq(run("$F eval $M --tokens 1,2,3 --logits /dev/full"), 1);
     ck_assert(says(errors, "/dev/full"));
-    ck_assert_int_eq(run("{ sleep 0.3; $F run $M -p x -n 40 -q; echo $? >$T/status; } | true; exit $(cat $T/status)"), 1);
+    ck_assert_int_eq(run("{ sleep 0.3; $F run $M -p x -n 40 -q; echo $? >$T/status; } | true; exit $(cat $T/status)"),
+                     1);
     ck_assert(says(errors, "stdout"));
 }
 END_TEST
@@ -326,7 +328,8 @@ START_TEST(logits_do_not_depend_on_the_cut)
 
     must_run("$F eval $M --tokens 1,2,3,4,5 --logits $T/a");
     read_logits("a", all, 5 * TINY_VOCAB);
-    must_run("echo '[1, 2, 3, 4, 5]' >$T/ids; $F eval $M --tokens @$T/ids --prefill 2 --logits $T/b --threads 2 --json");
+    must_run(
+        "echo '[1, 2, 3, 4, 5]' >$T/ids; $F eval $M --tokens @$T/ids --prefill 2 --logits $T/b --threads 2 --json");
     read_logits("b", cut, 5 * TINY_VOCAB);
     ck_assert_int_eq(memcmp(all, cut, sizeof all), 0);
     ck_assert(says(out, "\"n_prefill\": 2"));
@@ -380,7 +383,8 @@ END_TEST
 
 START_TEST(chat_reads_messages_from_a_pipe)
 {
-    must_run("printf 'hello\\n/stats\\n/undo\\n/undo\\n/regen\\n/bogus\\none \\\\\\ntwo\\n\"\"\"\\nthree\\n\\nfour\\n\"\"\"\\n/regen\\n"
+    must_run("printf 'hello\\n/stats\\n/undo\\n/undo\\n/regen\\n/bogus\\none "
+             "\\\\\\ntwo\\n\"\"\"\\nthree\\n\\nfour\\n\"\"\"\\n/regen\\n"
              "/system terse\\n/reset\\n/help\\n/quit\\nnever\\n' | $F chat $M --temp 0 -n 4 --stats");
     ck_assert(says(errors, "[prompt "));
     ck_assert(says(errors, "are gone; 0 left"));
@@ -413,7 +417,8 @@ END_TEST
 
 START_TEST(chat_with_a_full_context_drops_nothing_silently)
 {
-    must_run("printf 'hello\\nthis is far too long for so small a context, is it not\\n/undo\\n' | $F chat $M --temp 0 -n 2 --ctx 48");
+    must_run("printf 'hello\\nthis is far too long for so small a context, is it not\\n/undo\\n' | $F chat $M --temp 0 "
+             "-n 2 --ctx 48");
     ck_assert(says(errors, "the context holds 48"));
     ck_assert(says(errors, "the message was not taken"));
     ck_assert(says(errors, "are gone; 0 left"));

@@ -39,7 +39,8 @@ static int parse(const char *line)
 
 START_TEST(values_reach_their_fields)
 {
-    ck_assert_int_eq(parse("run m.gguf -p hello --ram 1.5GiB --ctx=4096 -n7 --temp 0 --seed 18446744073709551615 --raw"), 0);
+    ck_assert_int_eq(
+        parse("run m.gguf -p hello --ram 1.5GiB --ctx=4096 -n7 --temp 0 --seed 18446744073709551615 --raw"), 0);
     ck_assert_int_eq(found, CONF_FOUND_COMMAND);
     ck_assert_str_eq(command->name, "run");
     ck_assert_str_eq(conf.model, "m.gguf");

@@ -55,7 +55,8 @@ static void put(const char *name, const char *text)
 
 static void put_ram(void)
 {
-    put("proc/meminfo", "MemTotal:       33554432 kB\nMemFree:         1000000 kB\nMemAvailable:   16777216 kB\nBuffers: 1 kB\n");
+    put("proc/meminfo",
+        "MemTotal:       33554432 kB\nMemFree:         1000000 kB\nMemAvailable:   16777216 kB\nBuffers: 1 kB\n");
 }
 
 static struct machine find(void)
@@ -130,7 +131,8 @@ START_TEST(v1_nested_limit_and_quota)
     put("sys/fs/cgroup/memory/memory.usage_in_bytes", "30000000000\n");
     put("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "6442450944\n");
     put("sys/fs/cgroup/memory/box/memory.usage_in_bytes", "2147483648\n");
-    put("sys/fs/cgroup/memory/box/memory.stat", "cache 5\nactive_file 7\ntotal_active_file 536870912\ntotal_inactive_file 536870912\n");
+    put("sys/fs/cgroup/memory/box/memory.stat",
+        "cache 5\nactive_file 7\ntotal_active_file 536870912\ntotal_inactive_file 536870912\n");
     put("sys/fs/cgroup/memory/box/job/memory.limit_in_bytes", "9223372036854771712\n");
     put("sys/fs/cgroup/memory/box/job/memory.usage_in_bytes", "0\n");
     put("sys/fs/cgroup/cpu/box/cpu.cfs_quota_us", "400000\n");
@@ -149,10 +151,9 @@ START_TEST(container_sees_its_own_group_at_the_mount_point)
     put_ram();
     /* The path is the host's; what is mounted begins at the container's own group. */
     put("proc/self/cgroup", "4:memory:/docker/abc/inner\n0::/docker/abc\n");
-    put("proc/self/mountinfo",
-        "30 25 0:26 / /proc rw,nosuid - proc proc rw\n"
-        "31 25 0:27 /docker/abc /cg/mem ro,nosuid shared:9 - cgroup cgroup rw,memory\n"
-        "32 25 0:28 /elsewhere /cg/two ro - cgroup2 cgroup2 rw\n");
+    put("proc/self/mountinfo", "30 25 0:26 / /proc rw,nosuid - proc proc rw\n"
+                               "31 25 0:27 /docker/abc /cg/mem ro,nosuid shared:9 - cgroup cgroup rw,memory\n"
+                               "32 25 0:28 /elsewhere /cg/two ro - cgroup2 cgroup2 rw\n");
     put("cg/mem/memory.limit_in_bytes", "4294967296\n");
     put("cg/mem/memory.usage_in_bytes", "0\n");
     put("cg/mem/inner/memory.limit_in_bytes", "2147483648\n");

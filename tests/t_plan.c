@@ -405,13 +405,20 @@ END_TEST
 static const struct {
     const char *key, *value, *says;
 } bad[] = {
-    {"ferry_plan", "2", "no plan of ferry"}, {"threads", "0", "\"threads\""},
-    {"ctx", "-1", "\"ctx\""},                {"ctx", "1e99", "\"ctx\""},
-    {"ctx", "3000000000", "\"ctx\""},        {"chunk_tok", "9000", "chunk_tok 9000"},
-    {"logit_rows", "9000", "logit_rows"},    {"kv_type", "\"q4_0\"", "\"q4_0\""},
-    {"io", "\"auto\"", "\"auto\""},          {"prefill", "null", "missing"},
-    {"isa", "7", "\"isa\""},                 {"isa", "\"0123456789abcdef\"", "\"isa\""},
-    {"pin", "1", "\"pin\""},                 {"budget", "\"8G\"", "\"budget\""},
+    {"ferry_plan", "2", "no plan of ferry"},
+    {"threads", "0", "\"threads\""},
+    {"ctx", "-1", "\"ctx\""},
+    {"ctx", "1e99", "\"ctx\""},
+    {"ctx", "3000000000", "\"ctx\""},
+    {"chunk_tok", "9000", "chunk_tok 9000"},
+    {"logit_rows", "9000", "logit_rows"},
+    {"kv_type", "\"q4_0\"", "\"q4_0\""},
+    {"io", "\"auto\"", "\"auto\""},
+    {"prefill", "null", "missing"},
+    {"isa", "7", "\"isa\""},
+    {"isa", "\"0123456789abcdef\"", "\"isa\""},
+    {"pin", "1", "\"pin\""},
+    {"budget", "\"8G\"", "\"budget\""},
     {"model_id", "null", "\"model_id\""},
 };
 

@@ -25,9 +25,9 @@ struct bench {
     struct talk talk;
     struct machine machine;
     double roof_bytes_per_s;
-    uint64_t random;         /* state of the draws */
-    int32_t *tokens;         /* own: room for the longer test */
-    float *logits;           /* own: (n_vocab) */
+    uint64_t random; /* state of the draws */
+    int32_t *tokens; /* own: room for the longer test */
+    float *logits;   /* own: (n_vocab) */
 };
 
 /* What one test gave. */
@@ -35,7 +35,7 @@ struct result {
     char name[32];
     double tokens_per_s, least, most; /* median, slowest, fastest */
     double ram_bytes_per_tok, disk_bytes_per_tok;
-    bool memory_bound;                /* one token at a time: weights are read for each */
+    bool memory_bound; /* one token at a time: weights are read for each */
 };
 
 /* splitmix64, a published generator: good enough to pick tokens, the same everywhere. */
@@ -126,12 +126,13 @@ static void print_text(const struct bench *b, const struct result *results, int 
 {
     const struct ferry_info *info = &b->talk.info;
 
-    printf("%s (%s), %" PRIu32 " threads, %s; memory gives %.1f GB/s\n", info->name, info->architecture, info->n_threads,
-           info->isa, b->roof_bytes_per_s / 1e9);
+    printf("%s (%s), %" PRIu32 " threads, %s; memory gives %.1f GB/s\n", info->name, info->architecture,
+           info->n_threads, info->isa, b->roof_bytes_per_s / 1e9);
     printf("%-10s %12s %22s %14s %12s\n", "test", "tokens/s", "slowest .. fastest", "MB a token", "of memory");
     for (int i = 0; i < n; i++) {
         const struct result *r = &results[i];
-        printf("%-10s %12.2f %11.2f ..%9.2f %14.2f", r->name, r->tokens_per_s, r->least, r->most, r->ram_bytes_per_tok / 1e6);
+        printf("%-10s %12.2f %11.2f ..%9.2f %14.2f", r->name, r->tokens_per_s, r->least, r->most,
+               r->ram_bytes_per_tok / 1e6);
         if (r->memory_bound)
             printf(" %10.1f %%\n", 100 * roof_share(b, r));
         else
@@ -145,12 +146,14 @@ static json_t *json_result(const struct bench *b, const struct result *r)
 
     /* What arithmetic could give at most was not measured. */
     json_object_set_new(roof, "fraction", r->memory_bound ? json_real(roof_share(b, r)) : json_null());
-    json_t *o = json_pack("{s:s, s:f, s:f, s:f, s:{s:f, s:f, s:f}, s:o}", "name", r->name, "tokens_per_s", r->tokens_per_s,
-                          "slowest_tokens_per_s", r->least, "fastest_tokens_per_s", r->most, "bytes_per_token", "ram",
-                          r->ram_bytes_per_tok, "disk", r->disk_bytes_per_tok, "pcie", 0.0, "roof", roof);
+    json_t *o =
+        json_pack("{s:s, s:f, s:f, s:f, s:{s:f, s:f, s:f}, s:o}", "name", r->name, "tokens_per_s", r->tokens_per_s,
+                  "slowest_tokens_per_s", r->least, "fastest_tokens_per_s", r->most, "bytes_per_token", "ram",
+                  r->ram_bytes_per_tok, "disk", r->disk_bytes_per_tok, "pcie", 0.0, "roof", roof);
     json_object_set_new(o, "predicted_tokens_per_s",
-                        r->memory_bound && r->ram_bytes_per_tok > 0 ? json_real(b->roof_bytes_per_s / r->ram_bytes_per_tok)
-                                                                    : json_null());
+                        r->memory_bound && r->ram_bytes_per_tok > 0
+                            ? json_real(b->roof_bytes_per_s / r->ram_bytes_per_tok)
+                            : json_null());
     return o;
 }
 
@@ -194,7 +197,8 @@ static int open_bench(struct bench *b)
     if (rc)
         return rc;
     if (longest > b->talk.info.n_ctx)
-        return err(ERR_LIMIT, "tests of %" PRIu32 " tokens do not fit a context of %" PRIu32, longest, b->talk.info.n_ctx);
+        return err(ERR_LIMIT, "tests of %" PRIu32 " tokens do not fit a context of %" PRIu32, longest,
+                   b->talk.info.n_ctx);
     b->tokens = mem_zalloc(longest, sizeof *b->tokens, MEM_OTHER);
     b->logits = mem_zalloc(b->talk.info.n_vocab, sizeof *b->logits, MEM_OTHER);
     b->random = conf->seed;

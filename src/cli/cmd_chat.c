@@ -51,7 +51,8 @@ static int feed(struct chat *c)
 static void note_end(const struct chat *c, enum talk_end end)
 {
     if (end == TALK_END_CONTEXT)
-        NOTE("the context of %" PRIu32 " tokens is full: the answer is cut; /undo or /reset makes room", c->talk.info.n_ctx);
+        NOTE("the context of %" PRIu32 " tokens is full: the answer is cut; /undo or /reset makes room",
+             c->talk.info.n_ctx);
     else if (end == TALK_END_LENGTH)
         NOTE("cut after %" PRIu32 " tokens (-n)", c->talk.conf->n_tokens);
     else if (end == TALK_END_INTERRUPTED)
@@ -165,7 +166,8 @@ static int chat_help(struct chat *c, const char *rest)
     (void)c;
     (void)rest;
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(stderr, "  %-8s %-5s %s\n", commands[i].name, commands[i].value ? commands[i].value : "", commands[i].help);
+        fprintf(stderr, "  %-8s %-5s %s\n", commands[i].name, commands[i].value ? commands[i].value : "",
+                commands[i].help);
     fputs("A backslash at the end of a line goes on in the next; \"\"\" begins and ends several lines.\n"
           "Ctrl-C stops an answer or clears a line; twice in a row on an empty one it ends the chat.\n",
           stderr);
@@ -234,8 +236,8 @@ static void greet(const struct chat *c)
     const struct ferry_info *info = &c->talk.info;
 
     if (lines_is_terminal(c->lines) && !c->talk.conf->quiet)
-        fprintf(stderr, "%s (%s, %" PRIu32 " layers), context %" PRIu32 " tokens. /help lists the commands.\n", info->name,
-                info->architecture, info->n_layer, info->n_ctx);
+        fprintf(stderr, "%s (%s, %" PRIu32 " layers), context %" PRIu32 " tokens. /help lists the commands.\n",
+                info->name, info->architecture, info->n_layer, info->n_ctx);
 }
 
 int cmd_chat(const struct conf *conf)

@@ -84,7 +84,8 @@ static int write_rows(FILE *f, const char *path, const float *rows, size_t n_flo
 }
 
 /* Run tokens [first, end) and write their rows. */
-static int write_logits(struct talk *t, FILE *f, const int32_t *tokens, size_t first, size_t end, bool prompt, float *rows)
+static int write_logits(struct talk *t, FILE *f, const int32_t *tokens, size_t first, size_t end, bool prompt,
+                        float *rows)
 {
     struct term_progress progress;
     size_t n_vocab = t->info.n_vocab;
@@ -111,8 +112,8 @@ static int print_logits_report(const struct talk *t, size_t n, size_t n_prefill)
                     t->conf->logits);
         return 0;
     }
-    json_t *o = json_pack("{s:I, s:I, s:I, s:s}", "n_tokens", (json_int_t)n, "n_prefill", (json_int_t)n_prefill, "n_vocab",
-                          (json_int_t)t->info.n_vocab, "logits", t->conf->logits);
+    json_t *o = json_pack("{s:I, s:I, s:I, s:s}", "n_tokens", (json_int_t)n, "n_prefill", (json_int_t)n_prefill,
+                          "n_vocab", (json_int_t)t->info.n_vocab, "logits", t->conf->logits);
     int failed = !o || json_dumpf(o, stdout, 0);
     json_decref(o);
     putchar('\n');
@@ -188,11 +189,13 @@ static int print_perplexity(const struct talk *t, const struct score *s, size_t 
     double error = sqrt((variance > 0 ? variance : 0) / (double)s->n) * exp(mean);
 
     if (!t->conf->json) {
-        printf("perplexity %.4f +- %.4f over %zu tokens (%zu windows of %zu)\n", exp(mean), error, s->n, n_windows, window);
+        printf("perplexity %.4f +- %.4f over %zu tokens (%zu windows of %zu)\n", exp(mean), error, s->n, n_windows,
+               window);
         return 0;
     }
-    json_t *o = json_pack("{s:f, s:f, s:f, s:I, s:I, s:I}", "perplexity", exp(mean), "error", error, "mean_nll", mean,
-                          "n_tokens", (json_int_t)s->n, "n_windows", (json_int_t)n_windows, "window", (json_int_t)window);
+    json_t *o =
+        json_pack("{s:f, s:f, s:f, s:I, s:I, s:I}", "perplexity", exp(mean), "error", error, "mean_nll", mean,
+                  "n_tokens", (json_int_t)s->n, "n_windows", (json_int_t)n_windows, "window", (json_int_t)window);
     int failed = !o || json_dumpf(o, stdout, 0);
     json_decref(o);
     putchar('\n');

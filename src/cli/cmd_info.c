@@ -26,8 +26,8 @@ struct group {
 };
 
 struct info {
-    const struct gguf *gguf;  /* view */
-    struct group *types;      /* own: (n_types), as the next */
+    const struct gguf *gguf; /* view */
+    struct group *types;     /* own: (n_types), as the next */
     struct group *roles;
     int n_types, n_roles;
     uint64_t n_params, bytes, file_bytes;
@@ -104,12 +104,21 @@ static void print_element(const struct gguf_array *a, uint64_t i)
         text_printable(s.p, s.n_bytes, shown, sizeof shown);
         printf("\"%s\"%s", shown, s.n_bytes >= sizeof shown ? "..." : "");
         break;
-    case GGUF_BOOL: fputs(gguf_at_bool(a, i) ? "true" : "false", stdout); break;
+    case GGUF_BOOL:
+        fputs(gguf_at_bool(a, i) ? "true" : "false", stdout);
+        break;
     case GGUF_F32:
-    case GGUF_F64: printf("%g", gguf_at_f64(a, i)); break;
-    case GGUF_ARRAY: fputs("[...]", stdout); break;
-    case GGUF_U64: printf("%" PRIu64, (uint64_t)gguf_at_i64(a, i)); break;
-    default: printf("%" PRId64, gguf_at_i64(a, i));
+    case GGUF_F64:
+        printf("%g", gguf_at_f64(a, i));
+        break;
+    case GGUF_ARRAY:
+        fputs("[...]", stdout);
+        break;
+    case GGUF_U64:
+        printf("%" PRIu64, (uint64_t)gguf_at_i64(a, i));
+        break;
+    default:
+        printf("%" PRId64, gguf_at_i64(a, i));
     }
 }
 
@@ -204,16 +213,21 @@ static json_t *json_element(const struct gguf_array *a, uint64_t i)
     json_t *number;
 
     switch (a->type) {
-    case GGUF_STRING: s = gguf_at_str(a, i); return json_text(s.p, s.n_bytes);
-    case GGUF_BOOL: return json_boolean(gguf_at_bool(a, i));
+    case GGUF_STRING:
+        s = gguf_at_str(a, i);
+        return json_text(s.p, s.n_bytes);
+    case GGUF_BOOL:
+        return json_boolean(gguf_at_bool(a, i));
     case GGUF_F32:
     case GGUF_F64:
         /* NaN and infinities are not JSON. */
         number = json_real(gguf_at_f64(a, i));
         return number ? number : json_null();
-    case GGUF_ARRAY: return json_pack("{s:s, s:I}", "array_of", gguf_type_name(gguf_at_array(a, i).type), "n",
-                                      (json_int_t)gguf_at_array(a, i).n);
-    default: return json_integer(gguf_at_i64(a, i));
+    case GGUF_ARRAY:
+        return json_pack("{s:s, s:I}", "array_of", gguf_type_name(gguf_at_array(a, i).type), "n",
+                         (json_int_t)gguf_at_array(a, i).n);
+    default:
+        return json_integer(gguf_at_i64(a, i));
     }
 }
 
@@ -234,8 +248,9 @@ static json_t *json_groups(const struct group *groups, int n)
     json_t *a = json_array();
 
     for (int i = 0; i < n; i++)
-        json_array_append_new(a, json_pack("{s:o, s:i, s:I, s:I}", "name", json_text(groups[i].name, strlen(groups[i].name)),
-                                           "tensors", groups[i].n, "parameters", (json_int_t)groups[i].n_params, "bytes",
+        json_array_append_new(a, json_pack("{s:o, s:i, s:I, s:I}", "name",
+                                           json_text(groups[i].name, strlen(groups[i].name)), "tensors", groups[i].n,
+                                           "parameters", (json_int_t)groups[i].n_params, "bytes",
                                            (json_int_t)groups[i].bytes));
     return a;
 }
@@ -249,9 +264,10 @@ static json_t *json_tensors(const struct gguf *g)
         json_t *shape = json_array();
         for (int d = 0; d < t->n_dims; d++)
             json_array_append_new(shape, json_integer(t->ne[d]));
-        json_array_append_new(a, json_pack("{s:o, s:s, s:o, s:I, s:i, s:I}", "name", json_text(t->name, strlen(t->name)),
-                                           "type", quant_info((int)t->type)->name, "shape", shape, "bytes",
-                                           (json_int_t)t->bytes, "part", t->file, "offset", (json_int_t)t->off));
+        json_array_append_new(a,
+                              json_pack("{s:o, s:s, s:o, s:I, s:i, s:I}", "name", json_text(t->name, strlen(t->name)),
+                                        "type", quant_info((int)t->type)->name, "shape", shape, "bytes",
+                                        (json_int_t)t->bytes, "part", t->file, "offset", (json_int_t)t->off));
     }
     return a;
 }

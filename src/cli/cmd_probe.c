@@ -23,7 +23,7 @@ struct probe {
     double bytes_per_s[MAX_COUNTS];
     const char *disk_path; /* view; NULL: not measured */
     bool disk_direct;
-    char *saved_to;        /* own; NULL: not saved */
+    char *saved_to; /* own; NULL: not saved */
 };
 
 static int measure_memory(const struct conf *conf, struct probe *p)
@@ -76,7 +76,8 @@ static int print_json(const struct probe *p)
     json_t *o = json_loads(text, 0, NULL), *memory = json_array(), *isas = json_array();
     mem_free(text);
     for (int i = 0; i < p->n_counts; i++)
-        json_array_append_new(memory, json_pack("{s:i, s:f}", "threads", p->threads[i], "bytes_per_s", p->bytes_per_s[i]));
+        json_array_append_new(memory,
+                              json_pack("{s:i, s:f}", "threads", p->threads[i], "bytes_per_s", p->bytes_per_s[i]));
     for (const char *const *name = cpu_isa_names(); *name; name++) {
         if (cpu_isa_has(*name))
             json_array_append_new(isas, json_string(*name));
@@ -84,8 +85,9 @@ static int print_json(const struct probe *p)
     json_object_set_new(o, "memory", memory);
     json_object_set_new(o, "isas", isas);
     if (p->disk_path)
-        json_object_set_new(o, "disk", json_pack("{s:s, s:b, s:f}", "path", p->disk_path, "direct", p->disk_direct,
-                                                 "bytes_per_s", p->machine.disk_bytes_per_s));
+        json_object_set_new(o, "disk",
+                            json_pack("{s:s, s:b, s:f}", "path", p->disk_path, "direct", p->disk_direct, "bytes_per_s",
+                                      p->machine.disk_bytes_per_s));
     json_object_set_new(o, "saved_to", p->saved_to ? json_string(p->saved_to) : json_null());
     int failed = json_dumpf(o, stdout, JSON_INDENT(2));
     json_decref(o);

@@ -33,13 +33,13 @@ static int print_json(const struct talk *t, const struct talk_answer *a, size_t 
     struct ferry_stats s;
 
     ferry_session_stats(t->session, &s);
-    json_t *o = json_pack("{s:s, s:i, s:i, s:s, s:s, s:{s:f, s:f, s:I, s:I, s:I, s:f, s:I, s:I}}", "model", t->info.name,
-                          "prompt_tokens", (int)n_prompt, "tokens", (int)a->n_tokens, "end", talk_end_name(a->end), "text",
-                          text_str(&a->text), "stats", "prompt_s", (double)s.prompt_ns * 1e-9, "generate_s",
-                          (double)s.generate_ns * 1e-9, "weight_bytes_prompt", (json_int_t)s.weight_bytes_prompt,
-                          "weight_bytes_generate", (json_int_t)s.weight_bytes_generate, "load_bytes",
-                          (json_int_t)s.load_bytes, "load_s", (double)s.load_ns * 1e-9, "disk_bytes",
-                          (json_int_t)s.disk_bytes, "kv_bytes", (json_int_t)s.kv_bytes);
+    json_t *o = json_pack(
+        "{s:s, s:i, s:i, s:s, s:s, s:{s:f, s:f, s:I, s:I, s:I, s:f, s:I, s:I}}", "model", t->info.name, "prompt_tokens",
+        (int)n_prompt, "tokens", (int)a->n_tokens, "end", talk_end_name(a->end), "text", text_str(&a->text), "stats",
+        "prompt_s", (double)s.prompt_ns * 1e-9, "generate_s", (double)s.generate_ns * 1e-9, "weight_bytes_prompt",
+        (json_int_t)s.weight_bytes_prompt, "weight_bytes_generate", (json_int_t)s.weight_bytes_generate, "load_bytes",
+        (json_int_t)s.load_bytes, "load_s", (double)s.load_ns * 1e-9, "disk_bytes", (json_int_t)s.disk_bytes,
+        "kv_bytes", (json_int_t)s.kv_bytes);
     int failed = !o || json_dumpf(o, stdout, JSON_INDENT(2));
     json_decref(o);
     putchar('\n');

@@ -20,7 +20,8 @@
 /* An option of two subcommands with two meanings is two rows. Order is that of the help. */
 const struct conf_option conf_options[] = {
     {"prompt", 'p', CONF_TEXT, "run", AT(prompt), 0, "TEXT", NULL, NULL, NULL, 0, 0, "the prompt"},
-    {"file", 'f', CONF_FILE, "run", AT(file), 0, "FILE", NULL, NULL, NULL, 0, 0, "read the prompt from a file; - is stdin"},
+    {"file", 'f', CONF_FILE, "run", AT(file), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "read the prompt from a file; - is stdin"},
     {"raw", 0, CONF_FLAG, "run", AT(raw), 0, NULL, NULL, NULL, NULL, 0, 0,
      "continue the text as it is, without the chat template; control tokens in it stay text"},
     {"system", 0, CONF_TEXT, TALKERS, AT(system), 0, "TEXT", NULL, NULL, NULL, 0, 0, "a system message in front"},
@@ -75,7 +76,8 @@ const struct conf_option conf_options[] = {
 
     {"temp", 0, CONF_REAL, TALKERS, AT(temperature), 0, "T", "0.8", "0.8", NULL, 0, 100,
      "temperature; 0 takes the likeliest token each time"},
-    {"top-k", 0, CONF_INT, TALKERS, AT(top_k), 0, "N", "40", "40", NULL, 0, INT32_MAX, "draw from the N likeliest; 0: off"},
+    {"top-k", 0, CONF_INT, TALKERS, AT(top_k), 0, "N", "40", "40", NULL, 0, INT32_MAX,
+     "draw from the N likeliest; 0: off"},
     {"top-p", 0, CONF_REAL, TALKERS, AT(top_p), 0, "P", "0.95", "0.95", NULL, 0, 1,
      "draw from the fewest whose probabilities reach P; 1: off"},
     {"min-p", 0, CONF_REAL, TALKERS, AT(min_p), 0, "P", "0.05", "0.05", NULL, 0, 1,
@@ -88,14 +90,15 @@ const struct conf_option conf_options[] = {
      "take F off for every time that it was seen lately"},
     {"penalty-window", 0, CONF_INT, TALKERS, AT(penalty_window), 0, "N", "64", "64", NULL, -1, INT32_MAX,
      "tokens that count as lately; -1: all"},
-    {"seed", 0, CONF_SEED, TALKERS " bench", AT(seed), AT(has_seed), "S", "another each time; bench: 0", NULL, NULL, 0, 0,
-     "of the random draws: same seed, same text"},
+    {"seed", 0, CONF_SEED, TALKERS " bench", AT(seed), AT(has_seed), "S", "another each time; bench: 0", NULL, NULL, 0,
+     0, "of the random draws: same seed, same text"},
 
     {"mem-rate", 0, CONF_RATE, "plan", AT(mem_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
      "memory read by all cores: 60G/s"},
     {"disk", 0, CONF_RATE, "plan", AT(disk_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
      "rate of the model's disk: 3.5G/s"},
-    {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024, "cores of the machine"},
+    {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024,
+     "cores of the machine"},
     {"save", 0, CONF_FILE, "plan", AT(save), 0, "FILE", NULL, NULL, NULL, 0, 0, "write the plan as JSON"},
 
     {"stats", 0, CONF_FLAG, TALKERS, AT(stats), 0, NULL, NULL, NULL, NULL, 0, 0,
@@ -235,14 +238,28 @@ static int set_value(struct conf *c, const struct conf_option *o, const char *te
         if (!rc)
             *(uint32_t *)field = (uint32_t)x;
         break;
-    case CONF_INT: rc = read_integer(o, text, field); break;
-    case CONF_SEED: rc = read_seed(o, text, field); break;
-    case CONF_REAL: rc = read_real(o, text, field); break;
-    case CONF_SIZE: rc = named(size_parse(text, field), o); break;
-    case CONF_RATE: rc = named(conf_rate(text, field), o); break;
+    case CONF_INT:
+        rc = read_integer(o, text, field);
+        break;
+    case CONF_SEED:
+        rc = read_seed(o, text, field);
+        break;
+    case CONF_REAL:
+        rc = read_real(o, text, field);
+        break;
+    case CONF_SIZE:
+        rc = named(size_parse(text, field), o);
+        break;
+    case CONF_RATE:
+        rc = named(conf_rate(text, field), o);
+        break;
     case CONF_TEXT:
-    case CONF_FILE: *(const char **)field = text; break;
-    case CONF_CHOICE: rc = read_choice(o, text, field); break;
+    case CONF_FILE:
+        *(const char **)field = text;
+        break;
+    case CONF_CHOICE:
+        rc = read_choice(o, text, field);
+        break;
     }
     if (!rc && o->given_offset)
         *(bool *)((char *)c + o->given_offset) = true;
@@ -364,7 +381,8 @@ struct walk {
 };
 
 /* The value of an option: what was glued to it, or the next word. */
-static int take_value(struct walk *w, const struct conf_option *o, const char *word, const char *glued, const char **out)
+static int take_value(struct walk *w, const struct conf_option *o, const char *word, const char *glued,
+                      const char **out)
 {
     *out = NULL;
     if (o->kind == CONF_FLAG) {
@@ -463,12 +481,9 @@ static bool find_program_option(const char *word, enum conf_found *found)
         const char *word;
         enum conf_found found;
     } rows[] = {
-        {"--help", CONF_FOUND_HELP},
-        {"-h", CONF_FOUND_HELP},
-        {"help", CONF_FOUND_HELP},
-        {"--version", CONF_FOUND_VERSION},
-        {"--man-page", CONF_FOUND_MAN_PAGE},
-        {"--bash-completion", CONF_FOUND_COMPLETION},
+        {"--help", CONF_FOUND_HELP},         {"-h", CONF_FOUND_HELP},
+        {"help", CONF_FOUND_HELP},           {"--version", CONF_FOUND_VERSION},
+        {"--man-page", CONF_FOUND_MAN_PAGE}, {"--bash-completion", CONF_FOUND_COMPLETION},
     };
 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

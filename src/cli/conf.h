@@ -19,7 +19,7 @@ enum conf_exit { CONF_EXIT_DONE = 0, CONF_EXIT_FAILED = 1, CONF_EXIT_USAGE = 2, 
  * table names no default. */
 struct conf {
     const char *command;
-    const char *model;       /* first word after the subcommand; NULL: none given */
+    const char *model; /* first word after the subcommand; NULL: none given */
     /* engine */
     uint64_t ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
@@ -57,18 +57,18 @@ struct conf {
 /* One subcommand: a row of main.c's table, which ends with a NULL name. */
 struct conf_command {
     const char *name;
-    const char *purpose;   /* one line, at most 60 characters */
-    const char *synopsis;  /* what follows "ferry NAME" in the usage line */
-    const char *about;     /* paragraphs for the help, each on a line of its own */
-    const char *example;   /* one command line a line */
-    int min_args, max_args; /* words that are no options: 0 or 1 */
+    const char *purpose;                 /* one line, at most 60 characters */
+    const char *synopsis;                /* what follows "ferry NAME" in the usage line */
+    const char *about;                   /* paragraphs for the help, each on a line of its own */
+    const char *example;                 /* one command line a line */
+    int min_args, max_args;              /* words that are no options: 0 or 1 */
     int (*run)(const struct conf *conf); /* an exit status */
 };
 
 /* What conf_parse found. */
 enum conf_found {
-    CONF_FOUND_COMMAND,    /* run it */
-    CONF_FOUND_HELP,       /* --help, of the program (*command NULL) or of *command */
+    CONF_FOUND_COMMAND, /* run it */
+    CONF_FOUND_HELP,    /* --help, of the program (*command NULL) or of *command */
     CONF_FOUND_VERSION,
     CONF_FOUND_MAN_PAGE,
     CONF_FOUND_COMPLETION,
@@ -100,8 +100,8 @@ enum conf_kind {
 };
 
 struct conf_option {
-    const char *name;     /* without the two hyphens */
-    char letter;          /* 0: none */
+    const char *name; /* without the two hyphens */
+    char letter;      /* 0: none */
     enum conf_kind kind;
     const char *commands; /* names of the subcommands that take it, a space between them */
     size_t offset;        /* in struct conf; a bool "given" field, if there is one, at given_offset */

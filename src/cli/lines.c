@@ -19,11 +19,11 @@
 enum { HISTORY_LINES = 1000 };
 
 struct lines {
-    EditLine *editor;    /* own; NULL: no terminal */
-    History *history;    /* own */
-    char *path;          /* own: the history's file; NULL: not kept */
-    const char *prompt;  /* view: a constant */
-    bool is_cleared;     /* the signal met a line with something on it */
+    EditLine *editor;   /* own; NULL: no terminal */
+    History *history;   /* own */
+    char *path;         /* own: the history's file; NULL: not kept */
+    const char *prompt; /* view: a constant */
+    bool is_cleared;    /* the signal met a line with something on it */
 };
 
 /* ---- the editor ---- */

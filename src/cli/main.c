@@ -12,35 +12,38 @@
 
 static const struct conf_command commands[] = {
     {"chat", "talk with a model", "MODEL [options]",
-     "Talk with a model, word by word as it answers. Ctrl-C stops an answer and keeps the conversation; at the prompt it "
-     "clears the line, and twice in a row on an empty one it ends the chat, as does the end of input. A line that ends in a backslash goes "
-     "on in the next one; \"\"\" begins and ends a message of several lines. /help lists the commands.\n"
+     "Talk with a model, word by word as it answers. Ctrl-C stops an answer and keeps the conversation; at the "
+     "prompt it clears the line, and twice in a row on an empty one it ends the chat, as does the end of input. "
+     "A line that ends in a backslash goes on in the next one; \"\"\" begins and ends a message of several "
+     "lines. /help lists the commands.\n"
      "Without a terminal every line of stdin is a message and stdout carries the answers.",
      "ferry chat model.gguf --ram 8G", 1, 1, cmd_chat},
     {"run", "answer one prompt", "MODEL (-p TEXT | -f FILE) [options]",
      "Answer one prompt: the answer goes to stdout, statistics go to stderr. Ctrl-C stops; what was said so far stays.",
      "ferry run model.gguf -p 'Why is the sky blue?' --temp 0 -n 200", 1, 1, cmd_run},
     {"plan", "what would go where, how fast, and why", "MODEL [options]",
-     "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only the model's "
-     "header. The machine is this one, with the rates that ferry probe saved, unless options describe another.",
+     "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
+     "the model's header. The machine is this one, with the rates that ferry probe saved, unless options "
+     "describe another.",
      "ferry plan model.gguf --ram 32G --mem-rate 60G/s --cores 8", 1, 1, cmd_plan},
     {"probe", "measure this machine", "[PATH] [options]",
-     "Measure memory, cores and, if a path is given, the disk that it lies on (a file is read past the page cache; in a "
-     "folder one of 512 MiB is made and deleted). The result is saved for ferry plan.",
+     "Measure memory, cores and, if a path is given, the disk that it lies on (a file is read past the page "
+     "cache; in a folder one of 512 MiB is made and deleted). The result is saved for ferry plan.",
      "ferry probe model.gguf", 0, 1, cmd_probe},
     {"bench", "speed of prefill and decode", "MODEL [options]",
-     "Measure the speed of a prompt (ppN) and of generated tokens (tgN), the bytes that moved, and the share of what memory "
-     "could give, measured in the same run. Tokens are drawn uniformly from the vocabulary by --seed; one repetition warms "
-     "up and does not count.",
+     "Measure the speed of a prompt (ppN) and of generated tokens (tgN), the bytes that moved, and the share of "
+     "what memory could give, measured in the same run. Tokens are drawn uniformly from the vocabulary by "
+     "--seed; one repetition warms up and does not count.",
      "ferry bench model.gguf -p 512 -n 64 -r 3", 1, 1, cmd_bench},
-    {"eval", "logits of given tokens, or perplexity of a text", "MODEL (--tokens IDS --logits FILE | --text FILE) [options]",
-     "Write the logits of exactly these token ids, or say the perplexity of a text, which is cut into windows of --ctx "
-     "tokens (default 512), of which the second half counts.",
+    {"eval", "logits of given tokens, or perplexity of a text",
+     "MODEL (--tokens IDS --logits FILE | --text FILE) [options]",
+     "Write the logits of exactly these token ids, or say the perplexity of a text, which is cut into windows "
+     "of --ctx tokens (default 512), of which the second half counts.",
      "ferry eval model.gguf --tokens 1,2,3 --logits out.f32\nferry eval model.gguf --text book.txt --ctx 512", 1, 1,
      cmd_eval},
     {"info", "metadata, tensors and sizes", "MODEL [options]",
-     "Say what a GGUF file holds: metadata, sizes by type and by role. Reads only the header; the file may be of a family "
-     "that ferry cannot run.",
+     "Say what a GGUF file holds: metadata, sizes by type and by role. Reads only the header; the file may be "
+     "of a family that ferry cannot run.",
      "ferry info model.gguf --tensors", 1, 1, cmd_info},
     {"tokenize", "text to token ids, and back", "MODEL [options]",
      "Text on stdin becomes one JSON array of token ids on stdout. Works on files that hold a vocabulary only.",
@@ -53,16 +56,23 @@ static const struct conf_command commands[] = {
 static void print_found(enum conf_found found, const struct conf_command *command)
 {
     switch (found) {
-    case CONF_FOUND_COMMAND: break;
+    case CONF_FOUND_COMMAND:
+        break;
     case CONF_FOUND_HELP:
         if (command)
             conf_help_command(stdout, command);
         else
             conf_help(stdout, commands);
         break;
-    case CONF_FOUND_VERSION: printf("ferry %s\n", ferry_version()); break;
-    case CONF_FOUND_MAN_PAGE: conf_help_man_page(stdout, commands, ferry_version()); break;
-    case CONF_FOUND_COMPLETION: conf_help_completion(stdout, commands); break;
+    case CONF_FOUND_VERSION:
+        printf("ferry %s\n", ferry_version());
+        break;
+    case CONF_FOUND_MAN_PAGE:
+        conf_help_man_page(stdout, commands, ferry_version());
+        break;
+    case CONF_FOUND_COMPLETION:
+        conf_help_completion(stdout, commands);
+        break;
     }
 }
 

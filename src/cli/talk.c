@@ -91,7 +91,8 @@ void talk_close(struct talk *t)
     t->engine = NULL;
 }
 
-int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens, size_t *n_tokens)
+int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,
+                size_t *n_tokens)
 {
     char *prompt = NULL;
 
@@ -134,8 +135,10 @@ int talk_feed(struct talk *t, const int32_t *tokens, size_t n)
     if (!n)
         return err(ERR_ARG, "the prompt is empty");
     if (n >= t->info.n_ctx)
-        return err(ERR_LIMIT, "the context is full: the conversation takes %zu tokens, the context holds %" PRIu32
-                   " (--ctx N makes it larger)", n, t->info.n_ctx);
+        return err(ERR_LIMIT,
+                   "the context is full: the conversation takes %zu tokens, the context holds %" PRIu32
+                   " (--ctx N makes it larger)",
+                   n, t->info.n_ctx);
     int rc = feed(t, tokens, n);
     /* A Ctrl-C that came when the answer had just ended was for that answer, and was still to be taken. */
     if (rc == FERRY_ERR_CANCEL && !stop_asked())
@@ -242,16 +245,20 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
     uint64_t n_prompt = now.n_prompt - start->n_prompt, n_generated = now.n_generated - start->n_generated;
     uint64_t generate_ns = now.generate_ns - start->generate_ns;
     uint64_t generate_bytes = now.weight_bytes_generate - start->weight_bytes_generate;
-    fprintf(stderr, "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64 " tokens, %.1f tokens/s; context %zu of %" PRIu32
-            "]\n", n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated, rate(n_generated, generate_ns),
+    fprintf(stderr,
+            "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64
+            " tokens, %.1f tokens/s; context %zu of %" PRIu32 "]\n",
+            n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated, rate(n_generated, generate_ns),
             ferry_session_n_tokens(t->session), t->info.n_ctx);
     if (!all)
         return;
     if (n_generated)
-        fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n", (double)generate_bytes / (double)n_generated / 1e6,
-                rate(generate_bytes, generate_ns) / 1e9);
-    fprintf(stderr, "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32
-            " threads, %s]\n", (double)(now.disk_bytes - start->disk_bytes) / 1e6,
-            (double)(now.disk_wait_ns - start->disk_wait_ns) * 1e-9, (double)now.load_bytes / 1e6, (double)now.load_ns * 1e-9,
-            (double)now.kv_bytes / 1e6, (double)now.scratch_bytes / 1e6, t->info.n_threads, t->info.isa);
+        fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n",
+                (double)generate_bytes / (double)n_generated / 1e6, rate(generate_bytes, generate_ns) / 1e9);
+    fprintf(stderr,
+            "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32
+            " threads, %s]\n",
+            (double)(now.disk_bytes - start->disk_bytes) / 1e6, (double)(now.disk_wait_ns - start->disk_wait_ns) * 1e-9,
+            (double)now.load_bytes / 1e6, (double)now.load_ns * 1e-9, (double)now.kv_bytes / 1e6,
+            (double)now.scratch_bytes / 1e6, t->info.n_threads, t->info.isa);
 }

@@ -15,9 +15,9 @@ extern "C" {
 #endif
 
 struct talk {
-    const struct conf *conf;        /* view */
-    struct ferry_engine *engine;    /* own */
-    struct ferry_session *session;  /* own */
+    const struct conf *conf;       /* view */
+    struct ferry_engine *engine;   /* own */
+    struct ferry_session *session; /* own */
     struct ferry_info info;
 };
 
@@ -27,7 +27,8 @@ int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct ta
 void talk_close(struct talk *t); /* takes one whose open failed, too */
 
 /* Lay the messages out by the model's template and tokenize. *tokens: caller frees with ferry_free. */
-int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens, size_t *n_tokens);
+int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,
+                size_t *n_tokens);
 
 /* Make the session hold exactly these tokens: what it shares with them stays, the rest is run, with progress. ERR_LIMIT with the
  * numbers when they leave no room for an answer; the session is then as it was. */
@@ -44,8 +45,8 @@ enum talk_end {
 const char *talk_end_name(enum talk_end end);
 
 struct talk_answer {
-    struct text text;      /* all of it; text_done() by the caller */
-    size_t n_tokens;       /* without the one that ended it */
+    struct text text; /* all of it; text_done() by the caller */
+    size_t n_tokens;  /* without the one that ended it */
     enum talk_end end;
 };
 

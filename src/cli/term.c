@@ -44,7 +44,8 @@ void term_progress_begin(struct term_progress *p, const struct conf *conf, const
     p->last_ns = p->start_ns;
 }
 
-static void format_line(const struct term_progress *p, uint64_t done, uint64_t total, double s, char *line, size_t line_bytes)
+static void format_line(const struct term_progress *p, uint64_t done, uint64_t total, double s, char *line,
+                        size_t line_bytes)
 {
     char a[32], b[32], rate[48];
     double per_s = s > 0 ? (double)done / s : 0;

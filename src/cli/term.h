@@ -20,8 +20,8 @@ int term_usage(const struct conf *conf, const char *fmt, ...) __attribute__((for
 /* A line that is rewritten in place on a terminal, and a plain line every few seconds elsewhere. Quiet, or done within half a
  * second: nothing is shown. */
 struct term_progress {
-    const char *what;   /* view: "loading", "reading the prompt" */
-    const char *unit;   /* view: "tokens"; NULL: bytes */
+    const char *what; /* view: "loading", "reading the prompt" */
+    const char *unit; /* view: "tokens"; NULL: bytes */
     bool quiet, shown;
     uint64_t start_ns, last_ns;
 };

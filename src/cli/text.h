@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 struct text {
-    char *p;           /* own: n_bytes and a NUL; NULL while empty and fresh */
+    char *p; /* own: n_bytes and a NUL; NULL while empty and fresh */
     size_t n_bytes, cap_bytes;
 };
 

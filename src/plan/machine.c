@@ -118,12 +118,12 @@ static json_t *size_value(uint64_t bytes)
 int machine_to_json(const struct machine *m, char **out)
 {
     *out = NULL;
-    json_t *o = json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:f, s:f}", "cpu", m->cpu_name, "isa", m->isa,
-                          "cores", m->n_cores, "numa_nodes", m->n_numa, "l2_bytes", size_value(m->l2_bytes), "l3_bytes",
-                          size_value(m->l3_bytes), "ram_total_bytes", size_value(m->ram_total_bytes), "ram_limit_bytes",
-                          size_value(m->ram_limit_bytes), "ram_free_bytes", size_value(m->ram_free_bytes), "memlock_bytes",
-                          size_value(m->memlock_bytes), "uring", m->has_uring, "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s",
-                          m->disk_bytes_per_s);
+    json_t *o = json_pack(
+        "{s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:f, s:f}", "cpu", m->cpu_name, "isa", m->isa, "cores",
+        m->n_cores, "numa_nodes", m->n_numa, "l2_bytes", size_value(m->l2_bytes), "l3_bytes", size_value(m->l3_bytes),
+        "ram_total_bytes", size_value(m->ram_total_bytes), "ram_limit_bytes", size_value(m->ram_limit_bytes),
+        "ram_free_bytes", size_value(m->ram_free_bytes), "memlock_bytes", size_value(m->memlock_bytes), "uring",
+        m->has_uring, "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
     const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;

@@ -11,19 +11,19 @@ extern "C" {
 
 struct machine {
     char cpu_name[96];
-    char isa[16];                 /* best kernel table it can run; "" until someone who knows the back ends says */
-    int n_cores;                  /* that this process may use: affinity, cgroup cpu quota (rounded up), no SMT siblings */
+    char isa[16]; /* best kernel table it can run; "" until someone who knows the back ends says */
+    int n_cores;  /* that this process may use: affinity, cgroup cpu quota (rounded up), no SMT siblings */
     int n_numa;
-    uint64_t l2_bytes, l3_bytes;  /* of one cache; 0: none or not known */
+    uint64_t l2_bytes, l3_bytes; /* of one cache; 0: none or not known */
     uint64_t ram_total_bytes;
-    uint64_t ram_limit_bytes;     /* cgroup limit (v1 or v2, the tightest of the path); UINT64_MAX: none */
-    uint64_t ram_free_bytes;      /* may be taken now: min(MemAvailable, limit - used + reclaimable cache) */
-    bool has_uring;               /* io_uring can be used */
-    uint64_t memlock_bytes;       /* RLIMIT_MEMLOCK; UINT64_MAX: none */
+    uint64_t ram_limit_bytes; /* cgroup limit (v1 or v2, the tightest of the path); UINT64_MAX: none */
+    uint64_t ram_free_bytes;  /* may be taken now: min(MemAvailable, limit - used + reclaimable cache) */
+    bool has_uring;           /* io_uring can be used */
+    uint64_t memlock_bytes;   /* RLIMIT_MEMLOCK; UINT64_MAX: none */
     /* Measured by probe or described; 0: not known */
-    double mem_bytes_per_s;       /* read by all cores */
-    double disk_bytes_per_s;      /* of the model's file system, O_DIRECT where it has it */
-    uint64_t identity;            /* hash of what names the machine: CPU, cores, RAM size; not of rates */
+    double mem_bytes_per_s;  /* read by all cores */
+    double disk_bytes_per_s; /* of the model's file system, O_DIRECT where it has it */
+    uint64_t identity;       /* hash of what names the machine: CPU, cores, RAM size; not of rates */
 };
 
 /* Look at this machine: hwloc, /proc, cgroup files. Rates stay 0, isa stays "". ERR_IO, ERR_NOMEM. */

@@ -83,7 +83,8 @@ static int measure(int fd, uint64_t file_bytes, const char *path, double *out)
     int reason = 0;
 
     if (!job.n_blocks)
-        return err(ERR_ARG, "%s: %" PRIu64 " bytes are too few to measure a disk with; 1 MiB at least", path, file_bytes);
+        return err(ERR_ARG, "%s: %" PRIu64 " bytes are too few to measure a disk with; 1 MiB at least", path,
+                   file_bytes);
     job.buf = mem_map(N_THREADS * BLOCK_BYTES, MEM_STAGE);
     if (!job.buf)
         return err(ERR_NOMEM, "reading the disk: %" PRIu64 " bytes", N_THREADS * BLOCK_BYTES);

@@ -142,7 +142,8 @@ static void find_mount(const char *root, const char *controller, struct hierarch
 {
     char dir[PATH_BYTES], line[LINE_BYTES], *mount_root, *mount;
 
-    snprintf(h->mount, sizeof h->mount, "%s/sys/fs/cgroup%s%s", root, controller ? "/" : "", controller ? controller : "");
+    snprintf(h->mount, sizeof h->mount, "%s/sys/fs/cgroup%s%s", root, controller ? "/" : "",
+             controller ? controller : "");
     snprintf(shown, PATH_BYTES, "/");
     snprintf(dir, sizeof dir, "%s/proc/self", root);
     FILE *f = open_file(dir, "mountinfo");
@@ -219,8 +220,10 @@ static void read_v1_memory(const char *dir, struct machine *m)
     static const char *const cache[] = {"total_active_file", "total_inactive_file", NULL};
     uint64_t limit_bytes, used_bytes;
 
-    if (read_number(dir, "memory.limit_in_bytes", &limit_bytes) && read_number(dir, "memory.usage_in_bytes", &used_bytes))
-        tighten(m, limit_bytes >= V1_NO_LIMIT ? NO_LIMIT : limit_bytes, used_bytes, read_keys(dir, "memory.stat", cache));
+    if (read_number(dir, "memory.limit_in_bytes", &limit_bytes) &&
+        read_number(dir, "memory.usage_in_bytes", &used_bytes))
+        tighten(m, limit_bytes >= V1_NO_LIMIT ? NO_LIMIT : limit_bytes, used_bytes,
+                read_keys(dir, "memory.stat", cache));
 }
 
 static void read_v1_cpu(const char *dir, struct machine *m)

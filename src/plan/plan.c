@@ -57,10 +57,10 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
                  w ? quant_info((int)w->type)->name : "");
     }
     if (!rc)
-        p->scratch_bytes = size_up(program->arena_bytes, MAP_BYTES) +
-                           size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok,
-                                                          (int)p->n_threads),
-                                   MAP_BYTES);
+        p->scratch_bytes =
+            size_up(program->arena_bytes, MAP_BYTES) +
+            size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads),
+                    MAP_BYTES);
     program_free(program);
     return rc;
 }
@@ -108,7 +108,8 @@ static int refuse(const struct plan *p, const struct plan_in *in)
     return err(ERR_LIMIT,
                "%s does not fit: %s wanted, %s allowed, %s too much. Weights %s%s, KV cache %s (%" PRIu32
                " positions x %" PRIu32 "), scratch %s, reading and tables %s",
-               in->model->name, size_format(need_bytes, b[0], sizeof b[0]), size_format(p->budget_bytes, b[1], sizeof b[1]),
+               in->model->name, size_format(need_bytes, b[0], sizeof b[0]),
+               size_format(p->budget_bytes, b[1], sizeof b[1]),
                size_format(need_bytes - p->budget_bytes, b[2], sizeof b[2]),
                size_format(p->dense_bytes + p->expert_bytes, b[3], sizeof b[3]), mapped,
                size_format(p->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
@@ -158,8 +159,10 @@ static int check_opts(const struct plan_opts *o)
     if (o->kv_type != QUANT_F32 && o->kv_type != QUANT_F16 && o->kv_type != QUANT_Q8_0)
         return err(ERR_ARG, "a KV cache of type %s: F16 and Q8_0 are known", kv ? kv->name : "?");
     if (o->n_ctx > INT32_MAX || o->n_seq > INT32_MAX || o->chunk_tok > INT32_MAX || o->n_threads > INT32_MAX)
-        return err(ERR_ARG, "context %" PRIu32 ", sequences %" PRIu32 ", chunk %" PRIu32 ", threads %" PRIu32
-                   ": at most %d each", o->n_ctx, o->n_seq, o->chunk_tok, o->n_threads, INT32_MAX);
+        return err(ERR_ARG,
+                   "context %" PRIu32 ", sequences %" PRIu32 ", chunk %" PRIu32 ", threads %" PRIu32
+                   ": at most %d each",
+                   o->n_ctx, o->n_seq, o->chunk_tok, o->n_threads, INT32_MAX);
     if ((unsigned)o->io > PLAN_IO_MMAP || (unsigned)o->prefill > DEVICE_PREFILL_BLAS)
         return err(ERR_ARG, "way of reading %d, of prefill %d: not known", (int)o->io, (int)o->prefill);
     return 0;

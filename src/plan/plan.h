@@ -29,7 +29,7 @@ struct plan_opts {
     enum quant_type kv_type; /* QUANT_F16 or QUANT_Q8_0; QUANT_F32 (0) means F16 */
     enum plan_io io;
     enum device_prefill prefill;
-    char isa[16];            /* "": the machine's best */
+    char isa[16]; /* "": the machine's best */
     bool no_pin;
 };
 
@@ -37,7 +37,7 @@ struct plan {
     uint64_t machine_id, model_id;
     uint32_t n_threads, n_ctx, n_seq, chunk_tok, n_out;
     enum quant_type kv_type;
-    enum plan_io io;         /* never AUTO */
+    enum plan_io io; /* never AUTO */
     enum device_prefill prefill;
     char isa[16];
     bool pin;
@@ -46,10 +46,11 @@ struct plan {
     uint64_t kv_bytes;                  /* n_seq sequences of n_ctx positions, whole pages */
     uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
     uint64_t stage_bytes;               /* bounce buffers of the reader */
-    uint64_t meta_bytes;                /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
-    uint64_t total_bytes, budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
+    uint64_t meta_bytes; /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
+    uint64_t total_bytes,
+        budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
-    uint64_t decode_bytes_per_tok;      /* weights read for one generated token (k of E experts) at an empty context */
+    uint64_t decode_bytes_per_tok; /* weights read for one generated token (k of E experts) at an empty context */
     double decode_tok_per_s, load_s;
 };
 
@@ -57,8 +58,8 @@ struct plan {
 struct plan_in {
     const struct machine *machine;
     const struct model *model;
-    const struct plan_opts *opts;      /* NULL: all "your choice" */
-    const struct device_ops *cpu;      /* whose scratch arithmetic and abilities count */
+    const struct plan_opts *opts; /* NULL: all "your choice" */
+    const struct device_ops *cpu; /* whose scratch arithmetic and abilities count */
 };
 
 /* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when the device

@@ -42,8 +42,8 @@ static void say_subject(struct text *t, const struct plan *p, const struct plan_
     const struct machine *machine = in->machine;
     char total[32], limit[32], free_now[32];
 
-    say(t, "model      %.80s: %s, %d layers, width %d, vocabulary %d", m->name, model_arch(m), m->hp.n_layer, m->hp.n_embd,
-        m->hp.n_vocab);
+    say(t, "model      %.80s: %s, %d layers, width %d, vocabulary %d", m->name, model_arch(m), m->hp.n_layer,
+        m->hp.n_embd, m->hp.n_vocab);
     if (m->hp.n_expert)
         say(t, ", %d of %d experts a token", m->hp.n_expert_used, m->hp.n_expert);
     say(t, "\nmachine    %s: %d cores, memory %s", machine->cpu_name, machine->n_cores,
@@ -73,8 +73,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
                                                : "read by pread into memory of our own";
     char kv[96];
 
-    snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq, p->n_seq == 1 ? "" : "s",
-             p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16");
+    snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq,
+             p->n_seq == 1 ? "" : "s", p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16");
     say(t, "\nmemory                      size  of budget\n");
     say_bytes(t, p, "dense weights", p->dense_bytes, how);
     if (in->model->hp.n_expert)
@@ -91,9 +91,11 @@ static void say_speed(struct text *t, const struct plan *p, const struct plan_in
 {
     char size[32];
 
-    say(t, "\nspeed\n  decode reads %s of weights a token (empty context)", size_format(p->decode_bytes_per_tok, size, sizeof size));
+    say(t, "\nspeed\n  decode reads %s of weights a token (empty context)",
+        size_format(p->decode_bytes_per_tok, size, sizeof size));
     if (p->decode_tok_per_s > 0)
-        say(t, "\n  at most %.3g tokens/s: memory gives %.3g GB/s", p->decode_tok_per_s, in->machine->mem_bytes_per_s / 1e9);
+        say(t, "\n  at most %.3g tokens/s: memory gives %.3g GB/s", p->decode_tok_per_s,
+            in->machine->mem_bytes_per_s / 1e9);
     else
         say(t, "\n  no prediction: the rate of %s is not known (ferry probe measures it)",
             in->machine->mem_bytes_per_s > 0 ? "the disk" : "memory");
@@ -117,7 +119,8 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "  context LOWERED from %" PRIu32 " to %" PRIu32 ": the longest that fits", usual, p->n_ctx);
     else
         say(t, "  context %" PRIu32 ": %s", p->n_ctx,
-            n_train > 0 && (uint32_t)n_train == p->n_ctx ? "what the model was trained on" : "the most that is taken unasked");
+            n_train > 0 && (uint32_t)n_train == p->n_ctx ? "what the model was trained on"
+                                                         : "the most that is taken unasked");
     if (n_train > 0 && p->n_ctx > (uint32_t)n_train)
         say(t, "; beyond the %d that the model was trained on", n_train);
     say(t, "\n  budget %s: %s\n", size_format(p->budget_bytes, size, sizeof size),
@@ -128,7 +131,8 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "  read by pread: this machine has no io_uring, or forbids it\n");
     if (missing > 0)
         say(t,
-            "  %.0f %% of the weights have no room: every one that is wanted and absent stops the step for a page fault%s.\n"
+            "  %.0f %% of the weights have no room: every one that is wanted and absent stops the step for a page "
+            "fault%s.\n"
             "  The prediction takes all bytes for equally likely to be absent.\n",
             100 * missing, in->model->hp.n_expert ? " (experts above all)" : "");
 }
@@ -259,7 +263,8 @@ static void read_id(struct reader *r, const char *name, const char *of_what, uin
     if (!s)
         r->rc = err(ERR_FORMAT, "plan: \"%s\" is missing", name);
     else if (strcmp(s, hex))
-        r->rc = err(ERR_STATE, "the plan was made for another %s: its %s is %.40s, this one's %s", of_what, name, s, hex);
+        r->rc =
+            err(ERR_STATE, "the plan was made for another %s: its %s is %.40s, this one's %s", of_what, name, s, hex);
 }
 
 static void read_budget(struct reader *r, uint64_t *out)
@@ -299,7 +304,8 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     if (!r.rc && !json_is_boolean(json_object_get(o, "pin")))
         r.rc = err(ERR_FORMAT, "plan: \"pin\" has to be true or false");
     if (!r.rc && (p->chunk_tok > p->n_ctx || p->n_out > p->chunk_tok))
-        r.rc = err(ERR_FORMAT, "plan: ctx %" PRIu32 ", chunk_tok %" PRIu32 ", logit_rows %" PRIu32 ": each at most the one before",
+        r.rc = err(ERR_FORMAT,
+                   "plan: ctx %" PRIu32 ", chunk_tok %" PRIu32 ", logit_rows %" PRIu32 ": each at most the one before",
                    p->n_ctx, p->chunk_tok, p->n_out);
     if (r.rc)
         return r.rc;
