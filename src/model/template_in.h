@@ -198,8 +198,6 @@ int template_val_items(struct template_render *r, int line, const struct templat
 int template_val_sort(struct template_render *r, int line, struct template_val *v, size_t n, size_t stride, bool any_case);
 
 /* template_lib.c */
-bool template_lib_has_filter(const struct template_str *name);
-bool template_lib_has_test(const struct template_str *name);
 int template_lib_filter(struct template_render *r, const struct template_str *name, const struct template_val *in,
                         const struct template_call *call, struct template_val *out);
 int template_lib_test(struct template_render *r, const struct template_str *name, const struct template_val *in,

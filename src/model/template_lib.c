@@ -1,4 +1,4 @@
-/* Filters and tests: those of Jinja that chat templates use. One row each; the parser refuses what has no row. */
+/* Filters and tests: those of Jinja that chat templates use. One row each; what has no row is refused by its name. */
 #include "src/model/template_in.h"
 
 #include <math.h>
@@ -453,6 +453,14 @@ FILTER(f_unique)
     return rc;
 }
 
+/* What map and the selecting filters walk: for Jinja none, 0 and the like are empty there. */
+static int items_or_none(struct template_render *r, const val *in, const struct template_call *call, const struct template_list **list)
+{
+    static const struct template_list empty = { NULL, 0 };
+    *list = &empty;
+    return template_val_true(in) ? template_val_items(r, call->line, in, list) : 0;
+}
+
 /* The call without its first n arguments. */
 static struct template_call *shift(struct template_render *r, const struct template_call *call, int n, int *rc)
 {
@@ -472,13 +480,11 @@ FILTER(f_map)
     const val *attr = template_lib_arg(call, -1, "attribute"), *def = template_lib_arg(call, -1, "default");
     str name = { NULL, 0 };
     struct template_call *rest = NULL;
-    int rc = template_val_items(r, call->line, in, &list);
+    int rc = items_or_none(r, in, call, &list);
     if (rc == 0)
         rc = template_val_list(r, list->n, out);
     if (rc == 0 && !attr) {
         rc = str_arg(call, 0, "filter", &name);
-        if (rc == 0 && !template_lib_has_filter(&name))
-            rc = err(ERR_UNSUPPORTED, "chat template, line %d: the filter '%.*s' is not supported", call->line, (int)(name.n < 40 ? name.n : 40), name.p);
         if (rc == 0)
             rest = shift(r, call, 1, &rc);
     }
@@ -497,15 +503,13 @@ static int choose(struct template_render *r, const val *in, const struct templat
     const struct template_list *list;
     str test = { "true", 4 };
     size_t n = 0;
-    int rc = template_val_items(r, call->line, in, &list);
+    int rc = items_or_none(r, in, call, &list);
     struct template_call *rest = rc == 0 ? shift(r, call, 1 + by_attr, &rc) : NULL;
     bool given = call->n > by_attr;
     if (rc == 0 && by_attr && !call->n)
         rc = err(ERR_FORMAT, "chat template, line %d: no attribute given", call->line);
     if (rc == 0 && given)
         rc = str_arg(call, by_attr, "test", &test);
-    if (rc == 0 && given && !template_lib_has_test(&test))
-        rc = err(ERR_UNSUPPORTED, "chat template, line %d: the test '%.*s' is not supported", call->line, (int)(test.n < 40 ? test.n : 40), test.p);
     if (rc == 0)
         rc = template_val_list(r, list->n, out);
     for (size_t i = 0; rc == 0 && i < list->n; i++) {
@@ -567,19 +571,20 @@ static int find_filter(const str *name)
     return -1;
 }
 
-bool template_lib_has_filter(const str *name)
+static int unsupported(const struct template_call *call, const char *what, const str *name)
 {
-    return find_filter(name) >= 0;
+    return err(ERR_UNSUPPORTED, "chat template, line %d: the %s '%.*s' is not supported", call->line, what, (int)(name->n < 40 ? name->n : 40), name->p);
 }
 
 int template_lib_filter(struct template_render *r, const str *name, const val *in, const struct template_call *call, val *out)
 {
-    int rc = template_val_spend(r, 0);
+    int filter = find_filter(name);
+    int rc = filter < 0 ? unsupported(call, "filter", name) : template_val_spend(r, 0);
     if (rc == 0 && r->n_calls >= TEMPLATE_MAX_CALLS) /* a filter may call a filter: map('map', 'map', ...) */
         return err(ERR_LIMIT, "chat template, line %d: calls nested deeper than %d", call->line, TEMPLATE_MAX_CALLS);
     r->n_calls++;
     if (rc == 0)
-        rc = filters[find_filter(name)].run(r, in, call, out);
+        rc = filters[filter].run(r, in, call, out);
     r->n_calls--;
     return rc;
 }
@@ -607,11 +612,6 @@ static int find_test(const str *name)
         if (template_val_is(name, tests[i].name))
             return (int)i;
     return -1;
-}
-
-bool template_lib_has_test(const str *name)
-{
-    return find_test(name) >= 0;
 }
 
 /* Tests that only look at what kind of thing a value is. */
@@ -685,11 +685,12 @@ static int test_case(struct template_render *r, enum test test, const val *v, bo
 
 int template_lib_test(struct template_render *r, const str *name, const val *in, const struct template_call *call, bool *out)
 {
-    enum test test = tests[find_test(name)].test;
-    int rc = template_val_spend(r, 0);
+    int row = find_test(name);
+    int rc = row < 0 ? unsupported(call, "test", name) : template_val_spend(r, 0);
     *out = false;
     if (rc)
         return rc;
+    enum test test = tests[row].test;
     if (test <= T_CALLABLE) {
         *out = is_kind(test, in);
         return 0;
@@ -700,7 +701,7 @@ int template_lib_test(struct template_render *r, const str *name, const val *in,
         return test_case(r, test, in, out);
     const val *other = template_lib_arg(call, 0, "other");
     if (!other)
-        return err(ERR_FORMAT, "chat template, line %d: the test '%s' needs an argument", call->line, tests[find_test(name)].name);
+        return err(ERR_FORMAT, "chat template, line %d: the test '%s' needs an argument", call->line, tests[row].name);
     if (test == T_IN)
         return template_val_in(r, call->line, in, other, out);
     if (test != T_EQ && test != T_NE && test != T_SAME)

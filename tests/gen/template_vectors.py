@@ -107,6 +107,8 @@ a {{- ' b ' -}} c
 {% for i in range(3) -%}
     {{ i }}
 {%- endfor %}
+{{ none|selectattr('a')|list }}{{ none|map('upper')|list }}{{ 0|reject('odd')|list }}
+{% if false %}{{ 1|nosuchfilter }}{% endif %}{{ 1 if true else 2 is nosuchtest }}
 {{ 1_000 }} {{ 3.0|string }} {{ 'é'|upper }} {{ 'ÀÉ'|lower }}
 {% set loop_messages = messages[1:] if messages[0]['role'] == 'system' else messages %}{{ loop_messages|length }}
 {{ raise_exception('no: ' ~ 1) }}
