@@ -177,9 +177,37 @@ AVX2_INLINE void unpack_iq1_m(const uint8_t *block, struct kern_mat_block *out)
     }
 }
 
-static void unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out)
+/* The first base-3 digit of each fraction of 256, less 1: 0 below 256/3, 1 below 512/3, else 2. */
+AVX2_INLINE __m256i first_digit(__m256i v)
 {
-    kern_ref_mat_layout(QUANT_TQ1_0)->unpack(block, 0, out);
+    __m256i some = _mm256_cmpeq_epi8(_mm256_max_epu8(v, _mm256_set1_epi8(86)), v);
+    __m256i two = _mm256_cmpeq_epi8(_mm256_max_epu8(v, _mm256_set1_epi8((char)171)), v);
+    return _mm256_sub_epi8(_mm256_set1_epi8(-1), _mm256_add_epi8(some, two));
+}
+
+/* Drop that digit. */
+AVX2_INLINE __m256i next_digit(__m256i v)
+{
+    return _mm256_add_epi8(_mm256_add_epi8(v, v), v);
+}
+
+AVX2_INLINE void unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out)
+{
+    BLOCK_HERE(tq1_0);
+    out->d = half_of(b.d);
+    for (int j = 0; j < 16; j++)
+        out->scale[j] = 1;
+    __m256i v = _mm256_loadu_si256((const __m256i *)b.qs);
+    for (int k = 0; k < 5; k++, v = next_digit(v))
+        put32(out->q + k * 32, first_digit(v));
+    v = _mm256_castsi128_si256(avx2_load16(b.qs + 32));
+    for (int k = 0; k < 5; k++, v = next_digit(v))
+        _mm_storeu_si128((__m128i *)(out->q + 160 + k * 16), _mm256_castsi256_si128(first_digit(v)));
+    v = _mm256_set1_epi32((int)word_of(b.qh));
+    for (int k = 0; k < 4; k++, v = next_digit(v)) {
+        int32_t q = _mm256_extract_epi32(first_digit(v), 0);
+        memcpy(out->q + 240 + k * 4, &q, sizeof q);
+    }
 }
 
 /* Bytes and scales of 8 rows into a packed tile. */
