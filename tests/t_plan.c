@@ -5,6 +5,8 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/run/cache.h"
+#include "src/run/store.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -138,14 +140,19 @@ START_TEST(every_byte_has_a_purpose)
     struct plan p;
 
     ck_assert_int_eq(plan_make(ask(_i, 8 * GIB), &p), 0);
-    ck_assert_uint_eq(p.dense_bytes, fact(names[_i], "dense_bytes"));
+    ck_assert_uint_eq(p.dense_bytes + p.expert_bytes, fact(names[_i], "held_bytes"));
     ck_assert_uint_eq(p.expert_bytes, fact(names[_i], "expert_bytes"));
     ck_assert_uint_eq(p.decode_bytes_per_tok, fact(names[_i], "decode_bytes"));
     ck_assert_uint_eq(p.n_ctx, 8192);
     ck_assert_uint_eq(p.kv_bytes, fact(names[_i], "kv_8192_f16"));
     ck_assert_uint_eq(p.total_bytes, sum(&p));
     ck_assert_uint_ge(p.scratch_bytes, (uint64_t)p.chunk_tok * 100 + 60000);
-    ck_assert_uint_eq(p.stage_bytes, 16 * (MIB + 8192));
+    ck_assert_uint_eq(p.stage_bytes, 0);
+    ck_assert_uint_eq(p.dense_bytes + p.expert_bytes, store_bytes(models[_i], PLAN_IO_URING));
+    struct kv_shape shape;
+    ck_assert_int_eq(model_kv_shape(models[_i], QUANT_F16, &shape, NULL), 0);
+    const struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = p.n_ctx, .chunk_tok = p.chunk_tok};
+    ck_assert_uint_eq(p.kv_bytes, cache_bytes(&cache));
     ck_assert_int_eq(p.io, PLAN_IO_URING);
     ck_assert_int_eq(p.kv_type, QUANT_F16);
     ck_assert_uint_eq(p.n_threads, 6);
@@ -242,7 +249,7 @@ START_TEST(weights_that_do_not_fit_are_mapped_and_said_to_be)
     opts.ram_bytes = GIB;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_int_eq(p.io, PLAN_IO_MMAP);
-    ck_assert_uint_eq(p.stage_bytes, 0);
+    ck_assert_uint_eq(p.dense_bytes + p.expert_bytes, fact("moe", "mapped_bytes"));
     ck_assert_uint_gt(p.total_bytes, p.budget_bytes);
     ck_assert_uint_eq(p.n_ctx, 8192);
     ck_assert(explains(&p, "page fault (experts above all)"));
@@ -271,8 +278,8 @@ START_TEST(speed_is_bytes_over_rate)
     struct plan p;
 
     ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
-    ck_assert_double_eq_tol(p.decode_tok_per_s, 20e9 / 65365504, 1e-6);
-    ck_assert_double_eq_tol(p.load_s, 65365504 / 2e9, 1e-9);
+    ck_assert_double_eq_tol(p.decode_tok_per_s, 20e9 / (double)fact("dense", "decode_bytes"), 1e-6);
+    ck_assert_double_eq_tol(p.load_s, (double)fact("dense", "held_bytes") / 2e9, 1e-9);
     machine.mem_bytes_per_s = machine.disk_bytes_per_s = 0;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_double_eq(p.decode_tok_per_s, 0);

@@ -5,6 +5,7 @@
 #include "src/base/err.h"
 #include "src/base/size.h"
 #include "src/model/gguf.h"
+#include "src/model/layout.h"
 #include "src/model/program.h"
 #include "src/plan/plan_in.h"
 
@@ -65,15 +66,27 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
     return rc;
 }
 
-/* The store begins each weight on a cache line of its own. */
-static void count_weights(const struct model *m, struct plan *p)
+/* Mapped, weights take what they are; held in memory, they lie as layout.h says, and dense ones stand for its rounding. */
+static int count_weights(const struct model *m, struct plan *p)
 {
-    p->dense_bytes = p->expert_bytes = 0;
+    struct layout layout;
+    uint64_t all_bytes = 0;
+
+    p->expert_bytes = 0;
     for (int i = 0; i < m->n_weights; i++) {
-        const struct tensor *t = &m->weights[i].t;
-        uint64_t bytes = (uint64_t)t->ne[1] * t->stride[1] * (uint64_t)t->ne[2];
-        *(m->weights[i].is_expert ? &p->expert_bytes : &p->dense_bytes) += size_up(bytes, 64);
+        all_bytes += layout_weight_bytes(&m->weights[i]);
+        if (m->weights[i].is_expert)
+            p->expert_bytes += layout_weight_bytes(&m->weights[i]);
     }
+    if (p->io != PLAN_IO_MMAP) {
+        int rc = layout_init(m, &layout);
+        if (rc)
+            return rc;
+        all_bytes = layout.bytes;
+        layout_done(&layout);
+    }
+    p->dense_bytes = all_bytes - p->expert_bytes;
+    return 0;
 }
 
 /* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack. */
@@ -85,9 +98,8 @@ static uint64_t meta_bytes(const struct model *m, const struct plan *p)
 
 static void count_rest(const struct model *m, struct plan *p)
 {
-    bool reads = p->io == PLAN_IO_URING || p->io == PLAN_IO_PREAD;
-
-    p->stage_bytes = reads ? PLAN_STAGE_SLOTS * (PLAN_STAGE_SLOT_BYTES + 2 * MAP_BYTES) : 0;
+    /* Weights are read straight to their places. */
+    p->stage_bytes = 0;
     p->meta_bytes = meta_bytes(m, p);
     p->total_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
     if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes))
@@ -234,6 +246,7 @@ static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, ui
 static int fit(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
 {
     struct plan first;
+    int rc;
 
     set_ctx(in, shape, p->n_ctx, p);
     if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
@@ -241,6 +254,9 @@ static int fit(const struct plan_in *in, const struct plan_opts *o, const struct
     first = *p;
     if (o->io == PLAN_IO_AUTO) {
         p->io = PLAN_IO_MMAP;
+        rc = count_weights(in->model, p);
+        if (rc)
+            return rc;
         set_ctx(in, shape, p->n_ctx, p);
         if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, DEVICE_PAGE_TOK, p)))
             return 0;
@@ -287,9 +303,10 @@ int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 
     if (!rc)
         rc = count_scratch(in, p);
+    if (!rc)
+        rc = count_weights(in->model, p);
     if (rc)
         return rc;
-    count_weights(in->model, p);
     set_ctx(in, shape, p->n_ctx, p);
     return 0;
 }

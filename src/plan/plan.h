@@ -17,11 +17,6 @@ extern "C" {
 /* How weight bytes come into memory. URING and PREAD read them into anonymous memory of our own; MMAP maps the file. */
 enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 
-/* Bounce buffers of the reader of weights (PLAN_IO_URING, PLAN_IO_PREAD): reads in flight, and the most bytes of one. Heads and
- * tails of a read are rounded to 4 KiB for O_DIRECT, so a slot holds that much more. 16 reads of 1 MiB keep NVMe disks busy. */
-#define PLAN_STAGE_SLOTS 16
-#define PLAN_STAGE_SLOT_BYTES ((uint64_t)1 << 20)
-
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
     uint64_t ram_bytes;

@@ -81,7 +81,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
         say_bytes(t, p, "expert weights", p->expert_bytes, how);
     say_bytes(t, p, "KV cache", p->kv_bytes, kv);
     say_bytes(t, p, "scratch", p->scratch_bytes, "activations of a step");
-    say_bytes(t, p, "reading buffers", p->stage_bytes, "");
+    if (p->stage_bytes)
+        say_bytes(t, p, "reading buffers", p->stage_bytes, "");
     say_bytes(t, p, "header and tables", p->meta_bytes, "an estimate");
     say_bytes(t, p, "together", p->total_bytes, "");
     say_bytes(t, p, "budget", p->budget_bytes, "");

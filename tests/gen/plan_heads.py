@@ -58,9 +58,13 @@ class Model:
         head += bytes(up(len(head), 32) - len(head))
         with open(os.path.join(out, self.name + ".head"), "wb") as f:
             f.write(head)
-        expert = {t[0]: up(nbytes(t[1], t[2]), 64) for t in self.tensors if "_exps" in t[0]}
-        dense = {t[0]: up(nbytes(t[1], t[2]), 64) for t in self.tensors if "_exps" not in t[0]}
-        facts = dict(facts, file_bytes=len(head) + off, dense_bytes=sum(dense.values()), expert_bytes=sum(expert.values()))
+        name, kind, ne = self.tensors[-1]
+        end = len(head) + off - up(nbytes(kind, ne), 32) + nbytes(kind, ne)
+        expert = sum(nbytes(t[1], t[2]) for t in self.tensors if "_exps" in t[0])
+        every = sum(nbytes(t[1], t[2]) for t in self.tensors)
+        # In memory the file's blocks of 4 KiB that hold weights; mapped, the weights themselves.
+        facts = dict(facts, file_bytes=len(head) + off, held_bytes=up(end, 4096) - len(head) // 4096 * 4096, mapped_bytes=every,
+                     expert_bytes=expert)
         with open(os.path.join(out, self.name + ".txt"), "w") as f:
             for k, v in facts.items():
                 f.write("%s %d\n" % (k, v))
