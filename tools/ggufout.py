@@ -111,7 +111,7 @@ class Out:
         array = np.ascontiguousarray(array, dtype=np.float32)
         self.add(name, Type.F32, array.shape, lambda: [array])
 
-    def write(self):
+    def write(self, quiet=False):
         """A half-written file never stands under the wanted name."""
         part, head = self.path + ".part", self.path + ".head"
         self.writer.write_header_to_file(path=head)
@@ -140,6 +140,8 @@ class Out:
         sink.close()
         os.replace(part, self.path)
         took = time.monotonic() - start
+        if quiet:
+            return
         if sys.stderr.isatty():
             print("\r", end="", file=sys.stderr)
         print("%s: %.2f GB in %.1f s (%.2f GB/s)" % (self.path, total / 1e9, took, total / 1e9 / max(took, 1e-9)), file=sys.stderr)
@@ -150,3 +152,24 @@ def router(rng, n_expert, n_embd, scale, skew):
     larger by exp(skew * z_e): 0 uses all experts alike, 0.35 and 0.7 leave some hot and some cold."""
     heat = np.exp(skew * rng.standard_normal((n_expert, 1)))
     return (rng.standard_normal((n_expert, n_embd)) * heat * scale / np.sqrt(n_embd)).astype(np.float32)
+
+
+def add_made_vocabulary(out, n_vocab):
+    """Byte-level BPE without merges worth the name: a text is its bytes; the rest of the ids are fillers."""
+    if n_vocab < 260:
+        sys.exit("a vocabulary has at least 260 tokens: bytes and specials")
+    shown = [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174 else None for b in range(256)]
+    spare = iter(range(256, 512))  # GPT-2's way to write bytes that do not print
+    tokens = [c if c else chr(next(spare)) for c in shown] + ["\u0120t", "<|end|>"]
+    types = [gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL]
+    tokens += ["<|unused %d|>" % i for i in range(len(tokens), n_vocab)]
+    types += [gguf.TokenType.UNUSED] * (n_vocab - len(types))
+    w = out.writer
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("gpt-2")
+    w.add_token_list(tokens)
+    w.add_token_types(types)
+    w.add_token_merges(["\u0120 t"])
+    w.add_bos_token_id(257)
+    w.add_eos_token_id(257)
+    w.add_add_bos_token(False)
