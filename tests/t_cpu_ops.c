@@ -85,27 +85,27 @@ START_TEST(rms_norm_is_over_the_row_or_each_head)
 }
 END_TEST
 
-/* Largest step of an activation row in the form of this type, per element; 0 for float weights. */
-static double act_step(const struct quant_info *info, const float *x, int64_t k)
+/* Elements under one scale of an activation row in this type's form; 0 for float weights. */
+static int act_len(const struct quant_info *info)
 {
-    int len = info->act == QUANT_ACT_Q8X256 ? 256 : info->act == QUANT_ACT_Q8X32 ? 32 : 0;
-    double amax = 0;
-    for (int64_t i = len ? k / len * len : 0; len && i < (k / len + 1) * len; i++)
-        amax = fmax(amax, fabs((double)x[i]));
-    return amax / 127;
+    return info->act == QUANT_ACT_Q8X256 ? 256 : info->act == QUANT_ACT_Q8X32 ? 32 : 0;
 }
 
 /* dot of a weight row and x, and how far quantized activations may be off: half a step each, and float roundings. */
 static double dot_bound(const struct tensor *w, int64_t slice, int64_t row, const float *x, double *bound)
 {
     float *weights = t_row_floats(w, slice, row);
-    double sum = 0;
+    int len = act_len(quant_info((int)w->type));
+    double sum = 0, step = 0;
 
     *bound = 1e-30;
     for (int64_t k = 0; k < w->ne[0]; k++) {
+        double amax = 0;
+        for (int64_t i = k; len && k % len == 0 && i < k + len; i++)
+            amax = fmax(amax, fabs((double)x[i]));
+        step = len && k % len == 0 ? amax / 127 : step;
         sum += (double)weights[k] * (double)x[k];
-        *bound += fabs((double)weights[k]) * (0.501 * act_step(quant_info((int)w->type), x, k) +
-                                              40 * (double)FLT_EPSILON * fabs((double)x[k]) + 1e-9);
+        *bound += fabs((double)weights[k]) * (0.501 * step + 40 * (double)FLT_EPSILON * fabs((double)x[k]) + 1e-9);
     }
     mem_free(weights);
     return sum;
