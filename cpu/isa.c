@@ -3,6 +3,9 @@
 
 #include "src/base/err.h"
 
+#ifdef CPU_HAVE_AVX2
+#include <cpuid.h>
+#endif
 #include <stddef.h>
 #include <string.h>
 
@@ -12,11 +15,18 @@ static bool has_ref(void)
 }
 
 #ifdef CPU_HAVE_AVX2
+/* clang 14 does not know "f16c" in __builtin_cpu_supports(). */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 /* The compiler's run-time library asks cpuid and xgetbv: the operating system must keep the upper halves, too. */
 static bool has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 #endif
 
