@@ -24,16 +24,16 @@ extern "C" {
 
 /* dst[t * dst_stride + r] = x_t . w_r for r < n_rows, t < n_tok. */
 struct kern_mat_args {
-    const void *w;        /* first weight row, raw layout */
-    uint64_t w_stride;    /* bytes between weight rows */
+    const void *w;     /* first weight row, raw layout */
+    uint64_t w_stride; /* bytes between weight rows */
     int n_rows;
-    const void *x;        /* first activation row, in the type's partner form (kern_act_bytes each) */
-    uint64_t x_stride;    /* bytes between activation rows */
-    int n_tok;            /* any number: the result of a row does not depend on its neighbours */
-    int64_t n_cols;       /* elements of a row; a multiple of the type's block */
+    const void *x;     /* first activation row, in the type's partner form (kern_act_bytes each) */
+    uint64_t x_stride; /* bytes between activation rows */
+    int n_tok;         /* any number: the result of a row does not depend on its neighbours */
+    int64_t n_cols;    /* elements of a row; a multiple of the type's block */
     float *dst;
-    int64_t dst_stride;   /* floats */
-    void *scratch;        /* (KERN_MAT_SCRATCH_BYTES) of this worker, 64-byte aligned: unpacked blocks live here */
+    int64_t dst_stride; /* floats */
+    void *scratch;      /* (KERN_MAT_SCRATCH_BYTES) of this worker, 64-byte aligned: unpacked blocks live here */
 };
 #define KERN_MAT_SCRATCH_BYTES (256 * 1024)
 
@@ -41,22 +41,22 @@ typedef void kern_mat(const struct kern_mat_args *args);
 
 /* One (o, m, l) of a segment or less: see DEVICE_ATTN_SEGMENT_TOK. For query rows of one KV head group. */
 struct kern_attn_args {
-    const float *q;             /* (n_q, head_dim_k): query vectors sharing this KV head and position `pos` (a GQA group) */
+    const float *q; /* (n_q, head_dim_k): query vectors sharing this KV head and position `pos` (a GQA group) */
     int n_q;
     int64_t q_stride, o_stride; /* floats between query vectors, outputs */
     int head_dim_k, head_dim_v;
     float scale, softcap;
-    enum quant_type kv_type;    /* F16, Q8_0, or F32 for pages that the caller has already converted (kv_read) */
-    const void *k, *v;          /* this head's K (DEVICE_PAGE_TOK, head_dim_k), V of one page, rows of kv_type */
-    int key_begin, key_end;     /* keys [begin, end) of the page are visible */
-    float *o, *m, *l;           /* running state: o (n_q, head_dim_v) unnormalised, m and l (n_q). m = -INFINITY at the start */
-    float *scratch;             /* (KERN_ATTN_SCRATCH(n_q, max(head_dim_k, head_dim_v))) floats, 64-byte aligned */
+    enum quant_type kv_type; /* F16, Q8_0, or F32 for pages that the caller has already converted (kv_read) */
+    const void *k, *v;       /* this head's K (DEVICE_PAGE_TOK, head_dim_k), V of one page, rows of kv_type */
+    int key_begin, key_end;  /* keys [begin, end) of the page are visible */
+    float *o, *m, *l; /* running state: o (n_q, head_dim_v) unnormalised, m and l (n_q). m = -INFINITY at the start */
+    float *scratch;   /* (KERN_ATTN_SCRATCH(n_q, max(head_dim_k, head_dim_v))) floats, 64-byte aligned */
 };
 #define KERN_ATTN_SCRATCH(n_q, head_dim) (DEVICE_PAGE_TOK * (n_q) + 16 * (head_dim) + 64)
 
 struct kern_table {
     const char *isa;
-    kern_mat *const *mat;                  /* (QUANT_ID_END) by weight type; NULL: not a weight type */
+    kern_mat *const *mat; /* (QUANT_ID_END) by weight type; NULL: not a weight type */
     /* x (n) -> one activation row in form `act`; n a multiple of the form's block (32, 256; any for F32: a copy) */
     void (*act_row)(enum quant_act act, const float *x, void *out, int64_t n);
     float (*dot)(const float *a, const float *b, int64_t n);
@@ -66,9 +66,9 @@ struct kern_table {
     void (*scale)(const float *a, float f, float *out, int64_t n);
     void (*glu)(enum op_act act, const float *g, const float *u, float *out, int64_t n);
     void (*softcap)(const float *a, float cap, float *out, int64_t n);
-    void (*axpy)(float f, const float *x, float *acc, int64_t n);            /* acc = fmaf(f, x, acc) */
-    void (*rope)(const struct op_rope *p, float *x, const float *cos_sin);   /* all heads of one row, in place */
-    void (*softmax)(float *x, int64_t n);                                    /* in place; max first, lane sums */
+    void (*axpy)(float f, const float *x, float *acc, int64_t n);          /* acc = fmaf(f, x, acc) */
+    void (*rope)(const struct op_rope *p, float *x, const float *cos_sin); /* all heads of one row, in place */
+    void (*softmax)(float *x, int64_t n);                                  /* in place; max first, lane sums */
     void (*kv_write)(enum quant_type type, const float *x, void *out, int64_t n);
     void (*kv_read)(enum quant_type type, const void *in, float *x, int64_t n);
     void (*attn_page)(const struct kern_attn_args *args);

@@ -45,7 +45,7 @@ static inline void rnd_seed(uint64_t seed)
 /* Memory between two guards, filled with NaN bits. */
 static inline void *guarded_make(uint64_t bytes)
 {
-    char *p = mem_alloc(bytes + 2 * GUARD_BYTES, MEM_OTHER);
+    char *p = (char *)mem_alloc(bytes + 2 * GUARD_BYTES, MEM_OTHER);
     ck_assert_ptr_nonnull(p);
     memset(p, GUARD, GUARD_BYTES);
     memset(p + GUARD_BYTES, 0xff, bytes);
@@ -79,7 +79,7 @@ static inline struct tensor t_make(enum quant_type type, int64_t ne0, int64_t ne
 static inline struct tensor t_weight(enum quant_type type, int64_t ne0, int64_t ne1, int64_t ne2)
 {
     struct tensor t = t_make(type, ne0, ne1, ne2);
-    float *x = mem_alloc((size_t)ne0 * sizeof *x, MEM_OTHER);
+    float *x = (float *)mem_alloc((size_t)ne0 * sizeof *x, MEM_OTHER);
     for (int64_t row = 0; row < ne1 * ne2; row++) {
         for (int64_t i = 0; i < ne0; i++)
             x[i] = rnd();
@@ -97,13 +97,13 @@ static inline void t_free(struct tensor *t)
 
 static inline float *t_f32(const struct tensor *t, int64_t row)
 {
-    return tensor_row(t, row);
+    return (float *)tensor_row(t, row);
 }
 
 /* Row `row` of matrix `slice` as floats. Caller frees with mem_free. */
 static inline float *t_row_floats(const struct tensor *t, int64_t slice, int64_t row)
 {
-    float *x = mem_alloc((size_t)t->ne[0] * sizeof *x, MEM_OTHER);
+    float *x = (float *)mem_alloc((size_t)t->ne[0] * sizeof *x, MEM_OTHER);
     quant_info((int)t->type)->to_float((char *)tensor_slice(t, slice) + (uint64_t)row * t->stride[1], x, t->ne[0]);
     return x;
 }
@@ -118,8 +118,8 @@ struct fixture {
 
 static inline struct fixture fixture_open(const char *isa, int n_threads, enum device_prefill prefill)
 {
-    struct fixture f = {.n_threads = n_threads};
-    struct cpu_opts opts = {.n_threads = n_threads, .isa = isa, .prefill = prefill};
+    struct fixture f = {NULL, NULL, 0, n_threads};
+    struct cpu_opts opts = {n_threads, isa, false, prefill};
     ck_assert_msg(cpu_open(&opts, &f.dev) == 0, "%s", err_text());
     return f;
 }
@@ -155,9 +155,12 @@ struct seq_pages {
 
 static inline struct seq_pages seq_pages_make(int64_t n_pages, uint64_t page_bytes, int group)
 {
-    struct seq_pages s = {.n_pages = n_pages, .page_bytes = page_bytes};
-    s.page = mem_zalloc((size_t)n_pages, sizeof *s.page, MEM_OTHER);
-    s.memory = guarded_make((uint64_t)n_pages * page_bytes);
+    struct seq_pages s;
+    memset(&s, 0, sizeof s);
+    s.n_pages = n_pages;
+    s.page_bytes = page_bytes;
+    s.page = (void **)mem_zalloc((size_t)n_pages, sizeof *s.page, MEM_OTHER);
+    s.memory = (char *)guarded_make((uint64_t)n_pages * page_bytes);
     for (int64_t i = 0; i < n_pages; i++) /* the last page first: nothing may count on neighbours */
         s.page[i] = s.memory + (uint64_t)(n_pages - 1 - i) * page_bytes;
     s.view.page[group] = s.page;
