@@ -147,8 +147,10 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
         rc = machine_find(&e->machine);
     if (rc < 0)
         return rc;
-    if (!opts.isa[0])
-        strcpy(opts.isa, cpu_isa_names()[0]);
+    const char *const *isa = cpu_isa_names(); /* best first; plain C, which every machine has, is the last */
+    while (!cpu_isa_has(*isa))
+        isa++;
+    strcpy(e->machine.isa, *isa);
     struct plan_in in = plan_inputs(e, &opts);
     if (!o->plan_path)
         return plan_make(&in, &e->plan);

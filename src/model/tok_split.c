@@ -1,7 +1,8 @@
 /* How text is cut into words before byte-pair merging: one row per `tokenizer.ggml.pre`. The regexes are facts of the model
  * families, from the tokenizer.json of each; Unicode properties come from PCRE2. Two things differ from the letter of those
  * files: \s is spelled out as Unicode's White_Space (PCRE2's own \s also takes U+180E), and case-blind contractions are
- * spelled in ASCII, as llama.cpp does (else U+017F would count as s). */
+ * spelled in ASCII, as llama.cpp does (else U+017F would count as s). Where llama.cpp only comes near to a model's regex the
+ * model's counts: capitals beyond ASCII and combining marks for gpt-4o and tekken, U+3000 behind a space for deepseek-llm. */
 #include "src/model/tok_in.h"
 
 #include <string.h>
@@ -19,55 +20,62 @@
 
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?" NOT_WORD "+|" REST
 /* The shape of Llama 3 and all after it; digits: how many stay together. */
-#define LLAMA3(digits) "(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?" NOT_WORD "+[\\r\\n]*|" LINES "|" REST
+#define LLAMA3(digits) \
+    "(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?" NOT_WORD "+[\\r\\n]*|" LINES "|" REST
 /* Words also break where capitals follow small letters. */
 #define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-#define CASED(contraction, digits)                                                                                         \
-    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" contraction "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" contraction "|" digits \
-    "| ?" NOT_WORD "+[\\r\\n/]*|" LINES "|" REST
+#define CASED(contraction, digits)                                                                                     \
+    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" contraction "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" contraction \
+    "|" digits "| ?" NOT_WORD "+[\\r\\n/]*|" LINES "|" REST
 /* Chinese, and what DeepSeek's first tokenizers took along with it. */
 #define CJK_WIDE "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+"
 /* Letters with case, as DeepSeek LLM lists them (an older Unicode's; newer letters are not in it). */
-#define DEEPSEEK_LETTER \
-    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕ" \
+#define DEEPSEEK_LETTER                                                                                                                                     \
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-"  \
+    "ἕ"                                                                                                                                                   \
     "Ἐ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭ" \
-    "ℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓" \
+    "ℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-"      \
+    "𐓓"                                                                                                                                                  \
     "𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 
 static const struct tok_split split_default = {
-    .regex = { "[\\p{P}$+<=>^~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]" },
+    .regex = {"[\\p{P}$+<=>^~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"},
 };
-static const struct tok_split split_gpt2 = { .regex = { GPT2 } };
-static const struct tok_split split_digits_gpt2 = { .regex = { "\\p{N}", GPT2 } };
-static const struct tok_split split_falcon = { .regex = { "[\\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]" } };
-static const struct tok_split split_llama3 = { .regex = { LLAMA3("\\p{N}{1,3}") }, .whole_words = true, .add_bos = true };
-static const struct tok_split split_llama3_merged = { .regex = { LLAMA3("\\p{N}{1,3}") } };
-static const struct tok_split split_llama3_whole = { .regex = { LLAMA3("\\p{N}{1,3}") }, .whole_words = true };
-static const struct tok_split split_qwen2 = { .regex = { LLAMA3("\\p{N}") } };
+static const struct tok_split split_gpt2 = {.regex = {GPT2}};
+static const struct tok_split split_digits_gpt2 = {.regex = {"\\p{N}", GPT2}};
+static const struct tok_split split_falcon = {.regex = {"[\\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]"}};
+static const struct tok_split split_llama3 = {.regex = {LLAMA3("\\p{N}{1,3}")}, .whole_words = true, .add_bos = true};
+static const struct tok_split split_llama3_merged = {.regex = {LLAMA3("\\p{N}{1,3}")}};
+static const struct tok_split split_llama3_whole = {.regex = {LLAMA3("\\p{N}{1,3}")}, .whole_words = true};
+static const struct tok_split split_qwen2 = {.regex = {LLAMA3("\\p{N}")}};
 static const struct tok_split split_qwen35 = {
-    .regex = { "(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^" WS "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES "|" REST },
+    .regex = {"(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^" WS
+              "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES "|" REST},
 };
-static const struct tok_split split_gpt4o = { .regex = { CASED("(?:" CONTRACTION ")?", "\\p{N}{1,3}") } };
-static const struct tok_split split_tekken = { .regex = { CASED("", "\\p{N}") }, .whole_words = true, .add_bos = true };
+static const struct tok_split split_gpt4o = {.regex = {CASED("(?:" CONTRACTION ")?", "\\p{N}{1,3}")}};
+static const struct tok_split split_tekken = {.regex = {CASED("", "\\p{N}")}, .whole_words = true, .add_bos = true};
 static const struct tok_split split_deepseek_llm = {
     /* (?<!space) keeps the fifth from looking at every start inside a long run of spaces */
-    .regex = { "[\r\n]", SPACE "?[" DEEPSEEK_LETTER "]+",
-               SPACE "?[!-/:-~\\x{ff01}-\\x{ff0f}\\x{ff1a}-\\x{ff5e}\\x{2018}-\\x{201f}\\x{3000}-\\x{3002}]+",
-               "(?<!" SPACE ")" SPACE "++\\z", CJK_WIDE, "\\p{N}+" },
+    .regex = {"[\r\n]", SPACE "?[" DEEPSEEK_LETTER "]+",
+              SPACE "?[!-/:-~\\x{ff01}-\\x{ff0f}\\x{ff1a}-\\x{ff5e}\\x{2018}-\\x{201f}\\x{3000}-\\x{3002}]+",
+              "(?<!" SPACE ")" SPACE "++\\z", CJK_WIDE, "\\p{N}+"},
 };
 static const struct tok_split split_deepseek_coder = {
-    .regex = { "[\r\n]", SPACE "?\\p{L}+", SPACE "?\\p{P}+", CJK_WIDE, "\\p{N}" },
+    .regex = {"[\r\n]", SPACE "?\\p{L}+", SPACE "?\\p{P}+", CJK_WIDE, "\\p{N}"},
 };
 static const struct tok_split split_deepseek3 = {
-    .regex = { "\\p{N}{1,3}", "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+",
-               "[!-/:-@\\[-`{-~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|" LINES "|" REST },
+    .regex = {"\\p{N}{1,3}", "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+",
+              "[!-/:-@\\[-`{-~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|" LINES
+              "|" REST},
 };
 static const struct tok_split split_bailing = {
-    .regex = { "(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?" NOT_WORD "+[\\r\\n]*|" SPACE "*[\\r\\n]|" REST },
+    .regex = {"(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?" NOT_WORD "+[\\r\\n]*|" SPACE
+              "*[\\r\\n]|" REST},
 };
 static const struct tok_split split_seed = {
-    .regex = { "(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES "|" REST },
+    .regex = {"(?:" CONTRACTION ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES
+              "|" REST},
 };
 
 /* Names that are only used by embedding models, which want a separator token behind the text, are left out on purpose. */
@@ -75,63 +83,63 @@ static const struct {
     const char *pre;
     const struct tok_split *split;
 } rows[] = {
-    { "default", &split_default },
-    { "gpt-2", &split_gpt2 },
-    { "mpt", &split_gpt2 },
-    { "phi-2", &split_gpt2 },
-    { "olmo", &split_gpt2 },
-    { "jais", &split_gpt2 },
-    { "gigachat", &split_gpt2 },
-    { "mellum", &split_gpt2 },
-    { "a.x-4.0", &split_gpt2 },
-    { "exaone4", &split_gpt2 },
-    { "trillion", &split_gpt2 },
-    { "granite-docling", &split_gpt2 },
-    { "smollm", &split_digits_gpt2 },
-    { "starcoder", &split_digits_gpt2 },
-    { "refact", &split_digits_gpt2 },
-    { "command-r", &split_digits_gpt2 },
-    { "codeshell", &split_digits_gpt2 },
-    { "exaone", &split_digits_gpt2 },
-    { "minerva-7b", &split_digits_gpt2 },
-    { "mellum2", &split_digits_gpt2 },
-    { "falcon", &split_falcon },
-    { "llama-bpe", &split_llama3 },
-    { "llama3", &split_llama3 },
-    { "llama-v3", &split_llama3 },
-    { "falcon3", &split_llama3 },
-    { "falcon-h1", &split_llama3 },
-    { "pixtral", &split_llama3 },
-    { "midm-2.0", &split_llama3 },
-    { "lfm2", &split_llama3 },
-    { "dbrx", &split_llama3_merged },
-    { "smaug-bpe", &split_llama3_merged },
-    { "chatglm-bpe", &split_llama3_merged },
-    { "glm4", &split_llama3_whole },
-    { "glm5", &split_llama3_whole },
-    { "qwen2", &split_qwen2 },
-    { "deepseek-r1-qwen", &split_qwen2 },
-    { "megrez", &split_qwen2 },
-    { "kormo", &split_qwen2 },
-    { "hunyuan", &split_qwen2 },
-    { "stablelm2", &split_qwen2 },
-    { "solar-open", &split_qwen2 },
-    { "grok-2", &split_qwen2 },
-    { "qwen35", &split_qwen35 },
-    { "gpt-4o", &split_gpt4o },
-    { "llama4", &split_gpt4o },
-    { "kanana2", &split_gpt4o },
-    { "minimax-m2", &split_gpt4o },
-    { "tekken", &split_tekken },
-    { "deepseek-llm", &split_deepseek_llm },
-    { "deepseek-coder", &split_deepseek_coder },
-    { "deepseek-v3", &split_deepseek3 },
-    { "hunyuan-dense", &split_deepseek3 },
-    { "joyai-llm", &split_deepseek3 },
-    { "bailingmoe", &split_bailing },
-    { "bailingmoe2", &split_bailing },
-    { "llada-moe", &split_bailing },
-    { "seed-coder", &split_seed },
+    {"default", &split_default},
+    {"gpt-2", &split_gpt2},
+    {"mpt", &split_gpt2},
+    {"phi-2", &split_gpt2},
+    {"olmo", &split_gpt2},
+    {"jais", &split_gpt2},
+    {"gigachat", &split_gpt2},
+    {"mellum", &split_gpt2},
+    {"a.x-4.0", &split_gpt2},
+    {"exaone4", &split_gpt2},
+    {"trillion", &split_gpt2},
+    {"granite-docling", &split_gpt2},
+    {"smollm", &split_digits_gpt2},
+    {"starcoder", &split_digits_gpt2},
+    {"refact", &split_digits_gpt2},
+    {"command-r", &split_digits_gpt2},
+    {"codeshell", &split_digits_gpt2},
+    {"exaone", &split_digits_gpt2},
+    {"minerva-7b", &split_digits_gpt2},
+    {"mellum2", &split_digits_gpt2},
+    {"falcon", &split_falcon},
+    {"llama-bpe", &split_llama3},
+    {"llama3", &split_llama3},
+    {"llama-v3", &split_llama3},
+    {"falcon3", &split_llama3},
+    {"falcon-h1", &split_llama3},
+    {"pixtral", &split_llama3},
+    {"midm-2.0", &split_llama3},
+    {"lfm2", &split_llama3},
+    {"dbrx", &split_llama3_merged},
+    {"smaug-bpe", &split_llama3_merged},
+    {"chatglm-bpe", &split_llama3_merged},
+    {"glm4", &split_llama3_whole},
+    {"glm5", &split_llama3_whole},
+    {"qwen2", &split_qwen2},
+    {"deepseek-r1-qwen", &split_qwen2},
+    {"megrez", &split_qwen2},
+    {"kormo", &split_qwen2},
+    {"hunyuan", &split_qwen2},
+    {"stablelm2", &split_qwen2},
+    {"solar-open", &split_qwen2},
+    {"grok-2", &split_qwen2},
+    {"qwen35", &split_qwen35},
+    {"gpt-4o", &split_gpt4o},
+    {"llama4", &split_gpt4o},
+    {"kanana2", &split_gpt4o},
+    {"minimax-m2", &split_gpt4o},
+    {"tekken", &split_tekken},
+    {"deepseek-llm", &split_deepseek_llm},
+    {"deepseek-coder", &split_deepseek_coder},
+    {"deepseek-v3", &split_deepseek3},
+    {"hunyuan-dense", &split_deepseek3},
+    {"joyai-llm", &split_deepseek3},
+    {"bailingmoe", &split_bailing},
+    {"bailingmoe2", &split_bailing},
+    {"llada-moe", &split_bailing},
+    {"seed-coder", &split_seed},
 };
 
 static void *re_alloc(size_t bytes, void *arg)
@@ -153,8 +161,8 @@ static int compile(struct tok *tok, const char *regex)
     pcre2_compile_context *ctx = pcre2_compile_context_create(tok->re_mem);
     if (!ctx)
         return err(ERR_NOMEM, "tokenizer: regex");
-    pcre2_code *re =
-        pcre2_compile((PCRE2_SPTR)regex, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_NO_AUTO_CAPTURE, &code, &at, ctx);
+    pcre2_code *re = pcre2_compile((PCRE2_SPTR)regex, PCRE2_ZERO_TERMINATED,
+                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NO_AUTO_CAPTURE, &code, &at, ctx);
     pcre2_compile_context_free(ctx);
     if (!re && code == PCRE2_ERROR_HEAP_FAILED)
         return err(ERR_NOMEM, "tokenizer: regex");
@@ -164,14 +172,15 @@ static int compile(struct tok *tok, const char *regex)
         return err(ERR_UNSUPPORTED, "tokenizer.ggml.pre: this PCRE2 refuses its regex at %zu: %s", at, msg);
     }
     tok->re[tok->n_re++] = re;
-    pcre2_jit_compile(re, PCRE2_JIT_COMPLETE); /* where there is no JIT the interpreter gives the same matches */
-    return 0;
+    /* where there is no JIT the interpreter gives the same matches */
+    return pcre2_jit_compile(re, PCRE2_JIT_COMPLETE) == PCRE2_ERROR_NOMEMORY ? err(ERR_NOMEM, "tokenizer: regex") : 0;
 }
 
 int tok_split_init(struct tok *tok, const char *pre)
 {
     if (!pre) {
-        log_warn("tokenizer.ggml.pre is missing: text is split the 'default' way, which may not be what the model was trained on");
+        log_warn("tokenizer.ggml.pre is missing: text is split the 'default' way, which may not be what the model was "
+                 "trained on");
         pre = "default";
     }
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)

@@ -55,18 +55,21 @@ static void read_topology(hwloc_topology_t topology, struct machine *m)
     m->l3_bytes = cache_bytes(topology, HWLOC_OBJ_L3CACHE);
 }
 
-/* Kernels may lack io_uring, containers often forbid it: only trying tells. */
-static bool try_uring(void)
+/* Kernels may lack io_uring, containers often forbid it: only trying tells. Out of memory says nothing about either. */
+static int try_uring(bool *out)
 {
     const struct ring_file self = {.path = "/proc/self/exe"};
     struct ring *ring;
 
-    bool ok = !ring_open(&(struct ring_args){.depth = 1, .files = &self, .n_files = 1, .is_buffered = true}, &ring);
-    if (ok)
+    int rc = ring_open(&(struct ring_args){.depth = 1, .files = &self, .n_files = 1, .is_buffered = true}, &ring);
+    *out = rc == 0;
+    if (rc == ERR_NOMEM)
+        return rc;
+    if (rc == 0)
         ring_close(ring);
     else
         err_clear();
-    return ok;
+    return 0;
 }
 
 int machine_find(struct machine *out)
@@ -88,9 +91,10 @@ int machine_find(struct machine *out)
     if (!getrlimit(RLIMIT_MEMLOCK, &memlock) && memlock.rlim_cur != RLIM_INFINITY)
         m.memlock_bytes = memlock.rlim_cur;
     int rc = machine_find_limits("", &m);
-    if (rc)
+    if (rc == 0)
+        rc = try_uring(&m.has_uring);
+    if (rc < 0)
         return rc;
-    m.has_uring = try_uring();
     machine_identify(&m);
     *out = m;
     return 0;

@@ -16,6 +16,9 @@
 /* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
 #define CANCEL_ROWS 8
 
+/* What mem_map rounds up to. */
+#define PAGE_BYTES 4096
+
 struct exec {
     const struct model *model; /* view */
     struct device *dev;        /* view */
@@ -90,7 +93,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->dense_bytes = model_decode_bytes(m);
     for (int layer = 0; layer < m->hp.n_layer; layer++)
         e->dense_bytes -= (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
-    e->stats.scratch_bytes = e->program->arena_bytes + e->scratch_bytes;
+    e->stats.scratch_bytes = size_up(e->program->arena_bytes, PAGE_BYTES) + size_up(e->scratch_bytes, PAGE_BYTES);
     *out = e;
     return 0;
 }

@@ -136,7 +136,7 @@ int sample_make(const struct sample_opts *opts, int n_vocab, struct sample **out
     /* Doubles first: everything in the block is then aligned to its size. */
     size_t n = (size_t)n_vocab;
     size_t bytes = sizeof(struct sample) + (n + N_BINS) * sizeof(double) + n * (sizeof(float) + 2 * sizeof(int32_t));
-    struct sample *s = mem_zalloc(1, bytes, MEM_SCRATCH);
+    struct sample *s = mem_zalloc(1, bytes, MEM_META);
     if (!s)
         return err(ERR_NOMEM, "sampler for %d tokens: %zu bytes", n_vocab, bytes);
     s->opts = *opts;

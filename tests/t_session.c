@@ -1,0 +1,434 @@
+/* Whole engines on the tiny models of tests/data/models (tests/gen/tiny_models.py): logits against llama.cpp's, and the promise
+ * that no bit of them depends on threads, instruction set, cuts, company or placement. */
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/ferry.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
+
+/* The float reference does not know the last three. */
+static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2", "qwen3",    "qwen3moe",
+                                       "olmoe", "gemma2",     "gemma3",  "dots1", "qwen2moe", "granite"};
+enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 3 };
+
+static int32_t ids[N_TOK];
+
+static void setup(void)
+{
+    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
+    ck_assert_ptr_nonnull(f);
+    for (int i = 0; i < N_TOK; i++)
+        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
+    fclose(f);
+}
+
+static const char *model_path(const char *name)
+{
+    static char path[1024];
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
+    return path;
+}
+
+static struct ferry_engine_opts small_opts(void)
+{
+    struct ferry_engine_opts o;
+    ferry_engine_opts_init(&o);
+    o.n_ctx = 256;
+    o.n_threads = 1;
+    o.n_out = 16;
+    o.chunk_tok = 64;
+    o.no_pin = true;
+    o.io = "pread";
+    return o;
+}
+
+static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
+{
+    struct ferry_engine *e = NULL;
+    ck_assert_msg(ferry_engine_open(model_path(name), o, &e) == 0, "%s: %s", name, ferry_error());
+    return e;
+}
+
+static struct ferry_session *session_of(struct ferry_engine *e)
+{
+    struct ferry_session *s = NULL;
+    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
+    return s;
+}
+
+/* Logits (N_TOK, N_VOCAB) of ids: the first n_prefill as a prompt, the rest one by one. Caller frees. */
+static float *logits_of(const char *name, const struct ferry_engine_opts *o, size_t n_prefill)
+{
+    float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_session *s = session_of(e);
+    ck_assert_msg(ferry_session_logits(s, ids, n_prefill, true, out) == 0, "%s", ferry_error());
+    ck_assert_msg(ferry_session_logits(s, ids + n_prefill, N_TOK - n_prefill, false, out + n_prefill * N_VOCAB) == 0, "%s",
+                  ferry_error());
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    return out;
+}
+
+/* ---- against the outside ---- */
+
+/* Largest difference from the rows that another program wrote, as a share of their spread. */
+static double distance(const char *name, const char *suffix, const float *got)
+{
+    static const int rows[] = {0, 1, 63, 64, 127, 129, 130, 149};
+    enum { N_ROWS = sizeof rows / sizeof *rows };
+    static float want[N_ROWS * N_VOCAB];
+    char path[1024];
+    snprintf(path, sizeof path, "%s/models/%s.%s", TEST_DATA_DIR, name, suffix);
+    FILE *f = fopen(path, "rb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fread(want, sizeof(float), N_ROWS * N_VOCAB, f), N_ROWS * N_VOCAB);
+    fclose(f);
+
+    double sum_sq = 0, worst = 0;
+    for (int i = 0; i < N_ROWS * N_VOCAB; i++)
+        sum_sq += (double)want[i] * want[i];
+    for (int r = 0; r < N_ROWS; r++)
+        for (int v = 0; v < N_VOCAB; v++)
+            worst = fmax(worst, fabs((double)want[r * N_VOCAB + v] - got[rows[r] * N_VOCAB + v]));
+    return worst / sqrt(sum_sq / (N_ROWS * N_VOCAB));
+}
+
+/* The reference is float32 in another order with the same f16 cache. A last-bit difference before the cache may flip the
+ * rounding of a key or value, 2^-11 of it; a handful of flips, each weighed by its share of attention, reach 2^-10 of the spread.
+ * llama.cpp's single-row attention also sums values in f16: up to 150 roundings of 2^-12, partly cancelling, so sqrt(150) *
+ * 2^-12 * 7 layers = 2 %. */
+START_TEST(logits_differ_from_those_of_outside_programs)
+{
+    struct ferry_engine_opts o = small_opts();
+    float *got = logits_of(families[_i], &o, PREFILL);
+    double reference = _i < N_REFERENCE ? distance(families[_i], "reference", got) : 0;
+    double peer = distance(families[_i], "peer", got);
+    ck_assert_msg(reference <= 0x1p-10, "%s: off by %g of the spread of the float reference's logits", families[_i], reference);
+    ck_assert_msg(peer <= 0.02, "%s: off by %g of the spread of llama.cpp's logits", families[_i], peer);
+    free(got);
+}
+END_TEST
+
+/* ---- no bit depends on ... ---- */
+
+static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn"};
+enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
+
+static void must_equal(const float *a, const float *b, const char *model, const char *what)
+{
+    for (int i = 0; i < N_TOK * N_VOCAB; i++)
+        if (memcmp(&a[i], &b[i], sizeof *a) != 0)
+            ck_abort_msg("%s, %s: row %d, logit %d: %.9g is not %.9g", model, what, i / N_VOCAB, i % N_VOCAB, a[i], b[i]);
+}
+
+START_TEST(bits_depend_on_threads_cuts_isa_or_io)
+{
+    const char *name = exact_models[_i];
+    struct ferry_engine_opts base = small_opts();
+    float *want = logits_of(name, &base, PREFILL);
+    static const uint32_t threads[] = {2, 3, 5};
+    for (size_t i = 0; i < 3; i++) {
+        struct ferry_engine_opts o = base;
+        o.n_threads = threads[i];
+        float *got = logits_of(name, &o, PREFILL);
+        must_equal(want, got, name, "more threads");
+        free(got);
+    }
+    static const uint32_t chunks[] = {1, 7, 33, 150};
+    for (size_t i = 0; i < 4; i++) {
+        struct ferry_engine_opts o = base;
+        o.chunk_tok = chunks[i];
+        o.n_out = chunks[i];
+        float *got = logits_of(name, &o, i == 0 ? 1 : N_TOK);
+        must_equal(want, got, name, "other cuts");
+        free(got);
+    }
+    struct ferry_engine_opts o = base;
+    o.isa = "ref";
+    float *got = logits_of(name, &o, PREFILL);
+    must_equal(want, got, name, "plain C");
+    free(got);
+    o = base;
+    o.io = "mmap";
+    got = logits_of(name, &o, PREFILL);
+    must_equal(want, got, name, "mapped weights");
+    free(got);
+    free(want);
+}
+END_TEST
+
+/* A q8_0 cache rounds keys and values by at most 1/254 of a block's largest, in two layers, keys and values: 4/254. */
+START_TEST(q8_0_cache_loses_the_thread)
+{
+    struct ferry_engine_opts o = small_opts();
+    float *want = logits_of("llama", &o, PREFILL);
+    o.kv_type = "q8_0";
+    float *got = logits_of("llama", &o, PREFILL);
+    double sum_sq = 0, diff_sq = 0;
+    for (int i = 0; i < N_TOK * N_VOCAB; i++) {
+        sum_sq += (double)want[i] * want[i];
+        diff_sq += ((double)want[i] - got[i]) * ((double)want[i] - got[i]);
+    }
+    ck_assert_msg(diff_sq > 0, "the option changed nothing");
+    ck_assert_msg(sqrt(diff_sq / sum_sq) < 4.0 / 254, "relative error %g", sqrt(diff_sq / sum_sq));
+    free(got);
+    free(want);
+}
+END_TEST
+
+/* OpenBLAS rounds prompt rows differently, but no row may depend on how many came with it. */
+START_TEST(blas_prefill_depends_on_the_cut)
+{
+    struct ferry_engine_opts o = small_opts();
+    o.prefill = "blas";
+    float *want = logits_of("mixed", &o, PREFILL);
+    o.chunk_tok = o.n_out = 9;
+    o.n_threads = 2;
+    float *got = logits_of("mixed", &o, PREFILL);
+    must_equal(want, got, "mixed", "blas, other cuts");
+    free(got);
+    free(want);
+}
+END_TEST
+
+/* ---- sessions ---- */
+
+/* Greedy tokens after the first n_prompt ids. */
+static void greedy(struct ferry_session *s, int32_t *out, int n)
+{
+    for (int i = 0; i < n; i++)
+        ck_assert_msg(ferry_session_step(s, &out[i]) == 0, "%s", ferry_error());
+}
+
+START_TEST(truncate_fork_or_interruption_changes_the_words)
+{
+    enum { N_PROMPT = 100, N_NEW = 24 };
+    const char *name = exact_models[_i];
+    struct ferry_engine_opts o = small_opts();
+    o.n_sessions = 2;
+    struct ferry_engine *e = open_with(name, &o);
+    struct ferry_session *s = session_of(e), *f = NULL;
+    int32_t want[N_NEW], got[N_NEW];
+
+    ck_assert_int_eq(ferry_session_append(s, ids, N_PROMPT, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_fork(s, &f), 0);
+    greedy(s, want, N_NEW);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), N_PROMPT + N_NEW);
+    greedy(f, got, N_NEW);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: a fork goes another way", name);
+
+    /* wander off, come back */
+    ck_assert_int_eq(ferry_session_truncate(f, 70), 0);
+    ck_assert_int_eq(ferry_session_append(f, ids + 10, 40, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_truncate(f, 70), 0);
+    ck_assert_int_eq(ferry_session_append(f, ids + 70, N_PROMPT - 70, NULL, NULL), 0);
+    greedy(f, got, N_NEW);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: truncate left something behind", name);
+
+    /* only the last token forgotten: its logits have to be made again */
+    ck_assert_int_eq(ferry_session_truncate(f, N_PROMPT + 1), 0);
+    ck_assert_int_eq(ferry_session_truncate(f, N_PROMPT), 0);
+    greedy(f, got, N_NEW);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: the step after truncate differs", name);
+
+    /* a cancel asked for while nothing runs stops the next call, once */
+    ferry_session_cancel(f);
+    int32_t token;
+    ck_assert_int_eq(ferry_session_step(f, &token), FERRY_ERR_CANCEL);
+    ck_assert_int_eq(ferry_session_truncate(f, N_PROMPT), 0);
+    greedy(f, got, N_NEW);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: a cancel changed the words", name);
+    ferry_session_free(f);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+static bool stop_after_one(size_t done, size_t total, void *arg)
+{
+    (void)total;
+    *(size_t *)arg = done;
+    return false;
+}
+
+START_TEST(stopped_prompt_loses_what_was_run)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = open_with("llama", &o);
+    struct ferry_session *s = session_of(e);
+    size_t done = 0;
+    ck_assert_int_eq(ferry_session_append(s, ids, N_TOK, stop_after_one, &done), FERRY_ERR_CANCEL);
+    ck_assert_uint_eq(done, 64);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), 64);
+    ck_assert_int_eq(memcmp(ferry_session_tokens(s), ids, 64 * sizeof *ids), 0);
+    ck_assert_int_eq(ferry_session_append(s, ids + 64, N_TOK - 64, NULL, NULL), 0);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), N_TOK);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+START_TEST(context_limit_is_crossed)
+{
+    struct ferry_engine_opts o = small_opts();
+    o.n_ctx = 128;
+    struct ferry_engine *e = open_with("llama", &o);
+    struct ferry_session *s = session_of(e), *second = NULL;
+    int32_t token = 0;
+    ck_assert_int_eq(ferry_session_step(s, &token), FERRY_ERR_STATE);
+    ck_assert_int_eq(ferry_session_append(s, ids, 129, NULL, NULL), FERRY_ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(ferry_error(), "129"));
+    ck_assert_uint_eq(ferry_session_n_tokens(s), 0);
+    ck_assert_int_eq(ferry_session_append(s, ids, 127, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_step(s, &token), 0);
+    ck_assert_int_eq(ferry_session_step(s, &token), FERRY_ERR_LIMIT);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), 128);
+    ck_assert_int_eq(ferry_session_make(e, NULL, &second), FERRY_ERR_LIMIT);
+    int32_t bad = N_VOCAB;
+    ck_assert_int_eq(ferry_session_truncate(s, 10), 0);
+    ck_assert_int_eq(ferry_session_append(s, &bad, 1, NULL, NULL), FERRY_ERR_ARG);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), 10);
+    ck_assert_int_eq(ferry_session_truncate(s, 11), FERRY_ERR_ARG);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+/* ---- the plan tells the truth ---- */
+
+START_TEST(bytes_differ_from_the_plans)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = open_with("mixed", &o);
+    struct ferry_session *s = session_of(e);
+    struct ferry_stats st;
+    char *json = NULL;
+    ferry_session_stats(s, &st);
+    ck_assert_int_eq(ferry_engine_plan(e, true, &json), 0);
+    char want[64];
+    snprintf(want, sizeof want, "\"kv\": %llu,", (unsigned long long)mem_live_bytes(MEM_KV));
+    ck_assert_msg(strstr(json, want) != NULL, "%s not in %s", want, json);
+    snprintf(want, sizeof want, "\"scratch\": %llu,", (unsigned long long)mem_live_bytes(MEM_SCRATCH));
+    ck_assert_msg(strstr(json, want) != NULL, "%s not in %s", want, json);
+    ck_assert_uint_eq(st.kv_bytes, mem_live_bytes(MEM_KV));
+    ck_assert_uint_eq(st.scratch_bytes, mem_live_bytes(MEM_SCRATCH));
+    struct ferry_info info;
+    ferry_engine_info(e, &info);
+    ck_assert_uint_eq(info.resident_bytes, mem_live_bytes(MEM_WEIGHTS));
+    ferry_free(json);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+/* ---- everything fallible fails ---- */
+
+static uint64_t live_bytes(void)
+{
+    uint64_t n = 0;
+    for (int tag = 0; tag < MEM_N_TAG; tag++)
+        n += mem_live_bytes((enum mem_tag)tag);
+    return n;
+}
+
+/* Open, chat a little, close; the first error. */
+static int whole_life(void)
+{
+    struct ferry_engine_opts o = small_opts();
+    o.n_sessions = 2;
+    o.n_threads = 2;
+    struct ferry_engine *e = NULL;
+    struct ferry_session *s = NULL, *f = NULL;
+    struct ferry_message msg = {"user", "the inn"};
+    char *text = NULL;
+    int32_t *tokens = NULL, token;
+    size_t n = 0;
+    int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+    if (rc == 0)
+        rc = ferry_chat_prompt(e, &msg, 1, true, &text);
+    if (rc == 0)
+        rc = ferry_tokenize(e, text, strlen(text), FERRY_TOKENS_SPECIAL, &tokens, &n);
+    if (rc == 0)
+        rc = ferry_session_make(e, NULL, &s);
+    if (rc == 0)
+        rc = ferry_session_append(s, tokens, n, NULL, NULL);
+    if (rc == 0)
+        rc = ferry_session_fork(s, &f);
+    for (int i = 0; rc == 0 && i < 3; i++)
+        rc = ferry_session_step(f, &token);
+    ferry_session_free(f);
+    ferry_session_free(s);
+    ferry_free(tokens);
+    ferry_free(text);
+    ferry_engine_close(e);
+    return rc;
+}
+
+START_TEST(failed_allocation_leaks_or_breaks_what_follows)
+{
+    uint64_t before = live_bytes();
+    mem_fail_nth(0);
+    ck_assert_msg(whole_life() == 0, "%s", ferry_error());
+    uint64_t n_calls = mem_n_calls();
+    ck_assert_uint_gt(n_calls, 50);
+    ck_assert_uint_eq(live_bytes(), before);
+    for (uint64_t n = 1; n <= n_calls; n++) {
+        mem_fail_nth(n);
+        int rc = whole_life();
+        mem_fail_nth(0);
+        ck_assert_msg(rc == FERRY_ERR_NOMEM, "allocation %llu of %llu: %d, %s", (unsigned long long)n,
+                      (unsigned long long)n_calls, rc, ferry_error());
+        ck_assert_msg(live_bytes() == before, "allocation %llu of %llu leaks %lld bytes", (unsigned long long)n,
+                      (unsigned long long)n_calls, (long long)(live_bytes() - before));
+    }
+    ck_assert_int_eq(whole_life(), 0);
+}
+END_TEST
+
+START_TEST(step_allocates)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = open_with("mixed", &o);
+    struct ferry_session *s = session_of(e);
+    int32_t out[8];
+    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+    mem_fail_nth(0);
+    uint64_t calls = mem_n_calls();
+    ck_assert_int_eq(ferry_session_append(s, ids, 100, NULL, NULL), 0);
+    greedy(s, out, 8);
+    ck_assert_uint_eq(mem_n_calls(), calls);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("session");
+    TCase *t = tcase_create("session");
+    tcase_set_timeout(t, 300);
+    tcase_add_checked_fixture(t, setup, NULL);
+    tcase_add_loop_test(t, logits_differ_from_those_of_outside_programs, 0, N_FAMILIES);
+    tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
+    tcase_add_test(t, q8_0_cache_loses_the_thread);
+    tcase_add_test(t, blas_prefill_depends_on_the_cut);
+    tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);
+    tcase_add_test(t, stopped_prompt_loses_what_was_run);
+    tcase_add_test(t, context_limit_is_crossed);
+    tcase_add_test(t, bytes_differ_from_the_plans);
+    tcase_add_test(t, failed_allocation_leaks_or_breaks_what_follows);
+    tcase_add_test(t, step_allocates);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
