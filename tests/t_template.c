@@ -23,13 +23,21 @@ static json_t *load(const char *dir, const char *name)
 }
 
 /* Render source with the messages of a case; the code of what failed. */
-static int render(const json_t *source, const json_t *messages, bool prompt, const json_t *thinking, char **text, size_t *n)
+static int render(const json_t *source, const json_t *messages, bool prompt, const json_t *thinking, char **text,
+                  size_t *n)
 {
     struct template_message m[16];
     struct template_code *t = NULL;
-    const struct template_var var = { .name = "enable_thinking", .kind = TEMPLATE_BOOL, .integer = json_is_true(thinking) };
-    struct template_args args = { .messages = m, .n_messages = (int)json_array_size(messages), .add_generation_prompt = prompt,
-                                  .bos = "<s>", .eos = "</s>", .vars = &var, .n_vars = thinking != NULL, .now_s = NOW_S };
+    const struct template_var var = {
+        .name = "enable_thinking", .kind = TEMPLATE_BOOL, .integer = json_is_true(thinking)};
+    struct template_args args = {.messages = m,
+                                 .n_messages = (int)json_array_size(messages),
+                                 .add_generation_prompt = prompt,
+                                 .bos = "<s>",
+                                 .eos = "</s>",
+                                 .vars = &var,
+                                 .n_vars = thinking != NULL,
+                                 .now_s = NOW_S};
     for (int i = 0; i < args.n_messages; i++) {
         const json_t *row = json_array_get(messages, (size_t)i);
         m[i].role = json_string_value(json_object_get(row, "role"));
@@ -47,11 +55,14 @@ static void check_case(const char *what, size_t i, const json_t *source, const j
     char *text = NULL;
     size_t n = 0;
     err_clear();
-    int rc = render(source, messages, !json_is_false(json_object_get(c, "prompt")), json_object_get(c, "thinking"), &text, &n);
+    int rc = render(source, messages, !json_is_false(json_object_get(c, "prompt")), json_object_get(c, "thinking"),
+                    &text, &n);
     const json_t *want = json_object_get(c, "text"), *refused = json_object_get(c, "refused");
     if (want) {
-        ck_assert_msg(rc == 0, "%s case %zu: %s\n%s", what, i, err_text(), json_string_length(source) < 300 ? json_string_value(source) : "");
-        ck_assert_msg(n == json_string_length(want) && memcmp(text, json_string_value(want), n) == 0, "%s case %zu\n%s\n got: %s\nwant: %s", what, i,
+        ck_assert_msg(rc == 0, "%s case %zu: %s\n%s", what, i, err_text(),
+                      json_string_length(source) < 300 ? json_string_value(source) : "");
+        ck_assert_msg(n == json_string_length(want) && memcmp(text, json_string_value(want), n) == 0,
+                      "%s case %zu\n%s\n got: %s\nwant: %s", what, i,
                       json_string_length(source) < 300 ? json_string_value(source) : "", text, json_string_value(want));
     } else if (refused) {
         ck_assert_msg(rc == ERR_ARG, "%s case %zu: code %d", what, i, rc);
@@ -75,7 +86,7 @@ static void check_folder(const char *dir)
         if (!strstr(e->d_name, ".json") || strcmp(e->d_name, "language.json") == 0)
             continue;
         json_t *root = load(dir, e->d_name);
-        json_array_foreach (json_object_get(root, "cases"), i, c)
+        json_array_foreach(json_object_get(root, "cases"), i, c)
             check_case(e->d_name, i, json_object_get(root, "source"), json_object_get(c, "messages"), c);
         json_decref(root);
         n++;
@@ -97,7 +108,7 @@ START_TEST(piece_of_the_language_differs_from_jinja2)
     json_t *root = load(TEST_DATA_DIR "/template", "language.json");
     size_t i;
     json_t *c;
-    json_array_foreach (json_object_get(root, "cases"), i, c)
+    json_array_foreach(json_object_get(root, "cases"), i, c)
         check_case("language", i, json_object_get(c, "source"), json_object_get(root, "messages"), c);
     json_decref(root);
 }
@@ -105,8 +116,8 @@ END_TEST
 
 static int try(const char *source, size_t n)
 {
-    const struct template_message m = { "user", "hi" };
-    const struct template_args args = { .messages = &m, .n_messages = 1, .now_s = NOW_S };
+    const struct template_message m = {"user", "hi"};
+    const struct template_args args = {.messages = &m, .n_messages = 1, .now_s = NOW_S};
     struct template_code *t = NULL;
     char *text = NULL;
     size_t n_bytes;
@@ -131,10 +142,12 @@ START_TEST(hostile_template_takes_all_time_or_memory_or_stack)
         "{% set ns = namespace(s=[1]) %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(64) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(500) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}",
-        "{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}{{ ns.s == ns.t }}",
+        "{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = "
+        "[ns.t, ns.t] %}{% endfor %}{{ ns.s == ns.t }}",
         "{{ 'a' * 100000000000 }}",
         "{{ 'a' * 60000000 * 60000000 }}",
-        "{% for i in range(1000000) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
+        "{% for i in range(1000000) %}{{ "
+        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
         "{% set s = 'a' * 1000000 %}{% for i in range(1000000) %}{{ 'b' in s }}{% endfor %}",
         "{{ ('a' * 2000000 ~ 'b').rfind('a' * 1000000 ~ 'c') }}",
         "{{ ('a' * 8000000).strip('b' * 1000000 ~ 'a') }}",
@@ -154,9 +167,11 @@ END_TEST
 
 START_TEST(deep_nesting_overflows_the_stack)
 {
-    static const char *const units[] = { "(", "[", "{'a':", "-", "not ", "x if ", "a + ", "a.b", "a[0]", "a|trim", "a(", "a ~ ", "a or ", "a and ", "f(" };
-    static const char *const blocks[] = { "{% if 1 %}", "{% for x in y %}", "{% macro f() %}", "{% set x %}", "{% filter trim %}", "{% if 1 %}{% elif 1 %}",
-                                          "{% generation %}" };
+    static const char *const units[] = {"(",    "[",      "{'a':", "-",    "not ",  "x if ",  "a + ", "a.b",
+                                        "a[0]", "a|trim", "a(",    "a ~ ", "a or ", "a and ", "f("};
+    static const char *const blocks[] = {"{% if 1 %}",      "{% for x in y %}",  "{% macro f() %}",
+                                         "{% set x %}",     "{% filter trim %}", "{% if 1 %}{% elif 1 %}",
+                                         "{% generation %}"};
     size_t n = 900000;
     char *text = malloc(n + 64);
     for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
@@ -184,23 +199,24 @@ START_TEST(refusal_does_not_say_what_and_where)
         const char *source, *word, *line;
         int code;
     } rows[] = {
-        { "a\nb\n{% include 'x' %}", "include", "line 3", ERR_UNSUPPORTED },
-        { "{{ x|wordwrap }}", "wordwrap", "line 1", ERR_UNSUPPORTED },
-        { "\n{{ x is filter }}", "filter", "line 2", ERR_UNSUPPORTED },
-        { "\n\n{{ f(*x) }}", "'*'", "line 3", ERR_UNSUPPORTED },
-        { "{% for x in y recursive %}{% endfor %}", "recursive", "line 1", ERR_UNSUPPORTED },
-        { "{# \n #}{{ nosuch(1) }}", "nosuch", "line 2", ERR_UNSUPPORTED },
-        { "{{ messages.append(1) }}", "append", "line 1", ERR_UNSUPPORTED },
-        { "\n{% if x %}", "elif", "line 2", ERR_FORMAT },
-        { "{{ 'a", "string", "line 1", ERR_FORMAT },
-        { "{{ a ? b }}", "0x3f", "line 1", ERR_FORMAT },
-        { "{{ 1 +\n 'a' }}", "a string", "line 1", ERR_FORMAT },
-        { "\xff", "UTF-8", "", ERR_FORMAT },
+        {"a\nb\n{% include 'x' %}", "include", "line 3", ERR_UNSUPPORTED},
+        {"{{ x|wordwrap }}", "wordwrap", "line 1", ERR_UNSUPPORTED},
+        {"\n{{ x is filter }}", "filter", "line 2", ERR_UNSUPPORTED},
+        {"\n\n{{ f(*x) }}", "'*'", "line 3", ERR_UNSUPPORTED},
+        {"{% for x in y recursive %}{% endfor %}", "recursive", "line 1", ERR_UNSUPPORTED},
+        {"{# \n #}{{ nosuch(1) }}", "nosuch", "line 2", ERR_UNSUPPORTED},
+        {"{{ messages.append(1) }}", "append", "line 1", ERR_UNSUPPORTED},
+        {"\n{% if x %}", "elif", "line 2", ERR_FORMAT},
+        {"{{ 'a", "string", "line 1", ERR_FORMAT},
+        {"{{ a ? b }}", "0x3f", "line 1", ERR_FORMAT},
+        {"{{ 1 +\n 'a' }}", "a string", "line 1", ERR_FORMAT},
+        {"\xff", "UTF-8", "", ERR_FORMAT},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         int rc = try(rows[i].source, strlen(rows[i].source));
         ck_assert_msg(rc == rows[i].code, "row %zu: %d %s", i, rc, err_text());
-        ck_assert_msg(strstr(err_text(), rows[i].word) && strstr(err_text(), rows[i].line), "row %zu: %s", i, err_text());
+        ck_assert_msg(strstr(err_text(), rows[i].word) && strstr(err_text(), rows[i].line), "row %zu: %s", i,
+                      err_text());
     }
 }
 END_TEST
@@ -228,13 +244,14 @@ END_TEST
 
 START_TEST(one_template_cannot_be_rendered_twice)
 {
-    static const char source[] = "{% set x = messages|length %}{% macro f() %}{{ x }}{% endmacro %}{{ f() }}{{ extra }}{{ left }}";
-    const struct template_message m[2] = { { "user", "a" }, { "user", "b" } };
-    const struct template_var vars[] = { { "extra", TEMPLATE_STRING, 0, "!" }, { "left", TEMPLATE_INT, -3, NULL } };
+    static const char source[] =
+        "{% set x = messages|length %}{% macro f() %}{{ x }}{% endmacro %}{{ f() }}{{ extra }}{{ left }}";
+    const struct template_message m[2] = {{"user", "a"}, {"user", "b"}};
+    const struct template_var vars[] = {{"extra", TEMPLATE_STRING, 0, "!"}, {"left", TEMPLATE_INT, -3, NULL}};
     struct template_code *t = NULL;
     ck_assert_int_eq(template_make(source, sizeof source - 1, &t), 0);
     for (int n = 2; n >= 0; n--) {
-        const struct template_args args = { .messages = m, .n_messages = n, .vars = vars, .n_vars = 2 };
+        const struct template_args args = {.messages = m, .n_messages = n, .vars = vars, .n_vars = 2};
         char *text, want[16];
         size_t n_bytes;
         ck_assert_int_eq(template_render(t, &args, &text, &n_bytes), 0);

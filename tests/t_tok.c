@@ -38,7 +38,7 @@ static struct tok_str *strings(const json_t *array, int64_t *n)
     struct tok_str *s = calloc((size_t)*n + 1, sizeof *s);
     for (int64_t i = 0; i < *n; i++) {
         const json_t *j = json_array_get(array, (size_t)i);
-        s[i] = (struct tok_str){ json_string_value(j), json_string_length(j) };
+        s[i] = (struct tok_str){json_string_value(j), json_string_length(j)};
     }
     return s;
 }
@@ -124,8 +124,9 @@ static void check_case(const struct tok *tok, const char *what, size_t i, const 
     mem_free(ids);
 }
 
-static const char *const kinds[] = { "command-r", "deepseek-coder", "deepseek-llm", "falcon",  "gpt-2",  "llama-bpe", "llama-spm", "mpt",
-                                     "phi-3",     "qwen2",          "qwen35",       "refact",  "starcoder", "smollm2", "gemma3" };
+static const char *const kinds[] = {"command-r", "deepseek-coder", "deepseek-llm", "falcon",  "gpt-2",
+                                    "llama-bpe", "llama-spm",      "mpt",          "phi-3",   "qwen2",
+                                    "qwen35",    "refact",         "starcoder",    "smollm2", "gemma3"};
 #define N_KINDS ((int)(sizeof kinds / sizeof *kinds))
 
 START_TEST(ids_differ_from_the_models_own_tokenizer)
@@ -135,8 +136,7 @@ START_TEST(ids_differ_from_the_models_own_tokenizer)
     struct tok *tok = make(&v);
     size_t i;
     json_t *c;
-    json_array_foreach (json_object_get(v.root, "cases"), i, c)
-        check_case(tok, kinds[_i], i, c);
+    json_array_foreach(json_object_get(v.root, "cases"), i, c) check_case(tok, kinds[_i], i, c);
     tok_free(tok);
     vocab_close(&v);
 }
@@ -168,10 +168,12 @@ START_TEST(pieces_differ_from_llama_cpp)
     struct tok *tok = make(&v);
     size_t i, k;
     json_t *c, *id;
-    json_array_foreach (json_object_get(v.root, "decoded"), i, c) {
+    json_array_foreach(json_object_get(v.root, "decoded"), i, c)
+    {
         char hex[4096] = "";
         size_t at = 0;
-        json_array_foreach (json_object_get(c, "ids"), k, id) {
+        json_array_foreach(json_object_get(c, "ids"), k, id)
+        {
             const char *p;
             int n;
             ck_assert_int_eq(tok_piece(tok, (int32_t)json_integer_value(id), &p, &n), 0);
@@ -194,7 +196,8 @@ START_TEST(split_of_a_pre_tokenizer_differs)
     size_t i;
     json_t *c;
     log_to(NULL, NULL, LOG_WARN);
-    json_array_foreach (json_object_get(v.root, "cases"), i, c) {
+    json_array_foreach(json_object_get(v.root, "cases"), i, c)
+    {
         v.src.pre = json_string_value(json_object_get(c, "pre"));
         if (strcmp(last, v.src.pre ? v.src.pre : "") != 0) {
             snprintf(last, sizeof last, "%s", v.src.pre ? v.src.pre : "");
@@ -257,19 +260,19 @@ START_TEST(stream_splits_a_character_or_passes_bad_bytes)
     static const struct {
         const char *in, *out;
     } rows[] = {
-        { "abc", "abc" },
-        { "\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80" },
-        { "\xe2\x82\xac!", "\xe2\x82\xac!" },
-        { "a\xe2\x82", "a" BAD },             /* never finished */
-        { "\xe2\x82x", BAD "x" },             /* broken off */
-        { "\xe2\xe2\x82\xac", BAD "\xe2\x82\xac" },
-        { "\x80\xff", BAD BAD },
-        { "\xc0\xaf", BAD BAD },              /* long form */
-        { "\xed\xa0\x80", BAD BAD BAD },      /* surrogate */
-        { "\xf4\x90\x80\x80", BAD BAD BAD BAD }, /* past U+10FFFF */
-        { "\xf0\x9f\x98", BAD },
-        { "\xf0\x9f\x98\xc3\xa9", BAD "\xc3\xa9" },
-        { "", "" },
+        {"abc", "abc"},
+        {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80"},
+        {"\xe2\x82\xac!", "\xe2\x82\xac!"},
+        {"a\xe2\x82", "a" BAD}, /* never finished */
+        {"\xe2\x82x", BAD "x"}, /* broken off */
+        {"\xe2\xe2\x82\xac", BAD "\xe2\x82\xac"},
+        {"\x80\xff", BAD BAD},
+        {"\xc0\xaf", BAD BAD},                 /* long form */
+        {"\xed\xa0\x80", BAD BAD BAD},         /* surrogate */
+        {"\xf4\x90\x80\x80", BAD BAD BAD BAD}, /* past U+10FFFF */
+        {"\xf0\x9f\x98", BAD},
+        {"\xf0\x9f\x98\xc3\xa9", BAD "\xc3\xa9"},
+        {"", ""},
     };
     struct vocab v;
     vocab_open(&v, "llama-spm");
@@ -339,8 +342,10 @@ START_TEST(long_inputs_take_quadratic_time)
     /* One word, one run of spaces and the like, 1 MB each: with quadratic work a single one takes minutes and Check's
      * time limit ends it. */
     enum { N = 1000000 };
-    static const char *const units[] = { "a", " ", "\n", "A", "7", "!", "\xcc\x81", "\xe4\xbb\x8a", "<", "\xff", "\t\xc2\xa0" };
-    static const char *const vocabs[] = { "gpt-2", "llama-bpe", "deepseek-llm", "deepseek-coder", "llama-spm", "gemma3", "qwen35" };
+    static const char *const units[] = {"a", " ",    "\n",        "A", "7", "!", "\xcc\x81", "\xe4\xbb\x8a",
+                                        "<", "\xff", "\t\xc2\xa0"};
+    static const char *const vocabs[] = {"gpt-2",     "llama-bpe", "deepseek-llm", "deepseek-coder",
+                                         "llama-spm", "gemma3",    "qwen35"};
     char *text = malloc(N + 8);
     for (size_t k = 0; k < sizeof vocabs / sizeof *vocabs; k++) {
         struct vocab v;
@@ -365,8 +370,8 @@ END_TEST
 /* A vocabulary of special tokens that lie over each other; "x" to "z" are plain. */
 static struct tok *make_overlaps(void)
 {
-    static const struct tok_str t[] = { { "x", 1 }, { "y", 1 }, { "z", 1 }, { "xy", 2 }, { "yzzz", 4 }, { "zz", 2 }, { "<s>", 3 } };
-    static const int32_t types[] = { 1, 1, 1, 4, 4, 3, 3 };
+    static const struct tok_str t[] = {{"x", 1}, {"y", 1}, {"z", 1}, {"xy", 2}, {"yzzz", 4}, {"zz", 2}, {"<s>", 3}};
+    static const int32_t types[] = {1, 1, 1, 4, 4, 3, 3};
     struct tok_source src;
     struct tok *tok = NULL;
     tok_source_init(&src);
@@ -386,13 +391,13 @@ START_TEST(overlapping_special_tokens_are_taken_in_the_wrong_order)
         unsigned flags;
         int n, ids[6];
     } rows[] = {
-        { "xyzzz", 0, 2, { 0, 4 } },          /* the longest wins though it starts later */
-        { "xyzz", 0, 3, { 3, 2, 2 } },        /* zz is control: only when asked */
-        { "xyzz", TOK_SPECIAL, 2, { 3, 5 } },
-        { "zzz", TOK_SPECIAL, 2, { 5, 2 } },
-        { "x<s>", 0, 1, { 0 } },              /* '<', 's', '>' are no tokens here: they vanish */
-        { "x<s>y", TOK_SPECIAL, 3, { 0, 6, 1 } },
-        { "<s", TOK_SPECIAL, 0, { 0 } },
+        {"xyzzz", 0, 2, {0, 4}},   /* the longest wins though it starts later */
+        {"xyzz", 0, 3, {3, 2, 2}}, /* zz is control: only when asked */
+        {"xyzz", TOK_SPECIAL, 2, {3, 5}},
+        {"zzz", TOK_SPECIAL, 2, {5, 2}},
+        {"x<s>", 0, 1, {0}}, /* '<', 's', '>' are no tokens here: they vanish */
+        {"x<s>y", TOK_SPECIAL, 3, {0, 6, 1}},
+        {"<s", TOK_SPECIAL, 0, {0}},
     };
     struct tok *tok = make_overlaps();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -447,7 +452,7 @@ START_TEST(lying_vocabulary_is_taken_or_its_key_not_named)
     v.types[5] = 9;
     refuse(&v, ERR_FORMAT, "token_type[5]");
     v.types[5] = 6;
-    v.tokens[5] = (struct tok_str){ "<0xg1>", 6 };
+    v.tokens[5] = (struct tok_str){"<0xg1>", 6};
     refuse(&v, ERR_FORMAT, "tokens[5]");
     v.types[5] = 1;
     v.scores[7] = NAN;
@@ -458,7 +463,7 @@ START_TEST(lying_vocabulary_is_taken_or_its_key_not_named)
     v.src.pre = "no-such-split";
     refuse(&v, ERR_UNSUPPORTED, "no-such-split");
     v.src.pre = "gpt-2";
-    v.merges[3] = (struct tok_str){ "ab", 2 };
+    v.merges[3] = (struct tok_str){"ab", 2};
     refuse(&v, ERR_FORMAT, "merges[3]");
     vocab_close(&v);
 }
@@ -489,7 +494,7 @@ END_TEST
 
 START_TEST(failed_allocation_leaks_or_is_not_reported)
 {
-    static const char *const vocabs[] = { "gpt-2", "phi-3" };
+    static const char *const vocabs[] = {"gpt-2", "phi-3"};
     static const char text[] = "Hello <|endoftext|> w\xff\xf0\x9f\x98\x80rld \n\n 12345 <s> </s> <0x0A>";
     struct vocab v;
     vocab_open(&v, vocabs[_i]);
@@ -527,7 +532,7 @@ START_TEST(id_out_of_range_is_read)
     int n;
     int64_t n_bytes;
     char *text = NULL;
-    const int32_t bad[] = { 7 };
+    const int32_t bad[] = {7};
     ck_assert_int_eq(tok_piece(tok, 7, &p, &n), ERR_ARG);
     ck_assert_int_eq(tok_text(tok, -1, &p, &n), ERR_ARG);
     ck_assert_int_eq(tok_decode(tok, bad, 1, 0, &text, &n_bytes), ERR_ARG);

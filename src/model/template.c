@@ -36,7 +36,7 @@ static int push_scope(struct template_render *r, struct template_scope *up)
     struct template_scope *s = template_mem_get(&r->mem, sizeof *s, &rc);
     if (!s)
         return rc;
-    *s = (struct template_scope){ .up = up };
+    *s = (struct template_scope){.up = up};
     r->scope = s;
     return 0;
 }
@@ -54,7 +54,7 @@ static int get_name(struct template_render *r, const str *name, val *out)
         }
     }
     int func = template_method_func(name);
-    *out = func >= 0 ? (val){ .kind = VAL_FUNC, .u.i = func } : template_val_undef(*name);
+    *out = func >= 0 ? (val){.kind = VAL_FUNC, .u.i = func} : template_val_undef(*name);
     return 0;
 }
 
@@ -67,7 +67,8 @@ static int assign(struct template_render *r, const node *target, const val *v)
         size_t i = 0;
         int rc = template_val_items(r, target->line, v, &list);
         for (const node *t = target->kid[0]; rc == 0 && t; t = t->next, i++)
-            rc = i < list->n ? assign(r, t, &list->v[i]) : err(ERR_FORMAT, "chat template, line %d: too few values for the names", t->line);
+            rc = i < list->n ? assign(r, t, &list->v[i])
+                             : err(ERR_FORMAT, "chat template, line %d: too few values for the names", t->line);
         if (rc == 0 && i < list->n)
             rc = err(ERR_FORMAT, "chat template, line %d: more values than names", target->line);
         return rc;
@@ -77,7 +78,8 @@ static int assign(struct template_render *r, const node *target, const val *v)
     if (rc)
         return rc;
     if (space.kind != VAL_SPACE)
-        return err(ERR_FORMAT, "chat template, line %d: an attribute of %s is set; only a namespace has any", target->line, template_val_kind_name(&space));
+        return err(ERR_FORMAT, "chat template, line %d: an attribute of %s is set; only a namespace has any",
+                   target->line, template_val_kind_name(&space));
     val key = template_val_str(target->s.p, target->s.n);
     return template_val_put(r, space.u.dict, &key, v);
 }
@@ -88,9 +90,11 @@ static int misfit(const node *n, const val *a, const val *b)
 {
     if (a->kind == VAL_UNDEF || b->kind == VAL_UNDEF) {
         const str *s = a->kind == VAL_UNDEF ? &a->u.s : &b->u.s;
-        return err(ERR_FORMAT, "chat template, line %d: '%.*s' is undefined", n->line, (int)(s->n < 40 ? s->n : 40), s->p);
+        return err(ERR_FORMAT, "chat template, line %d: '%.*s' is undefined", n->line, (int)(s->n < 40 ? s->n : 40),
+                   s->p);
     }
-    return err(ERR_FORMAT, "chat template, line %d: no such operation on %s and %s", n->line, template_val_kind_name(a), template_val_kind_name(b));
+    return err(ERR_FORMAT, "chat template, line %d: no such operation on %s and %s", n->line, template_val_kind_name(a),
+               template_val_kind_name(b));
 }
 
 static int overflow(const node *n)
@@ -129,7 +133,7 @@ static int int_math(const node *n, int64_t a, int64_t b, val *out)
         bad = __builtin_mul_overflow(a, b, &i);
         break;
     case OP_DIV:
-        *out = (val){ .kind = VAL_FLOAT, .u.f = (double)a / (double)b };
+        *out = (val){.kind = VAL_FLOAT, .u.f = (double)a / (double)b};
         return 0;
     case OP_FLOOR:
     case OP_MOD:
@@ -143,7 +147,7 @@ static int int_math(const node *n, int64_t a, int64_t b, val *out)
         break;
     default:
         if (b < 0) {
-            *out = (val){ .kind = VAL_FLOAT, .u.f = pow((double)a, (double)b) };
+            *out = (val){.kind = VAL_FLOAT, .u.f = pow((double)a, (double)b)};
             return 0;
         }
         bad = power(n, a, b, &i) != 0;
@@ -157,14 +161,14 @@ static int float_math(const node *n, double a, double b, val *out)
     double f;
     if ((n->op == OP_DIV || n->op == OP_FLOOR || n->op == OP_MOD) && b == 0)
         return err(ERR_FORMAT, "chat template, line %d: division by zero", n->line);
-    f = n->op == OP_ADD ? a + b
-        : n->op == OP_SUB ? a - b
-        : n->op == OP_MUL ? a * b
-        : n->op == OP_DIV ? a / b
+    f = n->op == OP_ADD     ? a + b
+        : n->op == OP_SUB   ? a - b
+        : n->op == OP_MUL   ? a * b
+        : n->op == OP_DIV   ? a / b
         : n->op == OP_FLOOR ? floor(a / b)
-        : n->op == OP_MOD ? a - b * floor(a / b)
-                          : pow(a, b);
-    *out = (val){ .kind = VAL_FLOAT, .u.f = f };
+        : n->op == OP_MOD   ? a - b * floor(a / b)
+                            : pow(a, b);
+    *out = (val){.kind = VAL_FLOAT, .u.f = f};
     return 0;
 }
 
@@ -238,7 +242,8 @@ static int eval_binary(struct template_render *r, const node *n, val *out)
     if (is_number(&a) && is_number(&b)) {
         if (a.kind != VAL_FLOAT && b.kind != VAL_FLOAT)
             return int_math(n, a.u.i, b.u.i, out);
-        return float_math(n, a.kind == VAL_FLOAT ? a.u.f : (double)a.u.i, b.kind == VAL_FLOAT ? b.u.f : (double)b.u.i, out);
+        return float_math(n, a.kind == VAL_FLOAT ? a.u.f : (double)a.u.i, b.kind == VAL_FLOAT ? b.u.f : (double)b.u.i,
+                          out);
     }
     if (n->op == OP_ADD && a.kind == VAL_STR && b.kind == VAL_STR)
         return join2(r, &a.u.s, &b.u.s, out);
@@ -266,7 +271,8 @@ static int compare(struct template_render *r, const node *n, const val *a, const
         *yes ^= n->op == OP_NOT_IN;
         return rc;
     default:
-        rc = n->op == OP_LT || n->op == OP_GE ? template_val_less(r, n->line, a, b, yes) : template_val_less(r, n->line, b, a, yes);
+        rc = n->op == OP_LT || n->op == OP_GE ? template_val_less(r, n->line, a, b, yes)
+                                              : template_val_less(r, n->line, b, a, yes);
         *yes ^= n->op == OP_LE || n->op == OP_GE;
         return rc;
     }
@@ -310,11 +316,11 @@ static int eval_item(struct template_render *r, const node *n, val *out)
         rc = eval(r, n->kid[1], &key);
     if (rc)
         return rc;
-    *out = template_val_undef((str){ "an item", 7 });
+    *out = template_val_undef((str){"an item", 7});
     if (key.kind == VAL_STR)
         return template_lib_attr(&of, &key.u.s, out);
     if (of.kind == VAL_UNDEF)
-        return template_lib_attr(&of, &(str){ "item", 4 }, out);
+        return template_lib_attr(&of, &(str){"item", 4}, out);
     if (key.kind != VAL_INT || (of.kind != VAL_LIST && of.kind != VAL_STR))
         return 0;
     int64_t len = (int64_t)(of.kind == VAL_STR ? template_val_chars(&of.u.s) : of.u.list->n);
@@ -325,9 +331,10 @@ static int eval_item(struct template_render *r, const node *n, val *out)
 }
 
 /* A bound of a slice, as Python clips it. */
-static int bound(struct template_render *r, const node *n, int64_t def, int64_t low, int64_t high, int64_t len, int64_t *out)
+static int bound(struct template_render *r, const node *n, int64_t def, int64_t low, int64_t high, int64_t len,
+                 int64_t *out)
 {
-    val v = { .kind = VAL_NONE };
+    val v = {.kind = VAL_NONE};
     int rc = n ? eval(r, n, &v) : 0;
     *out = def;
     if (rc || v.kind == VAL_NONE)
@@ -340,10 +347,11 @@ static int bound(struct template_render *r, const node *n, int64_t def, int64_t 
 }
 
 /* Every by-th item from from on, count of them; of a text, its characters. */
-static int stride(struct template_render *r, const node *n, const val *of, int64_t from, int64_t by, int64_t count, val *out)
+static int stride(struct template_render *r, const node *n, const val *of, int64_t from, int64_t by, int64_t count,
+                  val *out)
 {
     const struct template_list *list;
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT };
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT};
     val picked;
     int rc = template_val_items(r, n->line, of, &list);
     if (rc == 0)
@@ -410,7 +418,7 @@ static int eval_dict(struct template_render *r, const node *n, val *out)
     struct template_dict *dict = template_mem_get(&r->mem, sizeof *dict, &rc);
     if (!dict)
         return rc;
-    *dict = (struct template_dict){ 0 };
+    *dict = (struct template_dict){0};
     for (const node *k = n->kid[0]; k && rc == 0; k = k->next->next) {
         val key, v;
         rc = eval(r, k, &key);
@@ -419,7 +427,7 @@ static int eval_dict(struct template_render *r, const node *n, val *out)
         if (rc == 0)
             rc = template_val_put(r, dict, &key, &v);
     }
-    *out = (val){ .kind = VAL_DICT, .u.dict = dict };
+    *out = (val){.kind = VAL_DICT, .u.dict = dict};
     return rc;
 }
 
@@ -448,7 +456,7 @@ static int eval_args(struct template_render *r, const node *args, int line, stru
 /* Run statements with their text going into a value. */
 static int capture(struct template_render *r, const node *body, enum jump *jump, val *out)
 {
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT }, *old = r->out;
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT}, *old = r->out;
     r->out = &buf;
     int rc = run(r, body, jump);
     r->out = old;
@@ -466,7 +474,8 @@ static const val *named(const struct template_call *call, const str *name)
     return NULL;
 }
 
-static int call_macro(struct template_render *r, const struct template_macro *macro, const struct template_call *call, val *out)
+static int call_macro(struct template_render *r, const struct template_macro *macro, const struct template_call *call,
+                      val *out)
 {
     struct template_scope *old = r->scope;
     enum jump jump = JUMP_NONE;
@@ -505,8 +514,8 @@ NOINLINE static int eval_call(struct template_render *r, const node *n, val *out
             return rc;
         rc = template_lib_attr(&self, &what->s, &f);
         if (rc == 0 && f.kind == VAL_UNDEF)
-            rc = err(ERR_UNSUPPORTED, "chat template, line %d: %s has no method '%.*s' here", n->line, template_val_kind_name(&self),
-                     (int)(what->s.n < 40 ? what->s.n : 40), what->s.p);
+            rc = err(ERR_UNSUPPORTED, "chat template, line %d: %s has no method '%.*s' here", n->line,
+                     template_val_kind_name(&self), (int)(what->s.n < 40 ? what->s.n : 40), what->s.p);
     }
     if (rc)
         return rc;
@@ -515,7 +524,8 @@ NOINLINE static int eval_call(struct template_render *r, const node *n, val *out
     if (f.kind == VAL_FUNC)
         return template_method_global(r, (int)f.u.i, &call, out);
     if (f.kind == VAL_UNDEF)
-        return err(ERR_UNSUPPORTED, "chat template, line %d: there is no function '%.*s'", n->line, (int)(f.u.s.n < 40 ? f.u.s.n : 40), f.u.s.p);
+        return err(ERR_UNSUPPORTED, "chat template, line %d: there is no function '%.*s'", n->line,
+                   (int)(f.u.s.n < 40 ? f.u.s.n : 40), f.u.s.p);
     return err(ERR_FORMAT, "chat template, line %d: %s is called", n->line, template_val_kind_name(&f));
 }
 
@@ -552,7 +562,7 @@ static int eval_cond(struct template_render *r, const node *n, val *out)
     const node *pick = template_val_true(&cond) ? n->kid[1] : n->kid[2];
     if (pick)
         return eval(r, pick, out);
-    *out = template_val_undef((str){ "an if without else", 18 });
+    *out = template_val_undef((str){"an if without else", 18});
     return 0;
 }
 
@@ -630,7 +640,7 @@ static int enter(struct template_render *r, const node *n)
 
 static int eval(struct template_render *r, const node *n, val *out)
 {
-    *out = (val){ .kind = VAL_NONE };
+    *out = (val){.kind = VAL_NONE};
     int rc = enter(r, n);
     if (rc)
         return rc;
@@ -653,7 +663,8 @@ static int run_if(struct template_render *r, const node *n, enum jump *jump)
 }
 
 /* The items that a loop's "if" lets through. */
-static int choose(struct template_render *r, const node *n, const struct template_list **list, struct template_scope *up)
+static int choose(struct template_render *r, const node *n, const struct template_list **list,
+                  struct template_scope *up)
 {
     val chosen, cond;
     size_t count = 0;
@@ -675,16 +686,17 @@ static int choose(struct template_render *r, const node *n, const struct templat
     return 0;
 }
 
-static int run_loop(struct template_render *r, const node *n, const struct template_list *list, struct template_scope *up)
+static int run_loop(struct template_render *r, const node *n, const struct template_list *list,
+                    struct template_scope *up)
 {
-    static const str loop_name = { "loop", 4 };
+    static const str loop_name = {"loop", 4};
     enum jump jump = JUMP_NONE;
     int rc = 0;
     struct template_loop *loop = template_mem_get(&r->mem, sizeof *loop, &rc);
     if (!loop)
         return rc;
-    *loop = (struct template_loop){ .items = list };
-    val loop_val = { .kind = VAL_LOOP, .u.loop = loop };
+    *loop = (struct template_loop){.items = list};
+    val loop_val = {.kind = VAL_LOOP, .u.loop = loop};
     for (size_t i = 0; rc == 0 && i < list->n && jump != JUMP_BREAK; i++) {
         loop->index = i;
         jump = JUMP_NONE;
@@ -737,8 +749,8 @@ static int run_macro(struct template_render *r, const node *n)
     struct template_macro *macro = template_mem_get(&r->mem, sizeof *macro, &rc);
     if (!macro)
         return rc;
-    *macro = (struct template_macro){ .node = n, .scope = r->scope };
-    return set_name(r, &n->s, &(val){ .kind = VAL_MACRO, .u.macro = macro });
+    *macro = (struct template_macro){.node = n, .scope = r->scope};
+    return set_name(r, &n->s, &(val){.kind = VAL_MACRO, .u.macro = macro});
 }
 
 static int run_one(struct template_render *r, const node *n, enum jump *jump)
@@ -838,7 +850,7 @@ void template_free(struct template_code *t)
 
 static int set_var(struct template_render *r, const char *name, val v)
 {
-    const str s = { name, strlen(name) };
+    const str s = {name, strlen(name)};
     return set_name(r, &s, &v);
 }
 
@@ -850,20 +862,20 @@ static val text_or_empty(const char *text)
 static int set_messages(struct template_render *r)
 {
     const struct template_args *a = r->args;
-    static const char *const keys[] = { "role", "content" };
+    static const char *const keys[] = {"role", "content"};
     val list;
     int rc = template_val_list(r, (size_t)a->n_messages, &list);
     for (int i = 0; i < a->n_messages && rc == 0; i++) {
-        const char *const texts[] = { a->messages[i].role, a->messages[i].content };
+        const char *const texts[] = {a->messages[i].role, a->messages[i].content};
         struct template_dict *d = template_mem_get(&r->mem, sizeof *d, &rc);
         if (!d)
             return rc;
-        *d = (struct template_dict){ 0 };
+        *d = (struct template_dict){0};
         for (int k = 0; k < 2 && rc == 0; k++) {
             val key = text_or_empty(keys[k]), v = text_or_empty(texts[k]);
             rc = template_val_put(r, d, &key, &v);
         }
-        list.u.list->v[i] = (val){ .kind = VAL_DICT, .u.dict = d };
+        list.u.list->v[i] = (val){.kind = VAL_DICT, .u.dict = d};
     }
     return rc ? rc : set_var(r, "messages", list);
 }
@@ -871,7 +883,7 @@ static int set_messages(struct template_render *r)
 static int set_vars(struct template_render *r)
 {
     const struct template_args *a = r->args;
-    const val none = { .kind = VAL_NONE };
+    const val none = {.kind = VAL_NONE};
     int rc = set_messages(r);
     if (rc == 0)
         rc = set_var(r, "add_generation_prompt", template_val_bool(a->add_generation_prompt));
@@ -887,7 +899,7 @@ static int set_vars(struct template_render *r)
         const struct template_var *var = &a->vars[i];
         val v = none;
         if (var->kind == TEMPLATE_BOOL || var->kind == TEMPLATE_INT)
-            v = (val){ .kind = var->kind == TEMPLATE_BOOL ? VAL_BOOL : VAL_INT, .u.i = var->integer };
+            v = (val){.kind = var->kind == TEMPLATE_BOOL ? VAL_BOOL : VAL_INT, .u.i = var->integer};
         else if (var->kind == TEMPLATE_STRING)
             v = text_or_empty(var->string);
         rc = set_var(r, var->name, v);
@@ -897,8 +909,8 @@ static int set_vars(struct template_render *r)
 
 int template_render(const struct template_code *t, const struct template_args *args, char **text, size_t *n_bytes)
 {
-    struct template_buf out = { .max_bytes = TEMPLATE_MAX_OUT };
-    struct template_render r = { .args = args, .mem.max_bytes = TEMPLATE_MAX_MEM, .out = &out };
+    struct template_buf out = {.max_bytes = TEMPLATE_MAX_OUT};
+    struct template_render r = {.args = args, .mem.max_bytes = TEMPLATE_MAX_MEM, .out = &out};
     enum jump jump = JUMP_NONE;
     int rc = push_scope(&r, NULL);
     if (rc == 0)

@@ -10,9 +10,9 @@ extern "C" {
 
 /* Bounds on hostile templates. Real ones stay two orders of magnitude below. */
 #define TEMPLATE_MAX_SOURCE ((size_t)1 << 20)
-#define TEMPLATE_MAX_DEPTH 200                  /* of nesting in the text, and of the tree */
-#define TEMPLATE_MAX_CALLS 1000                 /* nested evaluations: depth of the tree times macros in macros */
-#define TEMPLATE_MAX_MEM ((size_t)256 << 20)    /* all values of one rendering */
+#define TEMPLATE_MAX_DEPTH 200               /* of nesting in the text, and of the tree */
+#define TEMPLATE_MAX_CALLS 1000              /* nested evaluations: depth of the tree times macros in macros */
+#define TEMPLATE_MAX_MEM ((size_t)256 << 20) /* all values of one rendering */
 #define TEMPLATE_MAX_OUT ((size_t)64 << 20)
 #define TEMPLATE_MAX_STEPS 50000000
 #define TEMPLATE_MAX_ARGS 32
@@ -41,8 +41,19 @@ struct template_buf {
 int template_mem_add(struct template_buf *buf, const char *p, size_t n);
 
 /* ---- tokens (template_lex.c) ---- */
-enum template_token_kind { TOKEN_DATA, TOKEN_VAR, TOKEN_VAR_END, TOKEN_BLOCK, TOKEN_BLOCK_END, TOKEN_NAME, TOKEN_STRING, TOKEN_INT, TOKEN_FLOAT,
-                           TOKEN_OP, TOKEN_EOF };
+enum template_token_kind {
+    TOKEN_DATA,
+    TOKEN_VAR,
+    TOKEN_VAR_END,
+    TOKEN_BLOCK,
+    TOKEN_BLOCK_END,
+    TOKEN_NAME,
+    TOKEN_STRING,
+    TOKEN_INT,
+    TOKEN_FLOAT,
+    TOKEN_OP,
+    TOKEN_EOF
+};
 struct template_token {
     enum template_token_kind kind;
     int line;
@@ -52,7 +63,20 @@ struct template_token {
 int template_lex_run(const char *source, size_t n, struct template_token **tokens, int *n_tokens);
 
 /* ---- values ---- */
-enum template_val_kind { VAL_UNDEF, VAL_NONE, VAL_BOOL, VAL_INT, VAL_FLOAT, VAL_STR, VAL_LIST, VAL_DICT, VAL_SPACE, VAL_LOOP, VAL_MACRO, VAL_FUNC };
+enum template_val_kind {
+    VAL_UNDEF,
+    VAL_NONE,
+    VAL_BOOL,
+    VAL_INT,
+    VAL_FLOAT,
+    VAL_STR,
+    VAL_LIST,
+    VAL_DICT,
+    VAL_SPACE,
+    VAL_LOOP,
+    VAL_MACRO,
+    VAL_FUNC
+};
 
 struct template_val {
     enum template_val_kind kind;
@@ -123,7 +147,24 @@ enum template_node_kind {
     NODE_COND, /* kid 0 condition, 1 then, 2 else or NULL */
 };
 
-enum template_op { OP_ADD = 1, OP_SUB, OP_MUL, OP_DIV, OP_FLOOR, OP_MOD, OP_POW, OP_CAT, OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN };
+enum template_op {
+    OP_ADD = 1,
+    OP_SUB,
+    OP_MUL,
+    OP_DIV,
+    OP_FLOOR,
+    OP_MOD,
+    OP_POW,
+    OP_CAT,
+    OP_EQ,
+    OP_NE,
+    OP_LT,
+    OP_LE,
+    OP_GT,
+    OP_GE,
+    OP_IN,
+    OP_NOT_IN
+};
 
 struct template_node {
     enum template_node_kind kind;
@@ -185,17 +226,25 @@ const char *template_val_kind_name(const struct template_val *v);
 int template_val_spend(struct template_render *r, size_t n); /* n bytes or items of work */
 int template_val_copy(struct template_render *r, const char *p, size_t n, struct template_val *out);
 int template_val_list(struct template_render *r, size_t n, struct template_val *out);
-int template_val_put(struct template_render *r, struct template_dict *dict, const struct template_val *key, const struct template_val *val);
+int template_val_put(struct template_render *r, struct template_dict *dict, const struct template_val *key,
+                     const struct template_val *val);
 const struct template_val *template_val_get(const struct template_dict *dict, const char *p, size_t n);
-int template_val_equal(struct template_render *r, const struct template_val *a, const struct template_val *b, bool *out);
-int template_val_less(struct template_render *r, int line, const struct template_val *a, const struct template_val *b, bool *out);
-int template_val_in(struct template_render *r, int line, const struct template_val *a, const struct template_val *b, bool *out);
-int template_val_write(struct template_render *r, struct template_buf *buf, const struct template_val *v, bool quoted); /* str(), repr() */
-int template_val_json(struct template_render *r, struct template_buf *buf, const struct template_val *v, int indent, bool sorted);
+int template_val_equal(struct template_render *r, const struct template_val *a, const struct template_val *b,
+                       bool *out);
+int template_val_less(struct template_render *r, int line, const struct template_val *a, const struct template_val *b,
+                      bool *out);
+int template_val_in(struct template_render *r, int line, const struct template_val *a, const struct template_val *b,
+                    bool *out);
+int template_val_write(struct template_render *r, struct template_buf *buf, const struct template_val *v,
+                       bool quoted); /* str(), repr() */
+int template_val_json(struct template_render *r, struct template_buf *buf, const struct template_val *v, int indent,
+                      bool sorted);
 int template_val_text(struct template_render *r, const struct template_val *v, struct template_str *out); /* str() */
 /* The elements of anything that can be walked: a list itself, keys, characters; undefined has none. */
-int template_val_items(struct template_render *r, int line, const struct template_val *v, const struct template_list **out);
-int template_val_sort(struct template_render *r, int line, struct template_val *v, size_t n, size_t stride, bool any_case);
+int template_val_items(struct template_render *r, int line, const struct template_val *v,
+                       const struct template_list **out);
+int template_val_sort(struct template_render *r, int line, struct template_val *v, size_t n, size_t stride,
+                      bool any_case);
 
 /* template_lib.c */
 int template_lib_filter(struct template_render *r, const struct template_str *name, const struct template_val *in,
@@ -209,7 +258,8 @@ const struct template_val *template_lib_arg(const struct template_call *call, in
 int template_method_call(struct template_render *r, const struct template_val *self, const struct template_str *name,
                          const struct template_call *call, bool *found, struct template_val *out);
 int template_method_func(const struct template_str *name);
-int template_method_global(struct template_render *r, int func, const struct template_call *call, struct template_val *out);
+int template_method_global(struct template_render *r, int func, const struct template_call *call,
+                           struct template_val *out);
 
 #ifdef __cplusplus
 }

@@ -10,7 +10,7 @@
 struct lexer {
     const char *p, *end;
     int line;
-    bool line_start;  /* the text behind the last tag begins a line */
+    bool line_start;               /* the text behind the last tag begins a line */
     struct template_token *tokens; /* own until handed out */
     int n, cap;
 };
@@ -25,7 +25,7 @@ static int add(struct lexer *lx, enum template_token_kind kind, const char *p, s
         lx->tokens = t;
         lx->cap = cap;
     }
-    lx->tokens[lx->n++] = (struct template_token){ kind, lx->line, { p, n } };
+    lx->tokens[lx->n++] = (struct template_token){kind, lx->line, {p, n}};
     return 0;
 }
 
@@ -63,13 +63,13 @@ static int text_before(struct lexer *lx, const char *tag)
     const char *from = lx->p, *to = tag;
     char sign = tag + 2 < lx->end ? tag[2] : 0;
     if (sign == '-') {
-        struct template_str s = template_val_strip((struct template_str){ from, (size_t)(to - from) }, NULL, false, true);
+        struct template_str s = template_val_strip((struct template_str){from, (size_t)(to - from)}, NULL, false, true);
         to = from + s.n;
     } else if (sign != '+' && tag[1] != '{') {
         const char *start = to;
         while (start > from && start[-1] != '\n')
             start--;
-        struct template_str s = { start, (size_t)(to - start) };
+        struct template_str s = {start, (size_t)(to - start)};
         if ((start > from || lx->line_start) && template_val_strip(s, NULL, true, false).n == 0)
             to = start;
     }
@@ -96,7 +96,8 @@ static int comment(struct lexer *lx)
 
 static bool is_name_char(char c, bool first)
 {
-    return c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (unsigned char)c >= 0x80 || (!first && c >= '0' && c <= '9');
+    return c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (unsigned char)c >= 0x80 ||
+           (!first && c >= '0' && c <= '9');
 }
 
 static int string(struct lexer *lx)
@@ -144,7 +145,7 @@ static int number(struct lexer *lx)
 
 static int operator(struct lexer *lx)
 {
-    static const char two[][3] = { "//", "**", "==", "!=", ">=", "<=" };
+    static const char two[][3] = {"//", "**", "==", "!=", ">=", "<="};
     static const char one[] = "+-/*%~[](){}><=.:|,;";
     for (size_t i = 0; i < sizeof two / sizeof *two; i++)
         if (lx->end - lx->p >= 2 && memcmp(lx->p, two[i], 2) == 0) {
@@ -232,7 +233,7 @@ static int scan(struct lexer *lx)
 
 int template_lex_run(const char *source, size_t n, struct template_token **tokens, int *n_tokens)
 {
-    struct lexer lx = { .p = source, .end = source + n, .line = 1 };
+    struct lexer lx = {.p = source, .end = source + n, .line = 1};
     int rc = scan(&lx);
     if (rc) {
         mem_free(lx.tokens);

@@ -35,7 +35,8 @@ static int int_arg(const struct template_call *call, int i, const char *name, in
     if (!v || v->kind == VAL_NONE)
         return 0;
     if (v->kind != VAL_INT && v->kind != VAL_BOOL)
-        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not an integer", call->line, name, template_val_kind_name(v));
+        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not an integer", call->line, name,
+                   template_val_kind_name(v));
     *out = v->u.i;
     return 0;
 }
@@ -44,7 +45,8 @@ static int str_arg(const struct template_call *call, int i, const char *name, st
 {
     const val *v = template_lib_arg(call, i, name);
     if (!v || v->kind != VAL_STR)
-        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not a string", call->line, name, v ? template_val_kind_name(v) : "missing");
+        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not a string", call->line, name,
+                   v ? template_val_kind_name(v) : "missing");
     *out = v->u.s;
     return 0;
 }
@@ -58,8 +60,12 @@ static int finish(struct template_render *r, struct template_buf *buf, int rc, v
     return rc;
 }
 
-#define FILTER(name) static int name(struct template_render *r, const val *in, const struct template_call *call, val *out)
-#define BUF { .max_bytes = TEMPLATE_MAX_OUT }
+#define FILTER(name) \
+    static int name(struct template_render *r, const val *in, const struct template_call *call, val *out)
+#define BUF                           \
+    {                                 \
+        .max_bytes = TEMPLATE_MAX_OUT \
+    }
 
 /* ---- text ---- */
 
@@ -124,7 +130,7 @@ FILTER(f_string)
 
 FILTER(f_trim)
 {
-    str s, chars = { NULL, 0 };
+    str s, chars = {NULL, 0};
     const val *v = template_lib_arg(call, 0, "chars");
     bool given = v && v->kind != VAL_NONE;
     int rc = template_val_text(r, in, &s);
@@ -139,7 +145,7 @@ FILTER(f_trim)
 
 FILTER(f_replace)
 {
-    const str name = { "replace", 7 };
+    const str name = {"replace", 7};
     str s;
     bool found;
     int rc = template_val_text(r, in, &s);
@@ -153,7 +159,7 @@ FILTER(f_indent)
     int64_t width = 4;
     const val *w = template_lib_arg(call, 0, "width");
     bool blank = flag(call, 2, "blank"), text_width = w && w->kind == VAL_STR;
-    str pad = text_width ? w->u.s : (str){ " ", 1 };
+    str pad = text_width ? w->u.s : (str){" ", 1};
     struct template_buf buf = BUF;
     int rc = template_val_text(r, in, &s);
     if (rc == 0 && !text_width)
@@ -220,9 +226,9 @@ FILTER(f_float)
 {
     const val *def = template_lib_arg(call, 0, "default");
     (void)r;
-    *out = def ? *def : (val){ .kind = VAL_FLOAT, .u.f = 0 };
+    *out = def ? *def : (val){.kind = VAL_FLOAT, .u.f = 0};
     if (in->kind == VAL_INT || in->kind == VAL_BOOL)
-        *out = (val){ .kind = VAL_FLOAT, .u.f = (double)in->u.i };
+        *out = (val){.kind = VAL_FLOAT, .u.f = (double)in->u.i};
     else if (in->kind == VAL_FLOAT)
         *out = *in;
     else if (in->kind == VAL_STR && in->u.s.n && in->u.s.n < 60) {
@@ -231,7 +237,7 @@ FILTER(f_float)
         text[in->u.s.n] = 0;
         double f = strtod(text, &end);
         if (*end == 0)
-            *out = (val){ .kind = VAL_FLOAT, .u.f = f };
+            *out = (val){.kind = VAL_FLOAT, .u.f = f};
     }
     return 0;
 }
@@ -286,7 +292,7 @@ static int pick(struct template_render *r, const val *in, const struct template_
     const struct template_list *list;
     int rc = template_val_items(r, call->line, in, &list);
     if (rc == 0)
-        *out = list->n ? list->v[last ? list->n - 1 : 0] : template_val_undef((str){ "first or last of nothing", 24 });
+        *out = list->n ? list->v[last ? list->n - 1 : 0] : template_val_undef((str){"first or last of nothing", 24});
     return rc;
 }
 
@@ -342,7 +348,7 @@ static int path(const val *v, const val *name, val *out)
     str rest = name->u.s;
     for (;;) {
         const char *dot = rest.n ? memchr(rest.p, '.', rest.n) : NULL;
-        str part = { rest.p, dot ? (size_t)(dot - rest.p) : rest.n };
+        str part = {rest.p, dot ? (size_t)(dot - rest.p) : rest.n};
         val of = *out;
         int rc = template_lib_attr(&of, &part, out);
         if (rc || !dot)
@@ -454,9 +460,10 @@ FILTER(f_unique)
 }
 
 /* What map and the selecting filters walk: for Jinja none, 0 and the like are empty there. */
-static int items_or_none(struct template_render *r, const val *in, const struct template_call *call, const struct template_list **list)
+static int items_or_none(struct template_render *r, const val *in, const struct template_call *call,
+                         const struct template_list **list)
 {
-    static const struct template_list empty = { NULL, 0 };
+    static const struct template_list empty = {NULL, 0};
     *list = &empty;
     return template_val_true(in) ? template_val_items(r, call->line, in, list) : 0;
 }
@@ -478,7 +485,7 @@ FILTER(f_map)
 {
     const struct template_list *list;
     const val *attr = template_lib_arg(call, -1, "attribute"), *def = template_lib_arg(call, -1, "default");
-    str name = { NULL, 0 };
+    str name = {NULL, 0};
     struct template_call *rest = NULL;
     int rc = items_or_none(r, in, call, &list);
     if (rc == 0)
@@ -498,10 +505,11 @@ FILTER(f_map)
 }
 
 /* select, reject, selectattr, rejectattr */
-static int choose(struct template_render *r, const val *in, const struct template_call *call, bool by_attr, bool keep, val *out)
+static int choose(struct template_render *r, const val *in, const struct template_call *call, bool by_attr, bool keep,
+                  val *out)
 {
     const struct template_list *list;
-    str test = { "true", 4 };
+    str test = {"true", 4};
     size_t n = 0;
     int rc = items_or_none(r, in, call, &list);
     struct template_call *rest = rc == 0 ? shift(r, call, 1 + by_attr, &rc) : NULL;
@@ -553,14 +561,37 @@ static const struct {
     const char *name;
     int (*run)(struct template_render *, const val *, const struct template_call *, val *);
 } filters[] = {
-    { "abs", f_abs },           { "capitalize", f_capitalize }, { "count", f_length },     { "d", f_default },
-    { "default", f_default },   { "dictsort", f_dictsort },     { "first", f_first },      { "float", f_float },
-    { "indent", f_indent },     { "int", f_int },               { "items", f_items },      { "join", f_join },
-    { "last", f_last },         { "length", f_length },         { "list", f_list },        { "lower", f_lower },
-    { "map", f_map },           { "reject", f_reject },         { "rejectattr", f_rejectattr }, { "replace", f_replace },
-    { "reverse", f_reverse },   { "safe", f_same },             { "select", f_select },    { "selectattr", f_selectattr },
-    { "sort", f_sort },         { "string", f_string },         { "title", f_title },      { "tojson", f_tojson },
-    { "trim", f_trim },         { "unique", f_unique },         { "upper", f_upper },
+    {"abs", f_abs},
+    {"capitalize", f_capitalize},
+    {"count", f_length},
+    {"d", f_default},
+    {"default", f_default},
+    {"dictsort", f_dictsort},
+    {"first", f_first},
+    {"float", f_float},
+    {"indent", f_indent},
+    {"int", f_int},
+    {"items", f_items},
+    {"join", f_join},
+    {"last", f_last},
+    {"length", f_length},
+    {"list", f_list},
+    {"lower", f_lower},
+    {"map", f_map},
+    {"reject", f_reject},
+    {"rejectattr", f_rejectattr},
+    {"replace", f_replace},
+    {"reverse", f_reverse},
+    {"safe", f_same},
+    {"select", f_select},
+    {"selectattr", f_selectattr},
+    {"sort", f_sort},
+    {"string", f_string},
+    {"title", f_title},
+    {"tojson", f_tojson},
+    {"trim", f_trim},
+    {"unique", f_unique},
+    {"upper", f_upper},
 };
 
 static int find_filter(const str *name)
@@ -573,10 +604,12 @@ static int find_filter(const str *name)
 
 static int unsupported(const struct template_call *call, const char *what, const str *name)
 {
-    return err(ERR_UNSUPPORTED, "chat template, line %d: the %s '%.*s' is not supported", call->line, what, (int)(name->n < 40 ? name->n : 40), name->p);
+    return err(ERR_UNSUPPORTED, "chat template, line %d: the %s '%.*s' is not supported", call->line, what,
+               (int)(name->n < 40 ? name->n : 40), name->p);
 }
 
-int template_lib_filter(struct template_render *r, const str *name, const val *in, const struct template_call *call, val *out)
+int template_lib_filter(struct template_render *r, const str *name, const val *in, const struct template_call *call,
+                        val *out)
 {
     int filter = find_filter(name);
     int rc = filter < 0 ? unsupported(call, "filter", name) : template_val_spend(r, 0);
@@ -591,19 +624,76 @@ int template_lib_filter(struct template_render *r, const str *name, const val *i
 
 /* ---- tests ---- */
 
-enum test { T_DEFINED, T_UNDEFINED, T_NONE, T_BOOLEAN, T_TRUE, T_FALSE, T_INTEGER, T_FLOAT, T_NUMBER, T_STRING, T_MAPPING, T_SEQUENCE, T_ITERABLE,
-            T_CALLABLE, T_ODD, T_EVEN, T_DIVISIBLE, T_EQ, T_NE, T_LT, T_LE, T_GT, T_GE, T_IN, T_SAME, T_LOWER, T_UPPER };
+enum test {
+    T_DEFINED,
+    T_UNDEFINED,
+    T_NONE,
+    T_BOOLEAN,
+    T_TRUE,
+    T_FALSE,
+    T_INTEGER,
+    T_FLOAT,
+    T_NUMBER,
+    T_STRING,
+    T_MAPPING,
+    T_SEQUENCE,
+    T_ITERABLE,
+    T_CALLABLE,
+    T_ODD,
+    T_EVEN,
+    T_DIVISIBLE,
+    T_EQ,
+    T_NE,
+    T_LT,
+    T_LE,
+    T_GT,
+    T_GE,
+    T_IN,
+    T_SAME,
+    T_LOWER,
+    T_UPPER
+};
 
 static const struct {
     const char *name;
     enum test test;
 } tests[] = {
-    { "defined", T_DEFINED }, { "undefined", T_UNDEFINED }, { "none", T_NONE },   { "boolean", T_BOOLEAN },   { "true", T_TRUE },     { "false", T_FALSE },
-    { "integer", T_INTEGER }, { "float", T_FLOAT },   { "number", T_NUMBER },     { "string", T_STRING },     { "mapping", T_MAPPING }, { "sequence", T_SEQUENCE },
-    { "iterable", T_ITERABLE }, { "callable", T_CALLABLE }, { "odd", T_ODD },     { "even", T_EVEN },         { "divisibleby", T_DIVISIBLE }, { "eq", T_EQ },
-    { "equalto", T_EQ },      { "==", T_EQ },         { "ne", T_NE },             { "!=", T_NE },             { "lt", T_LT },         { "<", T_LT },
-    { "lessthan", T_LT },     { "le", T_LE },         { "<=", T_LE },             { "gt", T_GT },             { ">", T_GT },          { "greaterthan", T_GT },
-    { "ge", T_GE },           { ">=", T_GE },         { "in", T_IN },             { "sameas", T_SAME },       { "lower", T_LOWER },   { "upper", T_UPPER },
+    {"defined", T_DEFINED},
+    {"undefined", T_UNDEFINED},
+    {"none", T_NONE},
+    {"boolean", T_BOOLEAN},
+    {"true", T_TRUE},
+    {"false", T_FALSE},
+    {"integer", T_INTEGER},
+    {"float", T_FLOAT},
+    {"number", T_NUMBER},
+    {"string", T_STRING},
+    {"mapping", T_MAPPING},
+    {"sequence", T_SEQUENCE},
+    {"iterable", T_ITERABLE},
+    {"callable", T_CALLABLE},
+    {"odd", T_ODD},
+    {"even", T_EVEN},
+    {"divisibleby", T_DIVISIBLE},
+    {"eq", T_EQ},
+    {"equalto", T_EQ},
+    {"==", T_EQ},
+    {"ne", T_NE},
+    {"!=", T_NE},
+    {"lt", T_LT},
+    {"<", T_LT},
+    {"lessthan", T_LT},
+    {"le", T_LE},
+    {"<=", T_LE},
+    {"gt", T_GT},
+    {">", T_GT},
+    {"greaterthan", T_GT},
+    {"ge", T_GE},
+    {">=", T_GE},
+    {"in", T_IN},
+    {"sameas", T_SAME},
+    {"lower", T_LOWER},
+    {"upper", T_UPPER},
 };
 
 static int find_test(const str *name)
@@ -665,7 +755,8 @@ static int test_number(enum test test, const val *v, const struct template_call 
     if (rc)
         return rc;
     if ((v->kind != VAL_INT && v->kind != VAL_BOOL) || by == 0)
-        return err(ERR_FORMAT, "chat template, line %d: %s divided by %lld", call->line, template_val_kind_name(v), (long long)by);
+        return err(ERR_FORMAT, "chat template, line %d: %s divided by %lld", call->line, template_val_kind_name(v),
+                   (long long)by);
     *out = (by == -1 || v->u.i % by == 0) != (test == T_ODD);
     return 0;
 }
@@ -683,7 +774,8 @@ static int test_case(struct template_render *r, enum test test, const val *v, bo
     return template_val_equal(r, &text, &changed, out);
 }
 
-int template_lib_test(struct template_render *r, const str *name, const val *in, const struct template_call *call, bool *out)
+int template_lib_test(struct template_render *r, const str *name, const val *in, const struct template_call *call,
+                      bool *out)
 {
     int row = find_test(name);
     int rc = row < 0 ? unsupported(call, "test", name) : template_val_spend(r, 0);
@@ -742,8 +834,8 @@ int template_lib_attr(const val *v, const str *name, val *out)
 {
     const val *found = NULL;
     if (v->kind == VAL_UNDEF)
-        return err(ERR_FORMAT, "chat template: '%.*s' is undefined, so it has no '%.*s'", (int)(v->u.s.n < 40 ? v->u.s.n : 40), v->u.s.p,
-                   (int)(name->n < 40 ? name->n : 40), name->p);
+        return err(ERR_FORMAT, "chat template: '%.*s' is undefined, so it has no '%.*s'",
+                   (int)(v->u.s.n < 40 ? v->u.s.n : 40), v->u.s.p, (int)(name->n < 40 ? name->n : 40), name->p);
     if (v->kind == VAL_LOOP) {
         *out = loop_attr(v->u.loop, name);
         return 0;

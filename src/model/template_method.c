@@ -10,7 +10,8 @@
 typedef struct template_val val;
 typedef struct template_str str;
 
-#define METHOD(name) static int name(struct template_render *r, const val *self, const struct template_call *call, val *out)
+#define METHOD(name) \
+    static int name(struct template_render *r, const val *self, const struct template_call *call, val *out)
 
 static int need_str(const struct template_call *call, int i, str *out)
 {
@@ -27,7 +28,8 @@ static int opt_count(const struct template_call *call, int i, const char *name, 
     const val *v = template_lib_arg(call, i, name);
     *out = -1;
     if (v && v->kind != VAL_INT && v->kind != VAL_NONE)
-        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not an integer", call->line, name, template_val_kind_name(v));
+        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not an integer", call->line, name,
+                   template_val_kind_name(v));
     if (v && v->kind == VAL_INT && v->u.i >= 0)
         *out = v->u.i;
     return 0;
@@ -43,9 +45,10 @@ static int finish(struct template_render *r, struct template_buf *buf, int rc, v
 
 /* ---- strings ---- */
 
-static int strip(struct template_render *r, const val *self, const struct template_call *call, bool left, bool right, val *out)
+static int strip(struct template_render *r, const val *self, const struct template_call *call, bool left, bool right,
+                 val *out)
 {
-    str chars = { "", 0 }, s;
+    str chars = {"", 0}, s;
     bool given = call->n && call->v[0].kind != VAL_NONE;
     int rc = given ? need_str(call, 0, &chars) : 0;
     if (rc == 0)
@@ -126,7 +129,7 @@ static int finish_parts(struct template_render *r, const struct parts *parts, in
 
 static int split_space(struct template_render *r, str s, int64_t max, val *out)
 {
-    struct parts parts = { 0 };
+    struct parts parts = {0};
     size_t len;
     int rc = 0;
     for (;;) {
@@ -149,7 +152,7 @@ static int split(struct template_render *r, const val *self, const struct templa
 {
     const val *by = template_lib_arg(call, 0, "sep");
     const str *s = &self->u.s;
-    struct parts parts = { 0 };
+    struct parts parts = {0};
     int64_t max;
     size_t from = 0, end = s->n, at;
     bool more = back;
@@ -160,7 +163,8 @@ static int split(struct template_render *r, const val *self, const struct templa
         return split_space(r, *s, max, out);
     }
     if (rc == 0 && (by->kind != VAL_STR || by->u.s.n == 0))
-        rc = err(ERR_FORMAT, "chat template, line %d: split by %s", call->line, by->kind == VAL_STR ? "nothing" : template_val_kind_name(by));
+        rc = err(ERR_FORMAT, "chat template, line %d: split by %s", call->line,
+                 by->kind == VAL_STR ? "nothing" : template_val_kind_name(by));
     while (rc == 0 && more && (max < 0 || (int64_t)parts.n < max)) {
         rc = find_back(r, s, end, &by->u.s, &more, &at);
         if (rc || !more)
@@ -189,7 +193,7 @@ METHOD(m_rsplit)
 
 METHOD(m_splitlines)
 {
-    struct parts parts = { 0 };
+    struct parts parts = {0};
     str s = self->u.s;
     int rc = 0;
     if (call->n)
@@ -214,7 +218,8 @@ static int edge(struct template_render *r, const val *self, const struct templat
     for (size_t i = 0; i < n && !yes; i++) {
         const val *v = arg && arg->kind == VAL_LIST ? &arg->u.list->v[i] : arg;
         if (!v || v->kind != VAL_STR)
-            return err(ERR_FORMAT, "chat template, line %d: %s where a string should be", call->line, v ? template_val_kind_name(v) : "nothing");
+            return err(ERR_FORMAT, "chat template, line %d: %s where a string should be", call->line,
+                       v ? template_val_kind_name(v) : "nothing");
         size_t len = v->u.s.n;
         int rc = template_val_spend(r, len);
         if (rc)
@@ -238,7 +243,7 @@ METHOD(m_endswith)
 /* removeprefix and removesuffix */
 static int cut(const val *self, const struct template_call *call, bool end, val *out)
 {
-    str s = self->u.s, part = { "", 0 };
+    str s = self->u.s, part = {"", 0};
     int rc = need_str(call, 0, &part);
     if (rc)
         return rc;
@@ -265,9 +270,9 @@ METHOD(m_removesuffix)
 METHOD(m_replace)
 {
     const str *s = &self->u.s;
-    str old = { "", 0 }, new = old;
+    str old = {"", 0}, new = old;
     int64_t max = -1;
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT };
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT};
     size_t from = 0, at;
     int rc = need_str(call, 0, &old);
     if (rc == 0)
@@ -287,9 +292,10 @@ METHOD(m_replace)
     return finish(r, &buf, rc, out);
 }
 
-static int by_filter(struct template_render *r, const char *name, const val *self, const struct template_call *call, val *out)
+static int by_filter(struct template_render *r, const char *name, const val *self, const struct template_call *call,
+                     val *out)
 {
-    const str filter = { name, strlen(name) };
+    const str filter = {name, strlen(name)};
     return template_lib_filter(r, &filter, self, call, out);
 }
 
@@ -317,7 +323,7 @@ METHOD(m_title)
 METHOD(m_join)
 {
     const struct template_list *list;
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT };
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT};
     if (call->n != 1)
         return err(ERR_FORMAT, "chat template, line %d: join needs one list", call->line);
     int rc = template_val_items(r, call->line, &call->v[0], &list);
@@ -334,7 +340,7 @@ METHOD(m_join)
 
 static int position(struct template_render *r, const val *self, const struct template_call *call, bool back, val *out)
 {
-    str part = { "", 0 };
+    str part = {"", 0};
     size_t at = 0;
     bool found = false;
     int rc = need_str(call, 0, &part);
@@ -351,7 +357,7 @@ static int position(struct template_render *r, const val *self, const struct tem
         found = p != NULL;
         at = p ? (size_t)(p - self->u.s.p) : 0;
     }
-    const str before = { self->u.s.p, at };
+    const str before = {self->u.s.p, at};
     *out = template_val_int(found ? (int64_t)template_val_chars(&before) : -1);
     return 0;
 }
@@ -368,7 +374,7 @@ METHOD(m_rfind)
 
 METHOD(m_count)
 {
-    str part = { "", 0 };
+    str part = {"", 0};
     int64_t n = 0;
     int rc = need_str(call, 0, &part);
     if (rc == 0)
@@ -385,7 +391,7 @@ METHOD(m_count)
 METHOD(m_format)
 {
     const str *s = &self->u.s;
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT };
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT};
     int next = 0, rc = 0;
     for (size_t at = 0; rc == 0 && at < s->n; at++) {
         char c = s->p[at];
@@ -403,7 +409,8 @@ METHOD(m_format)
             memcpy(name, s->p + at + 1, len);
             bool is_number = len == 1 && *name >= '0' && *name <= '9';
             const val *v = template_lib_arg(call, len == 0 ? next++ : is_number ? *name - '0' : -1, name);
-            rc = v ? template_val_write(r, &buf, v, false) : err(ERR_FORMAT, "chat template, line %d: format() lacks '%s'", call->line, name);
+            rc = v ? template_val_write(r, &buf, v, false)
+                   : err(ERR_FORMAT, "chat template, line %d: format() lacks '%s'", call->line, name);
         }
         at += len + 1;
     }
@@ -425,9 +432,11 @@ METHOD(m_isdigit)
 METHOD(m_get)
 {
     (void)r;
-    const val *found = call->n && call->v[0].kind == VAL_STR ? template_val_get(self->u.dict, call->v[0].u.s.p, call->v[0].u.s.n) : NULL;
+    const val *found = call->n && call->v[0].kind == VAL_STR
+                           ? template_val_get(self->u.dict, call->v[0].u.s.p, call->v[0].u.s.n)
+                           : NULL;
     const val *def = template_lib_arg(call, 1, "default");
-    *out = found ? *found : def ? *def : (val){ .kind = VAL_NONE };
+    *out = found ? *found : def ? *def : (val){.kind = VAL_NONE};
     return 0;
 }
 
@@ -461,18 +470,35 @@ static const struct {
     const char *name;
     int (*run)(struct template_render *, const val *, const struct template_call *, val *);
 } methods[] = {
-    { VAL_STR, "strip", m_strip },         { VAL_STR, "lstrip", m_lstrip },       { VAL_STR, "rstrip", m_rstrip },
-    { VAL_STR, "split", m_split },         { VAL_STR, "rsplit", m_rsplit },       { VAL_STR, "splitlines", m_splitlines },
-    { VAL_STR, "startswith", m_startswith }, { VAL_STR, "endswith", m_endswith }, { VAL_STR, "removeprefix", m_removeprefix },
-    { VAL_STR, "removesuffix", m_removesuffix }, { VAL_STR, "replace", m_replace }, { VAL_STR, "upper", m_upper },
-    { VAL_STR, "lower", m_lower },         { VAL_STR, "capitalize", m_capitalize }, { VAL_STR, "title", m_title },
-    { VAL_STR, "join", m_join },           { VAL_STR, "find", m_find },           { VAL_STR, "rfind", m_rfind },
-    { VAL_STR, "count", m_count },         { VAL_STR, "format", m_format },       { VAL_STR, "isdigit", m_isdigit },
-    { VAL_DICT, "get", m_get },            { VAL_DICT, "items", m_items },        { VAL_DICT, "keys", m_keys },
-    { VAL_DICT, "values", m_values },
+    {VAL_STR, "strip", m_strip},
+    {VAL_STR, "lstrip", m_lstrip},
+    {VAL_STR, "rstrip", m_rstrip},
+    {VAL_STR, "split", m_split},
+    {VAL_STR, "rsplit", m_rsplit},
+    {VAL_STR, "splitlines", m_splitlines},
+    {VAL_STR, "startswith", m_startswith},
+    {VAL_STR, "endswith", m_endswith},
+    {VAL_STR, "removeprefix", m_removeprefix},
+    {VAL_STR, "removesuffix", m_removesuffix},
+    {VAL_STR, "replace", m_replace},
+    {VAL_STR, "upper", m_upper},
+    {VAL_STR, "lower", m_lower},
+    {VAL_STR, "capitalize", m_capitalize},
+    {VAL_STR, "title", m_title},
+    {VAL_STR, "join", m_join},
+    {VAL_STR, "find", m_find},
+    {VAL_STR, "rfind", m_rfind},
+    {VAL_STR, "count", m_count},
+    {VAL_STR, "format", m_format},
+    {VAL_STR, "isdigit", m_isdigit},
+    {VAL_DICT, "get", m_get},
+    {VAL_DICT, "items", m_items},
+    {VAL_DICT, "keys", m_keys},
+    {VAL_DICT, "values", m_values},
 };
 
-int template_method_call(struct template_render *r, const val *self, const str *name, const struct template_call *call, bool *found, val *out)
+int template_method_call(struct template_render *r, const val *self, const str *name, const struct template_call *call,
+                         bool *found, val *out)
 {
     *found = false;
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
@@ -488,7 +514,7 @@ int template_method_call(struct template_render *r, const val *self, const str *
 
 enum func { FUNC_RAISE, FUNC_STRFTIME, FUNC_NAMESPACE, FUNC_RANGE, FUNC_DICT };
 
-static const char *const funcs[] = { "raise_exception", "strftime_now", "namespace", "range", "dict" };
+static const char *const funcs[] = {"raise_exception", "strftime_now", "namespace", "range", "dict"};
 
 int template_method_func(const str *name)
 {
@@ -500,15 +526,16 @@ int template_method_func(const str *name)
 
 static int raise_exception(struct template_render *r, const struct template_call *call)
 {
-    str s = { "", 0 };
+    str s = {"", 0};
     int rc = call->n ? template_val_text(r, &call->v[0], &s) : 0;
-    return rc ? rc : err(ERR_ARG, "the chat template refuses this conversation: %.*s", (int)(s.n < 500 ? s.n : 500), s.p);
+    return rc ? rc
+              : err(ERR_ARG, "the chat template refuses this conversation: %.*s", (int)(s.n < 500 ? s.n : 500), s.p);
 }
 
 static int strftime_now(struct template_render *r, const struct template_call *call, val *out)
 {
     char format[128], text[512] = "";
-    str s = { "", 0 };
+    str s = {"", 0};
     struct tm tm;
     time_t now = (time_t)r->args->now_s;
     int rc = need_str(call, 0, &s);
@@ -528,7 +555,7 @@ static int make_dict(struct template_render *r, const struct template_call *call
     struct template_dict *dict = template_mem_get(&r->mem, sizeof *dict, &rc);
     if (!dict)
         return rc;
-    *dict = (struct template_dict){ 0 };
+    *dict = (struct template_dict){0};
     if (call->n > 1 || (call->n == 1 && call->v[0].kind != VAL_DICT))
         return err(ERR_FORMAT, "chat template, line %d: namespace() and dict() take one mapping", call->line);
     for (size_t i = 0; rc == 0 && call->n && i < call->v[0].u.dict->n; i++)
@@ -537,18 +564,19 @@ static int make_dict(struct template_render *r, const struct template_call *call
         val key = template_val_str(call->name[i].p, call->name[i].n);
         rc = template_val_put(r, dict, &key, &call->named[i]);
     }
-    *out = (val){ .kind = kind, .u.dict = dict };
+    *out = (val){.kind = kind, .u.dict = dict};
     return rc;
 }
 
 static int range(struct template_render *r, const struct template_call *call, val *out)
 {
-    int64_t a[3] = { 0, 0, 1 };
+    int64_t a[3] = {0, 0, 1};
     if (call->n < 1 || call->n > 3)
         return err(ERR_FORMAT, "chat template, line %d: range() takes 1 to 3 numbers", call->line);
     for (int i = 0; i < call->n; i++) {
         if (call->v[i].kind != VAL_INT || call->v[i].u.i > 1000000 || call->v[i].u.i < -1000000)
-            return err(ERR_LIMIT, "chat template, line %d: range() of %s, or beyond a million", call->line, template_val_kind_name(&call->v[i]));
+            return err(ERR_LIMIT, "chat template, line %d: range() of %s, or beyond a million", call->line,
+                       template_val_kind_name(&call->v[i]));
         a[call->n == 1 ? 1 : i] = call->v[i].u.i;
     }
     if (a[2] == 0)

@@ -49,17 +49,19 @@ static bool take_name(struct parser *p, const char *name)
 
 static int unexpected(const struct parser *p, const char *want)
 {
-    static const char *const kinds[] = { "text", "{{", "}}", "{%", "%}", "a name", "a string", "a number", "a number", "", "the end" };
+    static const char *const kinds[] = {"text",     "{{",       "}}",       "{%", "%}",     "a name",
+                                        "a string", "a number", "a number", "",   "the end"};
     const struct template_token *t = p->t;
     if (t->kind == TOKEN_OP || t->kind == TOKEN_NAME)
-        return err(ERR_FORMAT, "chat template, line %d: '%.*s' where %s should be", t->line, (int)(t->s.n < 40 ? t->s.n : 40), t->s.p, want);
+        return err(ERR_FORMAT, "chat template, line %d: '%.*s' where %s should be", t->line,
+                   (int)(t->s.n < 40 ? t->s.n : 40), t->s.p, want);
     return err(ERR_FORMAT, "chat template, line %d: %s where %s should be", t->line, kinds[t->kind], want);
 }
 
 static int unsupported(const struct parser *p, const char *what, const struct template_str *name)
 {
-    return err(ERR_UNSUPPORTED, "chat template, line %d: the %s '%.*s' is not supported", p->t->line, what, (int)(name->n < 40 ? name->n : 40),
-               name->p);
+    return err(ERR_UNSUPPORTED, "chat template, line %d: the %s '%.*s' is not supported", p->t->line, what,
+               (int)(name->n < 40 ? name->n : 40), name->p);
 }
 
 static int need_op(struct parser *p, const char *op)
@@ -195,7 +197,7 @@ static int parse_number(struct parser *p, node **out)
         return rc;
     errno = 0;
     if (p->t->kind == TOKEN_FLOAT)
-        (*out)->val = (struct template_val){ .kind = VAL_FLOAT, .u.f = strtod(text, NULL) };
+        (*out)->val = (struct template_val){.kind = VAL_FLOAT, .u.f = strtod(text, NULL)};
     else
         (*out)->val = template_val_int(strtoll(text, NULL, 10));
     if (n == sizeof text - 1 || (p->t->kind == TOKEN_INT && errno))
@@ -267,8 +269,8 @@ static int parse_name(struct parser *p, node **out)
         const char *text;
         enum template_val_kind kind;
         int i;
-    } consts[] = { { "true", VAL_BOOL, 1 }, { "True", VAL_BOOL, 1 }, { "false", VAL_BOOL, 0 }, { "False", VAL_BOOL, 0 },
-                   { "none", VAL_NONE, 0 }, { "None", VAL_NONE, 0 } };
+    } consts[] = {{"true", VAL_BOOL, 1},  {"True", VAL_BOOL, 1}, {"false", VAL_BOOL, 0},
+                  {"False", VAL_BOOL, 0}, {"none", VAL_NONE, 0}, {"None", VAL_NONE, 0}};
     int rc = make(p, NODE_NAME, out);
     if (rc)
         return rc;
@@ -276,7 +278,7 @@ static int parse_name(struct parser *p, node **out)
     for (size_t i = 0; i < sizeof consts / sizeof *consts; i++)
         if (is_name(p, consts[i].text)) {
             (*out)->kind = NODE_CONST;
-            (*out)->val = (struct template_val){ .kind = consts[i].kind, .u.i = consts[i].i };
+            (*out)->val = (struct template_val){.kind = consts[i].kind, .u.i = consts[i].i};
         }
     p->t++;
     return 0;
@@ -335,7 +337,7 @@ static int parse_args(struct parser *p, node **list)
 /* What stands in [ ], that bracket taken. */
 static int parse_subscript(struct parser *p, node *of, node **out)
 {
-    node *part[3] = { NULL };
+    node *part[3] = {NULL};
     bool slice = false;
     int rc = 0, i = 0;
     for (;; i++) {
@@ -416,9 +418,10 @@ static int parse_filter(struct parser *p, node **out)
 static bool is_bare_arg(const struct parser *p)
 {
     if (p->t->kind == TOKEN_NAME)
-        return !is_name(p, "else") && !is_name(p, "or") && !is_name(p, "and") && !is_name(p, "is") && !is_name(p, "if") && !is_name(p, "not") &&
-               !is_name(p, "in");
-    return p->t->kind == TOKEN_STRING || p->t->kind == TOKEN_INT || p->t->kind == TOKEN_FLOAT || is_op(p, "[") || is_op(p, "{");
+        return !is_name(p, "else") && !is_name(p, "or") && !is_name(p, "and") && !is_name(p, "is") &&
+               !is_name(p, "if") && !is_name(p, "not") && !is_name(p, "in");
+    return p->t->kind == TOKEN_STRING || p->t->kind == TOKEN_INT || p->t->kind == TOKEN_FLOAT || is_op(p, "[") ||
+           is_op(p, "{");
 }
 
 /* A test, the "is" taken. */
@@ -518,8 +521,8 @@ static int parse_math(struct parser *p, int level, node **out)
     static const struct {
         const char *text;
         int op, level;
-    } ops[] = { { "+", OP_ADD, 0 }, { "-", OP_SUB, 0 }, { "~", OP_CAT, 1 }, { "*", OP_MUL, 2 },
-                { "/", OP_DIV, 2 }, { "//", OP_FLOOR, 2 }, { "%", OP_MOD, 2 } };
+    } ops[] = {{"+", OP_ADD, 0}, {"-", OP_SUB, 0},    {"~", OP_CAT, 1}, {"*", OP_MUL, 2},
+               {"/", OP_DIV, 2}, {"//", OP_FLOOR, 2}, {"%", OP_MOD, 2}};
     int rc = level == 2 ? parse_pow(p, out) : parse_math(p, level + 1, out);
     for (size_t i = 0; rc == 0 && i < sizeof ops / sizeof *ops;) {
         if (ops[i].level != level || !take_op(p, ops[i].text)) {
@@ -540,7 +543,7 @@ static int take_compare(struct parser *p)
     static const struct {
         const char *text;
         int op;
-    } ops[] = { { "==", OP_EQ }, { "!=", OP_NE }, { "<", OP_LT }, { "<=", OP_LE }, { ">", OP_GT }, { ">=", OP_GE } };
+    } ops[] = {{"==", OP_EQ}, {"!=", OP_NE}, {"<", OP_LT}, {"<=", OP_LE}, {">", OP_GT}, {">=", OP_GE}};
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
         if (take_op(p, ops[i].text))
             return ops[i].op;
@@ -685,7 +688,7 @@ static int parse_target(struct parser *p, bool attr, node **out)
 
 static int parse_if(struct parser *p, node **out)
 {
-    static const char *const ends[] = { "elif", "else", "endif", NULL };
+    static const char *const ends[] = {"elif", "else", "endif", NULL};
     node **branch = out;
     bool more = true;
     int rc = 0;
@@ -718,7 +721,7 @@ static int parse_if(struct parser *p, node **out)
 
 static int parse_for(struct parser *p, node **out)
 {
-    static const char *const ends[] = { "else", "endfor", NULL }, *const end[] = { "endfor", NULL };
+    static const char *const ends[] = {"else", "endfor", NULL}, *const end[] = {"endfor", NULL};
     node *target, *what, *cond = NULL, *body = NULL, *other = NULL;
     int rc = make(p, NODE_FOR, out);
     p->t++;
@@ -741,7 +744,7 @@ static int parse_for(struct parser *p, node **out)
     if (rc)
         return rc;
     take_name(p, "endfor");
-    node *const kids[] = { target, what, body, other, cond };
+    node *const kids[] = {target, what, body, other, cond};
     for (int i = 0; i < 5 && rc == 0; i++)
         rc = set_kid(*out, i, kids[i]);
     return rc;
@@ -756,7 +759,7 @@ static int parse_caught(struct parser *p, node **out)
 
 static int capture(struct parser *p, node *target, node *filters, const char *end, node **out)
 {
-    const char *const ends[] = { end, NULL };
+    const char *const ends[] = {end, NULL};
     node *body = NULL;
     int rc = block_end(p);
     if (rc == 0)
@@ -796,7 +799,7 @@ static int parse_filter_block(struct parser *p, node **out)
 
 static int parse_macro(struct parser *p, node **out)
 {
-    static const char *const ends[] = { "endmacro", NULL };
+    static const char *const ends[] = {"endmacro", NULL};
     node *params = NULL, *body = NULL, **tail = &params;
     int n = 0, n_loops = p->n_loops, rc = make(p, NODE_MACRO, out);
     p->t++;
@@ -836,7 +839,7 @@ static int parse_macro(struct parser *p, node **out)
 /* {% generation %} marks what a model was trained to say; it does nothing to the text. */
 static int parse_generation(struct parser *p, node **out)
 {
-    static const char *const ends[] = { "endgeneration", NULL };
+    static const char *const ends[] = {"endgeneration", NULL};
     node *body = NULL;
     p->t++;
     int rc = block_end(p);
@@ -860,8 +863,14 @@ static int parse_statement(struct parser *p, node **out)
     static const struct {
         const char *name;
         int (*parse)(struct parser *, node **);
-    } rows[] = { { "if", parse_if },          { "for", parse_for },     { "set", parse_set },        { "macro", parse_macro }, { "filter", parse_filter_block },
-                 { "break", parse_jump },     { "continue", parse_jump }, { "generation", parse_generation } };
+    } rows[] = {{"if", parse_if},
+                {"for", parse_for},
+                {"set", parse_set},
+                {"macro", parse_macro},
+                {"filter", parse_filter_block},
+                {"break", parse_jump},
+                {"continue", parse_jump},
+                {"generation", parse_generation}};
     if (p->t->kind != TOKEN_NAME)
         return unexpected(p, "a statement");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -893,7 +902,8 @@ static int parse_body(struct parser *p, const char *const *ends, node **out)
     int rc = enter(p);
     while (rc == 0) {
         if (p->t->kind == TOKEN_EOF) {
-            rc = ends ? err(ERR_FORMAT, "chat template, line %d: the end, where '%s' should be", p->t->line, ends[0]) : 0;
+            rc = ends ? err(ERR_FORMAT, "chat template, line %d: the end, where '%s' should be", p->t->line, ends[0])
+                      : 0;
             break;
         }
         if (p->t->kind == TOKEN_DATA) {
@@ -921,6 +931,6 @@ static int parse_body(struct parser *p, const char *const *ends, node **out)
 
 int template_parse_run(struct template_code *code, const struct template_token *tokens)
 {
-    struct parser p = { .mem = &code->mem, .t = tokens };
+    struct parser p = {.mem = &code->mem, .t = tokens};
     return parse_body(&p, NULL, &code->body);
 }

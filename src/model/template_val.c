@@ -15,22 +15,22 @@ typedef struct template_val val;
 
 val template_val_str(const char *p, size_t n)
 {
-    return (val){ .kind = VAL_STR, .u.s = { p, n } };
+    return (val){.kind = VAL_STR, .u.s = {p, n}};
 }
 
 val template_val_int(int64_t i)
 {
-    return (val){ .kind = VAL_INT, .u.i = i };
+    return (val){.kind = VAL_INT, .u.i = i};
 }
 
 val template_val_bool(bool b)
 {
-    return (val){ .kind = VAL_BOOL, .u.i = b };
+    return (val){.kind = VAL_BOOL, .u.i = b};
 }
 
 val template_val_undef(struct template_str name)
 {
-    return (val){ .kind = VAL_UNDEF, .u.s = name };
+    return (val){.kind = VAL_UNDEF, .u.s = name};
 }
 
 bool template_val_is(const struct template_str *s, const char *text)
@@ -40,8 +40,8 @@ bool template_val_is(const struct template_str *s, const char *text)
 
 const char *template_val_kind_name(const val *v)
 {
-    static const char *const names[] = { "undefined", "none", "a boolean", "an integer", "a float", "a string", "a list", "a mapping", "a namespace",
-                                         "the loop", "a macro", "a function" };
+    static const char *const names[] = {"undefined", "none",      "a boolean",   "an integer", "a float", "a string",
+                                        "a list",    "a mapping", "a namespace", "the loop",   "a macro", "a function"};
     return names[v->kind];
 }
 
@@ -102,8 +102,8 @@ bool template_val_space(const char *p, size_t n, size_t *n_bytes)
         return false;
     *n_bytes = (size_t)len;
     const utf8proc_property_t *prop = utf8proc_get_property(c);
-    return prop->category == UTF8PROC_CATEGORY_ZS || prop->bidi_class == UTF8PROC_BIDI_CLASS_WS || prop->bidi_class == UTF8PROC_BIDI_CLASS_B ||
-           prop->bidi_class == UTF8PROC_BIDI_CLASS_S;
+    return prop->category == UTF8PROC_CATEGORY_ZS || prop->bidi_class == UTF8PROC_BIDI_CLASS_WS ||
+           prop->bidi_class == UTF8PROC_BIDI_CLASS_B || prop->bidi_class == UTF8PROC_BIDI_CLASS_S;
 }
 
 /* Is the character at p one of chars (NULL: white space)? */
@@ -165,7 +165,7 @@ int template_val_list(struct template_render *r, size_t n, val *out)
     if (!list->v)
         return rc;
     list->n = n;
-    *out = (val){ .kind = VAL_LIST, .u.list = list };
+    *out = (val){.kind = VAL_LIST, .u.list = list};
     return 0;
 }
 
@@ -204,7 +204,7 @@ int template_val_put(struct template_render *r, struct template_dict *dict, cons
         dict->cap = cap;
     }
     if (rc == 0)
-        dict->pair[dict->n++] = (struct template_pair){ *key, *v };
+        dict->pair[dict->n++] = (struct template_pair){*key, *v};
     return rc;
 }
 
@@ -254,7 +254,8 @@ static int too_deep(void)
 
 static int equal_at(struct template_render *r, const val *a, const val *b, int nest, bool *out);
 
-static int equal_dicts(struct template_render *r, const struct template_dict *a, const struct template_dict *b, int nest, bool *out)
+static int equal_dicts(struct template_render *r, const struct template_dict *a, const struct template_dict *b,
+                       int nest, bool *out)
 {
     int rc = 0;
     *out = a->n == b->n;
@@ -320,7 +321,8 @@ int template_val_less(struct template_render *r, int line, const val *a, const v
         return template_val_spend(r, 0);
     }
     if (a->kind != VAL_STR || b->kind != VAL_STR)
-        return err(ERR_FORMAT, "chat template, line %d: %s and %s have no order", line, template_val_kind_name(a), template_val_kind_name(b));
+        return err(ERR_FORMAT, "chat template, line %d: %s and %s have no order", line, template_val_kind_name(a),
+                   template_val_kind_name(b));
     size_t n = a->u.s.n < b->u.s.n ? a->u.s.n : b->u.s.n;
     int c = n ? memcmp(a->u.s.p, b->u.s.p, n) : 0; /* bytes of UTF-8 order as code points do */
     *out = c ? c < 0 : a->u.s.n < b->u.s.n;
@@ -438,7 +440,7 @@ static int write_quoted(struct template_buf *buf, const struct template_str *s)
     char quote = memchr(s->p, '\'', s->n) && !memchr(s->p, '"', s->n) ? '"' : '\'';
     int rc = template_mem_add(buf, &quote, 1);
     for (size_t i = 0; i < s->n && rc == 0; i++) {
-        char c = s->p[i], text[8] = { c, 0 };
+        char c = s->p[i], text[8] = {c, 0};
         if (c == quote || c == '\\')
             snprintf(text, sizeof text, "\\%c", c);
         else if (c == '\n' || c == '\r' || c == '\t')
@@ -516,7 +518,7 @@ int template_val_text(struct template_render *r, const val *v, struct template_s
         *out = v->u.s;
         return 0;
     }
-    struct template_buf buf = { .max_bytes = TEMPLATE_MAX_OUT };
+    struct template_buf buf = {.max_bytes = TEMPLATE_MAX_OUT};
     val copy;
     int rc = template_val_write(r, &buf, v, false);
     if (rc == 0)
@@ -621,6 +623,6 @@ static int json_at(const struct json *j, const val *v, int nest)
 
 int template_val_json(struct template_render *r, struct template_buf *buf, const val *v, int indent, bool sorted)
 {
-    const struct json j = { r, buf, indent, sorted };
+    const struct json j = {r, buf, indent, sorted};
     return json_at(&j, v, 0);
 }

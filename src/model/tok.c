@@ -7,12 +7,13 @@
 #include "src/base/err.h"
 #include "src/model/gguf.h"
 
-#define MAX_TOKENS ((int64_t)1 << 26)  /* 100 times the largest vocabulary; keeps every number of a symbol within int32 */
+#define MAX_TOKENS \
+    ((int64_t)1 << 26) /* 100 times the largest vocabulary; keeps every number of a symbol within int32 */
 #define MAX_TEXT_BYTES ((size_t)1 << 29) /* three times this, as marks or U+FFFD, still counts within int32 */
 
 void tok_source_init(struct tok_source *src)
 {
-    *src = (struct tok_source){ 0 };
+    *src = (struct tok_source){0};
     src->bos = src->eos = src->eot = src->eom = src->unk = TOK_UNSET;
     src->fim_pad = src->fim_rep = src->fim_sep = TOK_UNSET;
     src->add_bos = src->add_eos = src->add_space_prefix = TOK_UNSET;
@@ -23,7 +24,8 @@ static int check_counts(const struct tok_source *src)
     if (src->n_tokens < 1 || src->n_tokens > MAX_TOKENS)
         return err(ERR_FORMAT, "tokenizer.ggml.tokens: %lld tokens", (long long)src->n_tokens);
     if (src->scores && src->n_scores != src->n_tokens)
-        return err(ERR_FORMAT, "tokenizer.ggml.scores: %lld for %lld tokens", (long long)src->n_scores, (long long)src->n_tokens);
+        return err(ERR_FORMAT, "tokenizer.ggml.scores: %lld for %lld tokens", (long long)src->n_scores,
+                   (long long)src->n_tokens);
     if (src->types && src->n_types != src->n_tokens)
         return err(ERR_FORMAT, "tokenizer.ggml.token_type: %lld for %lld tokens", (long long)src->n_types,
                    (long long)src->n_tokens);
@@ -37,7 +39,8 @@ static int set_id(const struct tok *tok, const char *key, int64_t id, int64_t us
     if (id == TOK_UNSET)
         id = usual < tok->n_vocab ? usual : TOK_NONE;
     if (id < TOK_NONE || id >= tok->n_vocab)
-        return err(ERR_FORMAT, "tokenizer.ggml.%s_token_id: %lld, but there are %d tokens", key, (long long)id, (int)tok->n_vocab);
+        return err(ERR_FORMAT, "tokenizer.ggml.%s_token_id: %lld, but there are %d tokens", key, (long long)id,
+                   (int)tok->n_vocab);
     *out = (int32_t)id;
     return 0;
 }
@@ -50,14 +53,14 @@ static int set_ids(struct tok *tok, const struct tok_source *src)
         int64_t id, usual;
         int32_t *out;
     } rows[] = {
-        { "bos", src->bos, tok->is_bpe ? TOK_NONE : 1, &tok->bos },
-        { "eos", src->eos, tok->is_bpe ? TOK_NONE : 2, &tok->eos },
-        { "unknown", src->unk, tok->is_bpe ? TOK_NONE : 0, &tok->unk },
-        { "eot", src->eot, TOK_NONE, &tok->eot },
-        { "eom", src->eom, TOK_NONE, &tok->eom },
-        { "fim_pad", src->fim_pad, TOK_NONE, &tok->fim_pad },
-        { "fim_rep", src->fim_rep, TOK_NONE, &tok->fim_rep },
-        { "fim_sep", src->fim_sep, TOK_NONE, &tok->fim_sep },
+        {"bos", src->bos, tok->is_bpe ? TOK_NONE : 1, &tok->bos},
+        {"eos", src->eos, tok->is_bpe ? TOK_NONE : 2, &tok->eos},
+        {"unknown", src->unk, tok->is_bpe ? TOK_NONE : 0, &tok->unk},
+        {"eot", src->eot, TOK_NONE, &tok->eot},
+        {"eom", src->eom, TOK_NONE, &tok->eom},
+        {"fim_pad", src->fim_pad, TOK_NONE, &tok->fim_pad},
+        {"fim_rep", src->fim_rep, TOK_NONE, &tok->fim_rep},
+        {"fim_sep", src->fim_sep, TOK_NONE, &tok->fim_sep},
     };
     int rc = 0;
     for (size_t i = 0; i < sizeof rows / sizeof *rows && rc == 0; i++)
@@ -67,8 +70,8 @@ static int set_ids(struct tok *tok, const struct tok_source *src)
 
 static int set_attr(struct tok *tok, const struct tok_source *src)
 {
-    static const uint16_t attr_of[] = { 0, TOK_ATTR_NORMAL, TOK_ATTR_UNKNOWN, TOK_ATTR_CONTROL, TOK_ATTR_USER, TOK_ATTR_UNUSED,
-                                        TOK_ATTR_BYTE };
+    static const uint16_t attr_of[] = {
+        0, TOK_ATTR_NORMAL, TOK_ATTR_UNKNOWN, TOK_ATTR_CONTROL, TOK_ATTR_USER, TOK_ATTR_UNUSED, TOK_ATTR_BYTE};
     for (int32_t id = 0; id < tok->n_vocab; id++) {
         int32_t type = src->types ? src->types[id] : TOK_TYPE_NORMAL;
         if (type < 0 || type > TOK_TYPE_BYTE)
@@ -127,7 +130,8 @@ int tok_make(const struct tok_source *src, struct tok **out)
 {
     bool is_bpe = src->model && strcmp(src->model, "gpt2") == 0;
     if (!is_bpe && (!src->model || strcmp(src->model, "llama") != 0))
-        return err(ERR_UNSUPPORTED, "tokenizer.ggml.model: '%.64s'; ferry knows 'llama' and 'gpt2'", src->model ? src->model : "");
+        return err(ERR_UNSUPPORTED, "tokenizer.ggml.model: '%.64s'; ferry knows 'llama' and 'gpt2'",
+                   src->model ? src->model : "");
     int rc = check_counts(src);
     if (rc)
         return rc;
@@ -168,7 +172,7 @@ void tok_free(struct tok *tok)
 
 static int read_strings(const struct gguf *gguf, const char *key, struct tok_str **out, int64_t *n)
 {
-    struct gguf_array a = { .n = 0 };
+    struct gguf_array a = {.n = 0};
     int rc = gguf_opt_array(gguf, key, GGUF_WANT_STRING, &a);
     if (rc || a.n == 0)
         return rc;
@@ -177,7 +181,7 @@ static int read_strings(const struct gguf *gguf, const char *key, struct tok_str
         return err(ERR_NOMEM, "%s: %llu strings", key, (unsigned long long)a.n);
     for (uint64_t i = 0; i < a.n; i++) {
         struct gguf_str g = gguf_at_str(&a, i);
-        s[i] = (struct tok_str){ .p = g.p, .n = g.n_bytes };
+        s[i] = (struct tok_str){.p = g.p, .n = g.n_bytes};
     }
     *out = s;
     *n = (int64_t)a.n;
@@ -186,7 +190,7 @@ static int read_strings(const struct gguf *gguf, const char *key, struct tok_str
 
 static int read_scores(const struct gguf *gguf, float **out, int64_t *n)
 {
-    struct gguf_array a = { .n = 0 };
+    struct gguf_array a = {.n = 0};
     int rc = gguf_opt_array(gguf, "tokenizer.ggml.scores", GGUF_WANT_FLOAT, &a);
     if (rc || a.n == 0)
         return rc;
@@ -201,7 +205,7 @@ static int read_scores(const struct gguf *gguf, float **out, int64_t *n)
 
 static int read_types(const struct gguf *gguf, int32_t **out, int64_t *n)
 {
-    struct gguf_array a = { .n = 0 };
+    struct gguf_array a = {.n = 0};
     int rc = gguf_opt_array(gguf, "tokenizer.ggml.token_type", GGUF_WANT_INT, &a);
     if (rc || a.n == 0)
         return rc;
@@ -244,7 +248,7 @@ static int read_flag(const struct gguf *gguf, const char *key, int *out)
 
 static int read_scalars(const struct gguf *gguf, struct tok_source *src)
 {
-    struct gguf_str model = { 0 }, pre = { 0 }, name = { 0 };
+    struct gguf_str model = {0}, pre = {0}, name = {0};
     int rc = gguf_str(gguf, "tokenizer.ggml.model", &model);
     if (rc == 0)
         rc = gguf_opt_str(gguf, "tokenizer.ggml.pre", &pre);
@@ -259,10 +263,10 @@ static int read_scalars(const struct gguf *gguf, struct tok_source *src)
         const char *key;
         int64_t *out;
     } ids[] = {
-        { "tokenizer.ggml.bos_token_id", &src->bos },         { "tokenizer.ggml.eos_token_id", &src->eos },
-        { "tokenizer.ggml.eot_token_id", &src->eot },         { "tokenizer.ggml.eom_token_id", &src->eom },
-        { "tokenizer.ggml.unknown_token_id", &src->unk },     { "tokenizer.ggml.fim_pad_token_id", &src->fim_pad },
-        { "tokenizer.ggml.fim_rep_token_id", &src->fim_rep }, { "tokenizer.ggml.fim_sep_token_id", &src->fim_sep },
+        {"tokenizer.ggml.bos_token_id", &src->bos},         {"tokenizer.ggml.eos_token_id", &src->eos},
+        {"tokenizer.ggml.eot_token_id", &src->eot},         {"tokenizer.ggml.eom_token_id", &src->eom},
+        {"tokenizer.ggml.unknown_token_id", &src->unk},     {"tokenizer.ggml.fim_pad_token_id", &src->fim_pad},
+        {"tokenizer.ggml.fim_rep_token_id", &src->fim_rep}, {"tokenizer.ggml.fim_sep_token_id", &src->fim_sep},
     };
     for (size_t i = 0; i < sizeof ids / sizeof *ids && rc == 0; i++)
         rc = read_id(gguf, ids[i].key, ids[i].out);
@@ -329,7 +333,7 @@ int tok_encode(const struct tok *tok, const char *text, size_t bytes, unsigned f
         return err(ERR_LIMIT, "tokenizing: a text of %zu bytes, at most %zu", bytes, MAX_TEXT_BYTES);
     if ((flags & TOK_BOS && tok->bos == TOK_NONE) || (flags & TOK_EOS && tok->eos == TOK_NONE))
         return err(ERR_ARG, "this model has no %s token", flags & TOK_BOS && tok->bos == TOK_NONE ? "BOS" : "EOS");
-    struct tok_work work = { .tok = tok };
+    struct tok_work work = {.tok = tok};
     struct tok_frag *frag = NULL;
     int64_t n_frags = 0;
     int rc = flags & TOK_BOS ? tok_work_id(&work, tok->bos) : 0;

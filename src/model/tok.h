@@ -15,10 +15,12 @@ struct gguf;
 struct tok;
 
 enum tok_flag {
-    TOK_SPECIAL = 1, /* encode: text that spells a control token becomes that token; decode: control tokens are written out */
-    TOK_BOS = 2,     /* encode: put BOS first (whether the model wants one is tok_add_bos()'s answer); ERR_ARG if it has none */
-    TOK_EOS = 4,     /* encode: put EOS last, likewise */
-    TOK_TRIM = 8,    /* decode: drop the space that a SentencePiece encode put in front */
+    TOK_SPECIAL =
+        1, /* encode: text that spells a control token becomes that token; decode: control tokens are written out */
+    TOK_BOS =
+        2, /* encode: put BOS first (whether the model wants one is tok_add_bos()'s answer); ERR_ARG if it has none */
+    TOK_EOS = 4,  /* encode: put EOS last, likewise */
+    TOK_TRIM = 8, /* decode: drop the space that a SentencePiece encode put in front */
 };
 
 /* The token types of `tokenizer.ggml.token_type`, by their GGUF numbers. */
@@ -52,7 +54,7 @@ struct tok_source {
     int64_t n_types;              /* n_tokens, or 0 with types NULL: all normal */
     const int32_t *types;         /* (n_types), enum tok_type */
     int64_t n_merges;
-    const struct tok_str *merges; /* (n_merges), "left right", best first */
+    const struct tok_str *merges;                               /* (n_merges), "left right", best first */
     int64_t bos, eos, eot, eom, unk, fim_pad, fim_rep, fim_sep; /* ids, TOK_NONE or TOK_UNSET */
     int add_bos, add_eos, add_space_prefix;                     /* 0, 1 or TOK_UNSET */
 };
@@ -94,8 +96,8 @@ int32_t tok_eos(const struct tok *tok);
 int32_t tok_eot(const struct tok *tok);
 int32_t tok_unk(const struct tok *tok);
 enum tok_type tok_type_of(const struct tok *tok, int32_t id); /* TOK_TYPE_UNDEFINED for what is no id */
-bool tok_is_eog(const struct tok *tok, int32_t id);        /* does the answer end here? false for what is no id */
-bool tok_add_bos(const struct tok *tok);                   /* does the model want BOS in front of a text? */
+bool tok_is_eog(const struct tok *tok, int32_t id);           /* does the answer end here? false for what is no id */
+bool tok_add_bos(const struct tok *tok);                      /* does the model want BOS in front of a text? */
 bool tok_add_eos(const struct tok *tok);
 bool tok_add_space_prefix(const struct tok *tok);
 const char *tok_model_name(const struct tok *tok); /* view, as long as tok lives */
@@ -106,7 +108,7 @@ struct tok_stream {
     const struct tok *tok; /* view; outlives the stream */
     char *buf;             /* own */
     unsigned flags;
-    int n_held;            /* bytes of an unfinished character, 0 to 3 */
+    int n_held; /* bytes of an unfinished character, 0 to 3 */
     char held[4];
 };
 

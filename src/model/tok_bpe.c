@@ -50,7 +50,7 @@ static int intern(struct tok *tok, uint32_t n, int32_t *out)
         tok->cap_sym = cap;
     }
     *out = tok->n_sym++;
-    tok->sym[*out] = (struct tok_span){ .off = (uint32_t)tok->arena_bytes, .n = n };
+    tok->sym[*out] = (struct tok_span){.off = (uint32_t)tok->arena_bytes, .n = n};
     tok->arena_bytes += n;
     return tok_map_put(&tok->by_sym, tok->arena, tok->sym, *out);
 }
@@ -76,7 +76,7 @@ static int add_token(struct tok *tok, int32_t id)
         return rc;
     char *tail = tok->arena + tok->arena_bytes;
     int64_t n = text.n ? decode(tok->arena + text.off, text.n, tail) : -1;
-    struct tok_span bytes = { .off = (uint32_t)tok->arena_bytes, .n = n < 0 ? 0 : (uint32_t)n };
+    struct tok_span bytes = {.off = (uint32_t)tok->arena_bytes, .n = n < 0 ? 0 : (uint32_t)n};
     if (n == text.n && memcmp(tail, tok->arena + text.off, text.n) == 0)
         bytes = text; /* the usual ASCII word is kept once */
     else
@@ -89,7 +89,7 @@ static int add_token(struct tok *tok, int32_t id)
     else if (attr & TOK_ATTR_NORMAL)
         tok->piece[id] = bytes;
     else if (attr & TOK_ATTR_BYTE && is_hex_byte(tok->arena + text.off, text.n, &byte))
-        rc = tok_map_keep(tok, &(char){ (char)byte }, 1, &tok->piece[id]);
+        rc = tok_map_keep(tok, &(char){(char)byte}, 1, &tok->piece[id]);
     if (rc == 0 && n >= 0)
         rc = tok_map_put(&tok->by_sym, tok->arena, tok->sym, id);
     return rc;
@@ -139,7 +139,7 @@ static int add_merge(struct tok *tok, const struct tok_str *merge, int32_t rank)
         return rc;
     struct tok_pair *pair = find_pair(tok, left, right);
     if (pair->key == TOK_NO_PAIR) /* a pair given twice counts by its first rank */
-        *pair = (struct tok_pair){ (uint64_t)(uint32_t)left << 32 | (uint32_t)right, rank, result };
+        *pair = (struct tok_pair){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, rank, result};
     return 0;
 }
 
@@ -175,12 +175,12 @@ int tok_bpe_init(struct tok *tok, const struct tok_source *src)
     if (rc == 0)
         rc = add_merges(tok, src);
     for (int b = 0; b < 256 && rc == 0; b++)
-        tok->byte_id[b] = tok_map_get(&tok->by_sym, tok->arena, tok->sym, &(char){ (char)b }, 1);
+        tok->byte_id[b] = tok_map_get(&tok->by_sym, tok->arena, tok->sym, &(char){(char)b}, 1);
     return rc;
 }
 
-static bool pair_rank(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right, uint32_t *order,
-                      int32_t *result)
+static bool pair_rank(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right,
+                      uint32_t *order, int32_t *result)
 {
     if (left->id == TOK_NONE || right->id == TOK_NONE)
         return false;

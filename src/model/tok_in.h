@@ -126,24 +126,27 @@ struct tok_work {
 };
 
 /* May left and right (neighbours) merge? Fills order (smaller first) and result. */
-typedef bool tok_work_pair(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right, uint32_t *order,
-                           int32_t *result);
+typedef bool tok_work_pair(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right,
+                           uint32_t *order, int32_t *result);
 
 void tok_work_done(struct tok_work *work);
-int tok_work_id(struct tok_work *work, int32_t id);                   /* append a token */
-int tok_work_sym(struct tok_work *work, uint32_t off, uint32_t n, int32_t id); /* append a symbol, linked to the one before */
-int tok_work_merge(struct tok_work *work, tok_work_pair *pair);      /* merge the symbols until no pair is left */
+int tok_work_id(struct tok_work *work, int32_t id); /* append a token */
+int tok_work_sym(struct tok_work *work, uint32_t off, uint32_t n,
+                 int32_t id);                                          /* append a symbol, linked to the one before */
+int tok_work_merge(struct tok_work *work, tok_work_pair *pair);        /* merge the symbols until no pair is left */
 int tok_work_push(struct tok_work *work, const struct tok_node *node); /* the heap itself, for other uses */
 bool tok_work_pop(struct tok_work *work, struct tok_node *out);
 
 /* tok_special.c */
-int tok_special_init(struct tok *tok, const char *model_name); /* names, end-of-generation set, the table of special texts */
+int tok_special_init(struct tok *tok,
+                     const char *model_name); /* names, end-of-generation set, the table of special texts */
 struct tok_frag {
     uint32_t off, n; /* stretch of the text */
     int32_t id;      /* a token, or TOK_NONE: text to be tokenized */
 };
 /* Cut text at special tokens. *frags is the caller's (mem_free()). */
-int tok_special_cut(struct tok_work *work, const char *text, uint32_t n, unsigned flags, struct tok_frag **frags, int64_t *n_frags);
+int tok_special_cut(struct tok_work *work, const char *text, uint32_t n, unsigned flags, struct tok_frag **frags,
+                    int64_t *n_frags);
 
 /* tok_split.c */
 int tok_split_init(struct tok *tok, const char *pre); /* pre may be NULL */

@@ -111,7 +111,7 @@ int tok_map_keep(struct tok *tok, const char *p, size_t n, struct tok_span *out)
         return rc;
     if (n)
         memcpy(tok->arena + tok->arena_bytes, p, n);
-    *out = (struct tok_span){ .off = (uint32_t)tok->arena_bytes, .n = (uint32_t)n };
+    *out = (struct tok_span){.off = (uint32_t)tok->arena_bytes, .n = (uint32_t)n};
     tok->arena_bytes += n;
     return 0;
 }

@@ -9,62 +9,71 @@
 #include "src/base/log.h"
 
 /* What a well-known name means. */
-enum role { IS_EOG = 1, IS_EOT = 2, IS_EOM = 4, IS_FIM_PAD = 8, IS_FIM_REP = 16, IS_FIM_SEP = 32, IS_FIM = 64, IS_SHOWN = 128 };
+enum role {
+    IS_EOG = 1,
+    IS_EOT = 2,
+    IS_EOM = 4,
+    IS_FIM_PAD = 8,
+    IS_FIM_REP = 16,
+    IS_FIM_SEP = 32,
+    IS_FIM = 64,
+    IS_SHOWN = 128
+};
 
 /* Within one role the earlier row wins. */
 static const struct {
     const char *text;
     unsigned role;
 } names[] = {
-    { "<|eot_id|>", IS_EOT | IS_EOG },                  /* Llama 3 */
-    { "<|im_end|>", IS_EOT | IS_EOG },                  /* ChatML */
-    { "<|end|>", IS_EOT | IS_EOG },                     /* Phi-3 */
-    { "<end_of_turn>", IS_EOT | IS_EOG },               /* Gemma */
-    { "<|endoftext|>", IS_EOT | IS_EOG },               /* GPT-2 and descendants */
-    { "<|end_of_text|>", IS_EOT | IS_EOG },             /* Granite, Llama 3 */
-    { "<EOT>", IS_EOT | IS_EOG },
-    { "_<EOT>", IS_EOT | IS_EOG },
-    { "[EOT]", IS_EOT | IS_EOG },                       /* Kimi */
-    { "<｜end▁of▁sentence｜>", IS_EOT | IS_EOG },       /* DeepSeek */
-    { "<end_of_utterance>", IS_EOT | IS_EOG },          /* SmolDocling */
-    { "<|eom_id|>", IS_EOM | IS_EOG },                  /* Llama 3.1 */
-    { "<|return|>", IS_EOG },                           /* gpt-oss */
-    { "<|call|>", IS_EOG },
-    { "<|flush|>", IS_EOG },                            /* Solar */
-    { "<|calls|>", IS_EOG },
-    { "</s>", IS_EOG },
-    { "[EOS]", IS_EOG },
-    { "<eos>", IS_EOG },
-    { "<turn|>", IS_EOG },                              /* Gemma 4 */
-    { "<|tool_response>", IS_EOG },
-    { "[e~[", IS_EOG },                                 /* MiniMax */
-    { "<|fim_pad|>", IS_FIM_PAD },                      /* Qwen */
-    { "<fim-pad>", IS_FIM_PAD },
-    { "<fim_pad>", IS_FIM_PAD },                        /* Granite */
-    { "<PAD>", IS_FIM_PAD },
-    { "[PAD]", IS_FIM_PAD },
-    { "<|fim_repo|>", IS_FIM_REP },
-    { "<|repo_name|>", IS_FIM_REP },
-    { "<fim-repo>", IS_FIM_REP },
-    { "<REPO>", IS_FIM_REP },
-    { "<reponame>", IS_FIM_REP },
-    { "<|file_sep|>", IS_FIM_SEP },
-    { "<|fim_prefix|>", IS_FIM },
-    { "<fim-prefix>", IS_FIM },
-    { "<fim_prefix>", IS_FIM },
-    { "<｜fim▁begin｜>", IS_FIM },
-    { "<|fim_suffix|>", IS_FIM },
-    { "<fim-suffix>", IS_FIM },
-    { "<fim_suffix>", IS_FIM },
-    { "<｜fim▁hole｜>", IS_FIM },
-    { "<|fim_middle|>", IS_FIM },
-    { "<fim-middle>", IS_FIM },
-    { "<fim_middle>", IS_FIM },
-    { "<｜fim▁end｜>", IS_FIM },
-    { "<|channel|>", IS_SHOWN },                        /* gpt-oss: its answers are read by these */
-    { "<|message|>", IS_SHOWN },
-    { "<|start|>", IS_SHOWN },
-    { "<|constrain|>", IS_SHOWN },
+    {"<|eot_id|>", IS_EOT | IS_EOG},      /* Llama 3 */
+    {"<|im_end|>", IS_EOT | IS_EOG},      /* ChatML */
+    {"<|end|>", IS_EOT | IS_EOG},         /* Phi-3 */
+    {"<end_of_turn>", IS_EOT | IS_EOG},   /* Gemma */
+    {"<|endoftext|>", IS_EOT | IS_EOG},   /* GPT-2 and descendants */
+    {"<|end_of_text|>", IS_EOT | IS_EOG}, /* Granite, Llama 3 */
+    {"<EOT>", IS_EOT | IS_EOG},
+    {"_<EOT>", IS_EOT | IS_EOG},
+    {"[EOT]", IS_EOT | IS_EOG},                 /* Kimi */
+    {"<｜end▁of▁sentence｜>", IS_EOT | IS_EOG}, /* DeepSeek */
+    {"<end_of_utterance>", IS_EOT | IS_EOG},    /* SmolDocling */
+    {"<|eom_id|>", IS_EOM | IS_EOG},            /* Llama 3.1 */
+    {"<|return|>", IS_EOG},                     /* gpt-oss */
+    {"<|call|>", IS_EOG},
+    {"<|flush|>", IS_EOG}, /* Solar */
+    {"<|calls|>", IS_EOG},
+    {"</s>", IS_EOG},
+    {"[EOS]", IS_EOG},
+    {"<eos>", IS_EOG},
+    {"<turn|>", IS_EOG}, /* Gemma 4 */
+    {"<|tool_response>", IS_EOG},
+    {"[e~[", IS_EOG},            /* MiniMax */
+    {"<|fim_pad|>", IS_FIM_PAD}, /* Qwen */
+    {"<fim-pad>", IS_FIM_PAD},
+    {"<fim_pad>", IS_FIM_PAD}, /* Granite */
+    {"<PAD>", IS_FIM_PAD},
+    {"[PAD]", IS_FIM_PAD},
+    {"<|fim_repo|>", IS_FIM_REP},
+    {"<|repo_name|>", IS_FIM_REP},
+    {"<fim-repo>", IS_FIM_REP},
+    {"<REPO>", IS_FIM_REP},
+    {"<reponame>", IS_FIM_REP},
+    {"<|file_sep|>", IS_FIM_SEP},
+    {"<|fim_prefix|>", IS_FIM},
+    {"<fim-prefix>", IS_FIM},
+    {"<fim_prefix>", IS_FIM},
+    {"<｜fim▁begin｜>", IS_FIM},
+    {"<|fim_suffix|>", IS_FIM},
+    {"<fim-suffix>", IS_FIM},
+    {"<fim_suffix>", IS_FIM},
+    {"<｜fim▁hole｜>", IS_FIM},
+    {"<|fim_middle|>", IS_FIM},
+    {"<fim-middle>", IS_FIM},
+    {"<fim_middle>", IS_FIM},
+    {"<｜fim▁end｜>", IS_FIM},
+    {"<|channel|>", IS_SHOWN}, /* gpt-oss: its answers are read by these */
+    {"<|message|>", IS_SHOWN},
+    {"<|start|>", IS_SHOWN},
+    {"<|constrain|>", IS_SHOWN},
 };
 
 static int32_t by_name(const struct tok *tok, const char *text)
@@ -116,7 +125,7 @@ static void apply_names(struct tok *tok)
 
 static void find_eog(struct tok *tok)
 {
-    const int32_t ids[] = { tok->eos, tok->eot, tok->eom, tok->fim_pad, tok->fim_rep, tok->fim_sep };
+    const int32_t ids[] = {tok->eos, tok->eot, tok->eom, tok->fim_pad, tok->fim_rep, tok->fim_sep};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
         set_attr(tok, ids[i], TOK_ATTR_EOG);
 
@@ -136,7 +145,7 @@ static void find_eog(struct tok *tok)
 /* Phi-3's special tokens swallow the white space behind them, except these; the GGUF says it by the model's name alone. */
 static void apply_strip(struct tok *tok, const char *model_name)
 {
-    static const char *const plain[] = { "<unk>", "<s>", "<|endoftext|>" };
+    static const char *const plain[] = {"<unk>", "<s>", "<|endoftext|>"};
     char low[64] = "";
     for (size_t i = 0; model_name && model_name[i] && i < sizeof low - 1; i++)
         low[i] = (char)(model_name[i] >= 'A' && model_name[i] <= 'Z' ? model_name[i] + 32 : model_name[i]);
@@ -182,7 +191,7 @@ static int build_table(struct tok *tok)
     int32_t at = 0;
     for (int32_t id = 0; id < tok->n_vocab; id++)
         if (tok->attr[id] & is_special && tok->text[id].n)
-            entry[at++] = (struct entry){ tok->arena + tok->text[id].off, tok->text[id].n, id };
+            entry[at++] = (struct entry){tok->arena + tok->text[id].off, tok->text[id].n, id};
     qsort(entry, (size_t)n, sizeof *entry, by_text);
     at = 0;
     for (int byte = 0; byte <= 256; byte++) {
@@ -235,7 +244,8 @@ static int32_t longest(const struct tok *tok, const char *p, uint32_t n, uint32_
     for (uint32_t at = 1; lo < hi; at++) {
         if (at >= limit)
             break;
-        int32_t id = tok->special[lo]; /* the shortest of its kind; equal texts all stand here, the first is the lowest id */
+        int32_t id =
+            tok->special[lo]; /* the shortest of its kind; equal texts all stand here, the first is the lowest id */
         if (tok->text[id].n == at && is_wanted(tok, id, flags))
             best = id;
         if (at >= n)
@@ -246,13 +256,14 @@ static int32_t longest(const struct tok *tok, const char *p, uint32_t n, uint32_
     return best;
 }
 
-static int push_longest(struct tok_work *work, const char *text, uint32_t n, uint32_t at, uint32_t limit, unsigned flags)
+static int push_longest(struct tok_work *work, const char *text, uint32_t n, uint32_t at, uint32_t limit,
+                        unsigned flags)
 {
     int32_t id = longest(work->tok, text + at, n - at, limit, flags);
     if (id == TOK_NONE)
         return 0;
     uint32_t len = work->tok->text[id].n;
-    const struct tok_node node = { .key = (uint64_t)(UINT32_MAX - len) << 32 | at, .result = id, .n = len };
+    const struct tok_node node = {.key = (uint64_t)(UINT32_MAX - len) << 32 | at, .result = id, .n = len};
     return tok_work_push(work, &node);
 }
 
@@ -310,7 +321,7 @@ static int choose(struct tok_work *work, const char *text, uint32_t n, unsigned 
                 return err(ERR_NOMEM, "tokenizing: %lld special tokens", (long long)cap);
             *hits = h;
         }
-        (*hits)[(*n_hits)++] = (struct hit){ at, node.result };
+        (*hits)[(*n_hits)++] = (struct hit){at, node.result};
         take(work->tok, text, n, &node, state);
     }
     return rc;
@@ -330,16 +341,17 @@ static int64_t lay_out(const struct tok *tok, uint32_t n, const char *state, con
         while (from < to && state && state[to - 1] == DROPPED)
             to--;
         if (from < to)
-            frag[n_frags++] = (struct tok_frag){ from, to - from, TOK_NONE };
+            frag[n_frags++] = (struct tok_frag){from, to - from, TOK_NONE};
         if (i == n_hits)
             break;
-        frag[n_frags++] = (struct tok_frag){ end, tok->text[hits[i].id].n, hits[i].id };
+        frag[n_frags++] = (struct tok_frag){end, tok->text[hits[i].id].n, hits[i].id};
         at = end + tok->text[hits[i].id].n;
     }
     return n_frags;
 }
 
-int tok_special_cut(struct tok_work *work, const char *text, uint32_t n, unsigned flags, struct tok_frag **frags, int64_t *n_frags)
+int tok_special_cut(struct tok_work *work, const char *text, uint32_t n, unsigned flags, struct tok_frag **frags,
+                    int64_t *n_frags)
 {
     char *state = NULL;
     struct hit *hits = NULL;

@@ -31,7 +31,7 @@ static int unmark(struct tok *tok, int32_t id)
         tail[n++] = mark ? ' ' : p[i];
         i += mark ? MARK_BYTES : 1;
     }
-    tok->piece[id] = (struct tok_span){ .off = (uint32_t)tok->arena_bytes, .n = n };
+    tok->piece[id] = (struct tok_span){.off = (uint32_t)tok->arena_bytes, .n = n};
     tok->arena_bytes += n;
     return 0;
 }
@@ -48,7 +48,7 @@ static int add_piece(struct tok *tok, int32_t id)
     else if (attr & TOK_ATTR_BYTE) {
         if (text.n != 6 || memcmp(p, "<0x", 3) || p[5] != '>' || hex(p[3]) < 0 || hex(p[4]) < 0)
             return err(ERR_FORMAT, "tokenizer.ggml.tokens[%d]: a byte token, but not of the form <0xFF>", (int)id);
-        return tok_map_keep(tok, &(char){ (char)(hex(p[3]) * 16 + hex(p[4])) }, 1, &tok->piece[id]);
+        return tok_map_keep(tok, &(char){(char)(hex(p[3]) * 16 + hex(p[4]))}, 1, &tok->piece[id]);
     }
     return 0;
 }
@@ -69,10 +69,10 @@ int tok_spm_init(struct tok *tok, const struct tok_source *src)
     }
     for (int b = 0; b < 256 && rc == 0; b++) {
         static const char digit[] = "0123456789ABCDEF";
-        const char name[6] = { '<', '0', 'x', digit[b >> 4], digit[b & 15], '>' };
+        const char name[6] = {'<', '0', 'x', digit[b >> 4], digit[b & 15], '>'};
         tok->byte_id[b] = tok_find(tok, name, sizeof name);
         if (tok->byte_id[b] == TOK_NONE)
-            tok->byte_id[b] = tok_find(tok, &(char){ (char)b }, 1);
+            tok->byte_id[b] = tok_find(tok, &(char){(char)b}, 1);
         if (tok->byte_id[b] == TOK_NONE)
             tok->byte_id[b] = tok->unk;
     }
@@ -80,8 +80,8 @@ int tok_spm_init(struct tok *tok, const struct tok_source *src)
 }
 
 /* The best score first. */
-static bool pair_score(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right, uint32_t *order,
-                       int32_t *result)
+static bool pair_score(const struct tok_work *work, const struct tok_sym *left, const struct tok_sym *right,
+                       uint32_t *order, int32_t *result)
 {
     const struct tok *tok = work->tok;
     uint32_t n = left->n + right->n;

@@ -103,7 +103,7 @@ static size_t put_clean(const char *text, size_t n, char *out, size_t *n_rest)
 
 int tok_stream_init(struct tok_stream *stream, const struct tok *tok, unsigned flags)
 {
-    *stream = (struct tok_stream){ .tok = tok, .flags = flags };
+    *stream = (struct tok_stream){.tok = tok, .flags = flags};
     /* in: held bytes and one piece; out behind it, each byte at worst a U+FFFD */
     size_t in_bytes = sizeof stream->held + tok->max_piece_bytes;
     stream->buf = mem_alloc(in_bytes * (1 + BAD_BYTES), MEM_TOK);
@@ -154,7 +154,7 @@ void tok_stream_finish(struct tok_stream *stream, const char **text, int *n)
 void tok_stream_done(struct tok_stream *stream)
 {
     mem_free(stream->buf);
-    *stream = (struct tok_stream){ 0 };
+    *stream = (struct tok_stream){0};
 }
 
 static int append(char **text, int64_t *n_bytes, int64_t *cap, const char *p, int n)

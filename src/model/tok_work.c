@@ -10,7 +10,7 @@ void tok_work_done(struct tok_work *work)
     mem_free(work->sym);
     mem_free(work->heap);
     pcre2_match_data_free(work->match);
-    *work = (struct tok_work){ 0 };
+    *work = (struct tok_work){0};
 }
 
 /* Room for one more. */
@@ -45,7 +45,7 @@ int tok_work_sym(struct tok_work *work, uint32_t off, uint32_t n, int32_t id)
     if (rc)
         return rc;
     int32_t at = (int32_t)work->n_sym++;
-    work->sym[at] = (struct tok_sym){ .off = off, .n = n, .prev = at - 1, .next = -1, .id = id };
+    work->sym[at] = (struct tok_sym){.off = off, .n = n, .prev = at - 1, .next = -1, .id = id};
     if (at)
         work->sym[at - 1].next = at;
     return 0;
@@ -94,7 +94,7 @@ static int offer(struct tok_work *work, int32_t left, int32_t right, tok_work_pa
         return 0;
     const struct tok_sym *l = &work->sym[left], *r = &work->sym[right];
     uint32_t order;
-    struct tok_node node = { .right = right, .n = l->n + r->n };
+    struct tok_node node = {.right = right, .n = l->n + r->n};
     if (!pair(work, l, r, &order, &node.result))
         return 0;
     node.key = (uint64_t)order << 32 | (uint32_t)left;

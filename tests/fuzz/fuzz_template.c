@@ -10,10 +10,17 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-    static const struct template_message messages[] = { { "system", " Be \xc3\xa9kind. " }, { "user", "Hi\n'x' \"y\"" }, { "assistant", "" } };
-    static const struct template_var vars[] = { { "enable_thinking", TEMPLATE_BOOL, 1, NULL } };
-    static const struct template_args args = { .messages = messages, .n_messages = 3, .add_generation_prompt = true, .bos = "<s>",
-                                               .eos = "</s>", .vars = vars, .n_vars = 1, .now_s = 1763856000 };
+    static const struct template_message messages[] = {
+        {"system", " Be \xc3\xa9kind. "}, {"user", "Hi\n'x' \"y\""}, {"assistant", ""}};
+    static const struct template_var vars[] = {{"enable_thinking", TEMPLATE_BOOL, 1, NULL}};
+    static const struct template_args args = {.messages = messages,
+                                              .n_messages = 3,
+                                              .add_generation_prompt = true,
+                                              .bos = "<s>",
+                                              .eos = "</s>",
+                                              .vars = vars,
+                                              .n_vars = 1,
+                                              .now_s = 1763856000};
     struct template_code *t = NULL;
     char *text = NULL;
     size_t n_bytes = 0;

@@ -27,7 +27,7 @@ static unsigned byte(struct input *in)
 
 static struct tok_str text(struct input *in, size_t n)
 {
-    struct tok_str s = { (const char *)in->p, n < in->n ? n : in->n };
+    struct tok_str s = {(const char *)in->p, n < in->n ? n : in->n};
     in->p += s.n;
     in->n -= s.n;
     return s;
@@ -76,12 +76,13 @@ static void check_encode(const struct tok *tok, const struct input *in, unsigned
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-    static const char *const pres[] = { "default", "gpt-2", "smollm", "falcon", "llama-bpe", "qwen2", "qwen35", "gpt-4o", "tekken",
-                                        "deepseek-llm", "deepseek-coder", "deepseek-v3", "bailingmoe", "seed-coder", "nonsense", NULL };
+    static const char *const pres[] = {
+        "default", "gpt-2",        "smollm",         "falcon",      "llama-bpe",  "qwen2",      "qwen35",   "gpt-4o",
+        "tekken",  "deepseek-llm", "deepseek-coder", "deepseek-v3", "bailingmoe", "seed-coder", "nonsense", NULL};
     static struct tok_str tokens[MAX], merges[MAX];
     static int32_t types[MAX];
     static float scores[MAX];
-    struct input in = { data, n };
+    struct input in = {data, n};
     struct tok_source src;
     struct tok *tok = NULL;
     uint64_t live = mem_live_bytes(MEM_TOK);
