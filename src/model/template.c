@@ -9,9 +9,9 @@
 #include "src/base/mem.h"
 #include "src/model/tok_in.h"
 
-typedef struct template_node node;
-typedef struct template_val val;
-typedef struct template_str str;
+typedef struct template_node node; /* lint: the tree's type stands in every line here */
+typedef struct template_val val; /* lint: the value's type stands in every line here */
+typedef struct template_str str; /* lint: as above */
 
 /* Keeps the 2 KiB of a call's arguments out of the frames of other nodes: evaluation nests TEMPLATE_MAX_CALLS deep. */
 #define NOINLINE __attribute__((noinline))

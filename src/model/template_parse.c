@@ -9,7 +9,7 @@
 
 #include "src/base/err.h"
 
-typedef struct template_node node;
+typedef struct template_node node; /* lint: the tree's type stands in every line here */
 
 struct parser {
     struct template_mem *mem;

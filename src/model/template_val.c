@@ -9,7 +9,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 
-typedef struct template_val val;
+typedef struct template_val val; /* lint: the value's type stands in every line here */
 
 #define MAX_NEST 100 /* of lists in lists, when one is compared or printed */
 

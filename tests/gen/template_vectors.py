@@ -55,14 +55,14 @@ plain text
 a {%- if true %} b {%- endif %} c
 a {% if true -%} b {% endif -%} c
 {#- comment -#} x {# y #} z
-  {% if true %}  
+  {% if true %}  ¶
   indented
-  {% endif %}  
+  {% endif %}  ¶
   end
     {%+ if true %}kept{% endif %}
 {% if true +%}
 kept newline{% endif %}
-  {{ 'not stripped' }}  
+  {{ 'not stripped' }}  ¶
 line{# c #}
 next
 a {{- ' b ' -}} c
@@ -103,7 +103,7 @@ a {{- ' b ' -}} c
 {%- for m in messages %}{{ '<' + m['role'] + '>' + m['content'] | trim + '</s>' }}{% endfor %}
 {{ (1, 2)[0] }}{{ 'a'.upper().lower() }}{{ [[1, 2], [3]][0][1] }}{{ ('x' ~ 'y')|upper }}{{ {'a': [1, {'b': 'z'}]}.a[1].b }}
 {% set m = {'role': 'x'} %}{{ m.role }}{% set l = [] %}{% set l = l + [1] %}{{ l }}
-{%- set x = 'a' -%}   {{- x -}}   
+{%- set x = 'a' -%}   {{- x -}}   ¶
 {% for i in range(3) -%}
     {{ i }}
 {%- endfor %}
@@ -127,12 +127,12 @@ a {{- ' b ' -}} c
 {{ }}
 {% for x in 5 %}{% endfor %}
 {{ [].append(1) }}
-{{ 'a' 
+{{ 'a' ¶
 {# open
 {% set 1 = 2 %}
 {{ none.x.y }}
 {% break %}
-""".strip("\n")
+""".strip("\n").replace("¶", "")  # the mark keeps spaces at the end of a line
 
 
 class Refused(Exception):
