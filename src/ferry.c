@@ -31,7 +31,7 @@ struct ferry_engine {
     struct machine machine;
     struct plan plan;
     struct model *model;         /* own, as all below */
-    struct tok *tok;
+    struct tok *tok;             /* NULL: ids only */
     struct store *store;
     struct device *device;
     struct cache *cache;
@@ -207,8 +207,8 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
         return err(ERR_NOMEM, "an engine");
     int rc = model_open(model_path, NULL, &e->model);
     if (rc == 0)
-        rc = tok_from_gguf(e->model->gguf, &e->tok);
-    if (rc == 0 && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
+        rc = o.ids_only ? 0 : tok_from_gguf(e->model->gguf, &e->tok);
+    if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
         rc = err(ERR_FORMAT, "%s: %d tokens, but the model has logits of %d", model_path, tok_n_vocab(e->tok),
                  e->model->hp.n_vocab);
     if (rc == 0)
@@ -259,8 +259,8 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
                                .isa = cpu_isa_used(e->device),
                                .file_bytes = file_bytes,
                                .resident_bytes = st.resident_bytes,
-                               .bos = tok_bos(e->tok),
-                               .eos = tok_eos(e->tok),
+                               .bos = e->tok ? tok_bos(e->tok) : -1,
+                               .eos = e->tok ? tok_eos(e->tok) : -1,
                                .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL};
 }
 
@@ -272,13 +272,20 @@ int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
 
 /* ---- text and tokens ---- */
 
+static int need_vocabulary(const struct ferry_engine *e)
+{
+    return e->tok ? 0 : err(ERR_STATE, "%s was opened without its vocabulary (ids_only)", e->model->path);
+}
+
 int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out, size_t *n_out)
 {
     unsigned f = flags & FERRY_TOKENS_SPECIAL ? TOK_SPECIAL : 0;
-    if ((flags & FERRY_TOKENS_BOS) && tok_add_bos(e->tok))
-        f |= TOK_BOS;
     int64_t n = 0;
-    int rc = tok_encode(e->tok, text, n_bytes, f, out, &n);
+    int rc = need_vocabulary(e);
+    if (rc == 0 && (flags & FERRY_TOKENS_BOS) && tok_add_bos(e->tok))
+        f |= TOK_BOS;
+    if (rc == 0)
+        rc = tok_encode(e->tok, text, n_bytes, f, out, &n);
     *n_out = rc == 0 ? (size_t)n : 0;
     return rc;
 }
@@ -287,11 +294,10 @@ int ferry_token_text(const struct ferry_engine *e, int32_t token, const char **o
 {
     int n = 0;
     *n_bytes = 0;
-    if (tok_type_of(e->tok, token) == TOK_TYPE_CONTROL) {
-        *out = "";
-        return 0;
-    }
-    int rc = tok_piece(e->tok, token, out, &n);
+    *out = "";
+    int rc = need_vocabulary(e);
+    if (rc == 0 && tok_type_of(e->tok, token) != TOK_TYPE_CONTROL)
+        rc = tok_piece(e->tok, token, out, &n);
     if (rc == 0)
         *n_bytes = (size_t)n;
     return rc;
@@ -299,14 +305,17 @@ int ferry_token_text(const struct ferry_engine *e, int32_t token, const char **o
 
 bool ferry_token_is_end(const struct ferry_engine *e, int32_t token)
 {
-    return tok_is_eog(e->tok, token);
+    return e->tok && tok_is_eog(e->tok, token);
 }
 
 int ferry_stream_make(const struct ferry_engine *e, struct ferry_stream **out)
 {
     *out = NULL;
+    int rc = need_vocabulary(e);
+    if (rc < 0)
+        return rc;
     struct ferry_stream *s = mem_zalloc(1, sizeof *s, MEM_OTHER);
-    int rc = s ? tok_stream_init(&s->stream, e->tok, 0) : err(ERR_NOMEM, "a text stream");
+    rc = s ? tok_stream_init(&s->stream, e->tok, 0) : err(ERR_NOMEM, "a text stream");
     if (rc < 0) {
         mem_free(s);
         return rc;
@@ -376,7 +385,9 @@ int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *
 {
     *out = NULL;
     const struct template_code *code = NULL;
-    int rc = chat_template(e, &code);
+    int rc = need_vocabulary(e);
+    if (rc == 0)
+        rc = chat_template(e, &code);
     if (rc < 0)
         return rc;
     if (n > INT_MAX)

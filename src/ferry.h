@@ -54,6 +54,7 @@ struct ferry_engine_opts {
     const char *io;       /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
     const char *prefill;  /* "int" (NULL) or "blas": see cpu/README.md */
     const char *isa;      /* NULL: the best; else "avx2", "ref", … */
+    bool ids_only;        /* leave the vocabulary unread: tokens go in and out as numbers, text functions give FERRY_ERR_STATE */
     bool no_pin;          /* leave threads where the system puts them */
     const char *plan_path; /* a saved plan to run instead of making one; NULL: make one */
     /* Loading: done of total bytes so far. Return false to stop (FERRY_ERR_CANCEL). May be NULL. */

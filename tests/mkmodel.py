@@ -1,156 +1,246 @@
 #!/usr/bin/env python3
-"""Small models of every family, with random weights and the shapes of real ones, for make check.
+"""Make tests/data/models: one tiny model for each family, and what outside programs say about it.
 
-  mkmodel.py FAMILY OUT.gguf     one model (mkmodel.py --list names them)
-  mkmodel.py --all FOLDER        all of them, and what the float reference says: NAME.gguf, NAME.f32
+  mkmodel.py OUT [--reference tests/reference/reference.py] [--peer PYTHON PEER_SCRIPT]
 
-NAME.f32 holds float32 logits (24, 288) of the ids in ids.txt, keys and values rounded to half precision as a cache does.
-Matrices are half precision, so that the file states its weights exactly and nothing but the order of sums may differ.
-Each variant turns on what its family's files are known to have: the odd ones are named after it. Windows are short
-enough, and contexts long enough, for 24 tokens to leave them. Needs python3 with numpy and gguf.
+Weights are F32 multiples of 1/64, so that the files pack well; `mixed` has quantized weights of many types instead and no
+expected logits. --reference keeps in NAME.reference what the float reference computes (numpy, keys and values rounded to f16).
+With --peer, PYTHON PEER_SCRIPT logits MODEL OUT.f32 IDS --prefill N asks llama.cpp, into NAME.peer. Both are float32, the rows
+in ROWS of (n_tok, n_vocab); ids.txt holds the ids. Needs numpy and gguf.
 """
 import argparse
 import os
+import subprocess
 import sys
+import tempfile
 
-import numpy as np
 import gguf
+import numpy as np
 from gguf import GGMLQuantizationType as T
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "..", "tools"), os.path.join(HERE, "reference")]
-import ggufout  # noqa: E402
-import reference  # noqa: E402
-
-N_VOCAB, N_TOK, SEED = 288, 24, 20
-
-BASE = dict(layers=2, embd=32, heads=4, kv_heads=2, head_dim=16, ff=48, freq_base=10000.0, eps=1e-5, ctx=256)
-MOE = dict(experts=6, used=2, ff=32)
-MODELS = {
-    "llama": dict(BASE, arch="llama", rope_freqs=True),
-    "llama-bias-linear": dict(BASE, arch="llama", bias=True, out_bias=True, tied=True, keys=[("rope.scaling.type", "linear"), ("rope.scaling.factor", 4.0)]),
-    "llama-yarn": dict(BASE, arch="llama", keys=[("rope.scaling.type", "yarn"), ("rope.scaling.factor", 4.0), ("rope.scaling.original_context_length", 64)]),
-    "llama-moe": dict(BASE, **MOE, arch="llama"),
-    "llama-scaled": dict(BASE, arch="llama", scale=True),
-    "qwen2": dict(BASE, arch="qwen2", head_dim=8, bias=True, tied=True, freq_base=1e6),
-    "qwen3": dict(BASE, arch="qwen3", qk_norm="head", freq_base=1e6),
-    "qwen3moe": dict(BASE, **MOE, arch="qwen3moe", qk_norm="head"),
-    "olmoe": dict(BASE, **MOE, arch="olmoe", qk_norm="row", kv_heads=4, head_dim=8, seed=1),
-    "gemma2": dict(BASE, arch="gemma2", post_norm=True, tied=True, keys=[
-        ("attention.sliding_window", 8), ("attn_logit_softcapping", 2.0), ("final_logit_softcapping", 3.0)]),
-    "gemma3": dict(BASE, arch="gemma3", post_norm=True, tied=True, qk_norm="head", layers=3, freq_base=1e6, kv_heads=1, keys=[
-        ("attention.sliding_window", 8), ("attention.sliding_window_pattern", 3), ("rope.scaling.type", "linear"), ("rope.scaling.factor", 8.0)]),
-}
+N_TOK, PREFILL, ROWS = 150, 130, [0, 1, 63, 64, 127, 129, 130, 149]
+N_VOCAB = 288
+NO_REFERENCE = ["dots1.gguf", "granite.gguf", "qwen2moe.gguf"]  # families that the float reference does not know
 
 
-def ids():
-    return [int(i) for i in np.random.default_rng(SEED).integers(0, 256, N_TOK)]
+def byte_tokens():
+    """GPT-2's printable stand-ins for the 256 bytes, then fillers and two control tokens."""
+    keep = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
+    chars, n = {}, 0
+    for b in range(256):
+        chars[b] = chr(b) if b in keep else chr(256 + n)
+        n += b not in keep
+    tokens = [chars[b] for b in range(256)]
+    merged = ["th", "he", "in", "er", "an", "Ġt", "Ġa", "on", "re", "Ġthe"]
+    merges = ["t h", "h e", "i n", "e r", "a n", "Ġ t", "Ġ a", "o n", "r e", "Ġt he"]
+    fill = ["<unused%d>" % i for i in range(N_VOCAB - 256 - len(merged) - 2)]
+    types = [1] * (256 + len(merged)) + [5] * len(fill) + [3, 3]
+    return tokens + merged + fill + ["<|end|>", "<|begin|>"], merges, types
 
 
-def add_key(writer, name, value):
-    if isinstance(value, str):
-        writer.add_string(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    else:
-        writer.add_float32(name, value)
+class Maker:
+    def __init__(self, path, arch, seed, **p):
+        self.w = gguf.GGUFWriter(path, arch)
+        self.arch, self.p = arch, p
+        self.rng = np.random.default_rng(seed)
+        w = self.w
+        w.add_name("tiny " + os.path.basename(path)[:-5])
+        w.add_block_count(p["layers"])
+        w.add_context_length(512)
+        w.add_embedding_length(p["d"])
+        w.add_feed_forward_length(p["ff"])
+        w.add_head_count(p["heads"])
+        w.add_head_count_kv(p["kv"])
+        w.add_key_length(p["hd"])
+        w.add_value_length(p["hd"])
+        w.add_rope_dimension_count(p["hd"])
+        w.add_rope_freq_base(p.get("base", 10000.0))
+        w.add_layer_norm_rms_eps(1e-5)
+        w.add_vocab_size(N_VOCAB)
+        tokens, merges, types = byte_tokens()
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre("gpt-2")
+        w.add_token_list(tokens)
+        w.add_token_types(types)
+        w.add_token_merges(merges)
+        w.add_bos_token_id(N_VOCAB - 1)
+        w.add_eos_token_id(N_VOCAB - 2)
+        w.add_add_bos_token(False)
+        w.add_chat_template("{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+                            "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}")
 
+    def mat(self, name, *shape, gain=1.0, typ=T.F32):
+        """Rows outermost; std about gain / sqrt(n_in)."""
+        x = self.rng.standard_normal(shape) * gain / np.sqrt(shape[-1])
+        if typ == T.F32:
+            self.w.add_tensor(name, (np.round(x * 64 * 4) / 256).astype(np.float32))
+        else:
+            few = x.astype(np.float32).reshape(-1, shape[-1])  # few different rows: they repeat, and the file packs well
+            x = few[np.arange(len(few)) * 5 % 8 + np.arange(len(few)) // 64 % 4].reshape(shape)
+            self.w.add_tensor(name, gguf.quants.quantize(x, typ) if typ != T.Q4_K and typ != T.Q6_K else self.random_k(x, typ),
+                              raw_dtype=typ)
 
-def make(name, path):
-    p = MODELS[name]
-    # A seed of its own where a router's choice is too close to a tie: there the order of sums decides.
-    rng = np.random.default_rng([SEED, p.get("seed", 0), sum(map(ord, name))])
-    out = ggufout.Out(path, p["arch"])
-    w = out.writer
-    w.add_name("made " + name)
-    w.add_block_count(p["layers"])
-    w.add_context_length(p["ctx"])
-    w.add_embedding_length(p["embd"])
-    w.add_feed_forward_length(p["ff"])
-    w.add_head_count(p["heads"])
-    w.add_head_count_kv(p["kv_heads"])
-    w.add_key_length(p["head_dim"])
-    w.add_value_length(p["head_dim"])
-    w.add_rope_dimension_count(p["head_dim"])
-    w.add_rope_freq_base(p["freq_base"])
-    w.add_layer_norm_rms_eps(p["eps"])
-    w.add_vocab_size(N_VOCAB)
-    if "experts" in p:
-        w.add_expert_count(p["experts"])
-        w.add_expert_used_count(p["used"])
-        if p["arch"] == "qwen3moe":
-            w.add_expert_feed_forward_length(p["ff"])
-    for key, value in p.get("keys", []):
-        add_key(w, p["arch"] + "." + key, value)
-    ggufout.add_made_vocabulary(out, N_VOCAB)
+    def random_k(self, x, typ):
+        """Random K-quant blocks with a scale that fits x: the package has no quantizer for them."""
+        n, size = gguf.GGML_QUANT_SIZES[typ]
+        b = np.frombuffer(self.rng.bytes(7 * size), np.uint8).reshape(-1, size)
+        b = b[np.arange(x.size // n) * 3 % 7].copy()
+        unit = float(x.std()) / (250.0 if typ == T.Q4_K else 1100.0)
+        half = lambda v: np.frombuffer(np.float16(v).tobytes(), np.uint8)
+        if typ == T.Q4_K:
+            b[:, 0:2], b[:, 2:4] = half(unit), half(7.5 * unit)
+        else:
+            b[:, 208:210] = half(unit)
+        return b.reshape(x.shape[:-1] + (x.shape[-1] // n * size,))
 
-    def vector(name, *shape, mean=0.0, spread=0.2):
-        out.add_array(name, mean + spread * rng.standard_normal(shape))
+    def vec(self, name, n, around=1.0):
+        x = around + self.rng.standard_normal(n) * 0.1
+        self.w.add_tensor(name, (np.round(x * 64) / 64).astype(np.float32))
 
-    def matrix(name, *shape, gain=1.0):
-        x = (rng.standard_normal(shape) * gain / np.sqrt(shape[-1])).astype(np.float16)
-        out.add(name, T.F16, shape, lambda: [x])
+    def scale(self, stem, n=1):
+        """A factor of the product, as 4-bit float files have it."""
+        if self.p.get("scale"):
+            self.vec(stem + ".scale", n)
 
-    def norm(name, n):
-        vector(name, n, mean=1.0)
-
-    embd, ff, q, kv = p["embd"], p["ff"], p["heads"] * p["head_dim"], p["kv_heads"] * p["head_dim"]
-    matrix("token_embd.weight", N_VOCAB, embd, gain=2.0)
-    norm("output_norm.weight", embd)
-    if not p.get("tied"):
-        matrix("output.weight", N_VOCAB, embd, gain=2.0)
-    if p.get("rope_freqs"):
-        out.add_array("rope_freqs.weight", np.geomspace(1, 8, p["head_dim"] // 2))
-    for layer in range(p["layers"]):
-        blk = "blk.%d." % layer
-        norm(blk + "attn_norm.weight", embd)
-        for which, rows, cols in (("q", q, embd), ("k", kv, embd), ("v", kv, embd), ("output", embd, q)):
-            matrix(blk + "attn_%s.weight" % which, rows, cols, gain=1.5)
-            if p.get("out_bias") or (p.get("bias") and which != "output"):
-                vector(blk + "attn_%s.bias" % which, rows)
-            if p.get("scale"):
-                vector(blk + "attn_%s.scale" % which, 1, mean=1.0)
+    def layer(self, i, types):
+        p, b = self.p, "blk.%d." % i
+        d, q, kv = p["d"], p["heads"] * p["hd"], p["kv"] * p["hd"]
+        t = iter(types * 20) if types else iter([T.F32] * 40)
+        self.vec(b + "attn_norm.weight", d)
+        for name, n_out in (("q", q), ("k", kv), ("v", kv)):
+            self.mat(b + "attn_%s.weight" % name, n_out, d, gain=1.5, typ=next(t))
+            if p.get("bias"):
+                self.vec(b + "attn_%s.bias" % name, n_out, 0.0)
+            self.scale(b + "attn_%s" % name)
+        self.mat(b + "attn_output.weight", d, q, typ=next(t))
+        self.scale(b + "attn_output")
+        if p.get("out_bias"):
+            self.vec(b + "attn_output.bias", d, 0.0)
         if p.get("qk_norm"):
-            norm(blk + "attn_q_norm.weight", p["head_dim"] if p["qk_norm"] == "head" else q)
-            norm(blk + "attn_k_norm.weight", p["head_dim"] if p["qk_norm"] == "head" else kv)
+            n = {"head": p["hd"], "row": None}[p["qk_norm"]]
+            self.vec(b + "attn_q_norm.weight", n or q)
+            self.vec(b + "attn_k_norm.weight", n or kv)
         if p.get("post_norm"):
-            norm(blk + "post_attention_norm.weight", embd)
-            norm(blk + "post_ffw_norm.weight", embd)
-        norm(blk + "ffn_norm.weight", embd)
-        n_exp = (p["experts"],) if "experts" in p else ()
-        if n_exp:
-            out.add_array(blk + "ffn_gate_inp.weight", ggufout.router(rng, p["experts"], embd, 1.5, 0.35))
-        for which, rows, cols in (("gate", ff, embd), ("up", ff, embd), ("down", embd, ff)):
-            stem = blk + "ffn_" + which + ("_exps" if n_exp else "")
-            matrix(stem + ".weight", *n_exp, rows, cols, gain=1.5)
-            if p.get("out_bias") and not n_exp:
-                vector(stem + ".bias", rows)
-            if p.get("scale"):
-                vector(stem + ".scale", *(n_exp or (1,)), mean=1.0)
-    out.write(quiet=True)
+            self.vec(b + "post_attention_norm.weight", d)
+            self.vec(b + "post_ffw_norm.weight", d)
+        self.vec(b + "ffn_norm.weight", d)
+        if p.get("experts") and i >= p.get("lead", 0):
+            e, ff = p["experts"], p["ffx"]
+            self.mat(b + "ffn_gate_inp.weight", e, d, gain=3.0)
+            for name, shape in (("gate", (e, ff, d)), ("up", (e, ff, d)), ("down", (e, d, ff))):
+                self.mat(b + "ffn_%s_exps.weight" % name, *shape, gain=2.0, typ=next(t))
+                self.scale(b + "ffn_%s_exps" % name, e)
+            if p.get("select_bias"):
+                self.vec(b + "exp_probs_b.bias", e, 0.0)
+            if p.get("shared"):
+                s = p["shared"]
+                for name, shape in (("gate", (s, d)), ("up", (s, d)), ("down", (d, s))):
+                    self.mat(b + "ffn_%s_shexp.weight" % name, *shape, gain=2.0, typ=next(t))
+                if p.get("shared_gate"):
+                    self.vec(b + "ffn_gate_inp_shexp.weight", d, 0.0)
+        else:
+            for name, shape in (("gate", (p["ff"], d)), ("up", (p["ff"], d)), ("down", (d, p["ff"]))):
+                self.mat(b + "ffn_%s.weight" % name, *shape, gain=2.0, typ=next(t))
+                self.scale(b + "ffn_%s" % name)
+
+    def finish(self, types=None, embd=T.F32):
+        p, w = self.p, self.w
+        if p.get("experts"):
+            w.add_expert_count(p["experts"])
+            w.add_expert_used_count(p["used"])
+            w.add_expert_feed_forward_length(p["ffx"])
+        self.mat("token_embd.weight", N_VOCAB, p["d"], gain=np.sqrt(p["d"]) * p.get("embd", 1.0), typ=embd)
+        for i in range(p["layers"]):
+            self.layer(i, types)
+        self.vec("output_norm.weight", p["d"])
+        if p.get("rope_freqs"):
+            self.w.add_tensor("rope_freqs.weight", np.linspace(1.0, 4.0, p["hd"] // 2).astype(np.float32))
+        if not p.get("tied"):
+            self.mat("output.weight", N_VOCAB, p["d"], gain=2.0, typ=embd)
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("family", nargs="?", choices=MODELS, metavar="FAMILY")
-    ap.add_argument("out", nargs="?")
-    ap.add_argument("--all", metavar="FOLDER")
-    ap.add_argument("--list", action="store_true")
-    a = ap.parse_args()
-    if a.list:
-        print("\n".join(MODELS))
-    elif a.all:
-        with open(os.path.join(a.all, "ids.txt"), "w") as f:
-            f.write(" ".join(map(str, ids())) + "\n")
-        for name in MODELS:
-            path = os.path.join(a.all, name)
-            make(name, path + ".gguf")
-            reference.Model(path + ".gguf").logits(ids(), "f16").tofile(path + ".f32")
-    elif a.out:
-        make(a.family, a.out)
-    else:
-        ap.error("FAMILY and OUT.gguf, --all FOLDER, or --list")
+SMALL = dict(layers=2, d=32, ff=64, heads=2, kv=1, hd=32)
+
+
+def make(out):
+    def path(name):
+        return os.path.join(out, name + ".gguf")
+
+    Maker(path("llama"), "llama", 1, rope_freqs=True, **SMALL).finish()
+    m = Maker(path("llama-linear"), "llama", 14, tied=True, bias=True, out_bias=True, **SMALL)
+    m.w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    m.w.add_rope_scaling_factor(4.0)
+    m.finish()
+    Maker(path("llama-scaled"), "llama", 15, scale=True, **SMALL).finish()
+    m = Maker(path("llama-yarn"), "llama", 2, tied=True, **SMALL)
+    m.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    m.w.add_rope_scaling_factor(4.0)
+    m.w.add_rope_scaling_orig_ctx_len(128)
+    m.finish()
+    Maker(path("mixtral"), "llama", 3, experts=4, used=2, ffx=64, **SMALL).finish()
+    Maker(path("qwen2"), "qwen2", 4, bias=True, tied=True, base=1e6, **dict(SMALL, hd=16)).finish()
+    m = Maker(path("qwen2moe"), "qwen2moe", 5, bias=True, experts=4, used=2, ffx=32, shared=32, shared_gate=True, **dict(SMALL, hd=16))
+    m.w.add_expert_shared_feed_forward_length(32)
+    m.finish()
+    Maker(path("qwen3"), "qwen3", 6, qk_norm="head", **SMALL).finish()
+    Maker(path("qwen3moe"), "qwen3moe", 7, qk_norm="head", scale=True, experts=8, used=3, ffx=32, **SMALL).finish()
+    Maker(path("olmoe"), "olmoe", 8, qk_norm="row", experts=4, used=2, ffx=64, **dict(SMALL, kv=2, hd=16)).finish()
+    m = Maker(path("gemma2"), "gemma2", 9, post_norm=True, tied=True, embd=0.25, **SMALL)
+    m.w.add_sliding_window(24)
+    m.w.add_attn_logit_softcapping(50.0)
+    m.w.add_final_logit_softcapping(30.0)
+    m.finish()
+    m = Maker(path("gemma3"), "gemma3", 10, post_norm=True, qk_norm="head", tied=True, embd=0.25, base=1e6, **dict(SMALL, layers=7))
+    m.w.add_sliding_window(24)
+    m.w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    m.w.add_rope_scaling_factor(8.0)
+    m.finish()
+    m = Maker(path("dots1"), "dots1", 11, qk_norm="head", experts=8, used=3, ffx=32, shared=32, select_bias=True, lead=1,
+              **dict(SMALL, kv=2))
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(1)
+    m.w.add_expert_weights_norm(True)
+    m.w.add_expert_weights_scale(2.5)
+    m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    m.finish()
+    m = Maker(path("granite"), "granite", 12, **SMALL)
+    m.w.add_logit_scale(4.0)
+    m.w.add_residual_scale(0.5)
+    m.w.add_embedding_scale(3.0)
+    m.w.add_attention_scale(0.125)
+    m.finish()
+    Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
+          **dict(SMALL, d=256, hd=64, ff=256)).finish(
+              types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)
+
+
+def ask(out, suffix, command):
+    """command(model, out_file, ids) is a list of words that runs a program which writes all logits to out_file."""
+    ids = np.random.default_rng(99).integers(0, N_VOCAB, N_TOK)
+    with open(os.path.join(out, "ids.txt"), "w") as f:
+        f.write("\n".join(map(str, ids)) + "\n")
+    skip = ["mixed.gguf"] + (NO_REFERENCE if suffix == ".reference" else [])
+    for name in sorted(n for n in os.listdir(out) if n.endswith(".gguf") and n not in skip):
+        with tempfile.NamedTemporaryFile() as tmp:
+            subprocess.run(command(os.path.join(out, name), tmp.name, ",".join(map(str, ids))), check=True)
+            x = np.fromfile(tmp.name, np.float32).reshape(N_TOK, N_VOCAB)
+        x[ROWS].tofile(os.path.join(out, name[:-5] + suffix))
+        print(name, "logits std %.3f" % x.std())
 
 
 if __name__ == "__main__":
-    main()
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("out")
+    ap.add_argument("--reference")
+    ap.add_argument("--peer", nargs=2)
+    a = ap.parse_args()
+    os.makedirs(a.out, exist_ok=True)
+    make(a.out)
+    if a.reference:
+        ask(a.out, ".reference", lambda model, out, ids: [sys.executable, a.reference, model, out, ids, "--kv", "f16"])
+    if a.peer:
+        ask(a.out, ".peer", lambda model, out, ids: [*a.peer, "logits", model, out, ids, "--prefill", str(PREFILL)])

@@ -1,4 +1,4 @@
-/* Whole engines on the tiny models of tests/data/models (tests/gen/tiny_models.py): logits against llama.cpp's, and the promise
+/* Whole engines on the tiny models of tests/data/models (tests/mkmodel.py): logits against llama.cpp's, and the promise
  * that no bit of them depends on threads, instruction set, cuts, company or placement. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
@@ -13,8 +13,9 @@
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
 /* The float reference does not know the last three. */
-static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2", "qwen3",    "qwen3moe",
-                                       "olmoe", "gemma2",     "gemma3",  "dots1", "qwen2moe", "granite"};
+static const char *const families[] = {"llama", "llama-linear", "llama-scaled", "llama-yarn", "mixtral",
+                                       "qwen2", "qwen3",        "qwen3moe",     "olmoe",      "gemma2",
+                                       "gemma3", "dots1",       "qwen2moe",     "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 3 };
 
 static int32_t ids[N_TOK];

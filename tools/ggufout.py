@@ -1,4 +1,4 @@
-"""Writing GGUF files piece by piece: what make-upcycled, make-synthetic and tests/mkmodel.py share.
+"""Writing GGUF files piece by piece: what make-upcycled and make-synthetic share.
 
 The header comes from the gguf package; tensor data is written by us in pieces as they are made, so that a file can be
 much larger than memory.
