@@ -13,9 +13,9 @@
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
 /* The float reference does not know the last three. */
-static const char *const families[] = {"llama", "llama-linear", "llama-scaled", "llama-yarn", "mixtral",
-                                       "qwen2", "qwen3",        "qwen3moe",     "olmoe",      "gemma2",
-                                       "gemma3", "dots1",       "qwen2moe",     "granite"};
+static const char *const families[] = {"llama",  "llama-linear", "llama-scaled", "llama-yarn", "mixtral",
+                                       "qwen2",  "qwen3",        "qwen3moe",     "olmoe",      "gemma2",
+                                       "gemma3", "dots1",        "qwen2moe",     "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 3 };
 
 static int32_t ids[N_TOK];
@@ -70,8 +70,8 @@ static float *logits_of(const char *name, const struct ferry_engine_opts *o, siz
     struct ferry_engine *e = open_with(name, o);
     struct ferry_session *s = session_of(e);
     ck_assert_msg(ferry_session_logits(s, ids, n_prefill, true, out) == 0, "%s", ferry_error());
-    ck_assert_msg(ferry_session_logits(s, ids + n_prefill, N_TOK - n_prefill, false, out + n_prefill * N_VOCAB) == 0, "%s",
-                  ferry_error());
+    ck_assert_msg(ferry_session_logits(s, ids + n_prefill, N_TOK - n_prefill, false, out + n_prefill * N_VOCAB) == 0,
+                  "%s", ferry_error());
     ferry_session_free(s);
     ferry_engine_close(e);
     return out;
@@ -111,7 +111,8 @@ START_TEST(logits_differ_from_those_of_outside_programs)
     float *got = logits_of(families[_i], &o, PREFILL);
     double reference = _i < N_REFERENCE ? distance(families[_i], "reference", got) : 0;
     double peer = distance(families[_i], "peer", got);
-    ck_assert_msg(reference <= 0x1p-10, "%s: off by %g of the spread of the float reference's logits", families[_i], reference);
+    ck_assert_msg(reference <= 0x1p-10, "%s: off by %g of the spread of the float reference's logits", families[_i],
+                  reference);
     ck_assert_msg(peer <= 0.02, "%s: off by %g of the spread of llama.cpp's logits", families[_i], peer);
     free(got);
 }
@@ -126,7 +127,8 @@ static void must_equal(const float *a, const float *b, const char *model, const 
 {
     for (int i = 0; i < N_TOK * N_VOCAB; i++)
         if (memcmp(&a[i], &b[i], sizeof *a) != 0)
-            ck_abort_msg("%s, %s: row %d, logit %d: %.9g is not %.9g", model, what, i / N_VOCAB, i % N_VOCAB, a[i], b[i]);
+            ck_abort_msg("%s, %s: row %d, logit %d: %.9g is not %.9g", model, what, i / N_VOCAB, i % N_VOCAB, a[i],
+                         b[i]);
 }
 
 START_TEST(bits_depend_on_threads_cuts_isa_or_io)

@@ -13,9 +13,9 @@ const enum role arch_ffn_moe[] = {ROLE_ROUTER, ROLE_EXPERT_GATE, ROLE_EXPERT_UP,
 
 const struct arch *const *arch_all(void)
 {
-    static const struct arch *const all[] = {&arch_llama,    &arch_qwen2, &arch_qwen2moe, &arch_qwen3, &arch_qwen3moe,
-                                             &arch_olmoe,    &arch_gemma2, &arch_gemma3,  &arch_dots1,
-                                             &arch_granite,  &arch_granitemoe, NULL};
+    static const struct arch *const all[] = {&arch_llama,    &arch_qwen2,   &arch_qwen2moe,   &arch_qwen3,
+                                             &arch_qwen3moe, &arch_olmoe,   &arch_gemma2,     &arch_gemma3,
+                                             &arch_dots1,    &arch_granite, &arch_granitemoe, NULL};
     return all;
 }
 

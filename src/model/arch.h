@@ -15,20 +15,24 @@ extern "C" {
 /* Activations by name: (rows, width), reused by every layer. */
 enum arch_reg {
     ARCH_NONE,
-    ARCH_X,       /* the residual stream (n, d) */
-    ARCH_H,       /* what a block reads after its norm, and then gives (n, d) */
-    ARCH_Q, ARCH_K, ARCH_V,
-    ARCH_O,       /* attention's heads side by side */
-    ARCH_GATE, ARCH_UP,
-    ARCH_ROUTER,  /* router logits (n, n_expert) */
-    ARCH_IDS,     /* chosen experts (n, k) I32 */
-    ARCH_GATES,   /* their weights (n, k) */
-    ARCH_Y,       /* experts' rows (n*k, d) */
-    ARCH_SHARED,  /* the shared expert's rows (n, d) */
+    ARCH_X, /* the residual stream (n, d) */
+    ARCH_H, /* what a block reads after its norm, and then gives (n, d) */
+    ARCH_Q,
+    ARCH_K,
+    ARCH_V,
+    ARCH_O, /* attention's heads side by side */
+    ARCH_GATE,
+    ARCH_UP,
+    ARCH_ROUTER,      /* router logits (n, n_expert) */
+    ARCH_IDS,         /* chosen experts (n, k) I32 */
+    ARCH_GATES,       /* their weights (n, k) */
+    ARCH_Y,           /* experts' rows (n*k, d) */
+    ARCH_SHARED,      /* the shared expert's rows (n, d) */
     ARCH_SHARED_GATE, /* (n, 1) */
-    ARCH_ROPE0, ARCH_ROPE1, /* cos and sin of the step's positions: full-attention layers, window layers */
-    ARCH_OUT,     /* rows that want logits (n_out, d) */
-    ARCH_LOGITS,  /* (n_out, n_vocab) */
+    ARCH_ROPE0,
+    ARCH_ROPE1,  /* cos and sin of the step's positions: full-attention layers, window layers */
+    ARCH_OUT,    /* rows that want logits (n_out, d) */
+    ARCH_LOGITS, /* (n_out, n_vocab) */
     ARCH_N_REG
 };
 
@@ -36,7 +40,7 @@ enum arch_reg {
  * means the table of the layer's own kind. */
 struct arch_op {
     enum op_kind kind;
-    enum role when;               /* only in layers that have this weight; ROLE_NONE: always */
+    enum role when; /* only in layers that have this weight; ROLE_NONE: always */
     enum arch_reg dst[OP_MAX_IO], src[OP_MAX_IO];
     enum role w[OP_MAX_IO];
 };
@@ -44,13 +48,14 @@ struct arch_op {
 struct gguf;
 
 struct arch {
-    const char *name;             /* general.architecture */
+    const char *name; /* general.architecture */
     bool rope_neox;
     enum op_act act;
-    const struct arch_op *layer;  /* (n_layer_ops) */
+    const struct arch_op *layer; /* (n_layer_ops) */
     int n_layer_ops;
-    const enum role *required;    /* every layer must have these; ROLE_NONE-terminated */
-    const enum role *ffn_dense, *ffn_moe; /* and these, if it is dense, or has a router; ROLE_NONE-terminated; NULL: never so */
+    const enum role *required; /* every layer must have these; ROLE_NONE-terminated */
+    const enum role *ffn_dense,
+        *ffn_moe; /* and these, if it is dense, or has a router; ROLE_NONE-terminated; NULL: never so */
     /* Family-specific metadata after the common keys were read; NULL: none. ERR_FORMAT, ERR_UNSUPPORTED. */
     int (*hparams)(const struct gguf *g, struct model *m);
 };
@@ -66,6 +71,7 @@ void arch_key(char *key, size_t key_bytes, const char *arch, const char *what);
 /* What a plain dense FFN and a plain expert FFN need; ROLE_NONE-terminated. */
 extern const enum role arch_ffn_dense[], arch_ffn_moe[];
 
+/* clang-format off */
 /* Building blocks of the families, to be written in a list of ops. */
 #define ARCH_NORM(d, s, wt) {.kind = OP_RMS_NORM, .dst = {d}, .src = {s}, .w = {wt}}
 #define ARCH_NORM_IF(d, s, wt) {.kind = OP_RMS_NORM, .when = wt, .dst = {d}, .src = {s}, .w = {wt}}
@@ -121,6 +127,7 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
 #define ARCH_MOE_PLAIN ARCH_MOE(ROLE_NONE, ROLE_NONE, ROLE_NONE, ROLE_NONE)
 #define ARCH_MOE_SCALED ARCH_MOE(ROLE_NONE, ROLE_EXPERT_GATE_SCALE, ROLE_EXPERT_UP_SCALE, ROLE_EXPERT_DOWN_SCALE)
 #define ARCH_ADD_SHARED {.kind = OP_ADD, .when = ROLE_SHARED_GATE, .dst = {ARCH_H}, .src = {ARCH_H, ARCH_SHARED}}
+/* clang-format on */
 
 #ifdef __cplusplus
 }

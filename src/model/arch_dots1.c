@@ -18,9 +18,8 @@ static const struct arch_op layer[] = {
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
-static const enum role required[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,   ROLE_ATTN_V,
-                                     ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM,
-                                     ROLE_NONE};
+static const enum role required[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,   ROLE_ATTN_K,   ROLE_ATTN_V, ROLE_ATTN_Q_NORM,
+                                     ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM, ROLE_NONE};
 static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE, ROLE_EXPERT_UP,   ROLE_EXPERT_DOWN,
                                        ROLE_SHARED_GATE, ROLE_SHARED_UP,   ROLE_SHARED_DOWN, ROLE_NONE};
 

@@ -6,8 +6,8 @@
 #include "src/model/arch.h"
 #include "src/model/hparams.h"
 
-#define GEMMA_AFTER_QKV \
-    ARCH_ATTEND, ARCH_NORM(ARCH_H, ARCH_H, ROLE_ATTN_POST_NORM), ARCH_ADD(ARCH_X, ARCH_X, ARCH_H), \
+#define GEMMA_AFTER_QKV                                                                                    \
+    ARCH_ATTEND, ARCH_NORM(ARCH_H, ARCH_H, ROLE_ATTN_POST_NORM), ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),         \
         ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM), ARCH_FFN, ARCH_NORM(ARCH_H, ARCH_H, ROLE_FFN_POST_NORM), \
         ARCH_ADD(ARCH_X, ARCH_X, ARCH_H)
 
@@ -18,19 +18,16 @@ static const struct arch_op layer2[] = {
 };
 
 static const struct arch_op layer3[] = {
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
-    ARCH_QKV,
-    ARCH_NORM(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
-    ARCH_NORM(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM),
-    GEMMA_AFTER_QKV,
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),   ARCH_QKV,        ARCH_NORM(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
+    ARCH_NORM(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM), GEMMA_AFTER_QKV,
 };
 
-static const enum role required2[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,         ROLE_ATTN_K,   ROLE_ATTN_V,
-                                      ROLE_ATTN_OUT,  ROLE_ATTN_POST_NORM, ROLE_FFN_NORM, ROLE_FFN_POST_NORM,
-                                      ROLE_NONE};
-static const enum role required3[] = {ROLE_ATTN_NORM,     ROLE_ATTN_Q,         ROLE_ATTN_K,   ROLE_ATTN_V,
-                                      ROLE_ATTN_Q_NORM,   ROLE_ATTN_K_NORM,    ROLE_ATTN_OUT, ROLE_ATTN_POST_NORM,
-                                      ROLE_FFN_NORM,      ROLE_FFN_POST_NORM,  ROLE_NONE};
+static const enum role required2[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,        ROLE_ATTN_K,
+                                      ROLE_ATTN_V,    ROLE_ATTN_OUT,      ROLE_ATTN_POST_NORM,
+                                      ROLE_FFN_NORM,  ROLE_FFN_POST_NORM, ROLE_NONE};
+static const enum role required3[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,        ROLE_ATTN_K,   ROLE_ATTN_V,
+                                      ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM,   ROLE_ATTN_OUT, ROLE_ATTN_POST_NORM,
+                                      ROLE_FFN_NORM,    ROLE_FFN_POST_NORM, ROLE_NONE};
 
 static int hparams2(const struct gguf *g, struct model *m)
 {

@@ -48,7 +48,7 @@ static int hparams(const struct gguf *g, struct model *m)
     return rc;
 }
 
-#define GRANITE_LAYER \
+#define GRANITE_LAYER                                                                                    \
     .rope_neox = false, .act = OP_ACT_SILU, .layer = layer, .n_layer_ops = sizeof layer / sizeof *layer, \
     .required = required, .ffn_dense = arch_ffn_dense, .ffn_moe = arch_ffn_moe, .hparams = hparams
 

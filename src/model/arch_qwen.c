@@ -2,8 +2,8 @@
  * Qwen3 norms q and k by head instead; qwen2moe adds a shared expert behind a sigmoid gate. */
 #include "src/model/arch.h"
 
-#define QWEN_ATTENTION \
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM), \
+#define QWEN_ATTENTION                                                                                         \
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),       \
         ARCH_NORM_IF(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM), ARCH_ATTEND, ARCH_BIAS_IF(ARCH_H, ROLE_ATTN_OUT_BIAS), \
         ARCH_ADD(ARCH_X, ARCH_X, ARCH_H), ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM)
 
@@ -38,12 +38,12 @@ static const struct arch_op layer3moe[] = {
 static const enum role required_biases[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,      ROLE_ATTN_V,
                                             ROLE_ATTN_Q_BIAS, ROLE_ATTN_K_BIAS, ROLE_ATTN_V_BIAS, ROLE_ATTN_OUT,
                                             ROLE_FFN_NORM,    ROLE_NONE};
-static const enum role required_norms[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,   ROLE_ATTN_V,
-                                           ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM,
-                                           ROLE_NONE};
-static const enum role moe_shared[] = {ROLE_ROUTER,        ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN,
-                                       ROLE_SHARED_ROUTER, ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN,
-                                       ROLE_NONE};
+static const enum role required_norms[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,      ROLE_ATTN_K,
+                                           ROLE_ATTN_V,    ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM,
+                                           ROLE_ATTN_OUT,  ROLE_FFN_NORM,    ROLE_NONE};
+static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE,   ROLE_EXPERT_UP,
+                                       ROLE_EXPERT_DOWN, ROLE_SHARED_ROUTER, ROLE_SHARED_GATE,
+                                       ROLE_SHARED_UP,   ROLE_SHARED_DOWN,   ROLE_NONE};
 
 static int normalize_gates(const struct gguf *g, struct model *m)
 {

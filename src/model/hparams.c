@@ -64,8 +64,8 @@ int hparams_f32(const struct gguf *g, const char *arch, const char *what, double
 }
 
 /* One number for all layers, or an array with one for each. The field of layer i is at (char *)first + i * stride. */
-static int read_per_layer(const struct gguf *g, const struct model *m, const char *what, bool opt, int64_t lo, int64_t hi,
-                          int *first, size_t stride)
+static int read_per_layer(const struct gguf *g, const struct model *m, const char *what, bool opt, int64_t lo,
+                          int64_t hi, int *first, size_t stride)
 {
     char key[96];
     arch_key(key, sizeof key, m->arch->name, what);

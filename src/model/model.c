@@ -13,7 +13,21 @@
 #include "src/model/gguf.h"
 #include "src/model/hparams.h"
 
-enum dim { DIM_ONE, DIM_EMBD, DIM_VOCAB, DIM_Q, DIM_O, DIM_K, DIM_V, DIM_FF, DIM_FFX, DIM_FFS, DIM_EXP, DIM_ROT2, DIM_ANY };
+enum dim {
+    DIM_ONE,
+    DIM_EMBD,
+    DIM_VOCAB,
+    DIM_Q,
+    DIM_O,
+    DIM_K,
+    DIM_V,
+    DIM_FF,
+    DIM_FFX,
+    DIM_FFS,
+    DIM_EXP,
+    DIM_ROT2,
+    DIM_ANY
+};
 
 static const struct {
     const char *name;
@@ -109,8 +123,9 @@ static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
             *known = w->t.ne[d];
         int64_t want = known ? *known : fixed_dim(m, l, dim);
         if (dim != DIM_ANY && w->t.ne[d] != want)
-            return err(ERR_FORMAT, "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; dimension %d should be %" PRId64,
-                       w->name, w->t.ne[0], w->t.ne[1], w->t.ne[2], d, want);
+            return err(ERR_FORMAT,
+                       "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; dimension %d should be %" PRId64, w->name,
+                       w->t.ne[0], w->t.ne[1], w->t.ne[2], d, want);
     }
     if (w->t.ne[3] != 1)
         return err(ERR_FORMAT, "tensor %s has a fourth dimension of %" PRId64, w->name, w->t.ne[3]);
@@ -119,7 +134,8 @@ static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
     if (vector && w->t.type != QUANT_F32)
         return err(ERR_UNSUPPORTED, "tensor %s is %s; a vector has to be F32", w->name, quant_info(w->t.type)->name);
     if (quant_info(w->t.type)->act == QUANT_ACT_NONE)
-        return err(ERR_UNSUPPORTED, "tensor %s is %s, which is no type of a weight", w->name, quant_info(w->t.type)->name);
+        return err(ERR_UNSUPPORTED, "tensor %s is %s, which is no type of a weight", w->name,
+                   quant_info(w->t.type)->name);
     return 0;
 }
 
@@ -211,7 +227,8 @@ static int check_layer(const struct model *m, int layer)
         return rc;
     const bool has_router = m->layers[layer].w[ROLE_ROUTER] >= 0;
     if (has_router && layer < m->hp.n_dense_lead)
-        return err(ERR_FORMAT, "layer %d has experts, but the first %d layers are said to be dense", layer, m->hp.n_dense_lead);
+        return err(ERR_FORMAT, "layer %d has experts, but the first %d layers are said to be dense", layer,
+                   m->hp.n_dense_lead);
     const enum role *list = has_router || !arch->ffn_dense ? arch->ffn_moe : arch->ffn_dense;
     if (!list)
         return err(ERR_FORMAT, "layer %d has experts, which a %s model cannot have", layer, arch->name);
@@ -343,7 +360,8 @@ static uint64_t matrix_bytes(const struct model *m, int w)
 uint64_t model_expert_bytes(const struct model *m, int layer)
 {
     const int *w = m->layers[layer].w;
-    return matrix_bytes(m, w[ROLE_EXPERT_GATE]) + matrix_bytes(m, w[ROLE_EXPERT_UP]) + matrix_bytes(m, w[ROLE_EXPERT_DOWN]);
+    return matrix_bytes(m, w[ROLE_EXPERT_GATE]) + matrix_bytes(m, w[ROLE_EXPERT_UP]) +
+           matrix_bytes(m, w[ROLE_EXPERT_DOWN]);
 }
 
 uint64_t model_decode_bytes(const struct model *m)

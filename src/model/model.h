@@ -29,11 +29,11 @@ enum role {
 struct weight {
     char name[64];
     enum role role;
-    int layer;        /* -1: of the whole model */
+    int layer; /* -1: of the whole model */
     struct tensor t;
-    int file;         /* part of a split file, from 0 */
-    uint64_t off;     /* bytes from the start of that file */
-    bool is_expert;   /* a stack of matrices of which a token uses few */
+    int file;       /* part of a split file, from 0 */
+    uint64_t off;   /* bytes from the start of that file */
+    bool is_expert; /* a stack of matrices of which a token uses few */
 };
 
 /* Facts of a whole model, from metadata; all checked to be in range. */
@@ -41,12 +41,12 @@ struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
     int n_head_max, head_dim_k, head_dim_v, n_rot;
     float norm_eps;
-    float embd_scale;                   /* token embeddings times this */
-    float attn_scale;                   /* of q.k */
-    float attn_softcap, logit_softcap;  /* 0: none */
-    float logit_scale, residual_scale;  /* logits, and each block's result before it is added, times these; 1: none */
-    double rope_base[2];                /* full-attention layers, sliding-window layers */
-    double rope_factor[2];              /* linear scaling: angles divided by this; 1: none */
+    float embd_scale;                  /* token embeddings times this */
+    float attn_scale;                  /* of q.k */
+    float attn_softcap, logit_softcap; /* 0: none */
+    float logit_scale, residual_scale; /* logits, and each block's result before it is added, times these; 1: none */
+    double rope_base[2];               /* full-attention layers, sliding-window layers */
+    double rope_factor[2];             /* linear scaling: angles divided by this; 1: none */
     bool rope_yarn;
     double yarn_ext, yarn_attn, yarn_beta_fast, yarn_beta_slow;
     int n_ctx_orig;
@@ -60,28 +60,28 @@ struct hparams {
 
 struct model_layer {
     int n_head, n_head_kv, n_ff;
-    int window;             /* 0: full attention */
-    int w[ROLE_N];          /* index into model.weights, -1: the layer has none */
+    int window;    /* 0: full attention */
+    int w[ROLE_N]; /* index into model.weights, -1: the layer has none */
 };
 
 /* Rotary frequencies of one kind of layer: 0 full attention, 1 sliding window. */
 struct model_rope {
-    double *freq;           /* own: (n_rot/2) radians per position */
-    float mscale;           /* cos and sin times this (YaRN) */
+    double *freq; /* own: (n_rot/2) radians per position */
+    float mscale; /* cos and sin times this (YaRN) */
 };
 
 struct model {
-    struct gguf *gguf;            /* own */
-    const struct arch *arch;      /* view: static */
-    char *path, *name;            /* own */
+    struct gguf *gguf;       /* own */
+    const struct arch *arch; /* view: static */
+    char *path, *name;       /* own */
     struct hparams hp;
-    struct model_layer *layers;   /* own: (n_layer) */
-    struct weight *weights;       /* own: (n_weights) */
+    struct model_layer *layers; /* own: (n_layer) */
+    struct weight *weights;     /* own: (n_weights) */
     int n_weights;
-    int w[ROLE_N];                /* weights of the whole model: index or -1 */
+    int w[ROLE_N]; /* weights of the whole model: index or -1 */
     struct model_rope rope[2];
     uint64_t dense_bytes, expert_bytes; /* of weights used */
-    uint64_t identity;            /* hash of header, sizes, times */
+    uint64_t identity;                  /* hash of header, sizes, times */
 };
 
 struct file_ops;
@@ -107,9 +107,9 @@ uint64_t model_decode_bytes(const struct model *m);
 /* How the KV cache of this model is laid out in pages (device.h) for one type of element. Pure arithmetic. */
 struct kv_shape {
     enum quant_type type;
-    int n_groups;                          /* 1, or 2 with sliding windows: group 1 holds the window layers */
+    int n_groups; /* 1, or 2 with sliding windows: group 1 holds the window layers */
     uint64_t page_bytes[DEVICE_MAX_GROUPS];
-    int window[DEVICE_MAX_GROUPS];         /* 0: full */
+    int window[DEVICE_MAX_GROUPS]; /* 0: full */
 };
 /* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. ERR_UNSUPPORTED for a head size
  * that the type cannot hold. */

@@ -15,9 +15,9 @@ struct lower {
     struct program *p;
     const struct model *m;
     int cap_ops, cap_views;
-    const struct op_attn *attn;         /* (n_layer) */
-    int width[ARCH_N_REG];              /* of what a register holds now; 0: nothing yet */
-    uint64_t reg_bytes[ARCH_N_REG];     /* the most it ever holds */
+    const struct op_attn *attn;     /* (n_layer) */
+    int width[ARCH_N_REG];          /* of what a register holds now; 0: nothing yet */
+    uint64_t reg_bytes[ARCH_N_REG]; /* the most it ever holds */
 };
 
 static int64_t reg_rows(const struct lower *lo, enum arch_reg reg)
@@ -62,7 +62,8 @@ static int weight_index(const struct lower *lo, enum role role, int layer)
 }
 
 /* What the op's results are wide, from its sources and weights; 0 when they do not fit together. */
-static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int src_width, const struct tensor *w, int layer)
+static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int src_width, const struct tensor *w,
+                     int layer)
 {
     const struct hparams *hp = &lo->m->hp;
     switch (a->kind) {
@@ -163,8 +164,10 @@ static int lower_op(struct lower *lo, const struct arch_op *a, int layer, enum o
         if (a->kind != OP_EMBED && a->kind != OP_ROPE_TABLE)
             lo->width[a->dst[i]] = dst_width(lo, a, i, src_width, op->w[i], layer);
         if (lo->width[a->dst[i]] <= 0)
-            return err(ERR_FORMAT, "layer %d: shapes of %s do not fit: row of %d, weight %s", layer, device_op_name(a->kind),
-                       src_width, weight_index(lo, a->w[i], layer) >= 0 ? lo->m->weights[weight_index(lo, a->w[i], layer)].name : "-");
+            return err(ERR_FORMAT, "layer %d: shapes of %s do not fit: row of %d, weight %s", layer,
+                       device_op_name(a->kind), src_width,
+                       weight_index(lo, a->w[i], layer) >= 0 ? lo->m->weights[weight_index(lo, a->w[i], layer)].name
+                                                             : "-");
         if (!(op->dst[i] = view_of(lo, a->dst[i])))
             return err(ERR_LIMIT, "program: more than %d activations", lo->cap_views);
     }
@@ -179,7 +182,8 @@ static int lower_head(struct lower *lo)
 {
     const struct model *m = lo->m;
     lo->width[ARCH_X] = m->hp.n_embd;
-    int rc = lower_op(lo, &(struct arch_op){.kind = OP_EMBED, .dst = {ARCH_X}, .w = {ROLE_TOKEN_EMBD}}, -1, OP_ROWS_ALL, NULL);
+    int rc = lower_op(lo, &(struct arch_op){.kind = OP_EMBED, .dst = {ARCH_X}, .w = {ROLE_TOKEN_EMBD}}, -1, OP_ROWS_ALL,
+                      NULL);
     for (int kind = 0; rc == 0 && kind < 2; kind++) {
         if (!m->rope[kind].freq)
             continue;
@@ -210,7 +214,8 @@ static int lower_layer(struct lower *lo, int layer)
 static int lower_scale(struct lower *lo, enum op_kind kind, float f)
 {
     struct op *op;
-    int rc = lower_op(lo, &(struct arch_op){.kind = kind, .dst = {ARCH_LOGITS}, .src = {ARCH_LOGITS}}, -1, OP_ROWS_OUT, &op);
+    int rc =
+        lower_op(lo, &(struct arch_op){.kind = kind, .dst = {ARCH_LOGITS}, .src = {ARCH_LOGITS}}, -1, OP_ROWS_OUT, &op);
     if (rc == 0)
         op->p.scale.f = f;
     return rc;
@@ -268,7 +273,8 @@ int program_make(const struct program_args *args, struct program **out)
     if (args->n_rows < 1 || args->n_out < 1 || args->n_out > args->n_rows)
         return err(ERR_ARG, "a step of %d rows with %d rows of logits", args->n_rows, args->n_out);
 
-    struct lower lo = {.m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 8, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
+    struct lower lo = {
+        .m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 8, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
     struct program *p = lo.p = mem_zalloc(1, sizeof *p, MEM_META);
     struct op_attn *attn = mem_zalloc((size_t)n_layer, sizeof *attn, MEM_META);
     lo.attn = attn;

@@ -12,26 +12,26 @@ extern "C" {
 #endif
 
 struct program_args {
-    const struct model *model;  /* view, outlives the program */
-    int n_rows;                 /* most rows of a step */
-    int n_out;                  /* most rows of logits of a step; at most n_rows */
+    const struct model *model; /* view, outlives the program */
+    int n_rows;                /* most rows of a step */
+    int n_out;                 /* most rows of logits of a step; at most n_rows */
     enum quant_type kv_type;
 };
 
 /* ops run in order. Each OP_MOE has its gate, up and down stacks in w[0..2] and wants the host's help (a lease) first, so
  * the list falls into segments between them. */
 struct program {
-    const struct model *model;       /* view */
+    const struct model *model; /* view */
     int n_rows, n_out;
-    struct op *ops;                  /* own: (n_ops); their tensors point into views and weights */
+    struct op *ops; /* own: (n_ops); their tensors point into views and weights */
     int n_ops, n_moe;
-    struct tensor *views;            /* own: (n_views) activations: a register with the width it has there */
-    enum arch_reg *view_reg;         /* own: (n_views) */
+    struct tensor *views;    /* own: (n_views) activations: a register with the width it has there */
+    enum arch_reg *view_reg; /* own: (n_views) */
     int n_views;
-    struct tensor *weights;          /* own: (model->n_weights), data NULL until bound */
-    const struct tensor *logits;     /* (n_out, n_vocab), one of views */
+    struct tensor *weights;      /* own: (model->n_weights), data NULL until bound */
+    const struct tensor *logits; /* (n_out, n_vocab), one of views */
     struct kv_shape kv;
-    uint64_t reg_off[ARCH_N_REG];    /* where each register lies in the arena */
+    uint64_t reg_off[ARCH_N_REG]; /* where each register lies in the arena */
     uint64_t arena_bytes;
 };
 

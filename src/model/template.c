@@ -10,8 +10,8 @@
 #include "src/model/tok_in.h"
 
 typedef struct template_node node; /* lint: the tree's type stands in every line here */
-typedef struct template_val val; /* lint: the value's type stands in every line here */
-typedef struct template_str str; /* lint: as above */
+typedef struct template_val val;   /* lint: the value's type stands in every line here */
+typedef struct template_str str;   /* lint: as above */
 
 /* Keeps the 2 KiB of a call's arguments out of the frames of other nodes: evaluation nests TEMPLATE_MAX_CALLS deep. */
 #define NOINLINE __attribute__((noinline))

@@ -38,7 +38,8 @@ void batch_clear(struct batch *b)
     b->n_rows = b->n_out = b->n_prompt = b->n_seqs = 0;
 }
 
-void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits, bool prompt)
+void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits,
+               bool prompt)
 {
     assert(b->n_rows + n <= b->cap_rows && b->n_seqs < b->cap_seqs && n_logits <= n);
     assert(!prompt || b->n_prompt == b->n_rows);

@@ -14,9 +14,9 @@ struct cache_seq;
 struct batch {
     int cap_rows, cap_seqs;
     int n_rows, n_out, n_prompt, n_seqs;
-    int32_t *token, *pos, *seq;  /* own: (cap_rows) */
-    int32_t *out_row;            /* own: (cap_rows) rows that want logits, ascending */
-    struct cache_seq **seqs;     /* own array of views: (cap_seqs) */
+    int32_t *token, *pos, *seq; /* own: (cap_rows) */
+    int32_t *out_row;           /* own: (cap_rows) rows that want logits, ascending */
+    struct cache_seq **seqs;    /* own array of views: (cap_seqs) */
 };
 
 /* ERR_NOMEM. */
@@ -29,7 +29,8 @@ void batch_clear(struct batch *b);
 /* Add n consecutive tokens of a sequence from position pos on, whose room cache_reserve made; logits are wanted of the last
  * n_logits of them. prompt: they are given, not generated (device.h, n_prompt); prompt rows come before all others.
  * They must fit: the caller cut them to size. */
-void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits, bool prompt);
+void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits,
+               bool prompt);
 
 #ifdef __cplusplus
 }

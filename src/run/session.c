@@ -12,18 +12,18 @@
 #include "src/run/exec.h"
 
 struct session {
-    struct session_args args;   /* exec, cache: views; plan and sample not used after make */
+    struct session_args args; /* exec, cache: views; plan and sample not used after make */
     size_t n_ctx, chunk_tok, n_out;
-    bool phases_differ;         /* given and drawn tokens are computed differently (DEVICE_PREFILL_BLAS) */
-    struct cache_seq *seq;      /* own */
-    struct sample *sample;      /* own */
+    bool phases_differ;    /* given and drawn tokens are computed differently (DEVICE_PREFILL_BLAS) */
+    struct cache_seq *seq; /* own */
+    struct sample *sample; /* own */
     struct batch batch;
-    int32_t *tokens;            /* own: (n_ctx) */
+    int32_t *tokens; /* own: (n_ctx) */
     size_t n_tokens;
-    size_t n_drawn_pending;     /* of the pending tokens, how many (the first ones) were drawn: 0 or 1 */
-    float *logits;              /* own: (n_vocab) of the last token */
+    size_t n_drawn_pending; /* of the pending tokens, how many (the first ones) were drawn: 0 or 1 */
+    float *logits;          /* own: (n_vocab) of the last token */
     bool fresh;
-    int cancel;                 /* written by session_cancel, read by exec */
+    int cancel; /* written by session_cancel, read by exec */
     struct session_stats stats;
 };
 
@@ -180,7 +180,8 @@ int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prom
         rc = add_tokens(s, tokens, n);
     if (rc < 0)
         return rc;
-    const size_t n_vocab = (size_t)s->args.n_vocab, step = prompt ? (s->n_out < s->chunk_tok ? s->n_out : s->chunk_tok) : 1;
+    const size_t n_vocab = (size_t)s->args.n_vocab,
+                 step = prompt ? (s->n_out < s->chunk_tok ? s->n_out : s->chunk_tok) : 1;
     while (n_pending(s) > 0) {
         size_t m = n_pending(s) < step ? n_pending(s) : step;
         const float *logits;

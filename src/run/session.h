@@ -19,7 +19,7 @@ struct cache;
 struct exec;
 
 struct session_args {
-    struct exec *exec;       /* view, outlives the session; as cache */
+    struct exec *exec; /* view, outlives the session; as cache */
     struct cache *cache;
     const struct plan *plan; /* copied: sizes of a step */
     int n_vocab;
