@@ -35,7 +35,8 @@ static int fd_of(const void *handle)
 static int plain_open(void *ctx, const char *path, void **out_handle)
 {
     (void)ctx;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    /* O_NONBLOCK: a FIFO is refused below, not waited for; it means nothing to a regular file. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0)
         return -errno;
     *out_handle = (void *)((intptr_t)fd + 1);

@@ -198,6 +198,20 @@ START_TEST(open_that_fails_names_path_and_reason_and_leaks_nothing)
 }
 END_TEST
 
+START_TEST(fifo_without_a_writer_is_waited_for)
+{
+    struct file *f = NULL;
+
+    make_file(0);
+    unlink(path);
+    ck_assert_int_eq(mkfifo(path, 0600), 0);
+    int rc = file_open(path, NULL, &f);
+    unlink(path);
+    ck_assert_int_eq(rc, ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), "cannot be read at offsets"));
+}
+END_TEST
+
 START_TEST(truncated_replaced_and_rewritten_files_are_noticed)
 {
     struct file *f, *other;
@@ -355,6 +369,7 @@ int main(void)
     tcase_add_test(tc, read_error_names_path_offset_bytes_and_reason);
     tcase_add_test(tc, read_past_the_end_says_where_the_file_ends);
     tcase_add_test(tc, open_that_fails_names_path_and_reason_and_leaks_nothing);
+    tcase_add_test(tc, fifo_without_a_writer_is_waited_for);
     tcase_add_test(tc, truncated_replaced_and_rewritten_files_are_noticed);
     tcase_add_test(tc, map_shows_the_file_or_says_why_not);
     tcase_add_test(tc, stage_gives_aligned_slots_that_come_back);
