@@ -37,6 +37,21 @@ START_TEST(error_text_may_quote_the_last_one)
 }
 END_TEST
 
+START_TEST(error_text_does_not_say_that_memory_is_out)
+{
+    static char longest[2048];
+
+    memset(longest, 'x', sizeof longest - 1);
+    err(ERR_NOMEM, "weights: %d bytes", 7);
+    ck_assert_str_eq(err_text(), "no memory for weights: 7 bytes");
+    err(ERR_NOMEM, "part 2: %s", err_text());
+    ck_assert_str_eq(err_text(), "part 2: no memory for weights: 7 bytes");
+    err(ERR_NOMEM, "%s", longest);
+    ck_assert_uint_eq(strlen(err_text()), 1023);
+    ck_assert_int_eq(strncmp(err_text(), "no memory for xx", 16), 0);
+}
+END_TEST
+
 static void *other_thread(void *arg)
 {
     (void)arg;
@@ -358,6 +373,7 @@ int main(void)
 
     tcase_add_test(tc, error_text_is_kept_cut_and_cleared);
     tcase_add_test(tc, error_text_may_quote_the_last_one);
+    tcase_add_test(tc, error_text_does_not_say_that_memory_is_out);
     tcase_add_test(tc, error_text_of_another_thread_stays_apart);
     tcase_add_test(tc, every_error_code_has_its_name);
     tcase_add_test(tc, log_lines_above_the_level_are_dropped);

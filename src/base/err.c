@@ -10,6 +10,19 @@ enum { TEXT_BYTES = 1024 };
 
 static _Thread_local char last_text[TEXT_BYTES];
 
+/* Callers say what the memory was for. A text that quotes another one has the words already. */
+static void say_no_memory(char *text)
+{
+    static const char words[] = "no memory for ";
+    const size_t n = sizeof words - 1;
+
+    if (strstr(text, words))
+        return;
+    text[TEXT_BYTES - 1 - n] = '\0';
+    memmove(text + n, text, strlen(text) + 1);
+    memcpy(text, words, n);
+}
+
 int err(int code, const char *fmt, ...)
 {
     /* Formatted aside first: a caller may pass err_text() as an argument to put a name in front of it. */
@@ -21,6 +34,8 @@ int err(int code, const char *fmt, ...)
     if (vsnprintf(text, sizeof text, fmt, ap) < 0)
         snprintf(text, sizeof text, "(error text \"%.200s\" could not be formatted)", fmt);
     va_end(ap);
+    if (code == ERR_NOMEM)
+        say_no_memory(text);
     memcpy(last_text, text, strlen(text) + 1);
     errno = saved_errno;
     return code;
