@@ -35,7 +35,7 @@ static int hparams2(const struct gguf *g, struct model *m)
     hp->embd_scale = sqrtf((float)hp->n_embd);
     /* the 27B alone divides by d / heads instead of the head size (its config's query_pre_attn_scalar) */
     if (hp->n_layer == 46)
-        hp->attn_scale = 1.0f / sqrtf((float)(hp->n_embd / hp->n_head_max));
+        hp->attn_scale = 1.0f / sqrtf((float)hp->n_embd / (float)hp->n_head_max);
     hp->attn_softcap = 50.0f;
     hp->logit_softcap = 30.0f;
     int rc = hparams_f32(g, m->arch->name, "attn_logit_softcapping", 0, 1e6, &hp->attn_softcap);
@@ -55,7 +55,7 @@ static int hparams3(const struct gguf *g, struct model *m)
     struct hparams *hp = &m->hp;
     hp->embd_scale = sqrtf((float)hp->n_embd);
     if (hp->n_layer == 62) /* 27B, as above */
-        hp->attn_scale = 1.0f / sqrtf((float)(hp->n_embd / hp->n_head_max));
+        hp->attn_scale = 1.0f / sqrtf((float)hp->n_embd / (float)hp->n_head_max);
     int rc = hparams_f32(g, m->arch->name, "final_logit_softcapping", 0, 1e6, &hp->logit_softcap);
     return rc < 0 ? rc : hparams_windows(g, m, 0, 6);
 }

@@ -175,6 +175,8 @@ static int read_rope(const struct gguf *g, struct model *m)
     if (rc < 0)
         return rc;
 
+    if (factor != 0 && factor < 1e-3) /* no model shrinks positions; what is near 0 makes frequencies infinite */
+        return err(ERR_FORMAT, "%s.rope.scaling.factor = %g: neither 0 (none) nor from 0.001", arch, factor);
     if (hp->yarn_ext < 0) /* -1: not said */
         hp->yarn_ext = 1.0;
     if (factor > 0)

@@ -10,7 +10,7 @@
 
 uint64_t layout_weight_bytes(const struct weight *w)
 {
-    return tensor_bytes(&w->t);
+    return w->t.stride[1] * (uint64_t)w->t.ne[1] * (uint64_t)w->t.ne[2];
 }
 
 static int compare_place(const void *a, const void *b)
@@ -25,12 +25,13 @@ static int compare_place(const void *a, const void *b)
 /* Append the weight to the last range, or begin a new one behind it. */
 static int place(struct layout *l, const struct weight *w, uint64_t *weight_off)
 {
-    uint64_t first = w->off - w->off % LAYOUT_BLOCK_BYTES, data_end, end;
+    /* From its first byte to its last: gate and up in one stack lie between each other. */
+    uint64_t span_bytes = tensor_bytes(&w->t), first = w->off - w->off % LAYOUT_BLOCK_BYTES, data_end, end;
     struct layout_range *r = l->n_ranges ? &l->ranges[l->n_ranges - 1] : NULL;
 
-    if (!size_add(w->off, layout_weight_bytes(w), &data_end) || !size_align(data_end, LAYOUT_BLOCK_BYTES, &end))
-        return err(ERR_LIMIT, "%s: %" PRIu64 " bytes at offset %" PRIu64 " lie beyond any file", w->name,
-                   layout_weight_bytes(w), w->off);
+    if (!size_add(w->off, span_bytes, &data_end) || !size_align(data_end, LAYOUT_BLOCK_BYTES, &end))
+        return err(ERR_LIMIT, "%s: %" PRIu64 " bytes at offset %" PRIu64 " lie beyond any file", w->name, span_bytes,
+                   w->off);
     if (!r || r->file != w->file || r->end < first) {
         r = &l->ranges[l->n_ranges++];
         *r = (struct layout_range){.file = w->file, .off = first, .end = first, .memory_off = l->bytes};

@@ -122,6 +122,9 @@ static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
         if (known && *known == 0)
             *known = w->t.ne[d];
         int64_t want = known ? *known : fixed_dim(m, l, dim);
+        if (w->t.ne[d] > INT32_MAX)
+            return err(ERR_FORMAT, "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; dimension %d is beyond %d",
+                       w->name, w->t.ne[0], w->t.ne[1], w->t.ne[2], d, INT32_MAX);
         if (dim != DIM_ANY && w->t.ne[d] != want)
             return err(ERR_FORMAT,
                        "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; dimension %d should be %" PRId64, w->name,
@@ -225,14 +228,16 @@ static int check_layer(const struct model *m, int layer)
     int rc = need(m, layer, arch->required);
     if (rc < 0)
         return rc;
-    const bool has_router = m->layers[layer].w[ROLE_ROUTER] >= 0;
-    if (has_router && layer < m->hp.n_dense_lead)
+    const int *w = m->layers[layer].w;
+    const bool has_experts =
+        w[ROLE_ROUTER] >= 0 || w[ROLE_EXPERT_GATE] >= 0 || w[ROLE_EXPERT_UP] >= 0 || w[ROLE_EXPERT_DOWN] >= 0;
+    if (has_experts && layer < m->hp.n_dense_lead)
         return err(ERR_FORMAT, "layer %d has experts, but the first %d layers are said to be dense", layer,
                    m->hp.n_dense_lead);
-    const enum role *list = has_router || !arch->ffn_dense ? arch->ffn_moe : arch->ffn_dense;
+    const enum role *list = has_experts || !arch->ffn_dense ? arch->ffn_moe : arch->ffn_dense;
     if (!list)
         return err(ERR_FORMAT, "layer %d has experts, which a %s model cannot have", layer, arch->name);
-    if (has_router && m->hp.n_expert == 0)
+    if (has_experts && m->hp.n_expert == 0)
         return err(ERR_FORMAT, "layer %d has experts, but %s.expert_count is missing", layer, arch->name);
     return need(m, layer, list);
 }
@@ -258,8 +263,6 @@ static int bind_weights(struct model *m)
                    roles[m->w[ROLE_TOKEN_EMBD] < 0 ? ROLE_TOKEN_EMBD : ROLE_OUTPUT_NORM].name);
     if (m->w[ROLE_OUTPUT] < 0) /* tied embeddings */
         m->w[ROLE_OUTPUT] = m->w[ROLE_TOKEN_EMBD];
-    if (learn[0] > INT32_MAX)
-        return err(ERR_FORMAT, "a vocabulary of %" PRId64 " tokens", learn[0]);
     m->hp.n_vocab = (int)learn[0];
     m->hp.n_ff_expert = (int)learn[1];
     m->hp.n_ff_shared = (int)learn[2];

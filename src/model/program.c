@@ -70,7 +70,9 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
     case OP_MATMUL:
         return w && w->ne[0] == src_width ? (int)w->ne[1] : 0;
     case OP_RMS_NORM:
-        return w && src_width % w->ne[0] == 0 ? src_width : 0;
+        /* over the whole row, or head by head */
+        return w && (w->ne[0] == src_width || (w->ne[0] == hp->head_dim_k && src_width % w->ne[0] == 0)) ? src_width
+                                                                                                         : 0;
     case OP_ADD_BIAS:
         return w && w->ne[0] == src_width ? src_width : 0;
     case OP_ADD:
