@@ -199,7 +199,7 @@ static int start_threads(struct pool *pool)
         struct worker *w = &pool->workers[pool->n_started];
         int e = w->number ? pthread_create(&w->thread, NULL, worker_main, w) : 0;
         if (e)
-            return err(ERR_LIMIT, "thread %d of %d: %s", w->number + 1, pool->n_threads, strerror(e));
+            return err(ERR_LIMIT, "thread %d of %d cannot be started: %s", w->number + 1, pool->n_threads, strerror(e));
     }
     return 0;
 }

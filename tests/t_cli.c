@@ -427,6 +427,26 @@ END_TEST
 
 /* ---- signals ---- */
 
+START_TEST(file_cut_short_under_its_mapping_dumps_core)
+{
+    ck_assert_int_eq(
+        run("cp $M $T/m.gguf; { echo hi; for i in $(seq 300); do [ -s $T/first ] && break; sleep 0.1; done; "
+            ": >$T/m.gguf; echo again; } | $F chat $T/m.gguf --io mmap -n 3 -q >$T/first"),
+        1);
+    ck_assert(says(errors, "cut short"));
+}
+END_TEST
+
+START_TEST(no_memory_hangs_at_exit)
+{
+    /* Enough with some of them, too little for the KV cache or the threads with others. */
+    ck_assert_int_eq(
+        run("for kib in 200000 150000 120000 100000 80000; do (ulimit -v $kib; timeout 60 $F run $M -p hi -n 1 -q "
+            "--ctx 300000 --ram 4G --io pread); [ $? -le 1 ] || exit 7; done"),
+        0);
+}
+END_TEST
+
 START_TEST(interrupt_keeps_what_was_said)
 {
     char path[512], *argv[] = {path, "run", TINY, "--raw", "-f", "-", "--ctx", "30000", "--temp", "0", "-q", NULL};
@@ -489,6 +509,8 @@ int main(void)
     tcase_add_test(t, chat_reads_messages_from_a_pipe);
     tcase_add_test(t, chat_keeps_its_cache_between_turns);
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
+    tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
+    tcase_add_test(t, no_memory_hangs_at_exit);
     tcase_add_test(t, interrupt_keeps_what_was_said);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

@@ -9,6 +9,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 static const struct conf_command commands[] = {
     {"chat", "talk with a model", "MODEL [options]",
@@ -89,6 +91,35 @@ static int close_stdout(int status)
     return status == CONF_EXIT_DONE ? CONF_EXIT_FAILED : status;
 }
 
+/* A mapped file that is cut short, or whose disk fails, is noticed only when its bytes are touched. Nothing can be resumed
+ * then, but the user can be told. */
+static void say_bus_error(int number, siginfo_t *info, void *context)
+{
+    static const char text[] =
+        "\nferry: the mapped model file cannot be read any more: it was cut short, or its disk failed\n"
+        "Other ways than --io mmap read it once, and need it no longer.\n";
+
+    (void)context;
+    if (info->si_code == BUS_ADRERR) {
+        ssize_t n = write(STDERR_FILENO, text, sizeof text - 1);
+        (void)n; /* there is nobody else to tell */
+        _exit(CONF_EXIT_FAILED);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+/* Where address space is limited (ulimit -v), leave without the exit handlers of libraries: OpenBLAS waits in its own for a
+ * thread that asks for memory in vain, for ever. */
+static int leave(int status)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        _exit(status);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     const struct conf_command *command = NULL;
@@ -98,6 +129,7 @@ int main(int argc, char **argv)
 
     /* A closed pipe is then a failed write, which is told like any other. */
     signal(SIGPIPE, SIG_IGN);
+    sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = say_bus_error, .sa_flags = SA_SIGINFO}, NULL);
     int rc = conf_parse(commands, argc, argv, &conf, &found, &command);
     if (rc) {
         fprintf(stderr, "ferry: %s\nTry: ferry %s%s--help\n", err_text(), command ? command->name : "",
@@ -109,5 +141,5 @@ int main(int argc, char **argv)
         print_found(found, command);
     }
     conf_done(&conf);
-    return close_stdout(status);
+    return leave(close_stdout(status));
 }
