@@ -270,6 +270,7 @@ START_TEST(nothing_fits_in_nothing)
     opts.ram_bytes = MIB;
     ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
     ck_assert_ptr_nonnull(strstr(err_text(), "1 MiB allowed"));
+    ck_assert_ptr_nonnull(strstr(err_text(), "(512 positions x 1)")); /* the shortest that a chunk fits into */
 }
 END_TEST
 

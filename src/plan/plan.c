@@ -263,7 +263,10 @@ static int fit(const struct plan_in *in, const struct plan_opts *o, const struct
     }
     if (!o->n_ctx && o->io != PLAN_IO_AUTO && lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
         return 0;
-    return refuse(o->io == PLAN_IO_AUTO ? p : &first, in);
+    struct plan *told = o->io == PLAN_IO_AUTO ? p : &first;
+    if (!o->n_ctx) /* say what would have been enough */
+        set_ctx(in, shape, least(told->n_ctx, (uint32_t)size_up(told->chunk_tok, DEVICE_PAGE_TOK)), told);
+    return refuse(told, in);
 }
 
 /* ---- predictions ---- */
