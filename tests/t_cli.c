@@ -427,6 +427,14 @@ END_TEST
 
 /* ---- signals ---- */
 
+START_TEST(prompt_is_cut_at_a_zero_byte)
+{
+    ck_assert_int_eq(run("printf 'ab\\0cd' | $F run $M -f - -n 1 -q"), 1);
+    ck_assert(says(errors, "after 2 of 5 bytes"));
+    must_run("printf 'ab\\0cd' | $F run $M -f - -n 1 -q --raw");
+}
+END_TEST
+
 START_TEST(file_cut_short_under_its_mapping_dumps_core)
 {
     ck_assert_int_eq(
@@ -509,6 +517,7 @@ int main(void)
     tcase_add_test(t, chat_reads_messages_from_a_pipe);
     tcase_add_test(t, chat_keeps_its_cache_between_turns);
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
+    tcase_add_test(t, prompt_is_cut_at_a_zero_byte);
     tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
     tcase_add_test(t, no_memory_hangs_at_exit);
     tcase_add_test(t, interrupt_keeps_what_was_said);

@@ -22,6 +22,9 @@ static int make_tokens(struct talk *t, const struct text *prompt, int32_t **toke
 
     if (conf->raw)
         return ferry_tokenize(t->engine, text_str(prompt), prompt->n_bytes, FERRY_TOKENS_BOS, tokens, n);
+    int rc = text_check(prompt, "the prompt");
+    if (rc)
+        return rc;
     if (conf->system)
         messages[n_messages++] = (struct ferry_message){"system", conf->system};
     messages[n_messages++] = (struct ferry_message){"user", text_str(prompt)};

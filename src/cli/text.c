@@ -72,6 +72,16 @@ int text_read(struct text *t, const char *path, uint64_t max_bytes)
     return rc;
 }
 
+int text_check(const struct text *t, const char *what)
+{
+    const char *zero = memchr(text_str(t), 0, t->n_bytes);
+
+    return zero
+               ? err(ERR_FORMAT, "%s has a zero byte after %zu of %zu bytes; a message is text (--raw takes any bytes)",
+                     what, (size_t)(zero - text_str(t)), t->n_bytes)
+               : 0;
+}
+
 /* How many of n bytes are whole characters, when the last one may be cut. */
 static size_t whole_characters(const char *p, size_t n)
 {

@@ -25,6 +25,9 @@ const char *text_str(const struct text *t);
 /* Append all of a file; "-" is stdin. ERR_IO, ERR_NOMEM, ERR_LIMIT (over max_bytes). */
 int text_read(struct text *t, const char *path, uint64_t max_bytes);
 
+/* ERR_FORMAT, with `what` and the place, if the text holds a zero byte: messages end there. */
+int text_check(const struct text *t, const char *what);
+
 /* n_bytes from p as a terminal may see them: control bytes become '?', newlines spaces. Cut at out_bytes - 1. */
 void text_printable(const char *p, size_t n_bytes, char *out, size_t out_bytes);
 
