@@ -57,20 +57,72 @@ static void sums16(__m256i v, int *a, int *b)
     *b = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
-/* What x is multiplied by, and the scale to store. Where that is not finite the codes are 0. */
-static __m256 inverse(float amax, float *d)
+/* sum += the squared errors of rounding 8 x * inv. */
+static __m256 add_sq_err(__m256 sum, __m256 x, float inv)
 {
-    float inv = 127.0f / amax;
-    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(inv <= FLT_MAX);
-    *d = is_zero ? 0.0f : amax / 127.0f;
-    return _mm256_set1_ps(is_finite && !is_zero ? inv : 0.0f);
+    __m256 y = _mm256_mul_ps(x, _mm256_set1_ps(inv));
+    __m256 err = _mm256_sub_ps(y, _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return _mm256_fmadd_ps(err, err, sum);
+}
+
+/* Lanes l and l+8, then l and l+4. */
+static __m128 fold4(__m256 lo, __m256 hi)
+{
+    __m256 s = _mm256_add_ps(lo, hi);
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+/* Lanes l and l+2 of a beside those of b. */
+static __m128 fold2(__m128 a, __m128 b)
+{
+    return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+}
+
+/* The code for amax: see KERN_ACT_TOPS. n is a multiple of 16. */
+static float top_of(const float *x, int n, float amax)
+{
+    static const float tops[4] = KERN_ACT_TOPS, factors[4] = KERN_ACT_TOP_FACTORS;
+    float inv[4];
+    __m256 lo[4], hi[4];
+
+    _Static_assert(KERN_ACT_N_TOP == 4, "one lane each");
+    _mm_storeu_ps(inv, _mm_div_ps(_mm_loadu_ps(tops), _mm_set1_ps(amax)));
+    for (int i = 0; i < 4; i++)
+        lo[i] = hi[i] = _mm256_setzero_ps();
+    for (int k = 0; k < n; k += 16) {
+        __m256 a = _mm256_loadu_ps(x + k), b = _mm256_loadu_ps(x + k + 8);
+        for (int i = 0; i < 4; i++) {
+            lo[i] = add_sq_err(lo[i], a, inv[i]);
+            hi[i] = add_sq_err(hi[i], b, inv[i]);
+        }
+    }
+    __m128 sum = _mm_hadd_ps(fold2(fold4(lo[0], hi[0]), fold4(lo[1], hi[1])),
+                             fold2(fold4(lo[2], hi[2]), fold4(lo[3], hi[3]))); /* lanes l and l+1 */
+    sum = _mm_mul_ps(sum, _mm_loadu_ps(factors));
+    __m128 least = _mm_min_ps(sum, _mm_shuffle_ps(sum, sum, 0x4e));
+    least = _mm_min_ps(least, _mm_shuffle_ps(least, least, 0xb1));
+    return tops[__builtin_ctz((unsigned)_mm_movemask_ps(_mm_cmpeq_ps(sum, least)))];
+}
+
+/* What the n x are multiplied by, and the scale to store. Where that is not finite the codes are 0. */
+static __m256 inverse(const float *x, int n, float *d)
+{
+    float amax = amax_of(x, n);
+    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
+    if (!is_finite || is_zero) {
+        *d = is_zero ? 0.0f : amax;
+        return _mm256_setzero_ps();
+    }
+    float top = top_of(x, n, amax);
+    *d = amax / top;
+    return _mm256_set1_ps(top / amax);
 }
 
 static void row_x32(const float *x, void *out, int64_t n)
 {
     struct kern_act_x32 a = kern_act_x32(out, n);
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        __m256 inv = inverse(amax_of(x, 32), &a.s[b].d);
+        __m256 inv = inverse(x, 32, &a.s[b].d);
         int s0, s1;
         sums16(put32(x, inv, a.q + b * 32, a.q16 + b * 32), &s0, &s1);
         a.s[b].sum = s0 + s1;
@@ -81,7 +133,7 @@ static void row_x256(const float *x, void *out, int64_t n)
 {
     struct kern_act_x256 a = kern_act_x256(out, n);
     for (int64_t b = 0; b < n / 256; b++) {
-        __m256 inv = inverse(amax_of(x + b * 256, 256), &a.s[b].d);
+        __m256 inv = inverse(x + b * 256, 256, &a.s[b].d);
         for (int j = 0; j < 8; j++) {
             int64_t k = b * 256 + j * 32;
             int s0, s1;

@@ -7,6 +7,35 @@
 
 #include "cpu/kern_act.h"
 
+static const float tops[KERN_ACT_N_TOP] = KERN_ACT_TOPS, factors[KERN_ACT_N_TOP] = KERN_ACT_TOP_FACTORS;
+
+/* Sum of the squared errors of rounding n x * inv. */
+static float sum_sq_err(const float *x, int n, float inv)
+{
+    float lane[16] = {0};
+    for (int k = 0; k < n; k++) {
+        float y = x[k] * inv, err = y - rintf(y);
+        lane[k % 16] = fmaf(err, err, lane[k % 16]);
+    }
+    for (int half = 8; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            lane[l] += lane[l + half];
+    return lane[0];
+}
+
+static float top_of(const float *x, int n, float amax)
+{
+    float top = 0, least = INFINITY;
+    for (int i = 0; i < KERN_ACT_N_TOP; i++) {
+        float sum = sum_sq_err(x, n, tops[i] / amax) * factors[i];
+        if (sum < least) {
+            least = sum;
+            top = tops[i];
+        }
+    }
+    return top;
+}
+
 /* Codes of n elements under one scale, which is returned. */
 static float quantize(const float *x, int n, int8_t *q, int16_t *q16)
 {
@@ -19,13 +48,18 @@ static float quantize(const float *x, int n, int8_t *q, int16_t *q16)
     }
     float amax;
     memcpy(&amax, &amax_bits, sizeof amax);
-    float inv = 127.0f / amax; /* infinite where amax is 0 or too small */
-    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(inv <= FLT_MAX);
+    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
+    if (!is_finite || is_zero) {
+        memset(q, 0, (size_t)n * sizeof *q);
+        memset(q16, 0, (size_t)n * sizeof *q16);
+        return is_zero ? 0.0f : amax;
+    }
+    float top = top_of(x, n, amax), inv = top / amax;
     for (int k = 0; k < n; k++) {
-        q[k] = is_finite && !is_zero ? (int8_t)lrintf(x[k] * inv) : 0;
+        q[k] = (int8_t)lrintf(x[k] * inv);
         q16[kern_act_q16_place(k)] = q[k];
     }
-    return is_zero ? 0.0f : amax / 127.0f;
+    return amax / top;
 }
 
 static int sum_of(const int8_t *q, int n)
