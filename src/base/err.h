@@ -19,8 +19,9 @@ enum err_code {
 };
 
 /* Keep the formatted text as this thread's last error and return code, so that a caller writes
- * `return err(ERR_IO, ...)`. The text names what broke and the numbers; whoever is above passes the code on.
- * With ERR_NOMEM it says what the memory was for: "no memory for " is put in front. Texts longer than 1023 bytes are cut. Never allocates. Any thread. */
+ * `return err(ERR_IO, ...)`. The text names what broke and the numbers; whoever is above passes the code on. With ERR_NOMEM
+ * it says what the memory was for, and "no memory for " is put in front. Texts longer than 1023 bytes are cut. Never
+ * allocates. Any thread. */
 int err(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* The text of this thread's last err(), "" if none. View, until the next err() of the thread. */
