@@ -21,7 +21,7 @@ static inline int64_t kern_act_q16_place(int64_t k)
 
 /* The code that the largest magnitude of a block gets is one of these, whichever leaves the smallest sum of squared errors,
  * the first of equals. Rounding errors differ from one scale to the next, and the best of four squares sums to some 13 %
- * (32 elements) or 3 % (256) less than that of 127; the logits are nearer to those of float activations by about as much.
+ * (32 elements) or 3 % (256) less than that of 127 (normal numbers; tests/results/logits.md has what it does to logits).
  * Errors are summed in codes, x * (top / amax) less its rounding, in 16 lanes as kern.h has it for sums of squares; the
  * factor makes the sums comparable. */
 #define KERN_ACT_N_TOP 4
