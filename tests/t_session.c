@@ -3,6 +3,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/ferry.h"
+#include "src/model/slot_shape.h"
 
 #include <check.h>
 #include <math.h>
@@ -163,6 +164,48 @@ START_TEST(bits_depend_on_threads_cuts_isa_or_io)
     got = logits_of(name, &o, PREFILL);
     must_equal(want, got, name, "mapped weights");
     free(got);
+    free(want);
+}
+END_TEST
+
+static const char *const streamed_models[] = {"mixed", "qwen3moe", "mixtral", "dots1"};
+enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
+
+/* Bytes of the fewest expert slots that a plan may have. */
+static uint64_t least_slots(const char *name)
+{
+    struct model *m = NULL;
+    struct slot_shape shape;
+    ck_assert_int_eq(model_open(model_path(name), NULL, &m), 0);
+    ck_assert_int_eq(slot_shape_init(m, 0, &shape), 0);
+    uint64_t bytes = shape.bytes;
+    slot_shape_done(&shape);
+    model_close(m);
+    return bytes;
+}
+
+/* From the fewest slots (each layer's loan turns them over several times) to one short of all. */
+START_TEST(bits_depend_on_experts_being_read_when_wanted)
+{
+    static const char *const ios[] = {"pread", "uring"};
+    const char *name = streamed_models[_i];
+    struct ferry_engine_opts o = small_opts();
+    float *want = logits_of(name, &o, PREFILL);
+    uint64_t least = least_slots(name);
+    for (int k = 0; k < 6; k++) {
+        o.io = ios[k % 2];
+        o.expert_ram_bytes = least + least * (uint64_t)(k / 2);
+        o.n_threads = (uint32_t)(1 + k / 2);
+        struct ferry_engine *e = NULL;
+        int rc = ferry_engine_open(model_path(name), &o, &e);
+        if (k % 2 && rc == FERRY_ERR_UNSUPPORTED)
+            continue; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        ferry_engine_close(e);
+        float *got = logits_of(name, &o, PREFILL);
+        must_equal(want, got, name, o.io);
+        free(got);
+    }
     free(want);
 }
 END_TEST
@@ -420,6 +463,7 @@ int main(void)
     tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_loop_test(t, logits_differ_from_those_of_outside_programs, 0, N_FAMILIES);
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
+    tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);

@@ -100,6 +100,7 @@ int moe_run(struct moe *moe, const struct model *m, struct store *store, struct 
     int rc = store_lease(store, op->layer, moe->ids, n_ids, &lease);
     int n_given = 1;
     while (rc == 0 && n_given > 0) {
+        /* What is there is computed while the rest is on its way. */
         rc = store_next(store, &lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)
             rc = compute(moe, dev, op, rows, n_given);
