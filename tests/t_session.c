@@ -349,9 +349,17 @@ END_TEST
 
 /* ---- the plan tells the truth ---- */
 
+static uint64_t plan_number(const char *json, const char *name)
+{
+    const char *p = strstr(json, name);
+    ck_assert_msg(p != NULL, "no %s in %s", name, json);
+    return strtoull(p + strlen(name), NULL, 10);
+}
+
 START_TEST(bytes_differ_from_the_plans)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = _i ? least_slots("mixed") + 50000 : 0;
     struct ferry_engine *e = open_with("mixed", &o);
     struct ferry_session *s = session_of(e);
     struct ferry_stats st;
@@ -368,6 +376,7 @@ START_TEST(bytes_differ_from_the_plans)
     struct ferry_info info;
     ferry_engine_info(e, &info);
     ck_assert_uint_eq(info.resident_bytes, mem_live_bytes(MEM_WEIGHTS));
+    ck_assert_uint_eq(plan_number(json, "\"dense\":") + plan_number(json, "\"expert\":"), info.resident_bytes);
     ferry_free(json);
     ferry_session_free(s);
     ferry_engine_close(e);
@@ -385,9 +394,10 @@ static uint64_t live_bytes(void)
 }
 
 /* Open, chat a little, close; the first error. */
-static int whole_life(void)
+static int whole_life(uint64_t expert_ram_bytes)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = expert_ram_bytes;
     o.n_sessions = 2;
     o.n_threads = 2;
     struct ferry_engine *e = NULL;
@@ -419,28 +429,29 @@ static int whole_life(void)
 
 START_TEST(failed_allocation_leaks_or_breaks_what_follows)
 {
-    uint64_t before = live_bytes();
+    uint64_t before = live_bytes(), expert_ram_bytes = _i ? least_slots("qwen3moe") : 0;
     mem_fail_nth(0);
-    ck_assert_msg(whole_life() == 0, "%s", ferry_error());
+    ck_assert_msg(whole_life(expert_ram_bytes) == 0, "%s", ferry_error());
     uint64_t n_calls = mem_n_calls();
     ck_assert_uint_gt(n_calls, 50);
     ck_assert_uint_eq(live_bytes(), before);
     for (uint64_t n = 1; n <= n_calls; n++) {
         mem_fail_nth(n);
-        int rc = whole_life();
+        int rc = whole_life(expert_ram_bytes);
         mem_fail_nth(0);
         ck_assert_msg(rc == FERRY_ERR_NOMEM, "allocation %llu of %llu: %d, %s", (unsigned long long)n,
                       (unsigned long long)n_calls, rc, ferry_error());
         ck_assert_msg(live_bytes() == before, "allocation %llu of %llu leaks %lld bytes", (unsigned long long)n,
                       (unsigned long long)n_calls, (long long)(live_bytes() - before));
     }
-    ck_assert_int_eq(whole_life(), 0);
+    ck_assert_int_eq(whole_life(expert_ram_bytes), 0);
 }
 END_TEST
 
 START_TEST(step_allocates)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = _i ? least_slots("mixed") : 0;
     struct ferry_engine *e = open_with("mixed", &o);
     struct ferry_session *s = session_of(e);
     int32_t out[8];
@@ -469,9 +480,9 @@ int main(void)
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);
     tcase_add_test(t, stopped_prompt_loses_what_was_run);
     tcase_add_test(t, context_limit_is_crossed);
-    tcase_add_test(t, bytes_differ_from_the_plans);
-    tcase_add_test(t, failed_allocation_leaks_or_breaks_what_follows);
-    tcase_add_test(t, step_allocates);
+    tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 2);
+    tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 2);
+    tcase_add_loop_test(t, step_allocates, 0, 2);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
