@@ -72,7 +72,7 @@ END_TEST
 
 START_TEST(held_slot_goes_or_free_one_does_not)
 {
-    struct evict_slot slots[] = {{EVICT_HELD, 0, 0}, {EVICT_KEPT, 5, 9}, {EVICT_KEPT, 4, 9},
+    struct evict_slot slots[] = {{EVICT_HELD, 0, 0},  {EVICT_KEPT, 5, 9},     {EVICT_KEPT, 4, 9},
                                  {EVICT_KEPT, 1, 10}, {EVICT_PASSING, 7, 99}, {EVICT_FREE, 0, 0}};
 
     ck_assert_int_eq(evict_choose(slots, 6), 5);
@@ -159,15 +159,20 @@ static uint64_t live_bytes(void)
 }
 
 /* 3 * 8192 of layers 1 and 3; layer 2's down takes 96 * 68 = 6528 bytes, so 12288 with its room. */
-enum { SMALL = 3 * 8192, LARGE = 2 * 8192 + 12288, LEAST = N_USED * (SMALL + LARGE), ALL = N_EXPERT * (2 * SMALL + LARGE) };
+enum {
+    SMALL = 3 * 8192,
+    LARGE = 2 * 8192 + 12288,
+    LEAST = N_USED * (SMALL + LARGE),
+    ALL = N_EXPERT * (2 * SMALL + LARGE)
+};
 
 START_TEST(slots_take_other_bytes_than_reckoned)
 {
     struct slot_shape s;
 
     make_model(PLAN_IO_PREAD);
-    ck_assert_uint_eq(slot_matrix_bytes(1), 4096);
-    ck_assert_uint_eq(slot_matrix_bytes(2), 8192);
+    ck_assert_uint_eq(slot_shape_matrix_bytes(1), 4096);
+    ck_assert_uint_eq(slot_shape_matrix_bytes(2), 8192);
     ck_assert_int_eq(slot_shape_init(&by_hand.m, 0, &s), 0);
     ck_assert_int_eq(s.n_classes, 2);
     ck_assert_int_eq(s.class_of[0], -1);

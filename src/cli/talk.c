@@ -259,8 +259,8 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
                 (double)generate_bytes / (double)n_generated / 1e6, rate(generate_bytes, generate_ns) / 1e9);
     uint64_t n_hits = now.expert_hits - start->expert_hits, n_misses = now.expert_misses - start->expert_misses;
     if (n_hits + n_misses)
-        fprintf(stderr, "[experts wanted %" PRIu64 ", in memory %.1f %%, read while waiting %.2f GB/s]\n", n_hits + n_misses,
-                100 * (double)n_hits / (double)(n_hits + n_misses),
+        fprintf(stderr, "[experts wanted %" PRIu64 ", in memory %.1f %%, read while waiting %.2f GB/s]\n",
+                n_hits + n_misses, 100 * (double)n_hits / (double)(n_hits + n_misses),
                 rate(now.disk_bytes - start->disk_bytes, now.disk_wait_ns - start->disk_wait_ns) / 1e9);
     fprintf(stderr,
             "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32

@@ -10,7 +10,7 @@
 
 static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
 
-uint64_t slot_matrix_bytes(uint64_t bytes)
+uint64_t slot_shape_matrix_bytes(uint64_t bytes)
 {
     return size_up(bytes + LAYOUT_BLOCK_BYTES - 1, LAYOUT_BLOCK_BYTES);
 }
@@ -24,7 +24,7 @@ static uint64_t layer_slot_bytes(const struct model *m, int layer)
         int w = m->layers[layer].w[stacks[i]];
         if (w < 0)
             return 0;
-        sum += slot_matrix_bytes((uint64_t)m->weights[w].t.stride[2]);
+        sum += slot_shape_matrix_bytes((uint64_t)m->weights[w].t.stride[2]);
     }
     return sum;
 }
@@ -103,8 +103,8 @@ int slot_shape_init(const struct model *m, uint64_t ram_bytes, struct slot_shape
         least_bytes += (uint64_t)c->n_used * c->slot_bytes;
     }
     if (ram_bytes && ram_bytes < least_bytes)
-        rc = err(ERR_LIMIT, "expert slots: %s allowed, a token needs %s at least",
-                 size_format(ram_bytes, a, sizeof a), size_format(least_bytes, b, sizeof b));
+        rc = err(ERR_LIMIT, "expert slots: %s allowed, a token needs %s at least", size_format(ram_bytes, a, sizeof a),
+                 size_format(least_bytes, b, sizeof b));
     if (rc) {
         slot_shape_done(out);
         return rc;

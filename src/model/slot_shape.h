@@ -14,8 +14,8 @@ extern "C" {
 #endif
 
 struct slot_class {
-    uint64_t slot_bytes; /* whole blocks */
-    int n_layers, n_used; /* n_used: most experts of a layer that one token needs */
+    uint64_t slot_bytes;    /* whole blocks */
+    int n_layers, n_used;   /* n_used: most experts of a layer that one token needs */
     int n_experts, n_slots; /* of all its layers */
 };
 
@@ -34,7 +34,7 @@ int slot_shape_init(const struct model *m, uint64_t ram_bytes, struct slot_shape
 void slot_shape_done(struct slot_shape *s);
 
 /* Room for a matrix of so many bytes wherever it begins in its file. */
-uint64_t slot_matrix_bytes(uint64_t bytes);
+uint64_t slot_shape_matrix_bytes(uint64_t bytes);
 
 /* Bytes that one token is likely to miss if every expert is wanted equally often: what a policy that learns which are
  * wanted more will hardly pass. */

@@ -40,10 +40,10 @@ struct plan {
     /* Every byte by purpose */
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
-    uint32_t n_slots, n_slot_experts;   /* that many for that many experts; 0 without slots */
-    uint64_t kv_bytes;                  /* n_seq sequences of n_ctx positions, whole pages */
-    uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
-    uint64_t stage_bytes;               /* bounce buffers of the reader */
+    uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
+    uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, whole pages */
+    uint64_t scratch_bytes;           /* activations of a step, and the device's scratch */
+    uint64_t stage_bytes;             /* bounce buffers of the reader */
     uint64_t meta_bytes; /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
     uint64_t total_bytes,
         budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */

@@ -79,8 +79,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     say_bytes(t, p, "dense weights", p->dense_bytes, how);
     if (p->slot_ram_bytes) {
         char slots[96];
-        snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted", p->n_slots,
-                 p->n_slot_experts, io_names[p->io]);
+        snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted",
+                 p->n_slots, p->n_slot_experts, p->io == PLAN_IO_URING ? "io_uring" : "pread");
         say_bytes(t, p, "expert slots", p->expert_bytes, slots);
     } else if (in->model->hp.n_expert) {
         say_bytes(t, p, "expert weights", p->expert_bytes, how);
@@ -101,9 +101,11 @@ static void say_speed(struct text *t, const struct plan *p, const struct plan_in
     say(t, "\nspeed\n  decode reads %s of weights a token (empty context)",
         size_format(p->decode_bytes_per_tok, size, sizeof size));
     if (p->slot_ram_bytes)
-        say(t, "\n  of it %s from disk if every expert is wanted equally often: %.0f %% are in a slot then, and more if some are"
-               "\n  wanted more than others", size_format(p->missed_bytes_per_tok, size, sizeof size),
-            100.0 * p->n_slots / p->n_slot_experts);
+        say(t,
+            "\n  of them %s from disk, with %.0f %% in a slot: if every expert is wanted equally often; less is read "
+            "if\n"
+            "  some are wanted more than others",
+            size_format(p->missed_bytes_per_tok, size, sizeof size), 100.0 * p->n_slots / p->n_slot_experts);
     if (p->decode_tok_per_s > 0 && p->slot_ram_bytes)
         say(t, "\n  about %.3g tokens/s then: memory gives %.3g GB/s, the disk %.3g GB/s", p->decode_tok_per_s,
             in->machine->mem_bytes_per_s / 1e9, in->machine->disk_bytes_per_s / 1e9);

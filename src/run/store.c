@@ -24,7 +24,7 @@ struct store {
     int n_files;
     char *memory; /* own: (memory_bytes); NULL when mapped */
     uint64_t memory_bytes;
-    struct slots *slots; /* own; NULL: all experts are resident */
+    struct store_slots *slots; /* own; NULL: all experts are resident */
     struct store_stats stats;
 };
 
@@ -119,7 +119,8 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     if (!s->memory)
         return err(ERR_NOMEM, "weights of %s: %" PRIu64 " bytes", s->model->path, layout->bytes);
     for (int i = 0; i < s->model->n_weights; i++)
-        s->weight[i] = a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
+        s->weight[i] =
+            a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
 
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
@@ -127,7 +128,8 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     if (!rc)
         rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
     if (!rc && a->plan->slot_ram_bytes)
-        rc = slots_open(&(struct slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
+        rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
+                              &s->slots);
     else if (!rc)
         close_files(s);
     s->stats.resident_bytes = s->memory_bytes;
@@ -169,7 +171,7 @@ void store_close(struct store *s)
 {
     if (!s)
         return;
-    slots_close(s->slots);
+    store_slots_close(s->slots);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
     mem_free(s->weight);
@@ -200,7 +202,7 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
             return err(ERR_ARG, "layer %d has no expert %d, but %" PRId64, layer, ids[i],
                        s->model->weights[w[ROLE_EXPERT_GATE]].t.ne[2]);
     *lease = (struct store_lease){.layer = layer, .n = n, .ids = ids, .open = true};
-    int rc = s->slots ? slots_lease(s->slots, lease) : 0;
+    int rc = s->slots ? store_slots_lease(s->slots, lease) : 0;
     lease->open = !rc;
     return rc;
 }
@@ -212,7 +214,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 
     assert(lease->open);
     if (s->slots)
-        return slots_next(s->slots, lease, wait, out, max, n_out);
+        return store_slots_next(s->slots, lease, wait, out, max, n_out);
     if (n > max)
         n = max;
     for (int i = 0; i < n; i++) {
@@ -230,7 +232,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 void store_release(struct store *s, struct store_lease *lease)
 {
     if (s->slots && lease->open)
-        slots_release(s->slots, lease);
+        store_slots_release(s->slots, lease);
     lease->open = false;
 }
 
@@ -238,5 +240,5 @@ void store_stats(const struct store *s, struct store_stats *out)
 {
     *out = s->stats;
     if (s->slots)
-        slots_stats(s->slots, out);
+        store_slots_stats(s->slots, out);
 }

@@ -32,8 +32,8 @@ struct store_args {
  * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
-/* Load (or map) the weights; of experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes; ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer
- * the one whose header was read (size or time changed). */
+/* Load (or map) the weights; of experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
+ * ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
@@ -69,7 +69,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 void store_release(struct store *s, struct store_lease *lease);
 
 struct store_stats {
-    uint64_t load_bytes, load_ns; /* at open */
+    uint64_t load_bytes, load_ns;            /* at open */
     uint64_t resident_bytes;                 /* memory for weights: slots too, filled or not */
     uint64_t disk_bytes, disk_wait_ns;       /* since open, after loading */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */

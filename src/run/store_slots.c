@@ -36,30 +36,30 @@ struct slot {
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
-struct slots {
+struct store_slots {
     const struct model *model; /* view */
     struct file *const *files; /* view */
     struct slot_shape shape;
-    char *memory;               /* own: (shape.bytes) */
-    struct slot *slots;         /* own: (shape.n_slots), class after class */
-    struct evict_slot *evict;   /* own: (shape.n_slots) beside slots */
-    int *class_first;           /* own: (shape.n_classes) index into slots */
-    int *layer_first;           /* own: (n_layer) index into slot_of and n_uses */
-    int *slot_of;               /* own: (shape.n_experts) index into slots; -1: absent */
-    uint32_t *n_uses;           /* own: (shape.n_experts) loans that wanted it so far */
-    enum want *wants;           /* own: (most experts of a layer) beside the loan's ids */
-    int *given;                 /* own: (most experts of a layer) n_given slots that the last slots_next gave out */
+    char *memory;             /* own: (shape.bytes) */
+    struct slot *slots;       /* own: (shape.n_slots), class after class */
+    struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
+    int *class_first;         /* own: (shape.n_classes) index into slots */
+    int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
+    int *slot_of;             /* own: (shape.n_experts) index into slots; -1: absent */
+    uint32_t *n_uses;         /* own: (shape.n_experts) loans that wanted it so far */
+    enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
+    int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans;
-    struct store_stats stats; /* of it, what slots_stats adds */
+    struct store_stats stats; /* of it, what store_slots_stats adds */
 };
 
 /* ---- open ---- */
 
-static int open_ring(struct slots *s, const struct slots_args *a)
+static int open_ring(struct store_slots *s, const struct store_slots_args *a)
 {
     struct ring_file *files = mem_zalloc((size_t)a->n_files, sizeof *files, MEM_META);
 
@@ -78,7 +78,7 @@ static int open_ring(struct slots *s, const struct slots_args *a)
     return rc;
 }
 
-static int most_experts(const struct slots *s)
+static int most_experts(const struct store_slots *s)
 {
     int most = 0;
 
@@ -92,7 +92,7 @@ static int most_experts(const struct slots *s)
     return most;
 }
 
-static int take_memory(struct slots *s)
+static int take_memory(struct store_slots *s)
 {
     size_t n_slots = (size_t)s->shape.n_slots, n_experts = (size_t)s->shape.n_experts, most = (size_t)most_experts(s);
 
@@ -111,7 +111,7 @@ static int take_memory(struct slots *s)
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
 
-static void number(struct slots *s)
+static void number(struct store_slots *s)
 {
     char *p = s->memory;
     int slot = 0, expert = 0;
@@ -130,10 +130,10 @@ static void number(struct slots *s)
         s->slot_of[i] = -1;
 }
 
-int slots_open(const struct slots_args *a, struct slots **out)
+int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
 {
     const struct plan *plan = a->args->plan;
-    struct slots *s = mem_zalloc(1, sizeof *s, MEM_META);
+    struct store_slots *s = mem_zalloc(1, sizeof *s, MEM_META);
 
     *out = NULL;
     if (!s)
@@ -148,14 +148,14 @@ int slots_open(const struct slots_args *a, struct slots **out)
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
     if (rc) {
-        slots_close(s);
+        store_slots_close(s);
         return rc;
     }
     *out = s;
     return 0;
 }
 
-void slots_close(struct slots *s)
+void store_slots_close(struct store_slots *s)
 {
     if (!s)
         return;
@@ -175,18 +175,18 @@ void slots_close(struct slots *s)
 
 /* ---- slots ---- */
 
-static const struct weight *stack_of(const struct slots *s, int layer, int matrix)
+static const struct weight *stack_of(const struct store_slots *s, int layer, int matrix)
 {
     static const enum role stacks[N_MATRICES] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
     return &s->model->weights[s->model->layers[layer].w[stacks[matrix]]];
 }
 
-static int index_of(const struct slots *s, const struct slot *slot)
+static int index_of(const struct store_slots *s, const struct slot *slot)
 {
     return (int)(slot - s->slots);
 }
 
-static void set_free(struct slots *s, struct slot *slot)
+static void set_free(struct store_slots *s, struct slot *slot)
 {
     if (slot->key >= 0)
         s->slot_of[slot->key] = -1;
@@ -196,14 +196,14 @@ static void set_free(struct slots *s, struct slot *slot)
 }
 
 /* The loan needs it no more; what is still being filled stays held until it is whole. */
-static void let_go(struct slots *s, struct slot *slot)
+static void let_go(struct store_slots *s, struct slot *slot)
 {
     slot->want = -1;
     if (!slot->n_reads)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
-static void hold(struct slots *s, struct slot *slot, int want)
+static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
@@ -213,7 +213,7 @@ static void hold(struct slots *s, struct slot *slot, int want)
 }
 
 /* Take a slot for the loan's expert: NULL when all of its size are held. */
-static struct slot *take_slot(struct slots *s, const struct store_lease *lease, int want)
+static struct slot *take_slot(struct store_slots *s, const struct store_lease *lease, int want)
 {
     int class = s->shape.class_of[lease->layer], first = s->class_first[class];
     int at = evict_choose(&s->evict[first], s->shape.classes[class].n_slots);
@@ -232,7 +232,7 @@ static struct slot *take_slot(struct slots *s, const struct store_lease *lease, 
 }
 
 /* Where its matrices are in the files and shall be in memory. */
-static void place_reads(struct slots *s, struct slot *slot, struct ring_read *reads)
+static void place_reads(struct store_slots *s, struct slot *slot, struct ring_read *reads)
 {
     char *p = slot->memory;
     int expert = slot->key - s->layer_first[slot->layer];
@@ -240,15 +240,15 @@ static void place_reads(struct slots *s, struct slot *slot, struct ring_read *re
     for (int i = 0; i < N_MATRICES; i++) {
         const struct weight *w = stack_of(s, slot->layer, i);
         uint64_t bytes = (uint64_t)w->t.stride[2], off = w->off + (uint64_t)expert * bytes;
-        reads[i] =
-            (struct ring_read){.file = w->file, .off = off, .bytes = bytes, .slot = p, .tag = (uint64_t)index_of(s, slot)};
+        reads[i] = (struct ring_read){
+            .file = w->file, .off = off, .bytes = bytes, .slot = p, .tag = (uint64_t)index_of(s, slot)};
         slot->w[i] = p + off % RING_ALIGN;
-        p += slot_matrix_bytes(bytes);
+        p += slot_shape_matrix_bytes(bytes);
     }
 }
 
 /* It could not be read. The loan may ask for it again; its memory is free once nothing is written to it any more. */
-static void give_up(struct slots *s, struct slot *slot)
+static void give_up(struct store_slots *s, struct slot *slot)
 {
     if (slot->want >= 0) {
         s->wants[slot->want] = WANT_WAITING;
@@ -262,7 +262,7 @@ static void give_up(struct slots *s, struct slot *slot)
 }
 
 /* All its bytes have come. What was read of a file that is no longer the one whose header was read is of no use. */
-static int take_whole(struct slots *s, struct slot *slot)
+static int take_whole(struct store_slots *s, struct slot *slot)
 {
     int rc = 0;
 
@@ -284,7 +284,7 @@ static int take_whole(struct slots *s, struct slot *slot)
 /* ---- reading through the ring ---- */
 
 /* A loan's error is one of a read that this loan wants; others were asked for by one that is over. */
-static int take_done(struct slots *s, const struct ring_done *done, int n)
+static int take_done(struct store_slots *s, const struct ring_done *done, int n)
 {
     int failed_rc = 0, changed_rc = 0;
 
@@ -306,7 +306,7 @@ static int take_done(struct slots *s, const struct ring_done *done, int n)
     return changed_rc ? changed_rc : failed_rc; /* the later of the two has left its text */
 }
 
-static int reap(struct slots *s, int n_min)
+static int reap(struct store_slots *s, int n_min)
 {
     struct ring_done done[DEPTH];
     int n;
@@ -316,7 +316,7 @@ static int reap(struct slots *s, int n_min)
     return done_rc ? done_rc : rc;
 }
 
-static int submit(struct slots *s, struct slot *slot)
+static int submit(struct store_slots *s, struct slot *slot)
 {
     struct ring_read reads[N_MATRICES];
     int n_before = ring_n_in_flight(s->ring);
@@ -329,7 +329,7 @@ static int submit(struct slots *s, struct slot *slot)
     return rc;
 }
 
-static bool find_waiting(struct slots *s, const struct store_lease *lease)
+static bool find_waiting(struct store_slots *s, const struct store_lease *lease)
 {
     while (s->first_waiting < lease->n && s->wants[s->first_waiting] != WANT_WAITING)
         s->first_waiting++;
@@ -337,7 +337,7 @@ static bool find_waiting(struct slots *s, const struct store_lease *lease)
 }
 
 /* Start as many reads as there are places and slots. */
-static int submit_waiting(struct slots *s, const struct store_lease *lease)
+static int submit_waiting(struct store_slots *s, const struct store_lease *lease)
 {
     int rc = 0;
 
@@ -352,7 +352,7 @@ static int submit_waiting(struct slots *s, const struct store_lease *lease)
 
 /* ---- reading by pread ---- */
 
-static int read_one(struct slots *s, const struct store_lease *lease)
+static int read_one(struct store_slots *s, const struct store_lease *lease)
 {
     struct ring_read reads[N_MATRICES];
     int rc = 0;
@@ -371,7 +371,7 @@ static int read_one(struct slots *s, const struct store_lease *lease)
 
 /* ---- loans ---- */
 
-int slots_lease(struct slots *s, const struct store_lease *lease)
+int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
 {
     const struct slot_class *class = &s->shape.classes[s->shape.class_of[lease->layer]];
 
@@ -393,11 +393,11 @@ int slots_lease(struct slots *s, const struct store_lease *lease)
     }
     int rc = submit_waiting(s, lease);
     if (rc)
-        slots_release(s, lease);
+        store_slots_release(s, lease);
     return rc;
 }
 
-static int give(struct slots *s, struct store_lease *lease, struct store_expert *out, int max)
+static int give(struct store_slots *s, struct store_lease *lease, struct store_expert *out, int max)
 {
     int n = 0;
 
@@ -418,7 +418,7 @@ static int give(struct slots *s, struct store_lease *lease, struct store_expert 
     return n;
 }
 
-static int wait_for_one(struct slots *s, const struct store_lease *lease)
+static int wait_for_one(struct store_slots *s, const struct store_lease *lease)
 {
     uint64_t start_ns = clock_ns();
     assert(!s->ring || ring_n_in_flight(s->ring));
@@ -427,7 +427,8 @@ static int wait_for_one(struct slots *s, const struct store_lease *lease)
     return rc;
 }
 
-int slots_next(struct slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out)
+int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max,
+                     int *n_out)
 {
     int rc = 0;
 
@@ -448,7 +449,7 @@ int slots_next(struct slots *s, struct store_lease *lease, bool wait, struct sto
     }
 }
 
-void slots_release(struct slots *s, const struct store_lease *lease)
+void store_slots_release(struct store_slots *s, const struct store_lease *lease)
 {
     for (int i = 0; i < lease->n; i++) {
         int at = s->slot_of[s->layer_first[lease->layer] + lease->ids[i]];
@@ -459,7 +460,7 @@ void slots_release(struct slots *s, const struct store_lease *lease)
     s->is_lent = false;
 }
 
-void slots_stats(const struct slots *s, struct store_stats *stats)
+void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
 {
     stats->resident_bytes += s->shape.bytes;
     stats->disk_bytes += s->stats.disk_bytes;

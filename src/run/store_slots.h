@@ -9,25 +9,26 @@
 extern "C" {
 #endif
 
-struct slots;
+struct store_slots;
 
-struct slots_args {
+struct store_slots_args {
     const struct store_args *args; /* view: while opening */
     struct file *const *files;     /* view until close: (n_files) */
     int n_files;
 };
 
 /* Make the slots that the plan's slot_ram_bytes give. ERR_UNSUPPORTED (no io_uring), ERR_NOMEM, ERR_LIMIT, ERR_STATE, ERR_IO. */
-int slots_open(const struct slots_args *args, struct slots **out);
-void slots_close(struct slots *s); /* takes NULL; waits for what is in flight */
+int store_slots_open(const struct store_slots_args *args, struct store_slots **out);
+void store_slots_close(struct store_slots *s); /* takes NULL; waits for what is in flight */
 
 /* What store.h says of store_lease, store_next and store_release; lease->layer and ids have been checked. */
-int slots_lease(struct slots *s, const struct store_lease *lease);
-int slots_next(struct slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
-void slots_release(struct slots *s, const struct store_lease *lease);
+int store_slots_lease(struct store_slots *s, const struct store_lease *lease);
+int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max,
+                     int *n_out);
+void store_slots_release(struct store_slots *s, const struct store_lease *lease);
 
 /* Add what the slots hold, and what they read, to *stats. */
-void slots_stats(const struct slots *s, struct store_stats *stats);
+void store_slots_stats(const struct store_slots *s, struct store_stats *stats);
 
 #ifdef __cplusplus
 }
