@@ -566,5 +566,7 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .kv_bytes = fs->engine->plan.kv_bytes,
                                 .scratch_bytes = ex.scratch_bytes,
                                 .expert_hits = st.n_expert_hits,
-                                .expert_misses = st.n_expert_misses};
+                                .expert_misses = st.n_expert_misses,
+                                .hint_reads = st.n_hint_reads,
+                                .hint_hits = st.n_hint_hits};
 }

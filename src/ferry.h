@@ -182,6 +182,7 @@ struct ferry_stats {
     uint64_t load_ns, load_bytes;             /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
     uint64_t expert_hits, expert_misses;      /* experts that steps wanted: in memory already, read from disk */
+    uint64_t hint_reads, hint_hits;           /* experts read because the next layer would likely want them; that were right */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -171,20 +171,25 @@ END_TEST
 static const char *const streamed_models[] = {"mixed", "qwen3moe", "mixtral", "dots1"};
 enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
 
-/* Bytes of the fewest expert slots that a plan may have. */
-static uint64_t least_slots(const char *name)
+/* Bytes of the fewest expert slots that a plan may have; of as many as that, if ram_bytes is more. */
+static uint64_t slots_of(const char *name, uint64_t ram_bytes)
 {
     struct model *m = NULL;
     struct slot_shape shape;
     ck_assert_int_eq(model_open(model_path(name), NULL, &m), 0);
-    ck_assert_int_eq(slot_shape_init(m, 0, &shape), 0);
+    ck_assert_int_eq(slot_shape_init(m, ram_bytes, &shape), 0);
     uint64_t bytes = shape.bytes;
     slot_shape_done(&shape);
     model_close(m);
     return bytes;
 }
 
-/* From the fewest slots (each layer's loan turns them over several times) to one short of all. */
+static uint64_t least_slots(const char *name)
+{
+    return slots_of(name, 0);
+}
+
+/* From the fewest slots (each layer's loan turns them over several times) to most of all. */
 START_TEST(bits_depend_on_experts_being_read_when_wanted)
 {
     static const char *const ios[] = {"pread", "uring"};
@@ -194,7 +199,7 @@ START_TEST(bits_depend_on_experts_being_read_when_wanted)
     uint64_t least = least_slots(name);
     for (int k = 0; k < 6; k++) {
         o.io = ios[k % 2];
-        o.expert_ram_bytes = least + least * (uint64_t)(k / 2);
+        o.expert_ram_bytes = k / 2 == 2 ? slots_of(name, UINT32_MAX) * 3 / 4 : least + least * (uint64_t)(k / 2);
         o.n_threads = (uint32_t)(1 + k / 2);
         struct ferry_engine *e = NULL;
         int rc = ferry_engine_open(model_path(name), &o, &e);
@@ -207,6 +212,36 @@ START_TEST(bits_depend_on_experts_being_read_when_wanted)
         free(got);
     }
     free(want);
+}
+END_TEST
+
+START_TEST(look_ahead_changes_words_or_reads_nothing)
+{
+    enum { N_NEW = 40 };
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_stats st;
+    int32_t words[2][N_NEW];
+    for (int k = 0; k < 2; k++) {
+        struct ferry_engine *e = NULL;
+        o.io = k ? "uring" : "pread";
+        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
+        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+        if (k && rc == FERRY_ERR_UNSUPPORTED)
+            return; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        struct ferry_session *s = session_of(e);
+        ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+        for (int i = 0; i < N_NEW; i++)
+            ck_assert_msg(ferry_session_step(s, &words[k][i]) == 0, "%s", ferry_error());
+        ferry_session_stats(s, &st);
+        ferry_session_free(s);
+        ferry_engine_close(e);
+    }
+    ck_assert_int_eq(memcmp(words[0], words[1], sizeof words[0]), 0);
+    ck_assert_uint_gt(st.expert_hits, 0);
+    ck_assert_uint_gt(st.expert_misses, 0);
+    ck_assert_uint_gt(st.hint_reads, 0);
+    ck_assert_uint_le(st.hint_hits, st.hint_reads);
 }
 END_TEST
 
@@ -475,6 +510,7 @@ int main(void)
     tcase_add_loop_test(t, logits_differ_from_those_of_outside_programs, 0, N_FAMILIES);
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
     tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
+    tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);

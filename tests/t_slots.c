@@ -5,6 +5,7 @@
 #include "src/base/mem.h"
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
+#include "src/run/ahead.h"
 #include "src/run/evict.h"
 #include "tests/memfile.h"
 
@@ -93,7 +94,7 @@ enum { N_LAYER = 4, N_EXPERT = 8, N_USED = 2, N_WEIGHTS = 1 + 3 * 3, FILE_BYTES 
 static struct {
     struct model m;
     struct model_layer layers[N_LAYER];
-    struct weight weights[N_WEIGHTS];
+    struct weight weights[N_WEIGHTS + 1]; /* the last: a test's own */
     struct plan plan;
     unsigned char data[FILE_BYTES];
     char path[sizeof TEST_BUILD_DIR + 32];
@@ -356,6 +357,96 @@ START_TEST(second_loan_takes_the_slots_of_the_first)
 }
 END_TEST
 
+/* ---- hints ---- */
+
+START_TEST(hints_harm_loans_or_help_none)
+{
+    static const int32_t some[] = {1, 4, 6}, hinted[] = {1, -1, 4, N_EXPERT, 6, 7}, none[] = {0};
+    struct fault f = {.n_calls = 0};
+    struct store_lease lease = {0};
+    struct store_expert e[N_EXPERT];
+    struct store_stats stats;
+    struct store *s;
+    int n;
+
+    make_model(PLAN_IO_URING);
+    write_file();
+    by_hand.plan.slot_ram_bytes = ALL;
+    int rc = open_store(NULL, &f, &s);
+    if (is_refused(rc))
+        goto out;
+    ck_assert_int_eq(rc, 0);
+    ck_assert_int_eq(store_lease(s, 1, some, 1, &lease), 0);
+    store_hint(s, 0, some, 3); /* a layer without experts, and none */
+    store_hint(s, 9, some, 3);
+    store_hint(s, 2, hinted, 6);
+    while (!store_next(s, &lease, true, e, 1, &n) && n)
+        check_expert(1, &e[0]);
+    store_release(s, &lease);
+    ck_assert_int_eq(walk(s, 2, some, 3, 3, &n), 0);
+    ck_assert_int_eq(n, 3);
+    store_stats(s, &stats);
+    ck_assert_uint_eq(stats.n_hint_reads, 4);
+    ck_assert_uint_eq(stats.n_hint_hits, 3);
+    ck_assert_uint_eq(stats.n_expert_misses, 1);
+    ck_assert_uint_eq(stats.n_expert_hits, 3);
+
+    /* a hint whose reads fail is nobody's error */
+    ck_assert_int_eq(store_lease(s, 2, none, 0, &lease), 0);
+    store_hint(s, 3, some, 3);
+    ck_assert_int_eq(store_next(s, &lease, true, e, 1, &n), 0);
+    store_release(s, &lease);
+    ck_assert_int_eq(store_lease(s, 1, none, 1, &lease), 0);
+    f.fail_at = f.n_calls + 1;
+    while (!(rc = store_next(s, &lease, true, e, 1, &n)) && n)
+        check_expert(1, &e[0]);
+    store_release(s, &lease);
+    ck_assert(rc == 0 || rc == ERR_IO); /* ERR_IO: this loan's own read came first */
+    ck_assert_int_eq(walk(s, 3, some, 3, 3, &n), 0);
+    ck_assert_int_eq(n, 3);
+    store_close(s);
+out:
+    unlink(by_hand.path);
+}
+END_TEST
+
+/* The router of layer 2 is a row of a unit matrix for each expert, so an expert's score is that value of x. */
+START_TEST(guess_is_not_the_routers_likelier_half)
+{
+    static float x[2][16] = {{0, 5, 1, 2, 9, 3, 4, 1}, {0, 1, 0, 7, 9, 3, 4, 1}}, unit[N_EXPERT][16];
+    const struct tensor rows = tensor_make(QUANT_F32, 16, 2, 1, x);
+    struct weight *router = &by_hand.weights[N_WEIGHTS];
+    const int32_t *ids;
+    struct ahead a;
+    struct store *s;
+
+    make_model(PLAN_IO_MMAP);
+    by_hand.m.n_weights++;
+    by_hand.m.hp.n_embd = 16;
+    by_hand.m.hp.n_expert_used = 4;
+    for (int e = 0; e < N_EXPERT; e++)
+        unit[e][e] = 1;
+    router->t = tensor_make(QUANT_F32, 16, N_EXPERT, 1, NULL);
+    router->off = 299008;
+    memcpy(by_hand.data + router->off, unit, sizeof unit);
+    by_hand.layers[2].w[ROLE_ROUTER] = N_WEIGHTS;
+    write_file();
+    ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
+    ck_assert_int_eq(ahead_init(&by_hand.m, &a), 0);
+    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, 1, &ids), 2);
+    ck_assert_int_eq(ids[0], 4);
+    ck_assert_int_eq(ids[1], 1);
+    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, 2, &ids), 3);
+    ck_assert_int_eq(ids[2], 3);
+    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, AHEAD_MAX_ROWS + 1, &ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, s, 2, &rows, 1, &ids), 0); /* no router there */
+    ck_assert_int_eq(ahead_guess(&a, s, N_LAYER - 1, &rows, 1, &ids), 0);
+    ahead_done(&a);
+    store_close(s);
+    unlink(by_hand.path);
+}
+END_TEST
+
 /* ---- faults ---- */
 
 /* Some loans that turn all slots over; the first error. What is given out is checked by walk. */
@@ -550,6 +641,8 @@ int main(void)
     tcase_add_test(tc, slots_take_other_bytes_than_reckoned);
     tcase_add_loop_test(tc, loans_give_other_bytes_than_the_files, 0, 16);
     tcase_add_loop_test(tc, second_loan_takes_the_slots_of_the_first, 0, 2);
+    tcase_add_test(tc, hints_harm_loans_or_help_none);
+    tcase_add_test(tc, guess_is_not_the_routers_likelier_half);
     tcase_add_loop_test(tc, failed_read_gives_a_wrong_expert_or_stops_the_store, 0, 2);
     tcase_add_test(tc, loan_that_failed_cannot_be_walked_on);
     tcase_add_loop_test(tc, file_changed_while_running_is_not_noticed, 0, 4);

@@ -419,6 +419,8 @@ int plan_make(const struct plan_in *in, struct plan *out)
         rc = fit(in, o, &shape, &p);
     if (rc)
         return rc;
+    /* By pread a read is waited for: there is no idle time to use. */
+    p.look_ahead = p.slot_ram_bytes && p.io == PLAN_IO_URING;
     predict(in, &p);
     memcpy(out, &p, sizeof p);
     return 0;

@@ -145,6 +145,8 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "  expert slots of %s at most: asked for\n", size_format(p->slot_ram_bytes, size, sizeof size));
     else if (p->slot_ram_bytes)
         say(t, "  expert slots: the experts do not fit beside the rest, and get what is left of the budget\n");
+    if (p->look_ahead)
+        say(t, "  look-ahead: experts that the next layer will likely want are read while the disk would be idle\n");
     if (p->io == PLAN_IO_MMAP && !asked_io)
         say(t, "  mapped: the weights do not fit beside the rest, and the file's own pages can be dropped again\n");
     if (p->io == PLAN_IO_PREAD && !asked_io)
@@ -212,6 +214,7 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "kv_type", json_string(p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16"));
     json_object_set_new(o, "io", json_string(io_names[p->io]));
     json_object_set_new(o, "expert_ram", json_integer((json_int_t)p->slot_ram_bytes));
+    json_object_set_new(o, "look_ahead", json_boolean(p->look_ahead));
     json_object_set_new(o, "prefill", json_string(prefill_names[p->prefill]));
     json_object_set_new(o, "isa", json_string(p->isa));
     json_object_set_new(o, "pin", json_boolean(p->pin));
@@ -356,6 +359,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->io = (enum plan_io)io;
     p->prefill = (enum device_prefill)prefill;
     p->pin = json_is_true(json_object_get(o, "pin"));
+    p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     return 0;
 }
 

@@ -229,6 +229,12 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     return 0;
 }
 
+void store_hint(struct store *s, int layer, const int32_t *ids, int n)
+{
+    if (s->slots)
+        store_slots_hint(s->slots, layer, ids, n);
+}
+
 void store_release(struct store *s, struct store_lease *lease)
 {
     if (s->slots && lease->open)

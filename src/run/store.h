@@ -65,6 +65,11 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
  * same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
 
+/* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
+ * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
+ * are resident, are read by pread, or the open loan is larger than a layer's share of the slots, it does nothing. ids are copied. */
+void store_hint(struct store *s, int layer, const int32_t *ids, int n);
+
 /* End the loan, also one that failed or was not walked to its end. */
 void store_release(struct store *s, struct store_lease *lease);
 
@@ -73,6 +78,7 @@ struct store_stats {
     uint64_t resident_bytes;                 /* memory for weights: slots too, filled or not */
     uint64_t disk_bytes, disk_wait_ns;       /* since open, after loading */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
+    uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

@@ -33,6 +33,7 @@ struct slot {
     int key;                     /* index of that expert in slot_of; -1: none, or one that could not be read */
     int want;                    /* index in the loan; -1: not wanted by it */
     int n_reads;                 /* in flight */
+    bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
@@ -50,6 +51,8 @@ struct store_slots {
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
+    int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
+    int n_hints, next_hint, hint_layer;
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
@@ -105,8 +108,9 @@ static int take_memory(struct store_slots *s)
     s->n_uses = mem_zalloc(n_experts, sizeof *s->n_uses, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
+    s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
     if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->wants &&
-        s->given)
+        s->given && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -160,6 +164,7 @@ void store_slots_close(struct store_slots *s)
     if (!s)
         return;
     ring_close(s->ring);
+    mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
     mem_free(s->n_uses);
@@ -191,6 +196,7 @@ static void set_free(struct store_slots *s, struct slot *slot)
     if (slot->key >= 0)
         s->slot_of[slot->key] = -1;
     slot->key = slot->want = -1;
+    slot->is_hint = false;
     slot->when_free = (struct evict_slot){.state = EVICT_FREE};
     s->evict[index_of(s, slot)] = slot->when_free;
 }
@@ -205,6 +211,8 @@ static void let_go(struct store_slots *s, struct slot *slot)
 
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
+    s->stats.n_hint_hits += slot->is_hint;
+    slot->is_hint = false;
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
@@ -212,22 +220,32 @@ static void hold(struct store_slots *s, struct slot *slot, int want)
     slot->when_free.n_uses = s->n_uses[slot->key];
 }
 
-/* Take a slot for the loan's expert: NULL when all of its size are held. */
-static struct slot *take_slot(struct store_slots *s, const struct store_lease *lease, int want)
+/* Take a slot for an expert: NULL when all of its size are held. */
+static struct slot *take_slot(struct store_slots *s, int layer, int expert)
 {
-    int class = s->shape.class_of[lease->layer], first = s->class_first[class];
+    int class = s->shape.class_of[layer], first = s->class_first[class];
     int at = evict_choose(&s->evict[first], s->shape.classes[class].n_slots);
 
     if (at < 0)
         return NULL;
     struct slot *slot = &s->slots[first + at];
     set_free(s, slot);
-    slot->layer = lease->layer;
-    slot->key = s->layer_first[lease->layer] + lease->ids[want];
-    slot->when_free = (struct evict_slot){EVICT_PASSING, 0, s->n_loans};
+    slot->layer = layer;
+    slot->key = s->layer_first[layer] + expert;
     s->slot_of[slot->key] = first + at;
-    hold(s, slot, want);
-    s->wants[want] = WANT_COMING;
+    s->evict[first + at].state = EVICT_HELD;
+    return slot;
+}
+
+static struct slot *take_wanted_slot(struct store_slots *s, const struct store_lease *lease, int want)
+{
+    struct slot *slot = take_slot(s, lease->layer, lease->ids[want]);
+
+    if (slot) {
+        slot->when_free = (struct evict_slot){EVICT_PASSING, 0, s->n_loans};
+        hold(s, slot, want);
+        s->wants[want] = WANT_COMING;
+    }
     return slot;
 }
 
@@ -336,17 +354,39 @@ static bool find_waiting(struct store_slots *s, const struct store_lease *lease)
     return s->first_waiting < lease->n;
 }
 
+/* Start reads that were hinted at. Experts that are there are marked as used, so that they stay. */
+static void submit_hints(struct store_slots *s)
+{
+    int rc = 0; /* a ring that broke is told by the next read that somebody wants */
+
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints) {
+        int expert = s->hints[s->next_hint++], key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
+        struct evict_slot used = {EVICT_KEPT, s->n_uses[key], s->n_loans};
+        if (at >= 0 && s->evict[at].state == EVICT_KEPT)
+            s->evict[at] = s->slots[at].when_free = used;
+        struct slot *slot = at >= 0 ? NULL : take_slot(s, s->hint_layer, expert);
+        if (!slot)
+            continue;
+        slot->when_free = used;
+        slot->is_hint = true;
+        s->stats.n_hint_reads++;
+        rc = submit(s, slot);
+    }
+}
+
 /* Start as many reads as there are places and slots. */
 static int submit_waiting(struct store_slots *s, const struct store_lease *lease)
 {
     int rc = 0;
 
     while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && find_waiting(s, lease)) {
-        struct slot *slot = take_slot(s, lease, s->first_waiting);
+        struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
         if (!slot)
             break;
         rc = submit(s, slot);
     }
+    if (!rc && s->ring && s->n_hints && !find_waiting(s, lease))
+        submit_hints(s);
     return rc;
 }
 
@@ -359,7 +399,7 @@ static int read_one(struct store_slots *s, const struct store_lease *lease)
 
     if (!find_waiting(s, lease))
         return 0;
-    struct slot *slot = take_slot(s, lease, s->first_waiting);
+    struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
     assert(slot); /* what the loan holds has been given out, and that was let go */
     place_reads(s, slot, reads);
     for (int i = 0; i < N_MATRICES && !rc; i++)
@@ -380,7 +420,7 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->is_lent = true;
     s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
     s->n_loans++;
-    s->n_given = s->first_waiting = 0;
+    s->n_given = s->first_waiting = s->n_hints = 0;
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
         s->n_uses[key]++;
@@ -449,6 +489,19 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
     }
 }
 
+void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
+{
+    s->n_hints = s->next_hint = 0;
+    if (!s->ring || s->is_large || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
+        return;
+    int n_experts = (int)stack_of(s, layer, 0)->t.ne[2];
+    for (int i = 0; i < n && s->n_hints < n_experts; i++) {
+        if (ids[i] >= 0 && ids[i] < n_experts)
+            s->hints[s->n_hints++] = ids[i];
+    }
+    s->hint_layer = layer;
+}
+
 void store_slots_release(struct store_slots *s, const struct store_lease *lease)
 {
     for (int i = 0; i < lease->n; i++) {
@@ -467,4 +520,6 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->disk_wait_ns += s->stats.disk_wait_ns;
     stats->n_expert_hits += s->stats.n_expert_hits;
     stats->n_expert_misses += s->stats.n_expert_misses;
+    stats->n_hint_reads += s->stats.n_hint_reads;
+    stats->n_hint_hits += s->stats.n_hint_hits;
 }
