@@ -101,7 +101,8 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .kv_type = kv ? QUANT_Q8_0 : QUANT_F16,
                               .io = io_values[io],
                               .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
-                              .no_pin = o->no_pin};
+                              .no_pin = o->no_pin,
+                              .expert_ram_bytes = o->expert_ram_bytes};
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -563,5 +564,9 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .load_ns = st.load_ns,
                                 .load_bytes = st.load_bytes,
                                 .kv_bytes = fs->engine->plan.kv_bytes,
-                                .scratch_bytes = ex.scratch_bytes};
+                                .scratch_bytes = ex.scratch_bytes,
+                                .expert_hits = st.n_expert_hits,
+                                .expert_misses = st.n_expert_misses,
+                                .hint_reads = st.n_hint_reads,
+                                .hint_hits = st.n_hint_hits};
 }

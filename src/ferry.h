@@ -60,6 +60,7 @@ struct ferry_engine_opts {
     /* Loading: done of total bytes so far. Return false to stop (FERRY_ERR_CANCEL). May be NULL. */
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
+    uint64_t expert_ram_bytes; /* most memory for experts, the others are read when they are wanted; 0: the plan's choice */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
@@ -180,6 +181,8 @@ struct ferry_stats {
     uint64_t disk_bytes, disk_wait_ns;
     uint64_t load_ns, load_bytes;             /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
+    uint64_t expert_hits, expert_misses;      /* experts that steps wanted: in memory already, read from disk */
+    uint64_t hint_reads, hint_hits;           /* experts read because the next layer would likely want them; that were right */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -247,6 +247,7 @@ START_TEST(weights_that_do_not_fit_are_mapped_and_said_to_be)
 
     ask(MOE, 8 * GIB);
     opts.ram_bytes = GIB;
+    opts.io = PLAN_IO_MMAP;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_int_eq(p.io, PLAN_IO_MMAP);
     ck_assert_uint_eq(p.dense_bytes + p.expert_bytes, fact("moe", "mapped_bytes"));
@@ -256,9 +257,91 @@ START_TEST(weights_that_do_not_fit_are_mapped_and_said_to_be)
     double weights = (double)(p.dense_bytes + p.expert_bytes);
     double missing = 1 - ((double)GIB - ((double)p.total_bytes - weights)) / weights;
     ck_assert_double_eq_tol(1 / p.decode_tok_per_s, bytes / 20e9 + bytes * missing / 2e9, 1e-9);
+    /* nor do the slots that a token needs: not even a chosen way of reading helps */
+    opts.io = PLAN_IO_AUTO;
+    opts.n_ctx = 8192;
+    opts.ram_bytes = p.total_bytes - p.dense_bytes - p.expert_bytes + MIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_int_eq(p.io, PLAN_IO_MMAP);
+    ck_assert_uint_eq(p.slot_ram_bytes, 0);
     opts.io = PLAN_IO_URING;
     ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
     ck_assert_ptr_nonnull(strstr(err_text(), "moe does not fit"));
+}
+END_TEST
+
+START_TEST(experts_that_do_not_fit_get_no_slots)
+{
+    static const enum plan_io ios[] = {PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD};
+    const double bytes = (double)fact("moe", "decode_bytes");
+    struct plan p, back;
+    char *json;
+
+    ask(MOE, 8 * GIB);
+    opts.ram_bytes = GIB;
+    for (int i = 0; i < 3; i++) {
+        opts.io = ios[i];
+        ck_assert_int_eq(plan_make(&in, &p), 0);
+        ck_assert_int_eq(p.io, i == 2 ? PLAN_IO_PREAD : PLAN_IO_URING);
+        ck_assert_uint_gt(p.n_slots, 0);
+        ck_assert_uint_lt(p.n_slots, p.n_slot_experts);
+        ck_assert_uint_le(p.total_bytes, GIB);
+        ck_assert_uint_gt(p.total_bytes, GIB - 8 * MIB); /* not a large slot more would fit */
+        ck_assert_uint_eq(p.total_bytes, sum(&p));
+        ck_assert_uint_eq(p.n_ctx, 8192);
+    }
+    ck_assert(explains(&p, "read by pread when they are wanted"));
+    ck_assert(explains(&p, "get what is left of the budget"));
+
+    /* experts' bytes of a token: all but those that are dense */
+    const struct model *m = models[MOE];
+    double expert = 0;
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        expert += (double)m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
+    double memory_s = expert / 20e9, disk_s = (double)p.missed_bytes_per_tok / 2e9;
+    ck_assert_double_gt(disk_s, memory_s);
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, (bytes - expert) / 20e9 + disk_s, 1e-9);
+    ck_assert_double_eq_tol(p.load_s, (double)p.dense_bytes / 2e9, 1e-9);
+    double missed = 1 - (double)p.n_slots / p.n_slot_experts;
+    ck_assert_double_eq_tol((double)p.missed_bytes_per_tok / expert, missed, 0.02); /* slots are whole in each class */
+
+    /* saved, read back, edited */
+    ck_assert_int_eq(plan_to_json(&p, &json), 0);
+    ck_assert_int_eq(plan_from_json(json, &in, &back), 0);
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    char *at = strstr(json, "\"expert_ram\": ") + strlen("\"expert_ram\": ");
+    *at = '1'; /* fewer, or hardly more than there were */
+    memset(at + 1, '0', strspn(at + 1, "0123456789"));
+    int rc = plan_from_json(json, &in, &back);
+    ck_assert(rc == 0 || rc == ERR_LIMIT);
+    ck_assert(rc || back.slot_ram_bytes != p.slot_ram_bytes);
+    memset(at, ' ', strspn(at, "0123456789"));
+    *at = '1';
+    ck_assert_int_eq(plan_from_json(json, &in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1 B allowed"));
+    mem_free(json);
+}
+END_TEST
+
+START_TEST(slots_that_are_asked_for_are_not_made)
+{
+    struct plan p;
+
+    ask(MOE, 8 * GIB);
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.slot_ram_bytes, 0);
+    opts.expert_ram_bytes = p.expert_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.slot_ram_bytes, opts.expert_ram_bytes);
+    ck_assert_uint_le(p.expert_bytes, opts.expert_ram_bytes);
+    ck_assert_uint_gt(p.n_slots, 0);
+    ck_assert(explains(&p, "at most: asked for"));
+    opts.io = PLAN_IO_MMAP;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_ARG);
+    ask(DENSE, 8 * GIB);
+    opts.expert_ram_bytes = MIB;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "has none"));
 }
 END_TEST
 
@@ -505,6 +588,8 @@ int main(void)
     tcase_add_test(t, context_that_nobody_asked_for_is_lowered_in_the_open);
     tcase_add_test(t, context_asked_for_is_refused_with_the_numbers);
     tcase_add_test(t, weights_that_do_not_fit_are_mapped_and_said_to_be);
+    tcase_add_test(t, experts_that_do_not_fit_get_no_slots);
+    tcase_add_test(t, slots_that_are_asked_for_are_not_made);
     tcase_add_test(t, nothing_fits_in_nothing);
     tcase_add_test(t, speed_is_bytes_over_rate);
     tcase_add_test(t, machine_without_uring_reads_by_pread);

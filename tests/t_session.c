@@ -3,6 +3,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/ferry.h"
+#include "src/model/slot_shape.h"
 
 #include <check.h>
 #include <math.h>
@@ -167,6 +168,83 @@ START_TEST(bits_depend_on_threads_cuts_isa_or_io)
 }
 END_TEST
 
+static const char *const streamed_models[] = {"mixed", "qwen3moe", "mixtral", "dots1"};
+enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
+
+/* Bytes of the fewest expert slots that a plan may have; of as many as that, if ram_bytes is more. */
+static uint64_t slots_of(const char *name, uint64_t ram_bytes)
+{
+    struct model *m = NULL;
+    struct slot_shape shape;
+    ck_assert_int_eq(model_open(model_path(name), NULL, &m), 0);
+    ck_assert_int_eq(slot_shape_init(m, ram_bytes, &shape), 0);
+    uint64_t bytes = shape.bytes;
+    slot_shape_done(&shape);
+    model_close(m);
+    return bytes;
+}
+
+static uint64_t least_slots(const char *name)
+{
+    return slots_of(name, 0);
+}
+
+/* From the fewest slots (each layer's loan turns them over several times) to most of all. */
+START_TEST(bits_depend_on_experts_being_read_when_wanted)
+{
+    static const char *const ios[] = {"pread", "uring"};
+    const char *name = streamed_models[_i];
+    struct ferry_engine_opts o = small_opts();
+    float *want = logits_of(name, &o, PREFILL);
+    uint64_t least = least_slots(name);
+    for (int k = 0; k < 6; k++) {
+        o.io = ios[k % 2];
+        o.expert_ram_bytes = k / 2 == 2 ? slots_of(name, UINT32_MAX) * 3 / 4 : least + least * (uint64_t)(k / 2);
+        o.n_threads = (uint32_t)(1 + k / 2);
+        struct ferry_engine *e = NULL;
+        int rc = ferry_engine_open(model_path(name), &o, &e);
+        if (k % 2 && rc == FERRY_ERR_UNSUPPORTED)
+            continue; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        ferry_engine_close(e);
+        float *got = logits_of(name, &o, PREFILL);
+        must_equal(want, got, name, o.io);
+        free(got);
+    }
+    free(want);
+}
+END_TEST
+
+START_TEST(look_ahead_changes_words_or_reads_nothing)
+{
+    enum { N_NEW = 40 };
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_stats st;
+    int32_t words[2][N_NEW];
+    for (int k = 0; k < 2; k++) {
+        struct ferry_engine *e = NULL;
+        o.io = k ? "uring" : "pread";
+        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
+        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+        if (k && rc == FERRY_ERR_UNSUPPORTED)
+            return; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        struct ferry_session *s = session_of(e);
+        ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+        for (int i = 0; i < N_NEW; i++)
+            ck_assert_msg(ferry_session_step(s, &words[k][i]) == 0, "%s", ferry_error());
+        ferry_session_stats(s, &st);
+        ferry_session_free(s);
+        ferry_engine_close(e);
+    }
+    ck_assert_int_eq(memcmp(words[0], words[1], sizeof words[0]), 0);
+    ck_assert_uint_gt(st.expert_hits, 0);
+    ck_assert_uint_gt(st.expert_misses, 0);
+    ck_assert_uint_gt(st.hint_reads, 0);
+    ck_assert_uint_le(st.hint_hits, st.hint_reads);
+}
+END_TEST
+
 /* A q8_0 cache rounds keys and values by at most 1/254 of a block's largest, in two layers, keys and values: 4/254. */
 START_TEST(q8_0_cache_loses_the_thread)
 {
@@ -306,9 +384,17 @@ END_TEST
 
 /* ---- the plan tells the truth ---- */
 
+static uint64_t plan_number(const char *json, const char *name)
+{
+    const char *p = strstr(json, name);
+    ck_assert_msg(p != NULL, "no %s in %s", name, json);
+    return strtoull(p + strlen(name), NULL, 10);
+}
+
 START_TEST(bytes_differ_from_the_plans)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = _i ? least_slots("mixed") + 50000 : 0;
     struct ferry_engine *e = open_with("mixed", &o);
     struct ferry_session *s = session_of(e);
     struct ferry_stats st;
@@ -325,6 +411,7 @@ START_TEST(bytes_differ_from_the_plans)
     struct ferry_info info;
     ferry_engine_info(e, &info);
     ck_assert_uint_eq(info.resident_bytes, mem_live_bytes(MEM_WEIGHTS));
+    ck_assert_uint_eq(plan_number(json, "\"dense\":") + plan_number(json, "\"expert\":"), info.resident_bytes);
     ferry_free(json);
     ferry_session_free(s);
     ferry_engine_close(e);
@@ -342,9 +429,10 @@ static uint64_t live_bytes(void)
 }
 
 /* Open, chat a little, close; the first error. */
-static int whole_life(void)
+static int whole_life(uint64_t expert_ram_bytes)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = expert_ram_bytes;
     o.n_sessions = 2;
     o.n_threads = 2;
     struct ferry_engine *e = NULL;
@@ -376,28 +464,29 @@ static int whole_life(void)
 
 START_TEST(failed_allocation_leaks_or_breaks_what_follows)
 {
-    uint64_t before = live_bytes();
+    uint64_t before = live_bytes(), expert_ram_bytes = _i ? least_slots("qwen3moe") : 0;
     mem_fail_nth(0);
-    ck_assert_msg(whole_life() == 0, "%s", ferry_error());
+    ck_assert_msg(whole_life(expert_ram_bytes) == 0, "%s", ferry_error());
     uint64_t n_calls = mem_n_calls();
     ck_assert_uint_gt(n_calls, 50);
     ck_assert_uint_eq(live_bytes(), before);
     for (uint64_t n = 1; n <= n_calls; n++) {
         mem_fail_nth(n);
-        int rc = whole_life();
+        int rc = whole_life(expert_ram_bytes);
         mem_fail_nth(0);
         ck_assert_msg(rc == FERRY_ERR_NOMEM, "allocation %llu of %llu: %d, %s", (unsigned long long)n,
                       (unsigned long long)n_calls, rc, ferry_error());
         ck_assert_msg(live_bytes() == before, "allocation %llu of %llu leaks %lld bytes", (unsigned long long)n,
                       (unsigned long long)n_calls, (long long)(live_bytes() - before));
     }
-    ck_assert_int_eq(whole_life(), 0);
+    ck_assert_int_eq(whole_life(expert_ram_bytes), 0);
 }
 END_TEST
 
 START_TEST(step_allocates)
 {
     struct ferry_engine_opts o = small_opts();
+    o.expert_ram_bytes = _i ? least_slots("mixed") : 0;
     struct ferry_engine *e = open_with("mixed", &o);
     struct ferry_session *s = session_of(e);
     int32_t out[8];
@@ -420,14 +509,16 @@ int main(void)
     tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_loop_test(t, logits_differ_from_those_of_outside_programs, 0, N_FAMILIES);
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
+    tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
+    tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);
     tcase_add_test(t, stopped_prompt_loses_what_was_run);
     tcase_add_test(t, context_limit_is_crossed);
-    tcase_add_test(t, bytes_differ_from_the_plans);
-    tcase_add_test(t, failed_allocation_leaks_or_breaks_what_follows);
-    tcase_add_test(t, step_allocates);
+    tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 2);
+    tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 2);
+    tcase_add_loop_test(t, step_allocates, 0, 2);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -54,6 +54,7 @@ static enum plan_io io_of(const char *word)
 static struct plan_opts make_opts(const struct conf *conf)
 {
     struct plan_opts o = {.ram_bytes = conf->ram_bytes,
+                          .expert_ram_bytes = conf->expert_ram_bytes,
                           .n_ctx = conf->n_ctx,
                           .chunk_tok = conf->chunk_tok,
                           .n_threads = conf->n_threads,

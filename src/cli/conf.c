@@ -53,6 +53,8 @@ const struct conf_option conf_options[] = {
 
     {"ram", 0, CONF_SIZE, ENGINES " plan", AT(ram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
      "all memory that ferry may use: 512M, 8G, 1.5GiB"},
+    {"expert-ram", 0, CONF_SIZE, ENGINES " plan", AT(expert_ram_bytes), 0, "SIZE", "all, or what --ram leaves", NULL,
+     NULL, 0, 0, "most memory for experts; the others are read from the file when they are wanted"},
     {"ctx", 0, CONF_COUNT, ENGINES " plan", AT(n_ctx), 0, "N", "the model's, at most 8192", NULL, NULL, 1, INT32_MAX,
      "positions that a session can hold"},
     {"threads", 0, CONF_COUNT, ENGINES " plan", AT(n_threads), 0, "N", "all cores allowed", NULL, NULL, 1, 1024,

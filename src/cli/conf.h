@@ -21,7 +21,7 @@ struct conf {
     const char *command;
     const char *model; /* first word after the subcommand; NULL: none given */
     /* engine */
-    uint64_t ram_bytes;
+    uint64_t ram_bytes, expert_ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
     const char *kv_type, *io, *prefill, *isa;
     bool no_pin;

@@ -24,6 +24,7 @@ static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_
 
     ferry_engine_opts_init(&o);
     o.ram_bytes = conf->ram_bytes;
+    o.expert_ram_bytes = conf->expert_ram_bytes;
     o.n_ctx = n_ctx;
     o.n_threads = conf->n_threads;
     o.chunk_tok = conf->chunk_tok;
@@ -256,6 +257,14 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
     if (n_generated)
         fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n",
                 (double)generate_bytes / (double)n_generated / 1e6, rate(generate_bytes, generate_ns) / 1e9);
+    uint64_t n_hits = now.expert_hits - start->expert_hits, n_misses = now.expert_misses - start->expert_misses;
+    uint64_t n_hints = now.hint_reads - start->hint_reads, n_right = now.hint_hits - start->hint_hits;
+    if (n_hits + n_misses)
+        fprintf(stderr,
+                "[experts wanted %" PRIu64 ", in memory or on their way %.1f %%; read ahead %" PRIu64
+                ", %.1f %% of them rightly]\n",
+                n_hits + n_misses, 100 * (double)n_hits / (double)(n_hits + n_misses), n_hints,
+                n_hints ? 100 * (double)n_right / (double)n_hints : 0);
     fprintf(stderr,
             "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32
             " threads, %s]\n",

@@ -47,9 +47,9 @@ static int place(struct layout *l, const struct weight *w, uint64_t *weight_off)
     return 0;
 }
 
-int layout_init(const struct model *m, struct layout *out)
+static int init(const struct model *m, bool with_experts, struct layout *out)
 {
-    size_t n = (size_t)m->n_weights;
+    size_t n = (size_t)m->n_weights, n_placed = 0;
     const struct weight **by_place = mem_zalloc(n, sizeof(const struct weight *), MEM_META);
     int rc = 0;
 
@@ -60,16 +60,28 @@ int layout_init(const struct model *m, struct layout *out)
         rc = err(ERR_NOMEM, "places of %d weights: %zu bytes", m->n_weights, n * (sizeof *out->ranges + 2 * sizeof n));
         goto out;
     }
-    for (int i = 0; i < m->n_weights; i++)
-        by_place[i] = &m->weights[i];
-    qsort(by_place, n, sizeof *by_place, compare_place);
-    for (int i = 0; i < m->n_weights && !rc; i++)
+    for (int i = 0; i < m->n_weights; i++) {
+        if (with_experts || !m->weights[i].is_expert)
+            by_place[n_placed++] = &m->weights[i];
+    }
+    qsort(by_place, n_placed, sizeof *by_place, compare_place);
+    for (size_t i = 0; i < n_placed && !rc; i++)
         rc = place(out, by_place[i], &out->weight_off[by_place[i] - m->weights]);
 out:
     mem_free(by_place);
     if (rc)
         layout_done(out);
     return rc;
+}
+
+int layout_init(const struct model *m, struct layout *out)
+{
+    return init(m, true, out);
+}
+
+int layout_init_dense(const struct model *m, struct layout *out)
+{
+    return init(m, false, out);
 }
 
 void layout_done(struct layout *l)

@@ -31,6 +31,9 @@ struct layout {
 
 /* ERR_NOMEM; ERR_LIMIT when offsets overflow. On failure there is nothing to be done with *out. */
 int layout_init(const struct model *m, struct layout *out);
+
+/* The same without stacks of experts, for a store that reads those when they are wanted: their weight_off is 0. */
+int layout_init_dense(const struct model *m, struct layout *out);
 void layout_done(struct layout *l);
 
 /* Bytes of a weight in the file: rows times matrices. */

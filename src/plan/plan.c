@@ -7,6 +7,7 @@
 #include "src/model/gguf.h"
 #include "src/model/layout.h"
 #include "src/model/program.h"
+#include "src/model/slot_shape.h"
 #include "src/plan/plan_in.h"
 
 #include <inttypes.h>
@@ -66,13 +67,38 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
     return rc;
 }
 
+/* Slots for experts, and the dense weights as layout.h says. */
+static int count_slots(const struct model *m, struct plan *p)
+{
+    struct slot_shape slots;
+    struct layout layout;
+    int rc = slot_shape_init(m, p->slot_ram_bytes, &slots);
+
+    if (rc)
+        return rc;
+    p->expert_bytes = slots.bytes;
+    p->n_slots = (uint32_t)slots.n_slots;
+    p->n_slot_experts = (uint32_t)slots.n_experts;
+    p->missed_bytes_per_tok = (uint64_t)slot_shape_missed_bytes(m, &slots);
+    slot_shape_done(&slots);
+    rc = layout_init_dense(m, &layout);
+    if (rc)
+        return rc;
+    p->dense_bytes = layout.bytes;
+    layout_done(&layout);
+    return 0;
+}
+
 /* Mapped, weights take what they are; held in memory, they lie as layout.h says, and dense ones stand for its rounding. */
 static int count_weights(const struct model *m, struct plan *p)
 {
     struct layout layout;
     uint64_t all_bytes = 0;
 
-    p->expert_bytes = 0;
+    p->expert_bytes = p->missed_bytes_per_tok = 0;
+    p->n_slots = p->n_slot_experts = 0;
+    if (p->slot_ram_bytes)
+        return count_slots(m, p);
     for (int i = 0; i < m->n_weights; i++) {
         all_bytes += layout_weight_bytes(&m->weights[i]);
         if (m->weights[i].is_expert)
@@ -175,6 +201,8 @@ static int check_opts(const struct plan_opts *o)
                    "context %" PRIu32 ", sequences %" PRIu32 ", chunk %" PRIu32 ", threads %" PRIu32
                    ": at most %d each",
                    o->n_ctx, o->n_seq, o->chunk_tok, o->n_threads, INT32_MAX);
+    if (o->expert_ram_bytes && o->io == PLAN_IO_MMAP)
+        return err(ERR_ARG, "memory for experts cannot be set where the file is mapped: the system decides there");
     if ((unsigned)o->io > PLAN_IO_MMAP || (unsigned)o->prefill > DEVICE_PREFILL_BLAS)
         return err(ERR_ARG, "way of reading %d, of prefill %d: not known", (int)o->io, (int)o->prefill);
     return 0;
@@ -184,6 +212,8 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
 {
     int rc = check_opts(o);
 
+    if (!rc && o->expert_ram_bytes && !in->model->expert_bytes)
+        rc = err(ERR_ARG, "memory for experts: %s has none", in->model->name);
     if (rc)
         return rc;
     memset(p, 0, sizeof *p); /* padding too: same inputs, same bytes */
@@ -195,6 +225,7 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
     p->chunk_tok = or_else(o->chunk_tok, DEFAULT_CHUNK);
     p->kv_type = o->kv_type == QUANT_Q8_0 ? QUANT_Q8_0 : QUANT_F16;
     p->io = o->io != PLAN_IO_AUTO ? o->io : in->machine->has_uring ? PLAN_IO_URING : PLAN_IO_PREAD;
+    p->slot_ram_bytes = o->expert_ram_bytes;
     p->prefill = o->prefill;
     p->pin = !o->no_pin;
     p->chunk_tok = least(p->chunk_tok, p->n_ctx);
@@ -242,7 +273,38 @@ static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, ui
     return true;
 }
 
-/* Ways out, mildest first: a shorter context (if nobody asked for one), the weights mapped, both. */
+static int set_slots(const struct plan_in *in, const struct kv_shape *shape, uint64_t ram_bytes, struct plan *p)
+{
+    p->slot_ram_bytes = ram_bytes;
+    int rc = count_weights(in->model, p);
+    if (!rc)
+        set_ctx(in, shape, p->n_ctx, p);
+    return rc;
+}
+
+/* Dense weights resident, slots for experts in all that is left of the budget, if that holds what a token needs of a layer.
+ * Otherwise the plan stays without slots. */
+static int try_slots(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
+{
+    struct slot_shape least;
+
+    if (p->io == PLAN_IO_MMAP || p->slot_ram_bytes || !in->model->expert_bytes)
+        return 0;
+    int rc = slot_shape_init(in->model, 0, &least);
+    if (rc)
+        return rc;
+    uint64_t least_bytes = least.bytes;
+    slot_shape_done(&least);
+    rc = set_slots(in, shape, least_bytes, p);
+    if (rc)
+        return rc;
+    if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
+        return set_slots(in, shape, least_bytes + (p->budget_bytes - p->total_bytes), p);
+    return set_slots(in, shape, 0, p);
+}
+
+/* Ways out, mildest first: a shorter context (if nobody asked for one), slots for experts, the weights mapped, mapped with a
+ * context that is no use for much. */
 static int fit(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
 {
     struct plan first;
@@ -251,8 +313,11 @@ static int fit(const struct plan_in *in, const struct plan_opts *o, const struct
     set_ctx(in, shape, p->n_ctx, p);
     if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
         return 0;
+    rc = try_slots(in, o, shape, p);
+    if (rc || fits(p))
+        return rc;
     first = *p;
-    if (o->io == PLAN_IO_AUTO) {
+    if (o->io == PLAN_IO_AUTO && !o->expert_ram_bytes) {
         p->io = PLAN_IO_MMAP;
         rc = count_weights(in->model, p);
         if (rc)
@@ -261,9 +326,9 @@ static int fit(const struct plan_in *in, const struct plan_opts *o, const struct
         if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, DEVICE_PAGE_TOK, p)))
             return 0;
     }
-    if (!o->n_ctx && o->io != PLAN_IO_AUTO && lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
+    if (!o->n_ctx && p->io != PLAN_IO_MMAP && lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
         return 0;
-    struct plan *told = o->io == PLAN_IO_AUTO ? p : &first;
+    struct plan *told = p->io == PLAN_IO_MMAP ? p : &first;
     if (!o->n_ctx) /* say what would have been enough */
         set_ctx(in, shape, least(told->n_ctx, (uint32_t)size_up(told->chunk_tok, DEVICE_PAGE_TOK)), told);
     return refuse(told, in);
@@ -283,17 +348,35 @@ double plan_missing_share(const struct plan *p)
     return 1 - (double)room_bytes / (double)weights_bytes;
 }
 
+/* Experts that are there are computed while the others come: the longer of the two counts. */
+static double seconds_with_slots(const struct plan_in *in, const struct plan *p)
+{
+    uint64_t expert_bytes = 0;
+
+    for (int layer = 0; layer < in->model->hp.n_layer; layer++)
+        expert_bytes += (uint64_t)in->model->hp.n_expert_used * model_expert_bytes(in->model, layer);
+    double dense_s = (double)(p->decode_bytes_per_tok - expert_bytes) / in->machine->mem_bytes_per_s;
+    double expert_s = (double)expert_bytes / in->machine->mem_bytes_per_s;
+    double disk_s = (double)p->missed_bytes_per_tok / in->machine->disk_bytes_per_s;
+    return dense_s + (disk_s > expert_s ? disk_s : expert_s);
+}
+
 static void predict(const struct plan_in *in, struct plan *p)
 {
     const struct machine *m = in->machine;
     double bytes = (double)model_decode_bytes(in->model), missing = plan_missing_share(p);
+    uint64_t load_bytes = p->dense_bytes + (p->slot_ram_bytes ? 0 : p->expert_bytes);
 
     p->decode_bytes_per_tok = model_decode_bytes(in->model);
     p->decode_tok_per_s = p->load_s = 0;
     if (m->disk_bytes_per_s > 0)
-        p->load_s = (double)(p->dense_bytes + p->expert_bytes) * (1 - missing) / m->disk_bytes_per_s;
-    if (m->mem_bytes_per_s <= 0 || (missing > 0 && m->disk_bytes_per_s <= 0) || bytes <= 0)
+        p->load_s = (double)load_bytes * (1 - missing) / m->disk_bytes_per_s;
+    if (m->mem_bytes_per_s <= 0 || ((missing > 0 || p->slot_ram_bytes) && m->disk_bytes_per_s <= 0) || bytes <= 0)
         return;
+    if (p->slot_ram_bytes) {
+        p->decode_tok_per_s = 1 / seconds_with_slots(in, p);
+        return;
+    }
     double s = bytes / m->mem_bytes_per_s;
     if (missing > 0)
         s += bytes * missing / m->disk_bytes_per_s;
@@ -336,6 +419,8 @@ int plan_make(const struct plan_in *in, struct plan *out)
         rc = fit(in, o, &shape, &p);
     if (rc)
         return rc;
+    /* By pread a read is waited for: there is no idle time to use. */
+    p.look_ahead = p.slot_ram_bytes && p.io == PLAN_IO_URING;
     predict(in, &p);
     memcpy(out, &p, sizeof p);
     return 0;

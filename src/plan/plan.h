@@ -20,6 +20,7 @@ enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
     uint64_t ram_bytes;
+    uint64_t expert_ram_bytes; /* most for experts; the others are read when they are wanted */
     uint32_t n_ctx, n_seq, chunk_tok, n_out, n_threads;
     enum quant_type kv_type; /* QUANT_F16 or QUANT_Q8_0; QUANT_F32 (0) means F16 */
     enum plan_io io;
@@ -36,16 +37,21 @@ struct plan {
     enum device_prefill prefill;
     char isa[16];
     bool pin;
+    bool
+        look_ahead; /* read what the next layer's router will likely choose, in the disk's idle time; with slots only */
     /* Every byte by purpose */
-    uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped) */
-    uint64_t kv_bytes;                  /* n_seq sequences of n_ctx positions, whole pages */
-    uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
-    uint64_t stage_bytes;               /* bounce buffers of the reader */
+    uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
+    uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
+    uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
+    uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, whole pages */
+    uint64_t scratch_bytes;           /* activations of a step, and the device's scratch */
+    uint64_t stage_bytes;             /* bounce buffers of the reader */
     uint64_t meta_bytes; /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
     uint64_t total_bytes,
         budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
     uint64_t decode_bytes_per_tok; /* weights read for one generated token (k of E experts) at an empty context */
+    uint64_t missed_bytes_per_tok; /* of them not in any slot, if every expert is wanted equally often */
     double decode_tok_per_s, load_s;
 };
 

@@ -77,8 +77,14 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
              p->n_seq == 1 ? "" : "s", p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16");
     say(t, "\nmemory                      size  of budget\n");
     say_bytes(t, p, "dense weights", p->dense_bytes, how);
-    if (in->model->hp.n_expert)
+    if (p->slot_ram_bytes) {
+        char slots[96];
+        snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted",
+                 p->n_slots, p->n_slot_experts, p->io == PLAN_IO_URING ? "io_uring" : "pread");
+        say_bytes(t, p, "expert slots", p->expert_bytes, slots);
+    } else if (in->model->hp.n_expert) {
         say_bytes(t, p, "expert weights", p->expert_bytes, how);
+    }
     say_bytes(t, p, "KV cache", p->kv_bytes, kv);
     say_bytes(t, p, "scratch", p->scratch_bytes, "activations of a step");
     if (p->stage_bytes)
@@ -94,7 +100,16 @@ static void say_speed(struct text *t, const struct plan *p, const struct plan_in
 
     say(t, "\nspeed\n  decode reads %s of weights a token (empty context)",
         size_format(p->decode_bytes_per_tok, size, sizeof size));
-    if (p->decode_tok_per_s > 0)
+    if (p->slot_ram_bytes)
+        say(t,
+            "\n  of them %s from disk, with %.0f %% in a slot: if every expert is wanted equally often; less is read "
+            "if\n"
+            "  some are wanted more than others",
+            size_format(p->missed_bytes_per_tok, size, sizeof size), 100.0 * p->n_slots / p->n_slot_experts);
+    if (p->decode_tok_per_s > 0 && p->slot_ram_bytes)
+        say(t, "\n  about %.3g tokens/s then: memory gives %.3g GB/s, the disk %.3g GB/s", p->decode_tok_per_s,
+            in->machine->mem_bytes_per_s / 1e9, in->machine->disk_bytes_per_s / 1e9);
+    else if (p->decode_tok_per_s > 0)
         say(t, "\n  at most %.3g tokens/s: memory gives %.3g GB/s", p->decode_tok_per_s,
             in->machine->mem_bytes_per_s / 1e9);
     else
@@ -126,6 +141,12 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "; beyond the %d that the model was trained on", n_train);
     say(t, "\n  budget %s: %s\n", size_format(p->budget_bytes, size, sizeof size),
         in->opts && in->opts->ram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
+    if (p->slot_ram_bytes && in->opts && in->opts->expert_ram_bytes)
+        say(t, "  expert slots of %s at most: asked for\n", size_format(p->slot_ram_bytes, size, sizeof size));
+    else if (p->slot_ram_bytes)
+        say(t, "  expert slots: the experts do not fit beside the rest, and get what is left of the budget\n");
+    if (p->look_ahead)
+        say(t, "  look-ahead: experts that the next layer will likely want are read while the disk would be idle\n");
     if (p->io == PLAN_IO_MMAP && !asked_io)
         say(t, "  mapped: the weights do not fit beside the rest, and the file's own pages can be dropped again\n");
     if (p->io == PLAN_IO_PREAD && !asked_io)
@@ -192,11 +213,15 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "logit_rows", json_integer(p->n_out));
     json_object_set_new(o, "kv_type", json_string(p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16"));
     json_object_set_new(o, "io", json_string(io_names[p->io]));
+    json_object_set_new(o, "expert_ram", json_integer((json_int_t)p->slot_ram_bytes));
+    json_object_set_new(o, "look_ahead", json_boolean(p->look_ahead));
     json_object_set_new(o, "prefill", json_string(prefill_names[p->prefill]));
     json_object_set_new(o, "isa", json_string(p->isa));
     json_object_set_new(o, "pin", json_boolean(p->pin));
     json_object_set_new(o, "bytes", bytes_of(p));
     json_object_set_new(predicted, "decode_bytes_per_token", json_integer((json_int_t)p->decode_bytes_per_tok));
+    if (p->slot_ram_bytes)
+        json_object_set_new(predicted, "missed_bytes_per_token", json_integer((json_int_t)p->missed_bytes_per_tok));
     json_object_set_new(predicted, "decode_tokens_per_s", json_real(p->decode_tok_per_s));
     json_object_set_new(predicted, "load_s", json_real(p->load_s));
     json_object_set_new(o, "predicted", predicted);
@@ -280,6 +305,22 @@ static void read_budget(struct reader *r, uint64_t *out)
         *out = (uint64_t)json_integer_value(v);
 }
 
+/* Plans without slots need not speak of them. */
+static void read_slots(struct reader *r, const struct plan_in *in, enum plan_io io, uint64_t *out)
+{
+    const json_t *v = json_object_get(r->o, "expert_ram");
+
+    *out = 0;
+    if (r->rc || !v)
+        return;
+    if (!json_is_integer(v) || json_integer_value(v) < 0)
+        r->rc = err(ERR_FORMAT, "plan: \"expert_ram\" has to be a number of bytes; 0: all experts in memory");
+    else if (json_integer_value(v) && (io == PLAN_IO_MMAP || !in->model->expert_bytes))
+        r->rc = err(ERR_FORMAT, "plan: \"expert_ram\" has to be 0 for a model that is mapped or has no experts");
+    else
+        *out = (uint64_t)json_integer_value(v);
+}
+
 static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
 {
     static const char *const kv_names[] = {"f16", "q8_0"};
@@ -300,6 +341,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     read_choice(&r, "io", io_names, PLAN_IO_URING, PLAN_IO_MMAP + 1, &io);
     read_choice(&r, "prefill", prefill_names, 0, 2, &prefill);
     read_budget(&r, &p->budget_bytes);
+    read_slots(&r, in, (enum plan_io)io, &p->slot_ram_bytes);
     if (!r.rc && (!isa || strlen(isa) >= sizeof p->isa))
         r.rc = err(ERR_FORMAT, "plan: \"isa\" has to be a text of at most %zu bytes", sizeof p->isa - 1);
     if (!r.rc && !json_is_boolean(json_object_get(o, "pin")))
@@ -317,6 +359,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->io = (enum plan_io)io;
     p->prefill = (enum device_prefill)prefill;
     p->pin = json_is_true(json_object_get(o, "pin"));
+    p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     return 0;
 }
 

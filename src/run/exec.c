@@ -78,7 +78,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
         rc = check_ops(e);
     if (rc == 0) {
         e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
-        rc = e->seqs ? moe_init(&e->moe, m->hp.n_expert, m->hp.n_expert_used, e->program->n_rows)
+        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead)
                      : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
     }
     if (rc == 0) {

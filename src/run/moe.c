@@ -7,8 +7,9 @@
 #include "src/base/mem.h"
 #include "src/run/store.h"
 
-int moe_init(struct moe *moe, int n_expert, int k, int n_rows)
+int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead)
 {
+    const int n_expert = m->hp.n_expert, k = m->hp.n_expert_used;
     memset(moe, 0, sizeof *moe);
     if (n_expert == 0)
         return 0;
@@ -16,6 +17,10 @@ int moe_init(struct moe *moe, int n_expert, int k, int n_rows)
     moe->n_expert = n_expert;
     moe->k = k;
     moe->n_rows = n_rows;
+    moe->look_ahead = look_ahead;
+    int rc = look_ahead ? ahead_init(m, &moe->ahead) : 0;
+    if (rc < 0)
+        return rc;
     moe->n_slots = mem_zalloc(n, sizeof *moe->n_slots, MEM_META);
     moe->first = mem_zalloc(n, sizeof *moe->first, MEM_META);
     moe->ids = mem_zalloc(n, sizeof *moe->ids, MEM_META);
@@ -30,6 +35,7 @@ int moe_init(struct moe *moe, int n_expert, int k, int n_rows)
 
 void moe_done(struct moe *moe)
 {
+    ahead_done(&moe->ahead);
     mem_free(moe->given);
     mem_free(moe->groups);
     mem_free(moe->slot);
@@ -98,8 +104,15 @@ int moe_run(struct moe *moe, const struct model *m, struct store *store, struct 
 
     struct store_lease lease = {0};
     int rc = store_lease(store, op->layer, moe->ids, n_ids, &lease);
+    if (rc == 0 && moe->look_ahead) {
+        const int32_t *likely;
+        int n = ahead_guess(&moe->ahead, store, op->layer, op->src[0], rows->n, &likely);
+        if (n > 0)
+            store_hint(store, op->layer + 1, likely, n);
+    }
     int n_given = 1;
     while (rc == 0 && n_given > 0) {
+        /* What is there is computed while the rest is on its way. */
         rc = store_next(store, &lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)
             rc = compute(moe, dev, op, rows, n_given);

@@ -4,6 +4,7 @@
 
 #include "src/device/device.h"
 #include "src/model/model.h"
+#include "src/run/ahead.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,10 +22,12 @@ struct moe {
     int32_t *slot;    /* own: (n_rows * k) */
     struct op_expert *groups;     /* own: (n_expert) */
     struct store_expert *given;   /* own: (n_expert) */
+    struct ahead ahead;
+    bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
 };
 
-/* ERR_NOMEM. A dense model (n_expert 0) takes nothing. */
-int moe_init(struct moe *moe, int n_expert, int k, int n_rows);
+/* ERR_NOMEM. A dense model takes nothing. m is a view until moe_done. */
+int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead);
 void moe_done(struct moe *moe);
 
 /* Run one OP_MOE: group the rows by the expert ids in op->src[1], borrow those experts, and let the device compute them as

@@ -1,6 +1,7 @@
 /* Owns the memory that weights are held in (or the mapped files), and the loans of experts. Leaves to others how bytes come
  * from disk (store_load.c, io/), where each weight goes (model/layout.h), and what is computed with it.
- * Every weight is resident, so that a loan has nothing to wait for. */
+ * Dense weights are resident. Experts are, too, and a loan has nothing to wait for, unless the plan gives them
+ * slots: then store_slots.c reads them when they are wanted. */
 #include "src/run/store.h"
 
 #include "io/file.h"
@@ -10,6 +11,7 @@
 #include "src/model/gguf.h"
 #include "src/model/layout.h"
 #include "src/run/store_load.h"
+#include "src/run/store_slots.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -18,10 +20,11 @@
 struct store {
     const struct model *model; /* view */
     const char **weight;       /* own: (n_weights) views of each one's first byte */
-    struct file **files;       /* own: (n_files); open only while loading, or mapped */
+    struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
     char *memory; /* own: (memory_bytes); NULL when mapped */
     uint64_t memory_bytes;
+    struct store_slots *slots; /* own; NULL: all experts are resident */
     struct store_stats stats;
 };
 
@@ -79,16 +82,16 @@ static void close_files(struct store *s)
 }
 
 /* A weight past the end of its file would be a signal when it is touched, where the file is mapped. */
-static int check_ends(const struct store *s, const struct layout *layout)
+static int check_ends(const struct store *s)
 {
-    for (int i = 0; i < layout->n_ranges; i++) {
-        const struct layout_range *r = &layout->ranges[i];
-        if (r->file < 0 || r->file >= s->n_files)
-            return err(ERR_FORMAT, "a weight lies in file %d of %d", r->file, s->n_files);
-        const struct file *f = s->files[r->file];
-        if (r->data_end > file_identity(f)->bytes)
-            return err(ERR_IO, "%s: weights end at %" PRIu64 ", the file at %" PRIu64, file_path(f), r->data_end,
-                       file_identity(f)->bytes);
+    for (int i = 0; i < s->model->n_weights; i++) {
+        const struct weight *w = &s->model->weights[i];
+        if (w->file < 0 || w->file >= s->n_files)
+            return err(ERR_FORMAT, "%s lies in file %d of %d", w->name, w->file, s->n_files);
+        uint64_t bytes = layout_weight_bytes(w), file_bytes = file_identity(s->files[w->file])->bytes;
+        if (bytes > file_bytes || w->off > file_bytes - bytes)
+            return err(ERR_IO, "%s: %s takes %" PRIu64 " bytes at offset %" PRIu64 ", the file ends at %" PRIu64,
+                       file_path(s->files[w->file]), w->name, bytes, w->off, file_bytes);
     }
     return 0;
 }
@@ -116,14 +119,18 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     if (!s->memory)
         return err(ERR_NOMEM, "weights of %s: %" PRIu64 " bytes", s->model->path, layout->bytes);
     for (int i = 0; i < s->model->n_weights; i++)
-        s->weight[i] = s->memory + layout->weight_off[i];
+        s->weight[i] =
+            a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
 
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
     int rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
     if (!rc)
         rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
-    if (!rc)
+    if (!rc && a->plan->slot_ram_bytes)
+        rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
+                              &s->slots);
+    else if (!rc)
         close_files(s);
     s->stats.resident_bytes = s->memory_bytes;
     return rc;
@@ -142,11 +149,11 @@ int store_open(const struct store_args *a, struct store **out)
         goto out;
     }
     s->model = a->model;
-    rc = layout_init(a->model, &layout);
+    rc = a->plan->slot_ram_bytes ? layout_init_dense(a->model, &layout) : layout_init(a->model, &layout);
     if (!rc)
         rc = open_files(s, a);
     if (!rc)
-        rc = check_ends(s, &layout);
+        rc = check_ends(s);
     if (!rc)
         rc = a->plan->io == PLAN_IO_MMAP ? map_weights(s) : load_weights(s, a, &layout);
     if (rc)
@@ -164,6 +171,7 @@ void store_close(struct store *s)
 {
     if (!s)
         return;
+    store_slots_close(s->slots);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
     mem_free(s->weight);
@@ -194,7 +202,9 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
             return err(ERR_ARG, "layer %d has no expert %d, but %" PRId64, layer, ids[i],
                        s->model->weights[w[ROLE_EXPERT_GATE]].t.ne[2]);
     *lease = (struct store_lease){.layer = layer, .n = n, .ids = ids, .open = true};
-    return 0;
+    int rc = s->slots ? store_slots_lease(s->slots, lease) : 0;
+    lease->open = !rc;
+    return rc;
 }
 
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out)
@@ -202,8 +212,9 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     const int *w = s->model->layers[lease->layer].w;
     int n = lease->n - lease->n_given;
 
-    (void)wait; /* all are there */
     assert(lease->open);
+    if (s->slots)
+        return store_slots_next(s->slots, lease, wait, out, max, n_out);
     if (n > max)
         n = max;
     for (int i = 0; i < n; i++) {
@@ -218,13 +229,22 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     return 0;
 }
 
+void store_hint(struct store *s, int layer, const int32_t *ids, int n)
+{
+    if (s->slots)
+        store_slots_hint(s->slots, layer, ids, n);
+}
+
 void store_release(struct store *s, struct store_lease *lease)
 {
-    (void)s;
+    if (s->slots && lease->open)
+        store_slots_release(s->slots, lease);
     lease->open = false;
 }
 
 void store_stats(const struct store *s, struct store_stats *out)
 {
     *out = s->stats;
+    if (s->slots)
+        store_slots_stats(s->slots, out);
 }

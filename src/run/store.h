@@ -23,14 +23,17 @@ struct store_args {
     /* While loading; false stops (ERR_CANCEL). May be NULL. */
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
+    /* Tests: as in ring_args (io/ring.h), of the reads of experts. */
+    int (*read_fault)(void *arg, int res);
+    void *read_fault_arg;
 };
 
 /* Bytes of anonymous memory that holding this model's weights takes (0 when mapped), rounding included: layout.bytes of
  * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
-/* Load (or map) the weights. ERR_IO names file, offset and bytes; ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer
- * the one whose header was read (size or time changed). */
+/* Load (or map) the weights; of experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
+ * ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
@@ -38,7 +41,7 @@ void store_close(struct store *s); /* takes NULL */
  * a stack of experts (lease those). */
 const void *store_weight(const struct store *s, int weight);
 
-/* One expert of a layer, readable until the lease is released. */
+/* One expert of a layer, readable until the next store_next of its lease, or its release. */
 struct store_expert {
     int expert;
     const void *w[3]; /* gate, up, down; any alignment */
@@ -51,20 +54,31 @@ struct store_lease {
     bool open;
 };
 
-/* Begin a loan of experts ids (n different ones, view until release); never waits. Exec thread. ERR_ARG, ERR_LIMIT. */
+/* Begin a loan of experts ids (n different ones, view until release): starts reading the absent ones, never waits for them. It
+ * may be larger than the slots are: what was given is let go by the next store_next, and its slot used for the rest. With
+ * slots there is one loan at a time (ERR_STATE). On failure there is no loan. Exec thread. ERR_ARG, ERR_IO. */
 int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease);
 
 /* Up to max experts of the loan that are readable and were not given yet, resident first. wait: block until there is one.
- * *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO when one could not be read. */
+ * *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO (file, offset, bytes) when one
+ * could not be read, ERR_STATE when its file is not the one that was opened; then the loan may be walked on, which tries the
+ * same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
+
+/* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
+ * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
+ * are resident, are read by pread, or the open loan is larger than a layer's share of the slots, it does nothing. ids are copied. */
+void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
 /* End the loan, also one that failed or was not walked to its end. */
 void store_release(struct store *s, struct store_lease *lease);
 
 struct store_stats {
-    uint64_t load_bytes, load_ns; /* at open */
-    uint64_t resident_bytes;
-    uint64_t disk_bytes, disk_wait_ns; /* since open, after loading */
+    uint64_t load_bytes, load_ns;            /* at open */
+    uint64_t resident_bytes;                 /* memory for weights: slots too, filled or not */
+    uint64_t disk_bytes, disk_wait_ns;       /* since open, after loading */
+    uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
+    uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

@@ -1,0 +1,102 @@
+/* Owns the guess and room for it. What is done with it is the store's business. */
+#include "src/run/ahead.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/run/store.h"
+
+#include <math.h>
+#include <string.h>
+
+int ahead_init(const struct model *m, struct ahead *out)
+{
+    const struct hparams *hp = &m->hp;
+
+    *out = (struct ahead){.model = m};
+    if (!hp->n_expert)
+        return 0;
+    out->x = mem_zalloc((size_t)hp->n_embd, sizeof *out->x, MEM_META);
+    out->score = mem_zalloc((size_t)hp->n_expert, sizeof *out->score, MEM_META);
+    out->ids = mem_zalloc((size_t)hp->n_expert_used * AHEAD_MAX_ROWS, sizeof *out->ids, MEM_META);
+    if (out->x && out->score && out->ids)
+        return 0;
+    ahead_done(out);
+    return err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
+}
+
+void ahead_done(struct ahead *a)
+{
+    mem_free(a->ids);
+    mem_free(a->score);
+    mem_free(a->x);
+    *a = (struct ahead){.model = NULL};
+}
+
+/* A layer's weight as float32; NULL: none, or of another type. */
+static const float *floats(const struct ahead *a, const struct store *store, int layer, enum role role)
+{
+    int w = a->model->layers[layer].w[role];
+    return w >= 0 && a->model->weights[w].t.type == QUANT_F32 ? store_weight(store, w) : NULL;
+}
+
+/* Eight sums, so that a compiler without leave to reorder can use its vectors. */
+static float dot(const float *x, const float *y, int n)
+{
+    float sum[8] = {0}, rest = 0;
+    int i = 0;
+
+    for (; i + 8 <= n; i += 8)
+        for (int k = 0; k < 8; k++)
+            sum[k] += x[i + k] * y[i + k];
+    for (; i < n; i++)
+        rest += x[i] * y[i];
+    for (int k = 0; k < 8; k++)
+        rest += sum[k];
+    return rest;
+}
+
+/* Move the likelier half of a row's experts into ids, behind the n that are there; returns how many there are then. Half: the
+ * rest is wrong so often that it costs a busy disk more time than it saves (tests/results/stream.md). */
+static int take_best(struct ahead *a, int n)
+{
+    int n_likely = (a->model->hp.n_expert_used + 1) / 2;
+
+    for (int rank = 0; rank < n_likely; rank++) {
+        int best = 0, i = 0;
+        for (int e = 1; e < a->model->hp.n_expert; e++) {
+            if (a->score[e] > a->score[best])
+                best = e;
+        }
+        a->score[best] = -INFINITY;
+        while (i < n && a->ids[i] != best)
+            i++;
+        if (i == n)
+            a->ids[n++] = best;
+    }
+    return n;
+}
+
+int ahead_guess(struct ahead *a, const struct store *store, int layer, const struct tensor *x, int n_rows,
+                const int32_t **ids)
+{
+    const struct hparams *hp = &a->model->hp;
+    int n = 0;
+
+    *ids = a->ids;
+    if (n_rows > AHEAD_MAX_ROWS || layer + 1 >= hp->n_layer || x->type != QUANT_F32 ||
+        a->model->layers[layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
+        return 0;
+    const float *router = floats(a, store, layer + 1, ROLE_ROUTER);
+    const float *norm = floats(a, store, layer, ROLE_FFN_NORM), *next_norm = floats(a, store, layer + 1, ROLE_FFN_NORM);
+    if (!router)
+        return 0;
+    for (int row = 0; row < n_rows; row++) {
+        memcpy(a->x, tensor_row(x, row), (size_t)hp->n_embd * sizeof *a->x);
+        for (int i = 0; norm && next_norm && i < hp->n_embd; i++) /* as if the next layer's norm had scaled it */
+            a->x[i] *= norm[i] != 0 ? next_norm[i] / norm[i] : 0;
+        for (int e = 0; e < hp->n_expert; e++)
+            a->score[e] = dot(a->x, router + (size_t)e * (size_t)hp->n_embd, hp->n_embd);
+        n = take_best(a, n);
+    }
+    return n;
+}

@@ -1,0 +1,26 @@
+/* Owns the policy of the expert slots; the slots themselves are store_slots.c's. */
+#include "src/run/evict.h"
+
+#include <stdbool.h>
+
+static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
+{
+    if (a->state != b->state)
+        return a->state == EVICT_PASSING;
+    if (a->state == EVICT_PASSING)
+        return a->n_uses != b->n_uses ? a->n_uses < b->n_uses : a->at > b->at;
+    return a->at != b->at ? a->at < b->at : a->n_uses < b->n_uses;
+}
+
+int evict_choose(const struct evict_slot *slots, int n)
+{
+    int best = -1;
+
+    for (int i = 0; i < n; i++) {
+        if (slots[i].state == EVICT_FREE)
+            return i;
+        if (slots[i].state != EVICT_HELD && (best < 0 || goes_before(&slots[i], &slots[best])))
+            best = i;
+    }
+    return best;
+}

@@ -1,0 +1,525 @@
+/* Owns the slots that experts are read into, which expert lies where, and the reads in flight. Who goes is evict.c's to say,
+ * how large slots are model/slot_shape.h's, and how bytes come from disk io/'s.
+ *
+ * A slot is free, being filled, or whole. It is held while it is being filled and while the loan wants it: from store_lease
+ * until the store_next after the one that gave it. So a loan may be larger than the slots are. */
+#include "src/run/store_slots.h"
+
+#include "io/ring.h"
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/model/layout.h"
+#include "src/model/slot_shape.h"
+#include "src/run/evict.h"
+
+#include <assert.h>
+
+/* Reads in flight. A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more to come to its rate; 32 are
+ * ten experts: all that a token wants of a layer in most models. */
+enum { DEPTH = 32, N_MATRICES = 3 };
+
+/* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
+#define GIVE_AT_ONCE 4
+
+_Static_assert(RING_ALIGN == LAYOUT_BLOCK_BYTES, "slots are counted in the blocks that are read");
+
+enum want { WANT_WAITING, WANT_COMING, WANT_READY, WANT_GIVEN };
+
+struct slot {
+    char *memory;                /* view: of its place in the slots' memory */
+    const void *w[N_MATRICES];   /* view: into memory */
+    int layer;                   /* of the expert that lies here or is on its way; valid where key >= 0 */
+    int key;                     /* index of that expert in slot_of; -1: none, or one that could not be read */
+    int want;                    /* index in the loan; -1: not wanted by it */
+    int n_reads;                 /* in flight */
+    bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
+    struct evict_slot when_free; /* what evict shall know of it once it is not held */
+};
+
+struct store_slots {
+    const struct model *model; /* view */
+    struct file *const *files; /* view */
+    struct slot_shape shape;
+    char *memory;             /* own: (shape.bytes) */
+    struct slot *slots;       /* own: (shape.n_slots), class after class */
+    struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
+    int *class_first;         /* own: (shape.n_classes) index into slots */
+    int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
+    int *slot_of;             /* own: (shape.n_experts) index into slots; -1: absent */
+    uint32_t *n_uses;         /* own: (shape.n_experts) loans that wanted it so far */
+    enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
+    int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
+    int n_given;
+    int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
+    int n_hints, next_hint, hint_layer;
+    struct ring *ring; /* own; NULL: read by pread */
+    bool is_lent, is_large;
+    int first_waiting; /* no want before it is WAITING */
+    uint64_t n_loans;
+    struct store_stats stats; /* of it, what store_slots_stats adds */
+};
+
+/* ---- open ---- */
+
+static int open_ring(struct store_slots *s, const struct store_slots_args *a)
+{
+    struct ring_file *files = mem_zalloc((size_t)a->n_files, sizeof *files, MEM_META);
+
+    if (!files)
+        return err(ERR_NOMEM, "names of %d files", a->n_files);
+    for (int i = 0; i < a->n_files; i++)
+        files[i] = (struct ring_file){.path = file_path(a->files[i]), .then = file_identity(a->files[i])};
+    /* The arena is not registered: the kernel would clear and pin all of it before the first token. */
+    int rc = ring_open(&(struct ring_args){.depth = DEPTH,
+                                           .files = files,
+                                           .n_files = a->n_files,
+                                           .fault = a->args->read_fault,
+                                           .fault_arg = a->args->read_fault_arg},
+                       &s->ring);
+    mem_free(files);
+    return rc;
+}
+
+static int most_experts(const struct store_slots *s)
+{
+    int most = 0;
+
+    for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
+        if (s->shape.class_of[layer] < 0)
+            continue;
+        int n = (int)s->model->weights[s->model->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
+        if (n > most)
+            most = n;
+    }
+    return most;
+}
+
+static int take_memory(struct store_slots *s)
+{
+    size_t n_slots = (size_t)s->shape.n_slots, n_experts = (size_t)s->shape.n_experts, most = (size_t)most_experts(s);
+
+    s->memory = mem_map(s->shape.bytes, MEM_WEIGHTS);
+    s->slots = mem_zalloc(n_slots, sizeof *s->slots, MEM_META);
+    s->evict = mem_zalloc(n_slots, sizeof *s->evict, MEM_META);
+    s->class_first = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->class_first, MEM_META);
+    s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
+    s->slot_of = mem_zalloc(n_experts, sizeof *s->slot_of, MEM_META);
+    s->n_uses = mem_zalloc(n_experts, sizeof *s->n_uses, MEM_META);
+    s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
+    s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
+    s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
+    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->wants &&
+        s->given && s->hints)
+        return 0;
+    return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
+}
+
+static void number(struct store_slots *s)
+{
+    char *p = s->memory;
+    int slot = 0, expert = 0;
+
+    for (int i = 0; i < s->shape.n_classes; i++) {
+        s->class_first[i] = slot;
+        for (int k = 0; k < s->shape.classes[i].n_slots; k++, p += s->shape.classes[i].slot_bytes)
+            s->slots[slot++] = (struct slot){.memory = p, .key = -1, .want = -1};
+    }
+    for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
+        s->layer_first[layer] = expert;
+        if (s->shape.class_of[layer] >= 0)
+            expert += (int)s->model->weights[s->model->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
+    }
+    for (int i = 0; i < s->shape.n_experts; i++)
+        s->slot_of[i] = -1;
+}
+
+int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
+{
+    const struct plan *plan = a->args->plan;
+    struct store_slots *s = mem_zalloc(1, sizeof *s, MEM_META);
+
+    *out = NULL;
+    if (!s)
+        return err(ERR_NOMEM, "a handle of %zu bytes", sizeof *s);
+    s->model = a->args->model;
+    s->files = a->files;
+    int rc = slot_shape_init(s->model, plan->slot_ram_bytes, &s->shape);
+    if (!rc)
+        rc = take_memory(s);
+    if (!rc)
+        number(s);
+    if (!rc && plan->io == PLAN_IO_URING)
+        rc = open_ring(s, a);
+    if (rc) {
+        store_slots_close(s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
+void store_slots_close(struct store_slots *s)
+{
+    if (!s)
+        return;
+    ring_close(s->ring);
+    mem_free(s->hints);
+    mem_free(s->given);
+    mem_free(s->wants);
+    mem_free(s->n_uses);
+    mem_free(s->slot_of);
+    mem_free(s->layer_first);
+    mem_free(s->class_first);
+    mem_free(s->evict);
+    mem_free(s->slots);
+    mem_unmap(s->memory, s->shape.bytes, MEM_WEIGHTS);
+    slot_shape_done(&s->shape);
+    mem_free(s);
+}
+
+/* ---- slots ---- */
+
+static const struct weight *stack_of(const struct store_slots *s, int layer, int matrix)
+{
+    static const enum role stacks[N_MATRICES] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
+    return &s->model->weights[s->model->layers[layer].w[stacks[matrix]]];
+}
+
+static int index_of(const struct store_slots *s, const struct slot *slot)
+{
+    return (int)(slot - s->slots);
+}
+
+static void set_free(struct store_slots *s, struct slot *slot)
+{
+    if (slot->key >= 0)
+        s->slot_of[slot->key] = -1;
+    slot->key = slot->want = -1;
+    slot->is_hint = false;
+    slot->when_free = (struct evict_slot){.state = EVICT_FREE};
+    s->evict[index_of(s, slot)] = slot->when_free;
+}
+
+/* The loan needs it no more; what is still being filled stays held until it is whole. */
+static void let_go(struct store_slots *s, struct slot *slot)
+{
+    slot->want = -1;
+    if (!slot->n_reads)
+        s->evict[index_of(s, slot)] = slot->when_free;
+}
+
+static void hold(struct store_slots *s, struct slot *slot, int want)
+{
+    s->stats.n_hint_hits += slot->is_hint;
+    slot->is_hint = false;
+    slot->want = want;
+    s->evict[index_of(s, slot)].state = EVICT_HELD;
+    if (!s->is_large)
+        slot->when_free = (struct evict_slot){EVICT_KEPT, 0, s->n_loans};
+    slot->when_free.n_uses = s->n_uses[slot->key];
+}
+
+/* Take a slot for an expert: NULL when all of its size are held. */
+static struct slot *take_slot(struct store_slots *s, int layer, int expert)
+{
+    int class = s->shape.class_of[layer], first = s->class_first[class];
+    int at = evict_choose(&s->evict[first], s->shape.classes[class].n_slots);
+
+    if (at < 0)
+        return NULL;
+    struct slot *slot = &s->slots[first + at];
+    set_free(s, slot);
+    slot->layer = layer;
+    slot->key = s->layer_first[layer] + expert;
+    s->slot_of[slot->key] = first + at;
+    s->evict[first + at].state = EVICT_HELD;
+    return slot;
+}
+
+static struct slot *take_wanted_slot(struct store_slots *s, const struct store_lease *lease, int want)
+{
+    struct slot *slot = take_slot(s, lease->layer, lease->ids[want]);
+
+    if (slot) {
+        slot->when_free = (struct evict_slot){EVICT_PASSING, 0, s->n_loans};
+        hold(s, slot, want);
+        s->wants[want] = WANT_COMING;
+    }
+    return slot;
+}
+
+/* Where its matrices are in the files and shall be in memory. */
+static void place_reads(struct store_slots *s, struct slot *slot, struct ring_read *reads)
+{
+    char *p = slot->memory;
+    int expert = slot->key - s->layer_first[slot->layer];
+
+    for (int i = 0; i < N_MATRICES; i++) {
+        const struct weight *w = stack_of(s, slot->layer, i);
+        uint64_t bytes = (uint64_t)w->t.stride[2], off = w->off + (uint64_t)expert * bytes;
+        reads[i] = (struct ring_read){
+            .file = w->file, .off = off, .bytes = bytes, .slot = p, .tag = (uint64_t)index_of(s, slot)};
+        slot->w[i] = p + off % RING_ALIGN;
+        p += slot_shape_matrix_bytes(bytes);
+    }
+}
+
+/* It could not be read. The loan may ask for it again; its memory is free once nothing is written to it any more. */
+static void give_up(struct store_slots *s, struct slot *slot)
+{
+    if (slot->want >= 0) {
+        s->wants[slot->want] = WANT_WAITING;
+        if (slot->want < s->first_waiting)
+            s->first_waiting = slot->want;
+    }
+    int n_reads = slot->n_reads;
+    set_free(s, slot);
+    if (n_reads)
+        s->evict[index_of(s, slot)].state = EVICT_HELD;
+}
+
+/* All its bytes have come. What was read of a file that is no longer the one whose header was read is of no use. */
+static int take_whole(struct store_slots *s, struct slot *slot)
+{
+    int rc = 0;
+
+    for (int i = 0; i < N_MATRICES && !rc; i++) {
+        struct file *f = s->files[stack_of(s, slot->layer, i)->file];
+        if (i == 0 || f != s->files[stack_of(s, slot->layer, i - 1)->file])
+            rc = file_check(f, file_identity(f));
+        s->stats.disk_bytes += (uint64_t)stack_of(s, slot->layer, i)->t.stride[2];
+    }
+    if (rc)
+        give_up(s, slot);
+    else if (slot->want >= 0)
+        s->wants[slot->want] = WANT_READY;
+    else
+        let_go(s, slot);
+    return rc;
+}
+
+/* ---- reading through the ring ---- */
+
+/* A loan's error is one of a read that this loan wants; others were asked for by one that is over. */
+static int take_done(struct store_slots *s, const struct ring_done *done, int n)
+{
+    int failed_rc = 0, changed_rc = 0;
+
+    for (int i = 0; i < n; i++) {
+        struct slot *slot = &s->slots[done[i].tag];
+        bool is_wanted = slot->want >= 0;
+        slot->n_reads--;
+        if (slot->key < 0) { /* given up before */
+            if (!slot->n_reads)
+                set_free(s, slot);
+        } else if (done[i].rc) {
+            give_up(s, slot);
+            failed_rc = is_wanted ? done[i].rc : failed_rc;
+        } else if (!slot->n_reads) {
+            int rc = take_whole(s, slot);
+            changed_rc = rc && is_wanted ? rc : changed_rc;
+        }
+    }
+    return changed_rc ? changed_rc : failed_rc; /* the later of the two has left its text */
+}
+
+static int reap(struct store_slots *s, int n_min)
+{
+    struct ring_done done[DEPTH];
+    int n;
+    int rc = ring_wait(s->ring, n_min, done, DEPTH, &n);
+    int done_rc = take_done(s, done, n);
+
+    return done_rc ? done_rc : rc;
+}
+
+static int submit(struct store_slots *s, struct slot *slot)
+{
+    struct ring_read reads[N_MATRICES];
+    int n_before = ring_n_in_flight(s->ring);
+
+    place_reads(s, slot, reads);
+    int rc = ring_submit(s->ring, reads, N_MATRICES);
+    slot->n_reads = ring_n_in_flight(s->ring) - n_before; /* a ring that broke may have taken them nevertheless */
+    if (rc)
+        give_up(s, slot);
+    return rc;
+}
+
+static bool find_waiting(struct store_slots *s, const struct store_lease *lease)
+{
+    while (s->first_waiting < lease->n && s->wants[s->first_waiting] != WANT_WAITING)
+        s->first_waiting++;
+    return s->first_waiting < lease->n;
+}
+
+/* Start reads that were hinted at. Experts that are there are marked as used, so that they stay. */
+static void submit_hints(struct store_slots *s)
+{
+    int rc = 0; /* a ring that broke is told by the next read that somebody wants */
+
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints) {
+        int expert = s->hints[s->next_hint++], key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
+        struct evict_slot used = {EVICT_KEPT, s->n_uses[key], s->n_loans};
+        if (at >= 0 && s->evict[at].state == EVICT_KEPT)
+            s->evict[at] = s->slots[at].when_free = used;
+        struct slot *slot = at >= 0 ? NULL : take_slot(s, s->hint_layer, expert);
+        if (!slot)
+            continue;
+        slot->when_free = used;
+        slot->is_hint = true;
+        s->stats.n_hint_reads++;
+        rc = submit(s, slot);
+    }
+}
+
+/* Start as many reads as there are places and slots. */
+static int submit_waiting(struct store_slots *s, const struct store_lease *lease)
+{
+    int rc = 0;
+
+    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && find_waiting(s, lease)) {
+        struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
+        if (!slot)
+            break;
+        rc = submit(s, slot);
+    }
+    if (!rc && s->ring && s->n_hints && !find_waiting(s, lease))
+        submit_hints(s);
+    return rc;
+}
+
+/* ---- reading by pread ---- */
+
+static int read_one(struct store_slots *s, const struct store_lease *lease)
+{
+    struct ring_read reads[N_MATRICES];
+    int rc = 0;
+
+    if (!find_waiting(s, lease))
+        return 0;
+    struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
+    assert(slot); /* what the loan holds has been given out, and that was let go */
+    place_reads(s, slot, reads);
+    for (int i = 0; i < N_MATRICES && !rc; i++)
+        rc = file_read(s->files[reads[i].file], reads[i].off, (void *)slot->w[i], reads[i].bytes);
+    if (rc)
+        give_up(s, slot);
+    return rc ? rc : take_whole(s, slot);
+}
+
+/* ---- loans ---- */
+
+int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
+{
+    const struct slot_class *class = &s->shape.classes[s->shape.class_of[lease->layer]];
+
+    if (s->is_lent)
+        return err(ERR_STATE, "experts of layer %d: those of another layer are still on loan", lease->layer);
+    s->is_lent = true;
+    s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
+    s->n_loans++;
+    s->n_given = s->first_waiting = s->n_hints = 0;
+    for (int i = 0; i < lease->n; i++) {
+        int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
+        s->n_uses[key]++;
+        s->wants[i] = WANT_WAITING;
+        if (at >= 0) {
+            hold(s, &s->slots[at], i);
+            s->wants[i] = s->slots[at].n_reads ? WANT_COMING : WANT_READY;
+        }
+        *(at >= 0 ? &s->stats.n_expert_hits : &s->stats.n_expert_misses) += 1;
+    }
+    int rc = submit_waiting(s, lease);
+    if (rc)
+        store_slots_release(s, lease);
+    return rc;
+}
+
+static int give(struct store_slots *s, struct store_lease *lease, struct store_expert *out, int max)
+{
+    int n = 0;
+
+    if (find_waiting(s, lease) && max > GIVE_AT_ONCE)
+        max = GIVE_AT_ONCE;
+    for (int i = 0; i < lease->n && n < max; i++) {
+        if (s->wants[i] != WANT_READY)
+            continue;
+        int at = s->slot_of[s->layer_first[lease->layer] + lease->ids[i]];
+        out[n].expert = lease->ids[i];
+        for (int k = 0; k < N_MATRICES; k++)
+            out[n].w[k] = s->slots[at].w[k];
+        s->wants[i] = WANT_GIVEN;
+        s->given[s->n_given++] = at;
+        n++;
+    }
+    lease->n_given += n;
+    return n;
+}
+
+static int wait_for_one(struct store_slots *s, const struct store_lease *lease)
+{
+    uint64_t start_ns = clock_ns();
+    assert(!s->ring || ring_n_in_flight(s->ring));
+    int rc = s->ring ? reap(s, 1) : read_one(s, lease);
+    s->stats.disk_wait_ns += clock_ns() - start_ns;
+    return rc;
+}
+
+int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max,
+                     int *n_out)
+{
+    int rc = 0;
+
+    *n_out = 0;
+    while (s->n_given)
+        let_go(s, &s->slots[s->given[--s->n_given]]);
+    if (s->ring && ring_n_in_flight(s->ring))
+        rc = reap(s, 0);
+    for (;;) {
+        if (!rc)
+            rc = submit_waiting(s, lease);
+        if (rc)
+            return rc;
+        *n_out = give(s, lease, out, max);
+        if (*n_out || !wait || max < 1 || lease->n_given == lease->n)
+            return 0;
+        rc = wait_for_one(s, lease);
+    }
+}
+
+void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
+{
+    s->n_hints = s->next_hint = 0;
+    if (!s->ring || s->is_large || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
+        return;
+    int n_experts = (int)stack_of(s, layer, 0)->t.ne[2];
+    for (int i = 0; i < n && s->n_hints < n_experts; i++) {
+        if (ids[i] >= 0 && ids[i] < n_experts)
+            s->hints[s->n_hints++] = ids[i];
+    }
+    s->hint_layer = layer;
+}
+
+void store_slots_release(struct store_slots *s, const struct store_lease *lease)
+{
+    for (int i = 0; i < lease->n; i++) {
+        int at = s->slot_of[s->layer_first[lease->layer] + lease->ids[i]];
+        if (at >= 0 && s->slots[at].want == i)
+            let_go(s, &s->slots[at]);
+    }
+    s->n_given = 0;
+    s->is_lent = false;
+}
+
+void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
+{
+    stats->resident_bytes += s->shape.bytes;
+    stats->disk_bytes += s->stats.disk_bytes;
+    stats->disk_wait_ns += s->stats.disk_wait_ns;
+    stats->n_expert_hits += s->stats.n_expert_hits;
+    stats->n_expert_misses += s->stats.n_expert_misses;
+    stats->n_hint_reads += s->stats.n_hint_reads;
+    stats->n_hint_hits += s->stats.n_hint_hits;
+}
