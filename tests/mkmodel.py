@@ -4,7 +4,7 @@
   mkmodel.py OUT [--reference tests/reference/reference.py] [--peer PYTHON PEER_SCRIPT]
 
 Weights are F32 multiples of 1/64, so that the files pack well; `mixed` has quantized weights of many types instead and no
-expected logits. --reference keeps in NAME.reference what the float reference computes (numpy, keys and values rounded to f16).
+expected logits; `qwen3moe-fused` is qwen3moe with gate and up in one stack. --reference keeps in NAME.reference what the float reference computes (numpy, keys and values rounded to f16).
 With --peer, PYTHON PEER_SCRIPT logits MODEL OUT.f32 IDS --prefill N asks llama.cpp, into NAME.peer. Both are float32, the rows
 in ROWS of (n_tok, n_vocab); ids.txt holds the ids. Needs numpy and gguf.
 """
@@ -43,6 +43,7 @@ class Maker:
         self.w = gguf.GGUFWriter(path, arch)
         self.arch, self.p = arch, p
         self.rng = np.random.default_rng(seed)
+        self.held = []
         w = self.w
         w.add_name("tiny " + os.path.basename(path)[:-5])
         w.add_block_count(p["layers"])
@@ -69,10 +70,15 @@ class Maker:
         w.add_chat_template("{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
                             "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}")
 
-    def mat(self, name, *shape, gain=1.0, typ=T.F32):
-        """Rows outermost; std about gain / sqrt(n_in)."""
+    def mat(self, name, *shape, gain=1.0, typ=T.F32, hold=False):
+        """Rows outermost; std about gain / sqrt(n_in). hold: gate waits for up, and both become one stack, gate's rows first."""
         x = self.rng.standard_normal(shape) * gain / np.sqrt(shape[-1])
-        if typ == T.F32:
+        if hold:
+            self.held.append((np.round(x * 64 * 4) / 256).astype(np.float32))
+            if len(self.held) == 2:
+                self.w.add_tensor(name.replace("ffn_up_exps", "ffn_gate_up_exps"), np.concatenate(self.held, axis=1))
+                self.held = []
+        elif typ == T.F32:
             self.w.add_tensor(name, (np.round(x * 64 * 4) / 256).astype(np.float32))
         else:
             few = x.astype(np.float32).reshape(-1, shape[-1])  # few different rows: they repeat, and the file packs well
@@ -128,7 +134,7 @@ class Maker:
             e, ff = p["experts"], p["ffx"]
             self.mat(b + "ffn_gate_inp.weight", e, d, gain=3.0)
             for name, shape in (("gate", (e, ff, d)), ("up", (e, ff, d)), ("down", (e, d, ff))):
-                self.mat(b + "ffn_%s_exps.weight" % name, *shape, gain=2.0, typ=next(t))
+                self.mat(b + "ffn_%s_exps.weight" % name, *shape, gain=2.0, typ=next(t), hold=p.get("fused") and name != "down")
                 self.scale(b + "ffn_%s_exps" % name, e)
             if p.get("select_bias"):
                 self.vec(b + "exp_probs_b.bias", e, 0.0)
@@ -188,6 +194,7 @@ def make(out):
     m.finish()
     Maker(path("qwen3"), "qwen3", 6, qk_norm="head", **SMALL).finish()
     Maker(path("qwen3moe"), "qwen3moe", 7, qk_norm="head", scale=True, experts=8, used=3, ffx=32, **SMALL).finish()
+    Maker(path("qwen3moe-fused"), "qwen3moe", 7, qk_norm="head", scale=True, experts=8, used=3, ffx=32, fused=True, **SMALL).finish()
     Maker(path("olmoe"), "olmoe", 8, qk_norm="row", experts=4, used=2, ffx=64, **dict(SMALL, kv=2, hd=16)).finish()
     m = Maker(path("gemma2"), "gemma2", 9, post_norm=True, tied=True, embd=0.25, **SMALL)
     m.w.add_sliding_window(24)
@@ -223,7 +230,7 @@ def ask(out, suffix, command):
     ids = np.random.default_rng(99).integers(0, N_VOCAB, N_TOK)
     with open(os.path.join(out, "ids.txt"), "w") as f:
         f.write("\n".join(map(str, ids)) + "\n")
-    skip = ["mixed.gguf"] + (NO_REFERENCE if suffix == ".reference" else [])
+    skip = ["mixed.gguf", "qwen3moe-fused.gguf"] + (NO_REFERENCE if suffix == ".reference" else [])
     for name in sorted(n for n in os.listdir(out) if n.endswith(".gguf") and n not in skip):
         with tempfile.NamedTemporaryFile() as tmp:
             subprocess.run(command(os.path.join(out, name), tmp.name, ",".join(map(str, ids))), check=True)

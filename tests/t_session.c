@@ -245,6 +245,22 @@ START_TEST(look_ahead_changes_words_or_reads_nothing)
 }
 END_TEST
 
+/* Gate and up in one stack are the same numbers in other places, in memory and streamed. */
+START_TEST(joint_stack_of_gate_and_up_changes_bits)
+{
+    struct ferry_engine_opts o = small_opts();
+    float *want = logits_of("qwen3moe", &o, PREFILL);
+    float *got = logits_of("qwen3moe-fused", &o, PREFILL);
+    must_equal(want, got, "qwen3moe-fused", "in memory");
+    free(got);
+    o.expert_ram_bytes = least_slots("qwen3moe-fused");
+    got = logits_of("qwen3moe-fused", &o, PREFILL);
+    must_equal(want, got, "qwen3moe-fused", "streamed");
+    free(got);
+    free(want);
+}
+END_TEST
+
 /* A q8_0 cache rounds keys and values by at most 1/254 of a block's largest, in two layers, keys and values: 4/254. */
 START_TEST(q8_0_cache_loses_the_thread)
 {
@@ -511,6 +527,7 @@ int main(void)
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
     tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
     tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
+    tcase_add_test(t, joint_stack_of_gate_and_up_changes_bits);
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);

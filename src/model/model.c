@@ -357,7 +357,7 @@ void model_rope_factors(struct model *m, const float *factors)
 
 static uint64_t matrix_bytes(const struct model *m, int w)
 {
-    return w < 0 ? 0 : (uint64_t)m->weights[w].t.ne[1] * m->weights[w].t.stride[1];
+    return w < 0 ? 0 : model_matrix_bytes(&m->weights[w]);
 }
 
 uint64_t model_expert_bytes(const struct model *m, int layer)

@@ -36,6 +36,13 @@ struct weight {
     bool is_expert; /* a stack of matrices of which a token uses few */
 };
 
+/* Bytes of one matrix of a stack, or of a weight that is one: in a stack that holds gate and up together, matrices of either
+ * lie further apart than they are long. */
+static inline uint64_t model_matrix_bytes(const struct weight *w)
+{
+    return (uint64_t)w->t.ne[1] * w->t.stride[1];
+}
+
 /* Facts of a whole model, from metadata; all checked to be in range. */
 struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;

@@ -24,7 +24,7 @@ static uint64_t layer_slot_bytes(const struct model *m, int layer)
         int w = m->layers[layer].w[stacks[i]];
         if (w < 0)
             return 0;
-        sum += slot_shape_matrix_bytes((uint64_t)m->weights[w].t.stride[2]);
+        sum += slot_shape_matrix_bytes(model_matrix_bytes(&m->weights[w]));
     }
     return sum;
 }

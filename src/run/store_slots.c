@@ -257,7 +257,7 @@ static void place_reads(struct store_slots *s, struct slot *slot, struct ring_re
 
     for (int i = 0; i < N_MATRICES; i++) {
         const struct weight *w = stack_of(s, slot->layer, i);
-        uint64_t bytes = (uint64_t)w->t.stride[2], off = w->off + (uint64_t)expert * bytes;
+        uint64_t bytes = model_matrix_bytes(w), off = w->off + (uint64_t)expert * w->t.stride[2];
         reads[i] = (struct ring_read){
             .file = w->file, .off = off, .bytes = bytes, .slot = p, .tag = (uint64_t)index_of(s, slot)};
         slot->w[i] = p + off % RING_ALIGN;
@@ -288,7 +288,7 @@ static int take_whole(struct store_slots *s, struct slot *slot)
         struct file *f = s->files[stack_of(s, slot->layer, i)->file];
         if (i == 0 || f != s->files[stack_of(s, slot->layer, i - 1)->file])
             rc = file_check(f, file_identity(f));
-        s->stats.disk_bytes += (uint64_t)stack_of(s, slot->layer, i)->t.stride[2];
+        s->stats.disk_bytes += model_matrix_bytes(stack_of(s, slot->layer, i));
     }
     if (rc)
         give_up(s, slot);
