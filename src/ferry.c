@@ -30,13 +30,13 @@ _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE =
 struct ferry_engine {
     struct machine machine;
     struct plan plan;
-    struct model *model;         /* own, as all below */
-    struct tok *tok;             /* NULL: ids only */
+    struct model *model; /* own, as all below */
+    struct tok *tok;     /* NULL: ids only */
     struct store *store;
     struct device *device;
     struct cache *cache;
     struct exec *exec;
-    struct template_code *chat;  /* made when first asked for; NULL: not yet */
+    struct template_code *chat; /* made when first asked for; NULL: not yet */
 };
 
 struct ferry_session {
@@ -122,7 +122,8 @@ static int read_text(const char *path, char **out)
     uint64_t bytes = file_identity(f)->bytes;
     char *text = bytes <= max_bytes ? mem_alloc(bytes + 1, MEM_OTHER) : NULL;
     if (!text)
-        rc = err(bytes <= max_bytes ? ERR_NOMEM : ERR_LIMIT, "%s: %" PRIu64 " bytes are too many for a plan", path, bytes);
+        rc = err(bytes <= max_bytes ? ERR_NOMEM : ERR_LIMIT, "%s: %" PRIu64 " bytes are too many for a plan", path,
+                 bytes);
     else
         rc = file_read(f, 0, text, bytes);
     file_close(f);
@@ -166,30 +167,26 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
-    int rc = store_open(&(struct store_args){.model = e->model,
-                                             .plan = p,
-                                             .progress = o->progress,
-                                             .progress_arg = o->progress_arg},
-                        &e->store);
+    int rc = store_open(
+        &(struct store_args){.model = e->model, .plan = p, .progress = o->progress, .progress_arg = o->progress_arg},
+        &e->store);
     if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
         model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
     if (rc == 0)
-        rc = cpu_open(&(struct cpu_opts){.n_threads = (int)p->n_threads,
-                                         .isa = p->isa[0] ? p->isa : NULL,
-                                         .pin = p->pin,
-                                         .prefill = p->prefill},
-                      &e->device);
+        rc = cpu_open(
+            &(struct cpu_opts){
+                .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
+            &e->device);
     struct kv_shape shape;
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
     if (rc == 0)
-        rc = cache_open(&(struct cache_args){.shape = &shape,
-                                             .n_seq = (int)p->n_seq,
-                                             .n_ctx = p->n_ctx,
-                                             .chunk_tok = p->chunk_tok},
-                        &e->cache);
+        rc = cache_open(
+            &(struct cache_args){.shape = &shape, .n_seq = (int)p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok},
+            &e->cache);
     if (rc == 0)
-        rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store}, &e->exec);
+        rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
+                       &e->exec);
     return rc;
 }
 
@@ -278,7 +275,8 @@ static int need_vocabulary(const struct ferry_engine *e)
     return e->tok ? 0 : err(ERR_STATE, "%s was opened without its vocabulary (ids_only)", e->model->path);
 }
 
-int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out, size_t *n_out)
+int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out,
+                   size_t *n_out)
 {
     unsigned f = flags & FERRY_TOKENS_SPECIAL ? TOK_SPECIAL : 0;
     int64_t n = 0;
@@ -354,7 +352,8 @@ static int chat_template(const struct ferry_engine *engine, const struct templat
     struct ferry_engine *e = (struct ferry_engine *)engine; /* the parsed template is a cache, not state */
     if (!e->chat) {
         if (!gguf_find(e->model->gguf, "tokenizer.chat_template"))
-            return err(ERR_UNSUPPORTED, "%s has no chat template; plain continuation works (ferry run --raw)", e->model->path);
+            return err(ERR_UNSUPPORTED, "%s has no chat template; plain continuation works (ferry run --raw)",
+                       e->model->path);
         struct gguf_str text;
         int rc = gguf_str(e->model->gguf, "tokenizer.chat_template", &text);
         if (rc == 0)
@@ -465,12 +464,10 @@ int ferry_session_make(struct ferry_engine *e, const struct ferry_sample_opts *s
     if (!fs)
         return err(ERR_NOMEM, "a session");
     fs->engine = e;
-    rc = session_make(&(struct session_args){.exec = e->exec,
-                                             .cache = e->cache,
-                                             .plan = &e->plan,
-                                             .n_vocab = e->model->hp.n_vocab,
-                                             .sample = &opts},
-                      &fs->s);
+    rc = session_make(
+        &(struct session_args){
+            .exec = e->exec, .cache = e->cache, .plan = &e->plan, .n_vocab = e->model->hp.n_vocab, .sample = &opts},
+        &fs->s);
     if (rc < 0) {
         mem_free(fs);
         return rc;
@@ -494,7 +491,8 @@ int ferry_session_sample_opts(struct ferry_session *fs, const struct ferry_sampl
     return rc < 0 ? rc : session_sample(fs->s, &opts);
 }
 
-int ferry_session_append(struct ferry_session *fs, const int32_t *tokens, size_t n, ferry_prompt_progress *progress, void *arg)
+int ferry_session_append(struct ferry_session *fs, const int32_t *tokens, size_t n, ferry_prompt_progress *progress,
+                         void *arg)
 {
     return session_append(fs->s, tokens, n, progress, arg);
 }

@@ -43,24 +43,27 @@ void ferry_free(void *p);
 /* ---- engine ---- */
 
 struct ferry_engine_opts {
-    size_t struct_bytes;  /* set by ferry_engine_opts_init */
-    uint64_t ram_bytes;   /* all memory ferry may use; 0: what the machine has free under its cgroup limit, less a margin */
-    uint32_t n_ctx;       /* positions a session can hold; 0: the model's, at most 8192 and what fits */
-    uint32_t n_sessions;  /* sessions alive at once; 0: 1 */
-    uint32_t n_threads;   /* 0: the cores this process may use */
-    uint32_t chunk_tok;   /* prompt tokens a step; 0: the plan's choice */
-    uint32_t n_out;       /* most rows of logits a step; 0: 1 */
-    const char *kv_type;  /* "f16" (NULL) or "q8_0" */
-    const char *io;       /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
-    const char *prefill;  /* "int" (NULL) or "blas": see cpu/README.md */
-    const char *isa;      /* NULL: the best; else "avx2", "ref", … */
-    bool ids_only;        /* leave the vocabulary unread: tokens go in and out as numbers, text functions give FERRY_ERR_STATE */
-    bool no_pin;          /* leave threads where the system puts them */
+    size_t struct_bytes; /* set by ferry_engine_opts_init */
+    uint64_t
+        ram_bytes;  /* all memory ferry may use; 0: what the machine has free under its cgroup limit, less a margin */
+    uint32_t n_ctx; /* positions a session can hold; 0: the model's, at most 8192 and what fits */
+    uint32_t n_sessions; /* sessions alive at once; 0: 1 */
+    uint32_t n_threads;  /* 0: the cores this process may use */
+    uint32_t chunk_tok;  /* prompt tokens a step; 0: the plan's choice */
+    uint32_t n_out;      /* most rows of logits a step; 0: 1 */
+    const char *kv_type; /* "f16" (NULL) or "q8_0" */
+    const char *io;      /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
+    const char *prefill; /* "int" (NULL) or "blas": see cpu/README.md */
+    const char *isa;     /* NULL: the best; else "avx2", "ref", … */
+    bool
+        ids_only; /* leave the vocabulary unread: tokens go in and out as numbers, text functions give FERRY_ERR_STATE */
+    bool no_pin;  /* leave threads where the system puts them */
     const char *plan_path; /* a saved plan to run instead of making one; NULL: make one */
     /* Loading: done of total bytes so far. Return false to stop (FERRY_ERR_CANCEL). May be NULL. */
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
-    uint64_t expert_ram_bytes; /* most memory for experts, the others are read when they are wanted; 0: the plan's choice */
+    uint64_t
+        expert_ram_bytes; /* most memory for experts, the others are read when they are wanted; 0: the plan's choice */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
@@ -72,7 +75,7 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
 void ferry_engine_close(struct ferry_engine *engine);
 
 struct ferry_info {
-    const char *name;         /* general.name, or the file's name */
+    const char *name; /* general.name, or the file's name */
     const char *architecture;
     uint32_t n_layer, n_embd, n_vocab, n_ctx_train, n_ctx; /* n_ctx: of this engine's sessions */
     uint32_t n_expert, n_expert_used;                      /* 0: dense */
@@ -97,7 +100,8 @@ enum ferry_token_flags {
 };
 
 /* Text (any bytes) to ids. Caller frees *out with ferry_free. */
-int ferry_tokenize(const struct ferry_engine *engine, const char *text, size_t n_bytes, int flags, int32_t **out, size_t *n_out);
+int ferry_tokenize(const struct ferry_engine *engine, const char *text, size_t n_bytes, int flags, int32_t **out,
+                   size_t *n_out);
 
 /* The bytes of one token as they appear in text (nothing for a control token). View until close; not NUL-terminated. */
 int ferry_token_text(const struct ferry_engine *engine, int32_t token, const char **out, size_t *n_bytes);
@@ -120,20 +124,20 @@ struct ferry_message {
 /* Lay out a conversation by the file's own chat template. add_generation: end where the assistant begins to speak.
  * Tokenize the result with FERRY_TOKENS_SPECIAL and without BOS (the template writes it). ERR_UNSUPPORTED when the file has
  * no template or one that ferry cannot follow. Caller frees *out. */
-int ferry_chat_prompt(const struct ferry_engine *engine, const struct ferry_message *messages, size_t n, bool add_generation,
-                      char **out);
+int ferry_chat_prompt(const struct ferry_engine *engine, const struct ferry_message *messages, size_t n,
+                      bool add_generation, char **out);
 
 /* ---- sessions ---- */
 
 struct ferry_sample_opts {
     size_t struct_bytes;
-    float temperature;        /* 0: greedy, exact */
-    int32_t top_k;            /* 0: off */
-    float top_p, min_p;       /* 1 and 0: off */
-    float repeat_penalty;     /* 1: off; divides (multiplies, if negative) logits of tokens in the window */
+    float temperature;    /* 0: greedy, exact */
+    int32_t top_k;        /* 0: off */
+    float top_p, min_p;   /* 1 and 0: off */
+    float repeat_penalty; /* 1: off; divides (multiplies, if negative) logits of tokens in the window */
     float presence_penalty, frequency_penalty; /* 0: off */
-    int32_t penalty_window;   /* last tokens looked at; -1: all; default 64 */
-    uint64_t seed;            /* same seed, same draw */
+    int32_t penalty_window;                    /* last tokens looked at; -1: all; default 64 */
+    uint64_t seed;                             /* same seed, same draw */
 };
 
 void ferry_sample_opts_init(struct ferry_sample_opts *opts);
@@ -150,7 +154,8 @@ typedef bool ferry_prompt_progress(size_t done, size_t total, void *arg);
 
 /* Run these tokens after those the session holds. ERR_LIMIT (nothing done) if they would pass n_ctx; ERR_CANCEL keeps the
  * tokens run so far (ferry_session_n_tokens says how many). */
-int ferry_session_append(struct ferry_session *session, const int32_t *tokens, size_t n, ferry_prompt_progress *progress, void *arg);
+int ferry_session_append(struct ferry_session *session, const int32_t *tokens, size_t n,
+                         ferry_prompt_progress *progress, void *arg);
 
 /* As append, and write every row's logits to out (n, n_vocab). prompt false: run them as generated tokens, one by one. */
 int ferry_session_logits(struct ferry_session *session, const int32_t *tokens, size_t n, bool prompt, float *out);
@@ -175,14 +180,14 @@ int ferry_session_fork(const struct ferry_session *session, struct ferry_session
 void ferry_session_cancel(struct ferry_session *session);
 
 struct ferry_stats {
-    uint64_t n_prompt, n_generated;           /* tokens run */
+    uint64_t n_prompt, n_generated; /* tokens run */
     uint64_t prompt_ns, generate_ns;
     uint64_t weight_bytes_prompt, weight_bytes_generate; /* weights read from memory, by what was touched */
     uint64_t disk_bytes, disk_wait_ns;
-    uint64_t load_ns, load_bytes;             /* of the engine */
+    uint64_t load_ns, load_bytes; /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
-    uint64_t expert_hits, expert_misses;      /* experts that steps wanted: in memory already, read from disk */
-    uint64_t hint_reads, hint_hits;           /* experts read because the next layer would likely want them; that were right */
+    uint64_t expert_hits, expert_misses; /* experts that steps wanted: in memory already, read from disk */
+    uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -47,12 +47,12 @@ struct kv_seq {
  * stand together in ascending position. */
 struct rows {
     int n;
-    int n_out;                /* rows that want logits */
-    int n_prompt;             /* the first n_prompt rows are prompt (prefill) rows; counts only with PREFILL_BLAS */
+    int n_out;    /* rows that want logits */
+    int n_prompt; /* the first n_prompt rows are prompt (prefill) rows; counts only with PREFILL_BLAS */
     const int32_t *token;
-    const int32_t *pos;       /* absolute position in its sequence */
-    const int32_t *seq;       /* index into seqs */
-    const int32_t *out_row;   /* (n_out) */
+    const int32_t *pos;     /* absolute position in its sequence */
+    const int32_t *seq;     /* index into seqs */
+    const int32_t *out_row; /* (n_out) */
     const struct kv_seq *seqs;
 };
 
@@ -80,18 +80,18 @@ struct op_rope {
 
 struct op_attn {
     int n_head, n_head_kv, head_dim_k, head_dim_v;
-    float scale;     /* of q.k */
-    float softcap;   /* 0: none; else score = softcap * tanh(score / softcap) */
-    int window;      /* 0: all; else keys with pos - window < key pos <= pos */
-    int group;       /* index into kv_seq.page */
+    float scale;   /* of q.k */
+    float softcap; /* 0: none; else score = softcap * tanh(score / softcap) */
+    int window;    /* 0: all; else keys with pos - window < key pos <= pos */
+    int group;     /* index into kv_seq.page */
     enum quant_type kv_type;
     uint64_t k_off, v_off;
 };
 
 enum op_route_fn {
-    OP_ROUTE_SOFTMAX,       /* scores = softmax over all experts, then top-k */
-    OP_ROUTE_SOFTMAX_TOPK,  /* top-k of the logits, then softmax over the chosen */
-    OP_ROUTE_SIGMOID,       /* scores = sigmoid; selection by score + bias, gate = score */
+    OP_ROUTE_SOFTMAX,      /* scores = softmax over all experts, then top-k */
+    OP_ROUTE_SOFTMAX_TOPK, /* top-k of the logits, then softmax over the chosen */
+    OP_ROUTE_SIGMOID,      /* scores = sigmoid; selection by score + bias, gate = score */
 };
 
 struct op_route {
@@ -109,11 +109,11 @@ struct op_expert {
 };
 
 struct op_moe {
-    int k;                           /* experts per token: slot / k is the token's row */
+    int k; /* experts per token: slot / k is the token's row */
     enum op_act act;
     const struct op_expert *experts; /* (n_experts) the experts to compute now: any subset, in any order */
     int n_experts;
-    const int32_t *slot;             /* token*k + rank, grouped by expert */
+    const int32_t *slot; /* token*k + rank, grouped by expert */
 };
 
 /* One op: tensors are views with data bound before the first run; dst/src/w not used are NULL. */

@@ -26,10 +26,10 @@ struct exec {
     struct program *program;   /* own */
     void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes) */
     uint64_t scratch_bytes;
-    struct kv_seq *seqs;       /* own: (n_seqs) */
+    struct kv_seq *seqs; /* own: (n_seqs) */
     int n_seqs;
     struct moe moe;
-    uint64_t dense_bytes;      /* that a step reads: all dense weights but the embedding table, unless it is also the head */
+    uint64_t dense_bytes; /* that a step reads: all dense weights but the embedding table, unless it is also the head */
     struct exec_stats stats;
 };
 
@@ -40,7 +40,8 @@ static int bind(struct exec *e)
     e->scratch_bytes = size_up(e->scratch_bytes, 64);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
     if (!e->arena || !e->scratch)
-        return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes, e->scratch_bytes);
+        return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes,
+                   e->scratch_bytes);
     program_bind_arena(p, e->arena);
     for (int i = 0; i < e->model->n_weights; i++)
         p->weights[i].data = (void *)store_weight(e->store, i); /* weights are only ever an op's w, which is const */
@@ -69,11 +70,10 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->dev = args->device;
     e->store = args->store;
     e->n_seqs = (int)plan->n_seq;
-    int rc = program_make(&(struct program_args){.model = m,
-                                                 .n_rows = (int)plan->chunk_tok,
-                                                 .n_out = (int)plan->n_out,
-                                                 .kv_type = plan->kv_type},
-                          &e->program);
+    int rc = program_make(
+        &(struct program_args){
+            .model = m, .n_rows = (int)plan->chunk_tok, .n_out = (int)plan->n_out, .kv_type = plan->kv_type},
+        &e->program);
     if (rc == 0)
         rc = check_ops(e);
     if (rc == 0) {
@@ -82,8 +82,8 @@ int exec_open(const struct exec_args *args, struct exec **out)
                      : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
     }
     if (rc == 0) {
-        e->scratch_bytes = e->dev->ops->scratch_bytes(e->program->ops, e->program->n_ops, e->program->n_rows,
-                                                      (int)plan->n_threads);
+        e->scratch_bytes =
+            e->dev->ops->scratch_bytes(e->program->ops, e->program->n_ops, e->program->n_rows, (int)plan->n_threads);
         rc = bind(e);
     }
     if (rc < 0) {
@@ -114,8 +114,8 @@ static int check_batch(const struct exec *e, const struct batch *b)
 {
     const struct program *p = e->program;
     if (b->n_rows < 1 || b->n_rows > p->n_rows || b->n_out > p->n_out || b->n_seqs > e->n_seqs)
-        return err(ERR_LIMIT, "a step of %d rows, %d of logits, %d sequences; the plan allows %d, %d and %d", b->n_rows, b->n_out,
-                   b->n_seqs, p->n_rows, p->n_out, e->n_seqs);
+        return err(ERR_LIMIT, "a step of %d rows, %d of logits, %d sequences; the plan allows %d, %d and %d", b->n_rows,
+                   b->n_out, b->n_seqs, p->n_rows, p->n_out, e->n_seqs);
     for (int row = 0; row < b->n_rows; row++)
         if (b->token[row] < 0 || b->token[row] >= e->model->hp.n_vocab)
             return err(ERR_ARG, "token %d of a vocabulary of %d", b->token[row], e->model->hp.n_vocab);

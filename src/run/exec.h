@@ -36,8 +36,8 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
 
 struct exec_stats {
     uint64_t n_steps, n_rows;
-    uint64_t weight_bytes; /* of the weights that the steps touched, each once a step */
-    uint64_t expert_bytes; /* of these, experts */
+    uint64_t weight_bytes;  /* of the weights that the steps touched, each once a step */
+    uint64_t expert_bytes;  /* of these, experts */
     uint64_t scratch_bytes; /* activations and the device's scratch */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);

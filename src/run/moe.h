@@ -16,12 +16,12 @@ struct store_expert;
 /* Room for grouping one layer's rows; made once. */
 struct moe {
     int n_expert, k, n_rows;
-    int32_t *n_slots; /* own: (n_expert) slots of each expert in this step */
-    int32_t *first;   /* own: (n_expert) where its slots begin in slot */
-    int32_t *ids;     /* own: (n_expert) the experts that have any, ascending */
-    int32_t *slot;    /* own: (n_rows * k) */
-    struct op_expert *groups;     /* own: (n_expert) */
-    struct store_expert *given;   /* own: (n_expert) */
+    int32_t *n_slots;           /* own: (n_expert) slots of each expert in this step */
+    int32_t *first;             /* own: (n_expert) where its slots begin in slot */
+    int32_t *ids;               /* own: (n_expert) the experts that have any, ascending */
+    int32_t *slot;              /* own: (n_rows * k) */
+    struct op_expert *groups;   /* own: (n_expert) */
+    struct store_expert *given; /* own: (n_expert) */
     struct ahead ahead;
     bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
 };
