@@ -43,27 +43,24 @@ void ferry_free(void *p);
 /* ---- engine ---- */
 
 struct ferry_engine_opts {
-    size_t struct_bytes; /* set by ferry_engine_opts_init */
-    uint64_t
-        ram_bytes;  /* all memory ferry may use; 0: what the machine has free under its cgroup limit, less a margin */
-    uint32_t n_ctx; /* positions a session can hold; 0: the model's, at most 8192 and what fits */
-    uint32_t n_sessions; /* sessions alive at once; 0: 1 */
-    uint32_t n_threads;  /* 0: the cores this process may use */
-    uint32_t chunk_tok;  /* prompt tokens a step; 0: the plan's choice */
-    uint32_t n_out;      /* most rows of logits a step; 0: 1 */
-    const char *kv_type; /* "f16" (NULL) or "q8_0" */
-    const char *io;      /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
-    const char *prefill; /* "int" (NULL) or "blas": see cpu/README.md */
-    const char *isa;     /* NULL: the best; else "avx2", "ref", … */
-    bool
-        ids_only; /* leave the vocabulary unread: tokens go in and out as numbers, text functions give FERRY_ERR_STATE */
-    bool no_pin;  /* leave threads where the system puts them */
+    size_t struct_bytes;   /* set by ferry_engine_opts_init */
+    uint64_t ram_bytes;    /* all memory ferry may use; 0: what is free under the cgroup limit, less a margin */
+    uint32_t n_ctx;        /* positions a session can hold; 0: the model's, at most 8192 and what fits */
+    uint32_t n_sessions;   /* sessions alive at once; 0: 1 */
+    uint32_t n_threads;    /* 0: the cores this process may use */
+    uint32_t chunk_tok;    /* prompt tokens a step; 0: the plan's choice */
+    uint32_t n_out;        /* most rows of logits a step; 0: 1 */
+    const char *kv_type;   /* "f16" (NULL) or "q8_0" */
+    const char *io;        /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
+    const char *prefill;   /* "int" (NULL) or "blas": see cpu/README.md */
+    const char *isa;       /* NULL: the best; else "avx2", "ref", … */
+    bool ids_only;         /* leave the vocabulary unread: tokens are numbers, text functions give FERRY_ERR_STATE */
+    bool no_pin;           /* leave threads where the system puts them */
     const char *plan_path; /* a saved plan to run instead of making one; NULL: make one */
     /* Loading: done of total bytes so far. Return false to stop (FERRY_ERR_CANCEL). May be NULL. */
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
-    uint64_t
-        expert_ram_bytes; /* most memory for experts, the others are read when they are wanted; 0: the plan's choice */
+    uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);

@@ -37,8 +37,7 @@ struct plan {
     enum device_prefill prefill;
     char isa[16];
     bool pin;
-    bool
-        look_ahead; /* read what the next layer's router will likely choose, in the disk's idle time; with slots only */
+    bool look_ahead; /* with slots: read what the next layer will likely want in the disk's idle time */
     /* Every byte by purpose */
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
