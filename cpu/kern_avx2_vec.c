@@ -51,11 +51,44 @@ AVX2_INLINE __m128i sum4(const __m256i s[4])
     return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
 
-AVX2_INLINE __m256i sum8(const __m256i s[8])
+/* Sums of words of 16 bits, if is_16, or of 32 bits. The first grow fourfold before they are widened: codes may have 5 bits,
+ * since 4 * 2 * 31 * 127 < 32768. */
+AVX2_INLINE __m256i sum8(const __m256i s[8], const bool is_16)
 {
-    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
-    __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(s[4], s[5]), _mm256_hadd_epi32(s[6], s[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+#define ADD(a, b) (is_16 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b))
+    __m256i t[4], u[2];
+    AVX2_UNROLL
+    for (int i = 0; i < 4; i++)
+        t[i] = ADD(_mm256_unpacklo_epi32(s[2 * i], s[2 * i + 1]), _mm256_unpackhi_epi32(s[2 * i], s[2 * i + 1]));
+    AVX2_UNROLL
+    for (int i = 0; i < 2; i++) {
+        u[i] = ADD(_mm256_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm256_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+        u[i] = is_16 ? _mm256_madd_epi16(u[i], _mm256_set1_epi16(1)) : u[i];
+    }
+#undef ADD
+    return _mm256_add_epi32(_mm256_permute2x128_si256(u[0], u[1], 0x20), _mm256_permute2x128_si256(u[0], u[1], 0x31));
+}
+
+/* The first 4 bytes of 8 rows' blocks: each loaded into all lanes, which takes no shuffle, and blended. */
+AVX2_INLINE __m256i heads8(const uint8_t *const row[8], int64_t off)
+{
+#define HEAD(r) _mm256_set1_epi32(avx2_i32_at(row[r] + off))
+    __m256i a =
+        _mm256_blend_epi32(_mm256_blend_epi32(HEAD(0), HEAD(1), 2), _mm256_blend_epi32(HEAD(2), HEAD(3), 8), 12);
+    __m256i b =
+        _mm256_blend_epi32(_mm256_blend_epi32(HEAD(4), HEAD(5), 32), _mm256_blend_epi32(HEAD(6), HEAD(7), 128), 192);
+#undef HEAD
+    return _mm256_blend_epi32(a, b, 0xf0);
+}
+
+/* The low halves of each lane as floats, and the high ones. */
+AVX2_INLINE void two_halves(__m256i v, __m256 *lo, __m256 *hi)
+{
+    __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2,
+                                     3, 6, 7, 10, 11, 14, 15);
+    v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, order), 0xd8);
+    *lo = _mm256_cvtph_ps(_mm256_castsi256_si128(v));
+    *hi = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
 }
 
 AVX2_INLINE __m128 add_scaled4(__m128 acc, __m128 d, __m128 dx, __m128i isum)
@@ -233,8 +266,8 @@ void kern_avx2_vec_q6_k(const struct kern_mat_args *a)
 /* 16 bytes of nibbles: columns 0..15 low, 16..31 high. */
 AVX2_INLINE __m256i codes4(const uint8_t *p)
 {
-    __m128i v = avx2_load16(p);
-    return avx2_low4(_mm256_inserti128_si256(_mm256_castsi128_si256(v), _mm_srli_epi16(v, 4), 1));
+    __m256i v = _mm256_broadcastsi128_si256(avx2_load16(p));
+    return avx2_low4(_mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)));
 }
 
 /* The same with bit i of the word before them as the fifth of column i. */
@@ -257,7 +290,7 @@ AVX2_INLINE void run_32(const struct kern_mat_args *a, const int bytes, const in
     struct kern_act_x32 x = kern_act_x32(a->x, a->n_cols);
     for (int first = 0; first < a->n_rows; first += 8) {
         const uint8_t *row[8];
-        float out[8], dm[2][8] __attribute__((aligned(32)));
+        float out[8];
         __m256 acc = _mm256_setzero_ps();
         int64_t off = 0;
         rows_from(a, first, 8, row);
@@ -270,17 +303,16 @@ AVX2_INLINE void run_32(const struct kern_mat_args *a, const int bytes, const in
                 __m256i w = n_bits == 4 ? codes4(p) : n_bits == 5 ? codes5(p) : load32(p);
                 __m256i prod = n_bits == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(xv, w))
                                            : _mm256_maddubs_epi16(w, xv);
-                s[r] = _mm256_madd_epi16(prod, _mm256_set1_epi16(1));
+                s[r] = n_bits == 8 ? _mm256_madd_epi16(prod, _mm256_set1_epi16(1)) : prod;
             }
-            __m256i isum = sum8(s);
-            __m256 dx = _mm256_set1_ps(x.s[b].d);
+            __m256i isum = sum8(s, n_bits < 8);
+            __m256 d, m, dx = _mm256_set1_ps(x.s[b].d);
+            two_halves(heads8(row, off), &d, &m);
             if (more)
                 isum = _mm256_sub_epi32(isum, _mm256_mullo_epi32(xsum, _mm256_set1_epi32(more)));
+            acc = add_scaled8(acc, d, dx, isum);
             if (has_min)
-                avx2_two_halves(avx2_rows4(row, off), dm[0], dm[1], _mm256_setzero_ps());
-            acc = add_scaled8(acc, has_min ? _mm256_load_ps(dm[0]) : avx2_rows_half(row, off), dx, isum);
-            if (has_min)
-                acc = add_scaled8(acc, _mm256_load_ps(dm[1]), dx, xsum);
+                acc = add_scaled8(acc, m, dx, xsum);
         }
         _mm256_storeu_ps(out, acc);
         store_rows(a, first, 8, out);
