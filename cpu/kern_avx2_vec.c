@@ -26,17 +26,22 @@ AVX2_INLINE void rows_from(const struct kern_mat_args *a, int first, const int N
     }
 }
 
-/* Fetch the same place of the next N rows: a row is too short for a hardware prefetcher, and what comes next in memory
- * belongs to a row that is being read already. */
+/* Bytes of N rows under which the rows fetched are not the next but the ones after: there is not yet time otherwise. */
+#define NEAR_BYTES (18 * 1024)
+
+/* Fetch the same place of N rows that come soon: a row is too short for a hardware prefetcher, and what comes next in
+ * memory belongs to a row that is being read already. */
 AVX2_INLINE void prefetch(const struct kern_mat_args *a, const int N, const uint8_t *const row[], int64_t off,
                           const int block_bytes)
 {
     if (block_bytes < 64 && (off & 63) >= block_bytes)
         return; /* the line was begun by the block before */
+    int64_t ahead = (int64_t)a->w_stride * N;
+    ahead = ahead < NEAR_BYTES ? ahead * 2 : ahead;
     AVX2_UNROLL
     for (int r = 0; r < N; r++)
         for (int i = 0; i < block_bytes; i += 64)
-            _mm_prefetch((const char *)row[r] + (int64_t)a->w_stride * N + off + i, _MM_HINT_T0);
+            _mm_prefetch((const char *)row[r] + ahead + off + i, _MM_HINT_T0);
 }
 
 AVX2_INLINE void store_rows(const struct kern_mat_args *a, int first, const int N, const float *acc)
