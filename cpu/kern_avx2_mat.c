@@ -169,14 +169,6 @@ AVX2_INLINE void acc_store(const struct avx2_step *st, const int R, const int T,
         _mm256_storeu_ps(st->acc + t * st->acc_stride + g * 8, acc[g][t]);
 }
 
-/* One sum, right now, in its own register: left alone, gcc 12 gathers all products of an unrolled loop first, to add them
- * as a tree, and spills them (a third of the speed). */
-AVX2_INLINE __m256i in_order(__m256i sum)
-{
-    __asm__("" : "+x"(sum));
-    return sum;
-}
-
 /* Sums of 32 columns of codes up to 15 for R groups of rows and T tokens. 16 bits hold them: 8 * 2 * 15 * 127 < 32768. */
 AVX2_INLINE void dot_32(const int R, const int T, const uint8_t (*const w[2])[32], const struct xrows *x, int64_t q,
                         __m256i s[2][4])
@@ -193,7 +185,7 @@ AVX2_INLINE void dot_32(const int R, const int T, const uint8_t (*const w[2])[32
             AVX2_UNROLL
             for (int g = 0; g < R; g++) {
                 __m256i prod = _mm256_maddubs_epi16(wv[g], xv);
-                s[g][t] = i == 0 ? prod : in_order(_mm256_add_epi16(s[g][t], prod));
+                s[g][t] = i == 0 ? prod : avx2_in_order(_mm256_add_epi16(s[g][t], prod));
             }
         }
     }
@@ -219,16 +211,16 @@ AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*c
             AVX2_UNROLL
             for (int g = 0; g < R; g++) {
                 __m256i prod = _mm256_maddubs_epi16(wv[g][i], xv);
-                s[g] = i % A == 0 ? prod : in_order(_mm256_add_epi16(s[g], prod));
+                s[g] = i % A == 0 ? prod : avx2_in_order(_mm256_add_epi16(s[g], prod));
                 if (i % A == A - 1) {
                     __m256i s32 = _mm256_madd_epi16(s[g], scale[g]);
-                    sum[g] = i < A ? s32 : in_order(_mm256_add_epi32(sum[g], s32));
+                    sum[g] = i < A ? s32 : avx2_in_order(_mm256_add_epi32(sum[g], s32));
                 }
             }
         }
         AVX2_UNROLL
         for (int g = 0; g < R; g++)
-            isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], sum[g]));
+            isum[g][t] = avx2_in_order(_mm256_add_epi32(isum[g][t], sum[g]));
     }
 }
 
@@ -289,7 +281,7 @@ AVX2_INLINE void dot_s16(const int R, const int T, const int n_vec, const int16_
             __m256i xv = bcast4(x->x[t] + q16 + i * 4);
             AVX2_UNROLL
             for (int g = 0; g < R; g++)
-                s[g][t] = in_order(_mm256_add_epi32(s[g][t], _mm256_madd_epi16(wv[g], xv)));
+                s[g][t] = avx2_in_order(_mm256_add_epi32(s[g][t], _mm256_madd_epi16(wv[g], xv)));
         }
     }
 }
@@ -370,7 +362,7 @@ AVX2_INLINE void dot_256(const int R, const int T, const int SUB, const int A, c
         for (int t = 0; t < T; t++)
             AVX2_UNROLL
         for (int g = 0; g < R; g++)
-            isum[g][t] = in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
+            isum[g][t] = avx2_in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
     }
 }
 
@@ -400,7 +392,7 @@ AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, 
                 AVX2_UNROLL
                 for (int g = 0; g < R; g++) {
                     __m256i prod = _mm256_madd_epi16(load(w[g]->min[j]), xv);
-                    msum[g] = j == 0 ? prod : in_order(_mm256_add_epi32(msum[g], prod));
+                    msum[g] = j == 0 ? prod : avx2_in_order(_mm256_add_epi32(msum[g], prod));
                 }
             }
             AVX2_UNROLL

@@ -1,6 +1,6 @@
 /* Inside the AVX2 matmul kernels. A tile of 8 weight rows is packed so that a vector holds 4 columns of all 8 rows, one row
  * per 32-bit lane. Activations are broadcast 4 columns at a time, so that every lane gathers its own row's sum and nothing
- * has to be added across lanes. The same packed tile serves one token or a thousand.
+ * has to be added across lanes. The same packed tile serves one token or a thousand (of some types two or more).
  *
  * Unsigned codes are multiplied by vpmaddubsw. Two products and a few such sums fit 16 bits (each format says how many),
  * so that a vpmaddwd with the sub-scales is needed only now and then. Codes with 8 bits and a sign would saturate there:
@@ -90,12 +90,31 @@ void kern_avx2_mat_run(const struct kern_mat_args *a, const struct avx2_type *ty
 #include "quant/types.def"
 #undef T
 
+/* With one token, for types that gain by it (kern_avx2_vec.c). */
+void kern_avx2_vec_q4_0(const struct kern_mat_args *a);
+void kern_avx2_vec_q4_1(const struct kern_mat_args *a);
+void kern_avx2_vec_q5_0(const struct kern_mat_args *a);
+void kern_avx2_vec_q5_1(const struct kern_mat_args *a);
+void kern_avx2_vec_q8_0(const struct kern_mat_args *a);
+void kern_avx2_vec_q4_k(const struct kern_mat_args *a);
+void kern_avx2_vec_q5_k(const struct kern_mat_args *a);
+void kern_avx2_vec_q6_k(const struct kern_mat_args *a);
+
 /* The kernel of a type from its pack_x and a packed form. */
 #define AVX2_MAT(fn, micro)                                                       \
     void kern_avx2_mat_##fn(const struct kern_mat_args *a)                        \
     {                                                                             \
         static const struct avx2_type type = {pack_##fn, &kern_avx2_mat_##micro}; \
         kern_avx2_mat_run(a, &type);                                              \
+    }
+#define AVX2_MAT_VEC(fn, micro)                                                   \
+    void kern_avx2_mat_##fn(const struct kern_mat_args *a)                        \
+    {                                                                             \
+        static const struct avx2_type type = {pack_##fn, &kern_avx2_mat_##micro}; \
+        if (a->n_tok == 1)                                                        \
+            kern_avx2_vec_##fn(a);                                                \
+        else                                                                      \
+            kern_avx2_mat_run(a, &type);                                          \
     }
 
 AVX2_INLINE __m128i avx2_load16(const uint8_t *p)
@@ -112,6 +131,14 @@ AVX2_INLINE void avx2_prefetch(const struct avx2_pack *p, int64_t off, const int
     for (int i = 0; i < block_bytes; i += 64)
         for (int r = 0; r < 8; r++)
             _mm_prefetch((const char *)p->row[r] + p->ahead + off + i, _MM_HINT_T0);
+}
+
+/* One sum, right now, in its own register: left alone, gcc 12 gathers all products of an unrolled loop first, to add them
+ * as a tree, and spills them (a third of the speed). */
+AVX2_INLINE __m256i avx2_in_order(__m256i sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
 }
 
 AVX2_INLINE void avx2_store(void *p, __m256i v)
@@ -197,6 +224,13 @@ AVX2_INLINE __m256i avx2_low4(__m256i v)
 AVX2_INLINE __m256i avx2_high4(__m256i v)
 {
     return avx2_low4(_mm256_srli_epi16(v, 4));
+}
+
+/* Bits of every byte from place `from` to place `to`, kept where mask has them. */
+AVX2_INLINE __m256i avx2_move_bits(__m256i v, int from, int to, int mask)
+{
+    v = from > to ? _mm256_srli_epi16(v, from - to) : from < to ? _mm256_slli_epi16(v, to - from) : v;
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
 }
 
 /* Byte `a` of each lane in the low 16 bits and byte `b` in the high ones, shifted left by 8 there if up. */

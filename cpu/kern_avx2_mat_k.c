@@ -10,23 +10,16 @@
 
 #define OFF(type, member) ((int64_t)offsetof(struct block_##type, member))
 
-/* Bits of every byte from place `from` to place `to`, kept where mask has them. */
-AVX2_INLINE __m256i move_bits(__m256i v, int from, int to, int mask)
-{
-    v = from > to ? _mm256_srli_epi16(v, from - to) : from < to ? _mm256_slli_epi16(v, to - from) : v;
-    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
-}
-
 /* The first 16 bytes of Q4_K and Q5_K: d, dmin, and 8 scales and minima of 6 bits. */
 AVX2_INLINE void scales_k4(const uint8_t *const row[8], int64_t off, struct avx2_u256 *tile)
 {
     __m256i v[4], s[2], m[2];
     avx2_rows16(row, off, v);
     avx2_two_halves(v[0], tile->d, tile->m, _mm256_set1_ps(-0.0f));
-    s[0] = move_bits(v[1], 0, 0, 63);
-    m[0] = move_bits(v[2], 0, 0, 63);
-    s[1] = _mm256_or_si256(avx2_low4(v[3]), move_bits(v[1], 6, 4, 48));
-    m[1] = _mm256_or_si256(avx2_high4(v[3]), move_bits(v[2], 6, 4, 48));
+    s[0] = avx2_move_bits(v[1], 0, 0, 63);
+    m[0] = avx2_move_bits(v[2], 0, 0, 63);
+    s[1] = _mm256_or_si256(avx2_low4(v[3]), avx2_move_bits(v[1], 6, 4, 48));
+    m[1] = _mm256_or_si256(avx2_high4(v[3]), avx2_move_bits(v[2], 6, 4, 48));
     AVX2_UNROLL
     for (int j = 0; j < 8; j++)
         avx2_store(tile->scale[j], avx2_pick2(s[j / 4], j % 4, j % 4, 0));
@@ -62,8 +55,9 @@ AVX2_INLINE void part_q5_k(const struct avx2_pack *p, int64_t off, const __m256i
     avx2_rows32(p->row, off + OFF(q5_k, qs) + c * 32, v);
     AVX2_UNROLL
     for (int i = 0; i < 8; i++) {
-        avx2_store(tile->q[c * 16 + i], _mm256_or_si256(avx2_low4(v[i]), move_bits(high[i], 2 * c, 4, 16)));
-        avx2_store(tile->q[c * 16 + 8 + i], _mm256_or_si256(avx2_high4(v[i]), move_bits(high[i], 2 * c + 1, 4, 16)));
+        avx2_store(tile->q[c * 16 + i], _mm256_or_si256(avx2_low4(v[i]), avx2_move_bits(high[i], 2 * c, 4, 16)));
+        avx2_store(tile->q[c * 16 + 8 + i],
+                   _mm256_or_si256(avx2_high4(v[i]), avx2_move_bits(high[i], 2 * c + 1, 4, 16)));
     }
 }
 
@@ -103,10 +97,10 @@ AVX2_INLINE void half_q6_k(const struct avx2_pack *p, int64_t off, int half, str
     uint8_t(*q)[32] = tile->q + half * 32;
     AVX2_UNROLL
     for (int i = 0; i < 8; i++) {
-        avx2_store(q[i], _mm256_or_si256(avx2_low4(a[i]), move_bits(high[i], 0, 4, 48)));
-        avx2_store(q[8 + i], _mm256_or_si256(avx2_low4(b[i]), move_bits(high[i], 2, 4, 48)));
-        avx2_store(q[16 + i], _mm256_or_si256(avx2_high4(a[i]), move_bits(high[i], 4, 4, 48)));
-        avx2_store(q[24 + i], _mm256_or_si256(avx2_high4(b[i]), move_bits(high[i], 6, 4, 48)));
+        avx2_store(q[i], _mm256_or_si256(avx2_low4(a[i]), avx2_move_bits(high[i], 0, 4, 48)));
+        avx2_store(q[8 + i], _mm256_or_si256(avx2_low4(b[i]), avx2_move_bits(high[i], 2, 4, 48)));
+        avx2_store(q[16 + i], _mm256_or_si256(avx2_high4(a[i]), avx2_move_bits(high[i], 4, 4, 48)));
+        avx2_store(q[24 + i], _mm256_or_si256(avx2_high4(b[i]), avx2_move_bits(high[i], 6, 4, 48)));
     }
 }
 
@@ -142,7 +136,7 @@ static void pack_q2_k(const struct avx2_pack *p)
             avx2_rows32(p->row, off + OFF(q2_k, qs) + half * 32, v);
             AVX2_UNROLL
             for (int i = 0; i < 32; i++)
-                avx2_store(tile->q[half * 32 + i], move_bits(v[i % 8], i / 8 * 2, 0, 3));
+                avx2_store(tile->q[half * 32 + i], avx2_move_bits(v[i % 8], i / 8 * 2, 0, 3));
         }
         avx2_two_halves(avx2_rows4(p->row, off + OFF(q2_k, d)), tile->d, tile->m, _mm256_set1_ps(-0.0f));
     }
@@ -153,7 +147,8 @@ AVX2_INLINE void part_q3_k(const __m256i v[8], const __m256i mask[8], const int 
 {
     AVX2_UNROLL
     for (int i = 0; i < 8; i++)
-        avx2_store(tile->q[c * 8 + i], _mm256_or_si256(move_bits(v[i], c % 4 * 2, 0, 3), move_bits(mask[i], c, 2, 4)));
+        avx2_store(tile->q[c * 8 + i],
+                   _mm256_or_si256(avx2_move_bits(v[i], c % 4 * 2, 0, 3), avx2_move_bits(mask[i], c, 2, 4)));
 }
 
 static void pack_q3_k(const struct avx2_pack *p)
@@ -166,7 +161,7 @@ static void pack_q3_k(const struct avx2_pack *p)
         AVX2_UNROLL
         for (int j = 0; j < 4; j++) {
             __m256i low = j < 2 ? avx2_low4(w[1 + j]) : avx2_high4(w[j - 1]);
-            s[j] = _mm256_sub_epi8(_mm256_or_si256(low, move_bits(w[3], j * 2, 4, 48)), _mm256_set1_epi8(32));
+            s[j] = _mm256_sub_epi8(_mm256_or_si256(low, avx2_move_bits(w[3], j * 2, 4, 48)), _mm256_set1_epi8(32));
         }
         scales_signed(s, 2, tile);
         avx2_rows32(p->row, off, mask);
@@ -196,7 +191,7 @@ static void pack_tq2_0(const struct avx2_pack *p)
             avx2_rows32(p->row, off + half * 32, v);
             AVX2_UNROLL
             for (int i = 0; i < 32; i++)
-                avx2_store(tile->q[half * 32 + i], move_bits(v[i % 8], i / 8 * 2, 0, 3));
+                avx2_store(tile->q[half * 32 + i], avx2_move_bits(v[i % 8], i / 8 * 2, 0, 3));
         }
         AVX2_UNROLL
         for (int j = 0; j < 16; j++)
@@ -210,7 +205,7 @@ static void pack_tq2_0(const struct avx2_pack *p)
 
 AVX2_MAT(q2_k, u256_s16_a4_min)
 AVX2_MAT(q3_k, u256_s16_a4_off)
-AVX2_MAT(q4_k, u256_s32_a8_min)
-AVX2_MAT(q5_k, u256_s32_a4_min)
-AVX2_MAT(q6_k, u256_s16_a2_off)
+AVX2_MAT_VEC(q4_k, u256_s32_a8_min)
+AVX2_MAT_VEC(q5_k, u256_s32_a4_min)
+AVX2_MAT_VEC(q6_k, u256_s16_a2_off)
 AVX2_MAT(tq2_0, u256_s16_a4_off)

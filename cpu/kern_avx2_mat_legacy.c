@@ -196,11 +196,11 @@ static void pack_nvfp4(const struct avx2_pack *p)
     }
 }
 
-AVX2_MAT(q4_0, u32_a8_off8)
-AVX2_MAT(q4_1, u32_a8_min)
-AVX2_MAT(q5_0, u32_a4_off16)
-AVX2_MAT(q5_1, u32_a4_min)
-AVX2_MAT(q8_0, s32)
+AVX2_MAT_VEC(q4_0, u32_a8_off8)
+AVX2_MAT_VEC(q4_1, u32_a8_min)
+AVX2_MAT_VEC(q5_0, u32_a4_off16)
+AVX2_MAT_VEC(q5_1, u32_a4_min)
+AVX2_MAT_VEC(q8_0, s32)
 AVX2_MAT(iq4_nl, s32)
 AVX2_MAT(mxfp4, u32_a4_off12)
 AVX2_MAT(nvfp4, s32_part16)
