@@ -38,22 +38,15 @@ AVX512_INLINE void store_rows(const struct kern_mat_args *a, int first, __m256 a
     _mm256_mask_storeu_ps(a->dst + first, n < ROWS ? (__mmask8)((1u << n) - 1) : 0xff, acc);
 }
 
-/* Bytes of 8 rows under which the rows fetched are not the next but the ones after: there is not yet time otherwise. */
-#define NEAR_BYTES (18 * 1024)
-
-/* Fetch the same place of the rows that come soon: a row is too short for a hardware prefetcher, and what comes next in memory
- * belongs to a row that is being read already. */
-AVX512_INLINE void fetch(const struct kern_mat_args *a, const uint8_t *const row[ROWS], int64_t off,
-                         const int block_bytes)
+/* Fetch what the next 8 rows will read, in the order of memory: so the prefetcher of the second-level cache sees one stream
+ * and runs ahead, which it does not for 8 streams as short as rows are. The step at `off` has a share of `bytes` for each of
+ * its rows; a burst of more would fill the queue of misses. */
+AVX512_INLINE void fetch(const struct kern_mat_args *a, const uint8_t *const row[ROWS], int64_t off, int r,
+                         const int bytes)
 {
-    if (block_bytes < 64 && (off & 63) >= block_bytes)
-        return; /* the line was begun by the block before */
-    int64_t ahead = (int64_t)a->w_stride * ROWS;
-    ahead = ahead < NEAR_BYTES ? ahead * 2 : ahead;
-    AVX512_UNROLL
-    for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < block_bytes; i += 64)
-            _mm_prefetch((const char *)row[r] + ahead + off + i, _MM_HINT_T0);
+    const char *p = (const char *)row[0] + (int64_t)a->w_stride * ROWS + off * ROWS + r * bytes;
+    for (int i = 0; i < bytes; i += 64)
+        _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
 /* 16 bytes of each of 8 rows; out[i] has bytes 4i..4i+3 of row r in lane r. */
@@ -207,9 +200,9 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
             __m512i s[ROWS], head[4], t[4], xv = avx512_load(x.q + b * 32);
             __m512i xs = _mm512_castsi128_si512(avx512_load16((const uint8_t *)&x.s[b]));
             __m512i xsum = _mm512_permutexvar_epi32(sum_place, xs);
-            fetch(a, row, off, 2 * f.bytes);
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, 2 * f.bytes);
                 __m512i part;
                 s[r] = _mm512_setzero_si512();
                 avx512_dot_step(&s[r], &part, codes32(f, row[r] + off, row[r] + next, levels), xv, 0,
@@ -294,10 +287,11 @@ static void vec_nvfp4(const struct kern_mat_args *a)
         for (int64_t b = 0; b < a->n_cols / 64; b++, off += (int64_t)sizeof(struct block_nvfp4)) {
             __m512i s[ROWS], u[2], xv = avx512_load(x.q + b * 64), more = too_much_nvfp4(xv);
             __m256i head[4];
-            fetch(a, row, off, sizeof(struct block_nvfp4));
             AVX512_UNROLL
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, sizeof(struct block_nvfp4));
                 s[r] = avx512_dot7(_mm512_setzero_si512(), codes_nvfp4(row[r] + off + OFF(nvfp4, qs)), xv);
+            }
             sum_quarters(s, u);
             u[0] = _mm512_sub_epi32(u[0], more);
             u[1] = _mm512_sub_epi32(u[1], more);
@@ -435,9 +429,9 @@ AVX512_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const 
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct head_k4 h = head_k4(row, off, subs_of(&x.s[b]).by32);
             __m512i s[ROWS];
-            fetch(a, row, off, bytes);
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, bytes);
                 const uint8_t *p = row[r] + off;
                 __m512i factors = factors8(h.scale[r / 2 % 2], r / 4 * 2 + r % 2);
                 s[r] = dot_k4(p + qs, qh ? p + qh : 0, x.q + b * 256, factors);
@@ -588,9 +582,9 @@ static void vec_q2_k(const struct kern_mat_args *a)
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct subs sub = subs_of(&x.s[b]);
             __m512i s[ROWS], m[ROWS];
-            fetch(a, row, off, bytes);
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, bytes);
                 __m256i min;
                 s[r] = dot_q2_k(row[r] + off, x.q + b * 256, &x.s[b], sub, &min);
                 m[r] = _mm512_zextsi256_si512(min);
@@ -619,10 +613,11 @@ AVX512_INLINE void run_256(const struct kern_mat_args *a, const int bytes, row_d
             struct subs sub = subs_of(&x.s[b]);
             __m512i s[ROWS];
             __m256i head[4];
-            fetch(a, row, off, bytes);
             AVX512_UNROLL
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, bytes);
                 s[r] = dot(row[r] + off, x.q + b * 256, &x.s[b], sub);
+            }
             rows8(row, is_d_first ? off : off + bytes - 16, head);
             __m256 d = is_d_first ? low_half8(head[0]) : high_half8(head[3]);
             acc = add_scaled(acc, d, _mm256_set1_ps(x.s[b].d), sum8(s));
@@ -646,9 +641,10 @@ AVX512_INLINE void run_unpacked(const struct kern_mat_args *a, const int bytes, 
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct subs sub = subs_of(&x.s[b]);
             __m512i s[ROWS];
-            fetch(a, row, off, bytes);
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++) {
+                fetch(a, row, off, r, bytes);
                 unpack(row[r] + off, &w[r]);
+            }
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++)
                 s[r] = dot_unpacked(&w[r], x.q + b * 256, &x.s[b], sub);
