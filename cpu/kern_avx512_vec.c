@@ -216,7 +216,8 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
             if (f.off)
                 isum = _mm512_sub_epi32(isum, _mm512_mullo_epi32(xsum, _mm512_set1_epi32(f.off)));
             __m512 dx = _mm512_castsi512_ps(_mm512_permutexvar_epi32(d_place, xs)), sum = _mm512_cvtepi32_ps(isum);
-            __m512 d = _mm512_mul_ps(f.is_e8m0 ? avx512_e8m0_half(avx512_byte_of(head[0], 0)) : avx512_low_half(head[0]), dx);
+            __m512 d =
+                _mm512_mul_ps(f.is_e8m0 ? avx512_e8m0_half(avx512_byte_of(head[0], 0)) : avx512_low_half(head[0]), dx);
             __m512 m = _mm512_mul_ps(avx512_high_half(head[0]), dx), msum = _mm512_cvtepi32_ps(xsum);
             acc = add_first(acc, d, sum);
             acc = f.has_min ? add_first(acc, m, msum) : acc;
@@ -229,12 +230,12 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
     }
 }
 
-#define VEC_32(name, n_bits, off, has_min, has_levels, is_e8m0, levels)                                             \
-    static void vec_##name(const struct kern_mat_args *a)                                                           \
-    {                                                                                                               \
-        const struct form32 f = {                                                                                   \
-            sizeof(struct block_##name), n_bits, OFF(name, qs), off, has_min, has_levels, is_e8m0};                 \
-        run_32(a, f, levels);                                                                                       \
+#define VEC_32(name, n_bits, off, has_min, has_levels, is_e8m0, levels)                             \
+    static void vec_##name(const struct kern_mat_args *a)                                           \
+    {                                                                                               \
+        const struct form32 f = {                                                                   \
+            sizeof(struct block_##name), n_bits, OFF(name, qs), off, has_min, has_levels, is_e8m0}; \
+        run_32(a, f, levels);                                                                       \
     }
 VEC_32(q4_0, 4, 8, false, false, false, _mm512_setzero_si512())
 VEC_32(q4_1, 4, 0, true, false, false, _mm512_setzero_si512())
@@ -318,8 +319,8 @@ struct subs {
 AVX512_INLINE struct subs subs_of(const struct kern_act_s256 *x)
 {
     __m128i s = avx512_load16((const uint8_t *)x->sub);
-    return (struct subs){s, _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(s, s)),
-                                                    _mm_unpackhi_epi16(s, s), 1)};
+    return (struct subs){
+        s, _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(s, s)), _mm_unpackhi_epi16(s, s), 1)};
 }
 
 /* Factors arranged for chunks of 64 columns: word c of quarter k is that of columns 64 c + 16 k. From 16 factors, and from
@@ -379,7 +380,8 @@ AVX512_INLINE struct head_k4 head_k4(const uint8_t *const row[ROWS], int64_t off
     const __m256i mask4 = _mm256_set1_epi8(15), mask6 = _mm256_set1_epi8(63), high2 = _mm256_set1_epi8(48);
     __m256i v[4];
     rows8(row, off, v);
-    __m256i s_high = _mm256_or_si256(_mm256_and_si256(v[3], mask4), _mm256_and_si256(_mm256_srli_epi16(v[1], 2), high2));
+    __m256i s_high =
+        _mm256_or_si256(_mm256_and_si256(v[3], mask4), _mm256_and_si256(_mm256_srli_epi16(v[1], 2), high2));
     __m256i m_high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v[3], 4), mask4),
                                      _mm256_and_si256(_mm256_srli_epi16(v[2], 2), high2));
     __m256i s = _mm256_and_si256(v[1], mask6), m = _mm256_and_si256(v[2], mask6);
@@ -655,20 +657,20 @@ AVX512_INLINE void run_unpacked(const struct kern_mat_args *a, const int bytes, 
     }
 }
 
-#define VEC_256(type, is_d_first)                                          \
-    static void vec_##type(const struct kern_mat_args *a)                  \
-    {                                                                      \
-        run_256(a, sizeof(struct block_##type), dot_##type, is_d_first);   \
+#define VEC_256(type, is_d_first)                                        \
+    static void vec_##type(const struct kern_mat_args *a)                \
+    {                                                                    \
+        run_256(a, sizeof(struct block_##type), dot_##type, is_d_first); \
     }
 VEC_256(q3_k, false)
 VEC_256(q6_k, false)
 VEC_256(iq4_xs, true)
 VEC_256(tq2_0, false)
 
-#define VEC_UNPACKED(type)                                                       \
-    static void vec_##type(const struct kern_mat_args *a)                        \
-    {                                                                            \
-        run_unpacked(a, sizeof(struct block_##type), kern_avx2_unpack_##type);   \
+#define VEC_UNPACKED(type)                                                     \
+    static void vec_##type(const struct kern_mat_args *a)                      \
+    {                                                                          \
+        run_unpacked(a, sizeof(struct block_##type), kern_avx2_unpack_##type); \
     }
 VEC_UNPACKED(iq1_m)
 VEC_UNPACKED(iq1_s)
@@ -685,10 +687,10 @@ VEC_UNPACKED(tq1_0)
 #define VEC_TABLE kern_avx512_vec
 #endif
 kern_mat *const VEC_TABLE[QUANT_ID_END] = {
-    [QUANT_Q4_0] = vec_q4_0,     [QUANT_Q4_1] = vec_q4_1,   [QUANT_Q5_0] = vec_q5_0,       [QUANT_Q5_1] = vec_q5_1,
-    [QUANT_Q8_0] = vec_q8_0,     [QUANT_Q2_K] = vec_q2_k,   [QUANT_Q3_K] = vec_q3_k,       [QUANT_Q4_K] = vec_q4_k,
-    [QUANT_Q5_K] = vec_q5_k,     [QUANT_Q6_K] = vec_q6_k,   [QUANT_IQ2_XXS] = vec_iq2_xxs, [QUANT_IQ2_XS] = vec_iq2_xs,
-    [QUANT_IQ2_S] = vec_iq2_s,   [QUANT_IQ3_S] = vec_iq3_s, [QUANT_IQ3_XXS] = vec_iq3_xxs, [QUANT_IQ1_S] = vec_iq1_s,
-    [QUANT_IQ1_M] = vec_iq1_m,   [QUANT_IQ4_NL] = vec_iq4_nl, [QUANT_IQ4_XS] = vec_iq4_xs, [QUANT_TQ1_0] = vec_tq1_0,
-    [QUANT_TQ2_0] = vec_tq2_0,   [QUANT_MXFP4] = vec_mxfp4, [QUANT_NVFP4] = vec_nvfp4,
+    [QUANT_Q4_0] = vec_q4_0,   [QUANT_Q4_1] = vec_q4_1,     [QUANT_Q5_0] = vec_q5_0,       [QUANT_Q5_1] = vec_q5_1,
+    [QUANT_Q8_0] = vec_q8_0,   [QUANT_Q2_K] = vec_q2_k,     [QUANT_Q3_K] = vec_q3_k,       [QUANT_Q4_K] = vec_q4_k,
+    [QUANT_Q5_K] = vec_q5_k,   [QUANT_Q6_K] = vec_q6_k,     [QUANT_IQ2_XXS] = vec_iq2_xxs, [QUANT_IQ2_XS] = vec_iq2_xs,
+    [QUANT_IQ2_S] = vec_iq2_s, [QUANT_IQ3_S] = vec_iq3_s,   [QUANT_IQ3_XXS] = vec_iq3_xxs, [QUANT_IQ1_S] = vec_iq1_s,
+    [QUANT_IQ1_M] = vec_iq1_m, [QUANT_IQ4_NL] = vec_iq4_nl, [QUANT_IQ4_XS] = vec_iq4_xs,   [QUANT_TQ1_0] = vec_tq1_0,
+    [QUANT_TQ2_0] = vec_tq2_0, [QUANT_MXFP4] = vec_mxfp4,   [QUANT_NVFP4] = vec_nvfp4,
 };
