@@ -407,7 +407,7 @@ static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, fl
     }
 }
 
-/* Activations are quantized by the AVX2 function: */
+/* Activations are quantized by the AVX2 function: parts of 32 elements are two vectors here, and their sums cost the rest. */
 #define TABLE(name, matmuls)                                                                                   \
     {                                                                                                          \
         .isa = name, .mat = matmuls, .act_row = kern_avx2_act_row, .dot = dot_avx512, .sum_sq = sum_sq_avx512, \

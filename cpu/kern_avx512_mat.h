@@ -66,11 +66,11 @@ enum { AVX512_N_SIZE = 3 };
 typedef void avx512_run(const struct avx512_step *s);
 
 /* Packed forms, named by the columns of a tile, those of a sub-scale, how many vpmaddubsw sums fit 16 bits (codes of 4, 5, 6,
- * 7 bits: 8, 4, 2, 1; s: 8 bits), and what the sums of x are for. */
+ * 7 bits: 8, 4, 2, 1; with VNNI any has room for 8 bits), and what the sums of x are for. */
 /* clang-format off */
 #define AVX512_FORMS(X)                                                                                               \
-    X(t32_a8_min) X(t32_a8_off) X(t32_a4_min) X(t32_a4_off) X(t32_s_off) X(t32_part16_off)                            \
-    X(t256_s32_a8_min) X(t256_s32_a4_min) X(t256_s16_a4_min) X(t256_s16_a2_off) X(t256_s16_a1_off) X(t256_s16_s_off)
+    X(t32_a8_min) X(t32_a8_off) X(t32_a4_min) X(t32_a4_off) X(t32_part16_off)                            \
+    X(t256_s32_a8_min) X(t256_s32_a4_min) X(t256_s16_a4_min) X(t256_s16_a2_off) X(t256_s16_a1_off)
 #define AVX512_FORM_NAME(form) AVX512_##form,
 enum avx512_form { AVX512_FORMS(AVX512_FORM_NAME) AVX512_N_FORM };
 #undef AVX512_FORM_NAME
@@ -79,7 +79,7 @@ enum avx512_form { AVX512_FORMS(AVX512_FORM_NAME) AVX512_N_FORM };
 extern avx512_run *const kern_avx512_run[AVX512_N_FORM][AVX512_N_SIZE];
 extern avx512_run *const kern_avx512vnni_run[AVX512_N_FORM][AVX512_N_SIZE];
 
-/* With one token; by weight type, NULL: none. */
+/* With one token; by weight type, NULL for F32, F16, BF16. */
 extern kern_mat *const kern_avx512_vec[QUANT_ID_END];
 extern kern_mat *const kern_avx512vnni_vec[QUANT_ID_END];
 

@@ -7,10 +7,6 @@
 #include "cpu/kern_act.h"
 #include "cpu/kern_avx512_dot.h"
 
-/* Codes with 8 bits, which stand 128 too large. Without VNNI their sign is moved to the activation, and nothing is too
- * large any more. */
-enum { A_SIGNED = 0 };
-
 AVX512_INLINE __m512i bcast4(const void *p)
 {
     int32_t x;
@@ -75,7 +71,7 @@ AVX512_INLINE void dots(const int T, const int N, const int A, const uint8_t (*c
         struct avx512_codes w[2];
         AVX512_UNROLL
         for (int g = 0; g < 2; g++)
-            w[g] = A == A_SIGNED ? avx512_codes_signed(avx512_load(q[g][i])) : avx512_codes_of(avx512_load(q[g][i]));
+            w[g] = avx512_codes_of(avx512_load(q[g][i]));
         AVX512_UNROLL
         for (int t = 0; t < T; t++) {
             __m512i xv = bcast4(x->x[t] + at + i * 4);
@@ -100,7 +96,7 @@ AVX512_INLINE __m512i sum16_of(const char *x)
 AVX512_INLINE void run_t32(const struct avx512_step *st, const int T, const int A, const bool has_min, const int n_part)
 {
     struct xrows x = rows_of(st, T, 32, sizeof(struct kern_act_s32));
-    const __m512i minus_off = _mm512_set1_epi32(-(A == A_SIGNED ? AVX512_SIGNED_OFF : st->off));
+    const __m512i minus_off = _mm512_set1_epi32(-st->off);
     const int n_vec = 8 / n_part;
     __m512 acc[2][AVX512_TOKS];
     acc_load(st, T, acc);
@@ -179,7 +175,6 @@ AVX512_INLINE void dot_256(const int T, const int SUB, const int A, const struct
 AVX512_INLINE void run_t256(const struct avx512_step *st, const int T, const int A, const int SUB, const bool has_min)
 {
     struct xrows x = rows_of(st, T, 256, sizeof(struct kern_act_s256));
-    const bool is_off = !has_min && !(A == A_SIGNED && AVX512_SIGNED_OFF == 0);
     __m512 acc[2][AVX512_TOKS];
     acc_load(st, T, acc);
     for (int b = 0; b < st->n_block; b++, x.q += 256, x.s += (int64_t)sizeof(struct kern_act_s256)) {
@@ -187,8 +182,8 @@ AVX512_INLINE void run_t256(const struct avx512_step *st, const int T, const int
                                           (const struct avx512_t256 *)st->tile[1] + b};
         __m512i isum[2][AVX512_TOKS];
         FOR_G_T(T)
-        isum[g][t] = is_off ? _mm512_sub_epi32(_mm512_setzero_si512(), min_sum(w[g], x.x[t] + x.s, SUB))
-                            : _mm512_setzero_si512();
+        isum[g][t] = !has_min ? _mm512_sub_epi32(_mm512_setzero_si512(), min_sum(w[g], x.x[t] + x.s, SUB))
+                              : _mm512_setzero_si512();
         dot_256(T, SUB, A, w, &x, isum);
         FOR_G_T(T)
         {
@@ -216,14 +211,12 @@ MICRO(t32_a8_min, run_t32, 8, true, 1)
 MICRO(t32_a8_off, run_t32, 8, false, 1)
 MICRO(t32_a4_min, run_t32, 4, true, 1)
 MICRO(t32_a4_off, run_t32, 4, false, 1)
-MICRO(t32_s_off, run_t32, A_SIGNED, false, 1)
 MICRO(t32_part16_off, run_t32, 4, false, 2)
 MICRO(t256_s32_a8_min, run_t256, 8, 32, true)
 MICRO(t256_s32_a4_min, run_t256, 4, 32, true)
 MICRO(t256_s16_a4_min, run_t256, 4, 16, true)
 MICRO(t256_s16_a2_off, run_t256, 2, 16, false)
 MICRO(t256_s16_a1_off, run_t256, 1, 16, false)
-MICRO(t256_s16_s_off, run_t256, A_SIGNED, 16, false)
 
 #ifdef AVX512_VNNI
 #define RUN_TABLE kern_avx512vnni_run

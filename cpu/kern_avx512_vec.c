@@ -183,6 +183,17 @@ AVX512_INLINE struct avx512_codes codes32(const struct form32 f, const uint8_t *
     return f.n_bits == 8 ? avx512_codes_signed(q) : avx512_codes_of(q);
 }
 
+/* The first 4 bytes of a block of each row, then of another block. */
+AVX512_INLINE __m512i heads_32(const uint8_t *const row[ROWS], int64_t off, int64_t next)
+{
+    __m512i v[4], out[4];
+    AVX512_UNROLL
+    for (int i = 0; i < 4; i++)
+        v[i] = avx512_four16(row[i] + off, row[i + 4] + off, row[i] + next, row[i + 4] + next);
+    avx512_turn(v, out);
+    return out[0];
+}
+
 AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, __m512i levels)
 {
     const __m512i d_place = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2);
@@ -197,7 +208,7 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
         for (int64_t b = 0; b < n_block; b += 2, off += 2 * f.bytes) {
             bool is_pair = b + 1 < n_block; /* else the second block is the first again, and its sums are not used */
             int64_t next = is_pair ? off + f.bytes : off;
-            __m512i s[ROWS], head[4], t[4], xv = avx512_load(x.q + b * 32);
+            __m512i s[ROWS], xv = avx512_load(x.q + b * 32);
             __m512i xs = _mm512_castsi128_si512(avx512_load16((const uint8_t *)&x.s[b]));
             __m512i xsum = _mm512_permutexvar_epi32(sum_place, xs);
             AVX512_UNROLL
@@ -208,17 +219,13 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
                 avx512_dot_step(&s[r], &part, codes32(f, row[r] + off, row[r] + next, levels), xv, 0,
                                 f.n_bits == 8 ? 0 : 1);
             }
-            AVX512_UNROLL
-            for (int i = 0; i < 4; i++)
-                t[i] = avx512_four16(row[i] + off, row[i + 4] + off, row[i] + next, row[i + 4] + next);
-            avx512_turn(t, head);
+            __m512i head = heads_32(row, off, next);
             __m512i isum = sum8_halves(s);
             if (f.off)
                 isum = _mm512_sub_epi32(isum, _mm512_mullo_epi32(xsum, _mm512_set1_epi32(f.off)));
             __m512 dx = _mm512_castsi512_ps(_mm512_permutexvar_epi32(d_place, xs)), sum = _mm512_cvtepi32_ps(isum);
-            __m512 d =
-                _mm512_mul_ps(f.is_e8m0 ? avx512_e8m0_half(avx512_byte_of(head[0], 0)) : avx512_low_half(head[0]), dx);
-            __m512 m = _mm512_mul_ps(avx512_high_half(head[0]), dx), msum = _mm512_cvtepi32_ps(xsum);
+            __m512 d = _mm512_mul_ps(f.is_e8m0 ? avx512_e8m0_half(avx512_byte_of(head, 0)) : avx512_low_half(head), dx);
+            __m512 m = _mm512_mul_ps(avx512_high_half(head), dx), msum = _mm512_cvtepi32_ps(xsum);
             acc = add_first(acc, d, sum);
             acc = f.has_min ? add_first(acc, m, msum) : acc;
             if (!is_pair)
@@ -324,7 +331,7 @@ AVX512_INLINE struct subs subs_of(const struct kern_act_s256 *x)
 }
 
 /* Factors arranged for chunks of 64 columns: word c of quarter k is that of columns 64 c + 16 k. From 16 factors, and from
- * the 8 that are quarter `at` of v. */
+ * 8. */
 AVX512_INLINE __m512i factors16(__m256i f)
 {
 #define PLACES(k) k, 4 + (k), 8 + (k), 12 + (k), k, 4 + (k), 8 + (k), 12 + (k)
@@ -333,12 +340,12 @@ AVX512_INLINE __m512i factors16(__m256i f)
     return _mm512_permutexvar_epi16(avx512_load(place), _mm512_castsi256_si512(f));
 }
 
-AVX512_INLINE __m512i factors8(__m512i v, const int at)
+AVX512_INLINE __m512i factors8(__m128i f)
 {
 #define PLACES(k) k, 2 + (k), 4 + (k), 6 + (k), k, 2 + (k), 4 + (k), 6 + (k)
     static const int16_t place[32] = {PLACES(0), PLACES(0), PLACES(1), PLACES(1)};
 #undef PLACES
-    return _mm512_permutexvar_epi16(_mm512_add_epi16(avx512_load(place), _mm512_set1_epi16((short)(8 * at))), v);
+    return _mm512_permutexvar_epi16(avx512_load(place), _mm512_castsi128_si512(f));
 }
 
 /* acc + 64 codes up to 127 times x times the factors of chunk c. */
@@ -366,112 +373,6 @@ AVX512_INLINE __m512i add_bits(__m512i q, __m512i bits, const int c, const int m
 {
     __m512i at = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * c)), _mm256_set1_epi8((char)(2 << 2 * c)), 1);
     return _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(bits, at), q, _mm512_set1_epi8((char)more));
-}
-
-/* What the first 16 bytes of a block of Q4_K or Q5_K hold, for 8 rows. Scales (times sub-scales) and minima have a row in
- * each quarter: rows 0, 1, 4, 5 in the first, 2, 3, 6, 7 in the second. */
-struct head_k4 {
-    __m256 d, m;
-    __m512i scale[2], min[2];
-};
-
-AVX512_INLINE struct head_k4 head_k4(const uint8_t *const row[ROWS], int64_t off, __m128i sub)
-{
-    const __m256i mask4 = _mm256_set1_epi8(15), mask6 = _mm256_set1_epi8(63), high2 = _mm256_set1_epi8(48);
-    __m256i v[4];
-    rows8(row, off, v);
-    __m256i s_high =
-        _mm256_or_si256(_mm256_and_si256(v[3], mask4), _mm256_and_si256(_mm256_srli_epi16(v[1], 2), high2));
-    __m256i m_high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v[3], 4), mask4),
-                                     _mm256_and_si256(_mm256_srli_epi16(v[2], 2), high2));
-    __m256i s = _mm256_and_si256(v[1], mask6), m = _mm256_and_si256(v[2], mask6);
-    __m512i subs = _mm512_broadcast_i32x4(sub);
-    return (struct head_k4){
-        .d = low_half8(v[0]),
-        .m = _mm256_xor_ps(_mm256_set1_ps(-0.0f), high_half8(v[0])),
-        .scale = {_mm512_mullo_epi16(_mm512_cvtepu8_epi16(_mm256_unpacklo_epi32(s, s_high)), subs),
-                  _mm512_mullo_epi16(_mm512_cvtepu8_epi16(_mm256_unpackhi_epi32(s, s_high)), subs)},
-        .min = {_mm512_cvtepu8_epi16(_mm256_unpacklo_epi32(m, m_high)),
-                _mm512_cvtepu8_epi16(_mm256_unpackhi_epi32(m, m_high))},
-    };
-}
-
-/* Sums of the minima of 8 rows times those of 32 activation codes. */
-AVX512_INLINE __m256i min_sums(const __m512i min[2], const struct kern_act_s256 *xs)
-{
-    const __m512i place = _mm512_setr_epi32(0, 4, 1, 5, 8, 12, 9, 13, 0, 4, 1, 5, 8, 12, 9, 13);
-    __m512i x = _mm512_broadcast_i32x4(avx512_load16((const uint8_t *)xs->sum32));
-    __m512i a = _mm512_madd_epi16(min[0], x), b = _mm512_madd_epi16(min[1], x);
-    __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    s = _mm512_add_epi32(s, _mm512_shuffle_epi32(s, 0x4e)); /* rows 0 2 | 1 3 | 4 6 | 5 7 */
-    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(place, s));
-}
-
-/* A row's block of Q4_K, or of Q5_K if it has the fifth bits qh. */
-AVX512_INLINE __m512i dot_k4(const uint8_t *qs, const uint8_t *qh, const int8_t *x, __m512i factors)
-{
-    __m512i sum = _mm512_setzero_si512(), high = qh ? avx512_twice32(qh) : sum;
-    AVX512_UNROLL
-    for (int c = 0; c < 4; c++) {
-        __m512i q = avx512_low4(_mm512_srlv_epi32(avx512_twice32(qs + c * 32), two_shifts(0, 4)));
-        q = qh ? add_bits(q, high, c, 16) : q;
-        sum = add_chunk(sum, q, avx512_load(x + c * 64), factors, c);
-    }
-    return sum;
-}
-
-AVX512_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const int64_t qs, const int64_t qh)
-{
-    struct kern_act_x256 x = kern_act_x256(a->x, a->n_cols);
-    for (int first = 0; first < a->n_rows; first += ROWS) {
-        const uint8_t *row[ROWS];
-        __m256 acc = _mm256_setzero_ps();
-        int64_t off = 0;
-        rows_from(a, first, row);
-        for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
-            struct head_k4 h = head_k4(row, off, subs_of(&x.s[b]).by32);
-            __m512i s[ROWS];
-            AVX512_UNROLL
-            for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, bytes);
-                const uint8_t *p = row[r] + off;
-                __m512i factors = factors8(h.scale[r / 2 % 2], r / 4 * 2 + r % 2);
-                s[r] = dot_k4(p + qs, qh ? p + qh : 0, x.q + b * 256, factors);
-            }
-            __m256 dx = _mm256_set1_ps(x.s[b].d);
-            acc = add_scaled(acc, h.d, dx, sum8(s));
-            acc = add_scaled(acc, h.m, dx, min_sums(h.min, &x.s[b]));
-        }
-        store_rows(a, first, acc);
-    }
-}
-
-static void vec_q4_k(const struct kern_mat_args *a)
-{
-    run_k4(a, sizeof(struct block_q4_k), OFF(q4_k, qs), 0);
-}
-
-static void vec_q5_k(const struct kern_mat_args *a)
-{
-    run_k4(a, sizeof(struct block_q5_k), OFF(q5_k, qs), OFF(q5_k, qh));
-}
-
-/* A row's block; its codes are 32 too large. */
-AVX512_INLINE __m512i dot_q6_k(const uint8_t *p, const int8_t *x, const struct kern_act_s256 *xs, struct subs sub)
-{
-    const __m512i bits = _mm512_set1_epi8(48);
-    __m256i scale = _mm256_cvtepi8_epi16(avx512_load16(p + OFF(q6_k, scales)));
-    __m512i factors = factors16(_mm256_mullo_epi16(scale, sub.by16)), sum = less_off(scale, xs, 5);
-    AVX512_UNROLL
-    for (int half = 0; half < 2; half++) {
-        __m512i v = avx512_load(p + half * 64), high = avx512_twice32(p + OFF(q6_k, qh) + half * 32);
-        __m512i h0 = _mm512_sllv_epi32(high, two_shifts(4, 2)), h1 = _mm512_srlv_epi32(high, two_shifts(0, 2));
-        __m512i q0 = _mm512_or_si512(avx512_low4(v), _mm512_and_si512(h0, bits));
-        __m512i q1 = _mm512_or_si512(avx512_high4(v), _mm512_and_si512(h1, bits));
-        sum = add_chunk(sum, q0, avx512_load(x + half * 128), factors, half * 2);
-        sum = add_chunk(sum, q1, avx512_load(x + half * 128 + 64), factors, half * 2 + 1);
-    }
-    return sum;
 }
 
 /* 64 columns of two bits each: chunk c. */
@@ -530,7 +431,7 @@ AVX512_INLINE __m512i dot_iq4_xs(const uint8_t *p, const int8_t *x, const struct
 {
     const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
     const __m512i levels = _mm512_abs_epi8(_mm512_xor_si512(avx512_iq4_levels(), _mm512_set1_epi8((char)0x80)));
-    __m512i factors = factors8(_mm512_castsi128_si512(_mm_mullo_epi16(scales_iq4_xs(p), sub.by32)), 0);
+    __m512i factors = factors8(_mm_mullo_epi16(scales_iq4_xs(p), sub.by32));
     __m512i sum = _mm512_setzero_si512();
     (void)xs;
     AVX512_UNROLL
@@ -663,7 +564,6 @@ AVX512_INLINE void run_unpacked(const struct kern_mat_args *a, const int bytes, 
         run_256(a, sizeof(struct block_##type), dot_##type, is_d_first); \
     }
 VEC_256(q3_k, false)
-VEC_256(q6_k, false)
 VEC_256(iq4_xs, true)
 VEC_256(tq2_0, false)
 
@@ -686,11 +586,15 @@ VEC_UNPACKED(tq1_0)
 #else
 #define VEC_TABLE kern_avx512_vec
 #endif
+/* Q4_K, Q5_K and Q6_K are those of AVX2: on Zen 4 their 4 rows at a time came faster out of memory than 8 here (one core, rows of
+ * 1024 to 1536 columns: Q4_K 17 against 13 GB/s, Q5_K 13 and 11, Q6_K 20 and 16), and as fast with long rows. */
 kern_mat *const VEC_TABLE[QUANT_ID_END] = {
-    [QUANT_Q4_0] = vec_q4_0,   [QUANT_Q4_1] = vec_q4_1,     [QUANT_Q5_0] = vec_q5_0,       [QUANT_Q5_1] = vec_q5_1,
-    [QUANT_Q8_0] = vec_q8_0,   [QUANT_Q2_K] = vec_q2_k,     [QUANT_Q3_K] = vec_q3_k,       [QUANT_Q4_K] = vec_q4_k,
-    [QUANT_Q5_K] = vec_q5_k,   [QUANT_Q6_K] = vec_q6_k,     [QUANT_IQ2_XXS] = vec_iq2_xxs, [QUANT_IQ2_XS] = vec_iq2_xs,
-    [QUANT_IQ2_S] = vec_iq2_s, [QUANT_IQ3_S] = vec_iq3_s,   [QUANT_IQ3_XXS] = vec_iq3_xxs, [QUANT_IQ1_S] = vec_iq1_s,
-    [QUANT_IQ1_M] = vec_iq1_m, [QUANT_IQ4_NL] = vec_iq4_nl, [QUANT_IQ4_XS] = vec_iq4_xs,   [QUANT_TQ1_0] = vec_tq1_0,
-    [QUANT_TQ2_0] = vec_tq2_0, [QUANT_MXFP4] = vec_mxfp4,   [QUANT_NVFP4] = vec_nvfp4,
+    [QUANT_Q4_0] = vec_q4_0,           [QUANT_Q4_1] = vec_q4_1,           [QUANT_Q5_0] = vec_q5_0,
+    [QUANT_Q5_1] = vec_q5_1,           [QUANT_Q8_0] = vec_q8_0,           [QUANT_Q2_K] = vec_q2_k,
+    [QUANT_Q3_K] = vec_q3_k,           [QUANT_Q4_K] = kern_avx2_vec_q4_k, [QUANT_Q5_K] = kern_avx2_vec_q5_k,
+    [QUANT_Q6_K] = kern_avx2_vec_q6_k, [QUANT_IQ2_XXS] = vec_iq2_xxs,     [QUANT_IQ2_XS] = vec_iq2_xs,
+    [QUANT_IQ2_S] = vec_iq2_s,         [QUANT_IQ3_S] = vec_iq3_s,         [QUANT_IQ3_XXS] = vec_iq3_xxs,
+    [QUANT_IQ1_S] = vec_iq1_s,         [QUANT_IQ1_M] = vec_iq1_m,         [QUANT_IQ4_NL] = vec_iq4_nl,
+    [QUANT_IQ4_XS] = vec_iq4_xs,       [QUANT_TQ1_0] = vec_tq1_0,         [QUANT_TQ2_0] = vec_tq2_0,
+    [QUANT_MXFP4] = vec_mxfp4,         [QUANT_NVFP4] = vec_nvfp4,
 };

@@ -53,7 +53,7 @@ struct ferry_engine_opts {
     const char *kv_type;   /* "f16" (NULL) or "q8_0" */
     const char *io;        /* how weights are read: "auto" (NULL), "uring", "pread", "mmap" */
     const char *prefill;   /* "int" (NULL) or "blas": see cpu/README.md */
-    const char *isa;       /* NULL: the best; else "avx2", "ref", … */
+    const char *isa;       /* NULL: the best; else "avx512vnni", "avx512", "avx2", "ref" */
     bool ids_only;         /* leave the vocabulary unread: tokens are numbers, text functions give FERRY_ERR_STATE */
     bool no_pin;           /* leave threads where the system puts them */
     const char *plan_path; /* a saved plan to run instead of making one; NULL: make one */

@@ -72,7 +72,7 @@ const struct conf_option conf_options[] = {
     {"chunk", 0, CONF_COUNT, ENGINES " plan", AT(chunk_tok), 0, "N", "the plan's choice", NULL, NULL, 1, 65536,
      "prompt tokens a step"},
     {"isa", 0, CONF_TEXT, ENGINES " plan", AT(isa), 0, "NAME", "the best there is", NULL, NULL, 0, 0,
-     "kernels to use, by instruction set: avx2, ref (see ferry probe)"},
+     "kernels to use, by instruction set: avx512vnni, avx512, avx2, ref"},
     {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
      "leave threads where the system puts them"},
 
