@@ -89,6 +89,40 @@ void quant_from_float_mxfp4(const float *x, void *blocks, int64_t n)
     }
 }
 
+/* Codes at scale d; the weighted squared error. */
+static double mxfp4_codes(const float *x, const float *weights, float d, uint8_t *code)
+{
+    double sum = 0.0;
+    for (int k = 0; k < 32; k++) {
+        code[k] = nearest(x[k], d);
+        double e = (double)x[k] - (double)(d * (float)level[code[k]]);
+        sum += (double)weights[k] * e * e;
+    }
+    return sum;
+}
+
+/* The power of two of least weighted error: the package's, or one of its neighbours. */
+void quant_fit_mxfp4(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_mxfp4 *b = blocks;
+    uint8_t code[32], best_code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        quant_from_float_mxfp4(x, b, 32);
+        int near = b->e;
+        double best = INFINITY;
+        for (int e = near > 0 ? near - 1 : 0; e <= near + 1 && e < 255; e++) {
+            double error = mxfp4_codes(x, weights, e8m0_half((uint8_t)e), code);
+            if (error < best) {
+                best = error;
+                b->e = (uint8_t)e;
+                memcpy(best_code, code, sizeof code);
+            }
+        }
+        if (best < INFINITY)
+            q_nibbles_pack(best_code, b->qs);
+    }
+}
+
 /* The E4M3 nearest to half as much as a float scale. Its values grow with its code, so a search by bisection finds it. */
 static uint8_t ue4m3_of(float x)
 {

@@ -51,6 +51,18 @@ static const struct conf_command commands[] = {
      "Text on stdin becomes one JSON array of token ids on stdout. Works on files that hold a vocabulary only.",
      "echo -n 'Hello world' | ferry tokenize model.gguf\necho '[1,2,3]' | ferry tokenize model.gguf --decode", 1, 1,
      cmd_tokenize},
+    {"quantize", "make a model file smaller", "IN OUT TYPE [options]",
+     "Write IN again as OUT, a GGUF file of another TYPE: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, IQ4_XS, IQ4_NL, Q4_0, "
+     "Q4_1, "
+     "Q4_K_S, Q4_K_M, Q5_0, Q5_1, Q5_K_S, Q5_K_M, Q6_K, Q8_0, MXFP4, MXFP4_MOE, F16, BF16, F32. The names and mixtures "
+     "are "
+     "llama.cpp's. Norms, biases and routers stay as they are. OUT appears when it is whole; whatever "
+     "happens before leaves what was there.\n"
+     "IN may be of any family, in one file or in parts, and larger than memory. It should hold 16 or 32 bits a "
+     "weight: what is quantized already can be made smaller still, but loses more than its original would.",
+     "ferry quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix model.imatrix\n"
+     "ferry quantize model-f16.gguf --dry-run",
+     1, 3, cmd_quantize},
     {NULL, NULL, NULL, NULL, NULL, 0, 0, NULL},
 };
 

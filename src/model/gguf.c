@@ -703,6 +703,11 @@ static uint64_t value_bytes(enum gguf_type type, const unsigned char *p)
     return 12 + values_bytes((enum gguf_type)gguf_parse_number(p, 4), gguf_parse_number(p + 4, 8), p + 12);
 }
 
+uint64_t gguf_key_bytes(const struct gguf_key *key)
+{
+    return values_bytes(key->array.type, key->array.n, key->array.data);
+}
+
 static const unsigned char *element(const struct gguf_array *a, uint64_t i)
 {
     assert(i < a->n);

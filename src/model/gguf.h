@@ -85,6 +85,7 @@ int gguf_n_keys(const struct gguf *g);
 const struct gguf_key *gguf_key(const struct gguf *g, int i);            /* in the file's order */
 const struct gguf_key *gguf_find(const struct gguf *g, const char *key); /* NULL: missing */
 const char *gguf_type_name(enum gguf_type type);                         /* "u32", "str", "arr" */
+uint64_t gguf_key_bytes(const struct gguf_key *key);                     /* of the value or elements, from array.data */
 
 /* Values by name. The plain form wants the key: ERR_FORMAT if it is missing. The opt form takes a missing key for
  * "as is": it returns 0 and leaves *out alone, so set the default before. Both: ERR_FORMAT for a value of another type
