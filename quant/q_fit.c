@@ -16,8 +16,7 @@ enum { LANES = 8 };
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t lane_mask __attribute__((vector_size(4 * LANES)));
 
-/* Every function that takes lanes is inline: no caller sees how they would be passed. */
-#pragma GCC diagnostic ignored "-Wpsabi"
+/* Functions that take lanes are inline, so that nobody sees how they would be passed (hence -Wno-psabi for this folder). */
 #define INLINE static inline __attribute__((always_inline))
 
 /* The entries are compiled twice, for any x86-64 and for vectors of 8 floats, and the loader picks one. Sanitizers do not

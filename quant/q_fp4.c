@@ -108,13 +108,15 @@ void quant_fit_mxfp4(const float *x, const float *weights, void *blocks, int64_t
     uint8_t code[32], best_code[32];
     for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
         quant_from_float_mxfp4(x, b, 32);
-        int near = b->e;
+        const int near[3] = {b->e, b->e - 1, b->e + 1}; /* of equal ones the package's */
         double best = INFINITY;
-        for (int e = near > 0 ? near - 1 : 0; e <= near + 1 && e < 255; e++) {
-            double error = mxfp4_codes(x, weights, e8m0_half((uint8_t)e), code);
+        for (int i = 0; i < 3; i++) {
+            if (near[i] < 0 || near[i] > 254)
+                continue;
+            double error = mxfp4_codes(x, weights, e8m0_half((uint8_t)near[i]), code);
             if (error < best) {
                 best = error;
-                b->e = (uint8_t)e;
+                b->e = (uint8_t)near[i];
                 memcpy(best_code, code, sizeof code);
             }
         }

@@ -14,7 +14,7 @@
 #define TINY TEST_DATA_DIR "/cli/tiny.gguf"
 enum { TINY_VOCAB = 260, MAX_OUT = 1 << 20 };
 
-static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize"};
+static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize", "quantize"};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static char folder[] = TEST_BUILD_DIR "/t_cli-XXXXXX";
@@ -152,6 +152,10 @@ static const struct {
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
     {"$F batch x", "no subcommand \"batch\""},
+    {"$F quantize", "wants a model"},
+    {"$F quantize $M $T/q.gguf", "IN OUT TYPE"},
+    {"$F quantize $M $T/q.gguf Q9", "knows no type \"Q9\""},
+    {"$F quantize $M $T/q.gguf Q8_0 2", "one word too many"},
 };
 
 START_TEST(wrong_usage_is_2_and_says_what)
@@ -166,10 +170,16 @@ END_TEST
 START_TEST(missing_file_is_1_and_named)
 {
     static const char *const lines[] = {
-        "$F chat $T/no.gguf",     "$F run $T/no.gguf -p x",
-        "$F plan $T/no.gguf",     "$F probe $T/no.gguf --quiet",
-        "$F bench $T/no.gguf -q", "$F eval $T/no.gguf --tokens 1 --logits $T/l",
-        "$F info $T/no.gguf",     "$F tokenize $T/no.gguf </dev/null",
+        "$F chat $T/no.gguf",
+        "$F run $T/no.gguf -p x",
+        "$F plan $T/no.gguf",
+        "$F probe $T/no.gguf --quiet",
+        "$F bench $T/no.gguf -q",
+        "$F eval $T/no.gguf --tokens 1 --logits $T/l",
+        "$F info $T/no.gguf",
+        "$F tokenize $T/no.gguf </dev/null",
+        "$F quantize $T/no.gguf $T/q.gguf Q8_0",
+        "$F quantize $M $T/q.gguf Q8_0 --imatrix $T/no.gguf",
     };
 
     ck_assert_int_eq(run(lines[_i]), 1);
@@ -489,6 +499,59 @@ START_TEST(interrupt_keeps_what_was_said)
 }
 END_TEST
 
+/* ---- quantize ---- */
+
+START_TEST(quantized_file_does_not_run)
+{
+    must_run("$F quantize $M $T/f.gguf F16 2>&1");
+    ck_assert(says(out, "already quantized (Q8_0)"));
+    ck_assert(says(out, "1 file in"));
+    must_run("$F quantize $T/f.gguf $T/q.gguf q5_0 --quiet");
+    ck_assert_str_eq(out, "");
+    ck_assert_str_eq(errors, "");
+    must_run("$F info $T/q.gguf --json");
+    ck_assert(says(out, "\"Q5_0\""));
+    must_run("$F run $T/q.gguf -p hello --temp 0 -n 4 --raw");
+    must_run("$F quantize $T/f.gguf $T/s.gguf Q8_0 --split 12K --json");
+    ck_assert(says(out, "\"type\": \"Q8_0\""));
+    must_run("for f in $T/s-00001-of-0000*.gguf; do $F run $f -p hello --temp 0 -n 4 --raw; done");
+    must_run("$F run $M -p hello --temp 0 -n 4 --raw >$T/want; for f in $T/s-00001-of-0000*.gguf; do "
+             "$F run $f -p hello --temp 0 -n 4 --raw; done | cmp - $T/want"); /* Q8_0 to F16 and back loses nothing */
+}
+END_TEST
+
+START_TEST(dry_run_writes_or_lies)
+{
+    char size[32];
+
+    must_run("$F quantize $M --dry-run");
+    ck_assert(says(out, "Q4_K_M"));
+    ck_assert(says(out, "IQ4_XS"));
+    must_run("$F quantize $M $T/dry.gguf Q4_0 --dry-run --verbose 2>&1");
+    ck_assert(says(out, "blk.0.attn_q.weight"));
+    ck_assert_int_eq(run("test -e $T/dry.gguf"), 1);
+    must_run("$F quantize $M Q4_0 --dry-run --json | sed -n 's/.*\"bytes\": \\([0-9]*\\),.*/\\1/p' | head -1");
+    snprintf(size, sizeof size, "%.31s", out);
+    must_run("$F quantize $M $T/q4.gguf Q4_0 -q; stat -c %s $T/q4.gguf");
+    ck_assert_str_eq(out, size);
+}
+END_TEST
+
+START_TEST(failed_quantization_leaves_or_takes_files)
+{
+    ck_assert_int_eq(run("cp $M $T/same.gguf; $F quantize $T/same.gguf $T/same.gguf Q4_0"), 1);
+    ck_assert(says(errors, "is the input"));
+    must_run("cmp $M $T/same.gguf");
+    /* A limit on sizes stands in for a full disk: the write past it fails. */
+    ck_assert_int_eq(
+        run("mkdir $T/d; echo old >$T/d/o.gguf; (trap '' XFSZ; ulimit -f 4; exec $F quantize $M $T/d/o.gguf F16)"), 1);
+    ck_assert(says(errors, "o.gguf"));
+    ck_assert(says(errors, "File too large"));
+    must_run("cat $T/d/o.gguf; ls -A $T/d | wc -l");
+    ck_assert_str_eq(out, "old\n1\n");
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("cli");
@@ -501,7 +564,7 @@ int main(void)
     tcase_add_test(t, page_and_completion_know_every_option);
     tcase_add_test(t, completion_is_bash_and_completes);
     tcase_add_loop_test(t, wrong_usage_is_2_and_says_what, 0, (int)(sizeof wrong / sizeof *wrong));
-    tcase_add_loop_test(t, missing_file_is_1_and_named, 0, 8);
+    tcase_add_loop_test(t, missing_file_is_1_and_named, 0, 10);
     tcase_add_loop_test(t, every_option_of_the_table_is_taken, 0, N_COMMANDS);
     tcase_add_test(t, tokenize_goes_there_and_back);
     tcase_add_test(t, info_tells_sizes);
@@ -519,6 +582,9 @@ int main(void)
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
     tcase_add_test(t, prompt_is_cut_at_a_zero_byte);
     tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
+    tcase_add_test(t, quantized_file_does_not_run);
+    tcase_add_test(t, dry_run_writes_or_lies);
+    tcase_add_test(t, failed_quantization_leaves_or_takes_files);
     tcase_add_test(t, no_memory_hangs_at_exit);
     tcase_add_test(t, interrupt_keeps_what_was_said);
     suite_add_tcase(s, t);
