@@ -8,6 +8,7 @@
 #include "src/model/quantize.h"
 #include "tests/memfile.h"
 #include "tests/memout.h"
+#include "tests/raw.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -21,36 +22,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-/* ---- bytes ---- */
-
-struct raw {
-    unsigned char p[1 << 16];
-    size_t n;
-};
-
-static void put(struct raw *r, const void *p, size_t n)
-{
-    ck_assert_uint_le(r->n + n, sizeof r->p);
-    memcpy(r->p + r->n, p, n);
-    r->n += n;
-}
-
-static void put_u32(struct raw *r, uint32_t v)
-{
-    put(r, &v, 4);
-}
-
-static void put_u64(struct raw *r, uint64_t v)
-{
-    put(r, &v, 8);
-}
-
-static void put_text(struct raw *r, const char *s)
-{
-    put_u64(r, strlen(s));
-    put(r, s, strlen(s));
-}
 
 static uint64_t seed;
 
@@ -92,34 +63,34 @@ static void make_source(struct raw *r)
 
     seed = 11;
     r->n = 0;
-    put(r, "GGUF", 4);
-    put_u32(r, 3);
-    put_u64(r, N_SOURCE);
-    put_u64(r, 6);
-    put_text(r, "general.architecture"), put_u32(r, GGUF_STRING), put_text(r, "llama");
-    put_text(r, "llama.block_count"), put_u32(r, GGUF_U32), put_u32(r, 1);
-    put_text(r, "llama.expert_count"), put_u32(r, GGUF_U32), put_u32(r, 2);
-    put_text(r, "general.file_type"), put_u32(r, GGUF_U32), put_u32(r, 0);
-    put_text(r, "quantize.imatrix.file"), put_u32(r, GGUF_STRING), put_text(r, "of an earlier run");
-    put_text(r, "tags"), put_u32(r, GGUF_ARRAY), put_u32(r, GGUF_STRING), put_u64(r, 2), put_text(r, "a"),
-        put_text(r, "");
+    raw_put(r, "GGUF", 4);
+    raw_u32(r, 3);
+    raw_u64(r, N_SOURCE);
+    raw_u64(r, 6);
+    raw_text(r, "general.architecture"), raw_u32(r, GGUF_STRING), raw_text(r, "llama");
+    raw_text(r, "llama.block_count"), raw_u32(r, GGUF_U32), raw_u32(r, 1);
+    raw_text(r, "llama.expert_count"), raw_u32(r, GGUF_U32), raw_u32(r, 2);
+    raw_text(r, "general.file_type"), raw_u32(r, GGUF_U32), raw_u32(r, 0);
+    raw_text(r, "quantize.imatrix.file"), raw_u32(r, GGUF_STRING), raw_text(r, "of an earlier run");
+    raw_text(r, "tags"), raw_u32(r, GGUF_ARRAY), raw_u32(r, GGUF_STRING), raw_u64(r, 2), raw_text(r, "a"),
+        raw_text(r, "");
     for (int i = 0; i < N_SOURCE; i++) {
-        put_text(r, source_tensors[i].name);
-        put_u32(r, (uint32_t)source_tensors[i].n_dims);
+        raw_text(r, source_tensors[i].name);
+        raw_u32(r, (uint32_t)source_tensors[i].n_dims);
         for (int d = 0; d < source_tensors[i].n_dims; d++)
-            put_u64(r, source_tensors[i].ne[d]);
-        put_u32(r, QUANT_F32);
-        put_u64(r, off);
+            raw_u64(r, source_tensors[i].ne[d]);
+        raw_u32(r, QUANT_F32);
+        raw_u64(r, off);
         off += source_count(i) * 4; /* all multiples of 32 */
     }
     while (r->n % 32)
-        put(r, "", 1);
+        raw_put(r, "", 1);
     for (int i = 0; i < N_SOURCE; i++) {
         for (uint64_t k = 0; k < source_count(i); k++)
             source_floats[i][k] = next_float();
         if (source_tensors[i].n_dims == 3)
             memcpy(source_floats[i] + ROWS * COLUMNS, source_floats[i], ROWS * COLUMNS * 4);
-        put(r, source_floats[i], source_count(i) * 4);
+        raw_put(r, source_floats[i], source_count(i) * 4);
     }
 }
 
@@ -139,13 +110,13 @@ static void make_importance(void)
 
 static void put_dat_entry(struct raw *r, const char *name, int calls, const float *values, int n)
 {
-    put_u32(r, (uint32_t)strlen(name));
-    put(r, name, strlen(name));
-    put_u32(r, (uint32_t)calls);
-    put_u32(r, (uint32_t)n);
+    raw_u32(r, (uint32_t)strlen(name));
+    raw_put(r, name, strlen(name));
+    raw_u32(r, (uint32_t)calls);
+    raw_u32(r, (uint32_t)n);
     for (int k = 0; k < n; k++) {
         float v = values[k] * (float)calls;
-        put(r, &v, 4);
+        raw_put(r, &v, 4);
     }
 }
 
@@ -153,37 +124,37 @@ static void make_dat(struct raw *r)
 {
     make_importance();
     r->n = 0;
-    put_u32(r, 2);
+    raw_u32(r, 2);
     put_dat_entry(r, "blk.0.attn_k.weight", 4, importance[0], COLUMNS);
     put_dat_entry(r, "blk.0.ffn_up_exps.weight", 2, importance[1], 2 * COLUMNS);
-    put_u32(r, 9);
-    put_u32(r, 5);
-    put(r, "a.txt", 5);
+    raw_u32(r, 9);
+    raw_u32(r, 5);
+    raw_put(r, "a.txt", 5);
 }
 
 static void put_tensor_2d(struct raw *r, const char *name, uint64_t ne0, uint64_t ne1, uint64_t off)
 {
-    put_text(r, name);
-    put_u32(r, 2);
-    put_u64(r, ne0);
-    put_u64(r, ne1);
-    put_u32(r, QUANT_F32);
-    put_u64(r, off);
+    raw_text(r, name);
+    raw_u32(r, 2);
+    raw_u64(r, ne0);
+    raw_u64(r, ne1);
+    raw_u32(r, QUANT_F32);
+    raw_u64(r, off);
 }
 
 static void put_scaled(struct raw *r, const float *values, float by, int n)
 {
     for (int k = 0; k < n; k++) {
         float v = values[k] * by;
-        put(r, &v, 4);
+        raw_put(r, &v, 4);
     }
 }
 
 static void put_padded(struct raw *r, const float *values, int n)
 {
-    put(r, values, (size_t)n * 4);
+    raw_put(r, values, (size_t)n * 4);
     while (r->n % 32)
-        put(r, "", 1);
+        raw_put(r, "", 1);
 }
 
 static void make_gguf_imatrix(struct raw *r, float last_count)
@@ -192,19 +163,19 @@ static void make_gguf_imatrix(struct raw *r, float last_count)
 
     make_importance();
     r->n = 0;
-    put(r, "GGUF", 4);
-    put_u32(r, 3);
-    put_u64(r, 4);
-    put_u64(r, 2);
-    put_text(r, "imatrix.chunk_count"), put_u32(r, GGUF_U32), put_u32(r, 9);
-    put_text(r, "imatrix.datasets"), put_u32(r, GGUF_ARRAY), put_u32(r, GGUF_STRING), put_u64(r, 1),
-        put_text(r, "a.txt");
+    raw_put(r, "GGUF", 4);
+    raw_u32(r, 3);
+    raw_u64(r, 4);
+    raw_u64(r, 2);
+    raw_text(r, "imatrix.chunk_count"), raw_u32(r, GGUF_U32), raw_u32(r, 9);
+    raw_text(r, "imatrix.datasets"), raw_u32(r, GGUF_ARRAY), raw_u32(r, GGUF_STRING), raw_u64(r, 1),
+        raw_text(r, "a.txt");
     put_tensor_2d(r, "blk.0.attn_k.weight.in_sum2", COLUMNS, 1, 0);
     put_tensor_2d(r, "blk.0.attn_k.weight.counts", 1, 1, 1024);
     put_tensor_2d(r, "blk.0.ffn_up_exps.weight.in_sum2", COLUMNS, 2, 1056);
     put_tensor_2d(r, "blk.0.ffn_up_exps.weight.counts", 1, 2, 1056 + 2048);
     while (r->n % 32)
-        put(r, "", 1);
+        raw_put(r, "", 1);
     put_scaled(r, importance[0], 4, COLUMNS);
     put_padded(r, &four, 1);
     put_scaled(r, importance[1], 2, COLUMNS);
@@ -558,127 +529,6 @@ START_TEST(split_source_is_read_in_part)
 }
 END_TEST
 
-/* ---- recipes, against what llama-quantize chooses (tests/gen/quantize_types.py) ---- */
-
-enum { N_LAYERS = 32 };
-static const struct shape {
-    const char *name;
-    uint32_t n_head, n_kv, n_expert;
-    bool has_output;
-} shapes[] = {
-    {"gqa", 32, 8, 0, true}, {"mha-tied", 32, 32, 0, false}, {"moe8", 32, 8, 8, true}, {"moe16", 32, 8, 16, true}};
-
-static void put_key_u32(struct raw *r, const char *name, uint32_t v)
-{
-    put_text(r, name);
-    put_u32(r, GGUF_U32);
-    put_u32(r, v);
-}
-
-/* Returns where the next tensor begins. */
-static uint64_t put_stack(struct raw *r, const char *name, uint64_t n_experts, uint64_t off)
-{
-    put_text(r, name);
-    put_u32(r, n_experts ? 3 : 2);
-    put_u64(r, 256);
-    put_u64(r, 32);
-    if (n_experts)
-        put_u64(r, n_experts);
-    put_u32(r, QUANT_F32);
-    put_u64(r, off);
-    return off + 256 * 32 * 4 * (n_experts ? n_experts : 1);
-}
-
-static struct gguf *open_shape(const struct shape *shape)
-{
-    static const char *const kinds[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-    static struct raw r;
-    struct memfiles files = {0};
-    struct file_ops ops = memfile_ops(&files);
-    struct gguf *g;
-    uint64_t off = 0;
-    char name[80];
-
-    r.n = 0;
-    put(&r, "GGUF", 4);
-    put_u32(&r, 3);
-    put_u64(&r, N_LAYERS * 7 + 1 + shape->has_output);
-    put_u64(&r, 5);
-    put_text(&r, "general.architecture"), put_u32(&r, GGUF_STRING), put_text(&r, "llama");
-    put_key_u32(&r, "llama.block_count", N_LAYERS);
-    put_key_u32(&r, "llama.attention.head_count", shape->n_head);
-    put_key_u32(&r, "llama.attention.head_count_kv", shape->n_kv);
-    put_key_u32(&r, "llama.expert_count", shape->n_expert);
-    off = put_stack(&r, "token_embd.weight", 0, off);
-    if (shape->has_output)
-        off = put_stack(&r, "output.weight", 0, off);
-    for (int layer = N_LAYERS - 1; layer >= 0; layer--) /* the order in the file is nobody's business */
-        for (int kind = 0; kind < 7; kind++) {
-            bool is_stack = kind >= 4 && shape->n_expert;
-            snprintf(name, sizeof name, "blk.%d.%s%s.weight", layer, kinds[kind], is_stack ? "_exps" : "");
-            off = put_stack(&r, name, is_stack ? shape->n_expert : 0, off);
-        }
-    unsigned char *all = calloc(1, r.n + off + 64);
-    memcpy(all, r.p, r.n);
-    memfile_add(&files, "s.gguf", all, r.n + off + 64);
-    int rc = gguf_open("s.gguf", &ops, &g);
-    ck_assert_msg(!rc, "%s", err_text());
-    free(all);
-    return g;
-}
-
-static enum quant_type type_of_letter(char letter)
-{
-    static const char letters[] = "fhb234568pqrsnxm";
-    static const enum quant_type types[] = {QUANT_F32,  QUANT_F16,    QUANT_BF16,   QUANT_Q2_K, QUANT_Q3_K, QUANT_Q4_K,
-                                            QUANT_Q5_K, QUANT_Q6_K,   QUANT_Q8_0,   QUANT_Q4_0, QUANT_Q4_1, QUANT_Q5_0,
-                                            QUANT_Q5_1, QUANT_IQ4_NL, QUANT_IQ4_XS, QUANT_MXFP4};
-    const char *at = strchr(letters, letter);
-
-    ck_assert_ptr_nonnull(at);
-    return types[at - letters];
-}
-
-static void must_choose(const struct gguf *g, const char *type, int weighted, const char *kind, const char *letters)
-{
-    struct recipe_choice choices[N_LAYERS * 7 + 2];
-    struct recipe_options options = {.has_imatrix = weighted};
-
-    ck_assert_int_eq(recipe_choose(recipe_find(type), g, &options, choices), 0);
-    for (size_t layer = 0; layer < strlen(letters); layer++) {
-        char name[80];
-        if (strlen(letters) == 1)
-            snprintf(name, sizeof name, "%s.weight", kind);
-        else
-            snprintf(name, sizeof name, "blk.%zu.%s.weight", layer, kind);
-        const struct gguf_tensor *t = gguf_find_tensor(g, name);
-        ck_assert_msg(t != NULL, "no tensor %s", name);
-        enum quant_type got = choices[t - gguf_tensor(g, 0)].type, want = type_of_letter(letters[layer]);
-        ck_assert_msg(got == want, "%s, importance %d, %s: %s, llama-quantize has %s", type, weighted, name,
-                      quant_info((int)got)->name, quant_info((int)want)->name);
-    }
-}
-
-START_TEST(mixture_is_another_than_llama_quantize_makes)
-{
-    struct gguf *g = open_shape(&shapes[_i]);
-    FILE *f = fopen(TEST_DATA_DIR "/quantize/types", "r");
-    char model[16], type[16], kind[32], letters[64];
-    int weighted, n = 0;
-
-    ck_assert_ptr_nonnull(f);
-    while (fscanf(f, "%15s %15s %d %31s %63s", model, type, &weighted, kind, letters) == 5) {
-        if (strcmp(model, shapes[_i].name) != 0)
-            continue;
-        must_choose(g, type, weighted, kind, letters);
-        n++;
-    }
-    fclose(f);
-    gguf_close(g);
-    ck_assert_int_ge(n, 20 * 2 * 8);
-}
-END_TEST
-
 /* ---- failures ---- */
 
 static void must_have_nothing(uint64_t before, const char *what, uint64_t n)
@@ -916,7 +766,7 @@ START_TEST(entry_twice_is_taken)
     struct imatrix *im;
     const float one = 1;
 
-    put_u32(&r, 2);
+    raw_u32(&r, 2);
     put_dat_entry(&r, "a", 1, &one, 1);
     put_dat_entry(&r, "a", 1, &one, 1);
     ck_assert_int_eq(open_bytes(r.p, r.n, &im), ERR_FORMAT);
@@ -938,7 +788,7 @@ START_TEST(importance_of_another_shape_is_used)
     struct raw r = {.n = 0};
     const float few[8] = {1, 1, 1, 1, 1, 1, 1, 1};
 
-    put_u32(&r, 1);
+    raw_u32(&r, 1);
     put_dat_entry(&r, "blk.0.attn_k.weight", 1, few, 8);
     memfile_add(&bed.in, "other.dat", r.p, r.n);
     ck_assert_int_eq(do_it(&(struct wish){.type = "Q4_0", .imatrix = "other.dat"}), ERR_FORMAT);
@@ -1106,7 +956,6 @@ int main(void)
     tcase_add_test(t, threads_change_bytes);
     tcase_add_test(t, parts_are_not_the_whole);
     tcase_add_test(t, split_source_is_read_in_part);
-    tcase_add_loop_test(t, mixture_is_another_than_llama_quantize_makes, 0, 4);
     tcase_add_test(t, failed_write_leaves_something);
     tcase_add_test(t, failed_read_leaves_something);
     tcase_add_test(t, failed_allocation_leaves_something);
