@@ -29,8 +29,8 @@ typedef int32_t lane_mask __attribute__((vector_size(4 * LANES)));
 #endif
 
 /* Trial scales span the largest element with the outermost level moved by up to about one gap, in tenths. */
-#define N_TRIALS 24
-#define TRIAL_STEP 0.1f
+#define N_TRIALS 16
+#define TRIAL_STEP 0.15f
 
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding and taking it away rounds to nearest, halves to even */
 
@@ -38,7 +38,8 @@ static const lanes ramp = {0, 1, 2, 3, 4, 5, 6, 7};
 
 INLINE lanes all(float x)
 {
-    return x - (lanes){0}; /* exact, and a broadcast */
+    lanes first = {x};
+    return __builtin_shufflevector(first, first, 0, 0, 0, 0, 0, 0, 0, 0); /* so written, compilers see one broadcast */
 }
 
 INLINE lanes pick(lane_mask where, lanes a, lanes b)
@@ -51,7 +52,7 @@ INLINE lanes round_clamped(lanes v, lanes lo, lanes hi)
 {
     v = pick(v > lo, v, lo);
     v = pick(v < hi, v, hi);
-    return (v + ROUNDER) - ROUNDER;
+    return (v + all(ROUNDER)) - all(ROUNDER);
 }
 
 INLINE lanes inverses(lanes d)
@@ -143,7 +144,7 @@ static int level_of(const struct q_levels *levels, int index)
 struct ready {
     lanes lo, hi; /* the outermost */
     bool is_table;
-    float middle[16], gap[16]; /* between a level and the one before it; from 1 on */
+    lanes middle[16], gap[16]; /* between a level and the one before it; from 1 on */
 };
 
 INLINE struct ready make_ready(const struct q_levels *levels)
@@ -153,8 +154,8 @@ INLINE struct ready make_ready(const struct q_levels *levels)
     r.hi = all((float)level_of(levels, levels->n - 1));
     r.is_table = levels->table != NULL;
     for (int i = 1; r.is_table && i < 16; i++) {
-        r.middle[i] = 0.5f * (float)(levels->table[i - 1] + levels->table[i]);
-        r.gap[i] = (float)(levels->table[i] - levels->table[i - 1]);
+        r.middle[i] = all(0.5f * (float)(levels->table[i - 1] + levels->table[i]));
+        r.gap[i] = all((float)(levels->table[i] - levels->table[i - 1]));
     }
     return r;
 }
@@ -166,7 +167,7 @@ INLINE lanes nearest(const struct ready *r, lanes v)
         return round_clamped(v, r->lo, r->hi);
     lanes q = r->lo;
     for (int i = 1; i < 16; i++)
-        q += (lanes)((lane_mask)all(r->gap[i]) & (v > r->middle[i]));
+        q += (lanes)((lane_mask)r->gap[i] & (v > r->middle[i]));
     return q;
 }
 
@@ -198,9 +199,9 @@ INLINE float fit_scale(const struct q_levels *levels, const struct ready *r, str
         lanes id = (outer + step * (TRIAL_STEP * levels->end_gap)) * inverse(peak);
         lanes xq = all(0.0f), qq = all(0.0f);
         for (int k = 0; k < s.n; k++) {
-            lanes q = nearest(r, s.x[k] * id);
-            xq += s.wx[k] * q;
-            qq += s.w[k] * (q * q);
+            lanes q = nearest(r, all(s.x[k]) * id);
+            xq += all(s.wx[k]) * q;
+            qq += all(s.w[k]) * (q * q);
         }
         lanes scale = xq * inverses(qq), gain = scale * xq;
         lane_mask is_better = gain > best_gain;
@@ -216,8 +217,8 @@ INLINE lanes errors_of(const struct ready *r, struct span s, lanes d)
     lanes sum = all(0.0f), id = inverses(d);
 
     for (int k = 0; k < s.n; k++) {
-        lanes e = s.x[k] - d * nearest(r, s.x[k] * id);
-        sum += s.w[k] * (e * e);
+        lanes e = all(s.x[k]) - d * nearest(r, all(s.x[k]) * id);
+        sum += all(s.w[k]) * (e * e);
     }
     return sum;
 }
@@ -329,11 +330,11 @@ INLINE lanes lines_through(struct span s, const struct moments *m, struct lines 
     lanes q1 = all(0.0f), q2 = q1, xq = q1, inv = inverses(trial.scale);
 
     for (int k = 0; k < s.n; k++) {
-        lanes q = round_clamped((s.x[k] - trial.min) * inv, all(0.0f), all((float)top));
-        lanes wq = s.w[k] * q;
+        lanes q = round_clamped((all(s.x[k]) - trial.min) * inv, all(0.0f), all((float)top));
+        lanes wq = all(s.w[k]) * q;
         q1 += wq;
         q2 += wq * q;
-        xq += s.wx[k] * q;
+        xq += all(s.wx[k]) * q;
     }
     lanes det = m->w * q2 - q1 * q1, none = all(INFINITY);
     lane_mask is_line = det > 1e-5f * m->w * q2; /* else one code alone, but for rounding */
@@ -379,9 +380,9 @@ INLINE lanes line_errors(struct span s, struct lines line, int top)
     lanes sum = all(0.0f), inv = inverses(line.scale);
 
     for (int k = 0; k < s.n; k++) {
-        lanes q = round_clamped((s.x[k] - line.min) * inv, all(0.0f), all((float)top));
-        lanes e = s.x[k] - (line.scale * q + line.min);
-        sum += s.w[k] * (e * e);
+        lanes q = round_clamped((all(s.x[k]) - line.min) * inv, all(0.0f), all((float)top));
+        lanes e = all(s.x[k]) - (line.scale * q + line.min);
+        sum += all(s.w[k]) * (e * e);
     }
     return sum;
 }
