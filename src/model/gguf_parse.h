@@ -1,5 +1,6 @@
 /* The header of one GGUF file: from bytes to a list of keys and a list of tensors, each checked by itself. gguf.c owns
- * the files, looks names up, and checks what keys, tensors and parts say about each other. For gguf.c alone. */
+ * the files, looks names up, and checks what keys, tensors and parts say about each other. For gguf.c alone, but for
+ * gguf_parse_shown(): whoever tells of a name shows it so. */
 #ifndef FERRY_MODEL_GGUF_PARSE_H
 #define FERRY_MODEL_GGUF_PARSE_H
 

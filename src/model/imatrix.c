@@ -9,6 +9,7 @@
 #include "src/base/mem.h"
 #include "src/base/size.h"
 #include "src/model/gguf.h"
+#include "src/model/gguf_parse.h"
 #include "src/model/table.h"
 
 #include <assert.h>
@@ -61,6 +62,8 @@ static int add_entry(struct imatrix *im, const char *name, size_t n_name, const 
 /* n floats at off: all finite and not below 0. */
 static int check_floats(const struct imatrix *im, const char *name, uint64_t off, uint64_t n, float *piece)
 {
+    char shown[80];
+
     for (uint64_t at = 0; at < n; at += PIECE_FLOATS) {
         uint64_t now = n - at < PIECE_FLOATS ? n - at : PIECE_FLOATS;
         int rc = file_read(im->file, off + 4 * at, piece, 4 * now);
@@ -68,8 +71,8 @@ static int check_floats(const struct imatrix *im, const char *name, uint64_t off
             return rc;
         for (uint64_t k = 0; k < now; k++)
             if (!(piece[k] >= 0.0f) || !isfinite(piece[k]))
-                return err(ERR_FORMAT, "%s: entry \"%.64s\": value %" PRIu64 " is %g, no mean square",
-                           file_path(im->file), name, at + k, (double)piece[k]);
+                return err(ERR_FORMAT, "%s: entry \"%s\": value %" PRIu64 " is %g, no mean square", file_path(im->file),
+                           gguf_parse_shown(name, strlen(name), shown), at + k, (double)piece[k]);
     }
     return 0;
 }
@@ -78,6 +81,7 @@ static int check_entries(struct imatrix *im)
 {
     float *piece = mem_alloc(PIECE_FLOATS * sizeof *piece, MEM_SCRATCH);
     const char *twice = NULL;
+    char shown[80];
     int rc = piece ? 0 : err(ERR_NOMEM, "%s: %zu bytes to read it", file_path(im->file), PIECE_FLOATS * sizeof *piece);
 
     for (uint64_t i = 0; i < im->n_entries && !rc; i++) {
@@ -90,7 +94,8 @@ static int check_entries(struct imatrix *im)
     if (!rc)
         rc = table_init(&im->by_name, im->entries, im->n_entries, sizeof *im->entries, &twice);
     if (!rc && twice)
-        rc = err(ERR_FORMAT, "%s: entry \"%.64s\" is there twice", file_path(im->file), twice);
+        rc = err(ERR_FORMAT, "%s: entry \"%s\" is there twice", file_path(im->file),
+                 gguf_parse_shown(twice, strlen(twice), shown));
     return rc;
 }
 
@@ -135,14 +140,15 @@ static int read_name(struct reader *r, char *buf, int32_t *n)
 static int read_entry(struct reader *r, char *name)
 {
     int32_t n_name, calls, n_values;
+    char shown[80];
     int rc;
 
     if ((rc = read_name(r, name, &n_name)) || (rc = read_i32(r, "calls of an entry", &calls)) ||
         (rc = read_i32(r, "size of an entry", &n_values)))
         return rc;
     if (n_values < 1 || (uint64_t)n_values > (r->end - r->off) / 4)
-        return err(ERR_FORMAT, "%s: entry \"%.64s\" has %" PRId32 " values, %" PRIu64 " bytes are left",
-                   file_path(r->im->file), name, n_values, r->end - r->off);
+        return err(ERR_FORMAT, "%s: entry \"%s\" has %" PRId32 " values, %" PRIu64 " bytes are left",
+                   file_path(r->im->file), gguf_parse_shown(name, strlen(name), shown), n_values, r->end - r->off);
     struct imatrix_entry e = {.off = r->off, .n_values = (uint64_t)n_values, .calls = calls > 0 ? (float)calls : 1.0f};
     r->off += 4 * e.n_values;
     return add_entry(r->im, name, (size_t)n_name, &e);
@@ -188,21 +194,23 @@ static int open_dat(struct imatrix *im)
 /* The counts that belong to a tensor of sums, checked. */
 static int add_sums(struct imatrix *im, const struct gguf *g, const struct gguf_tensor *sums, size_t n_name)
 {
-    char name[80];
+    char name[80], shown[80];
 
     memcpy(name, sums->name, n_name);
     memcpy(name + n_name, ".counts", sizeof ".counts"); /* shorter than ".in_sum2", and a name has 63 bytes at most */
     const struct gguf_tensor *counts = gguf_find_tensor(g, name);
     name[n_name] = '\0';
     if (!counts)
-        return err(ERR_FORMAT, "%s: \"%s\" has sums but no counts", file_path(im->file), name);
+        return err(ERR_FORMAT, "%s: \"%s\" has sums but no counts", file_path(im->file),
+                   gguf_parse_shown(name, strlen(name), shown));
     if (sums->type != QUANT_F32 || counts->type != QUANT_F32)
-        return err(ERR_FORMAT, "%s: \"%s\": sums and counts are not F32", file_path(im->file), name);
+        return err(ERR_FORMAT, "%s: \"%s\": sums and counts are not F32", file_path(im->file),
+                   gguf_parse_shown(name, strlen(name), shown));
     struct imatrix_entry e = {
         .off = sums->off, .n_values = sums->bytes / 4, .counts_off = counts->off, .n_counts = counts->bytes / 4};
     if (e.n_values % e.n_counts)
-        return err(ERR_FORMAT, "%s: \"%s\" has %" PRIu64 " sums and %" PRIu64 " counts", file_path(im->file), name,
-                   e.n_values, e.n_counts);
+        return err(ERR_FORMAT, "%s: \"%s\" has %" PRIu64 " sums and %" PRIu64 " counts", file_path(im->file),
+                   gguf_parse_shown(name, strlen(name), shown), e.n_values, e.n_counts);
     return add_entry(im, name, n_name, &e);
 }
 

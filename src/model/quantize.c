@@ -7,10 +7,12 @@
 #include "io/out.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/model/gguf_parse.h"
 #include "src/model/gguf_write.h"
 #include "src/model/imatrix.h"
 
 #include <assert.h>
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
@@ -84,10 +86,11 @@ static int find_entry(struct quantize *q, int i)
 
     if (!e || q->items[i].choice.is_kept)
         return 0;
+    char name[80];
     uint64_t have = imatrix_n_values(e), want = (uint64_t)t->ne[0] * (uint64_t)t->ne[2] * (uint64_t)t->ne[3];
     if (have != want && !strstr(t->name, "token_embd"))
         return err(ERR_FORMAT, "%s: entry \"%s\" has %" PRIu64 " values, the tensor %" PRIu64, q->args.imatrix_path,
-                   t->name, have, want);
+                   gguf_parse_shown(t->name, strlen(t->name), name), have, want);
     q->entries[i] = have == want ? e : NULL;
     q->items[i].is_weighted = have == want;
     return 0;
@@ -236,18 +239,19 @@ static int check_floats(const struct gguf_tensor *t, const float *x, int64_t fir
 {
     float peak = 0.0f;
     bool is_finite = true;
+    char name[80];
 
     for (int64_t k = 0; k < n; k++) {
         float a = fabsf(x[k]);
         peak = a > peak ? a : peak;
-        is_finite = is_finite && a <= 3.4e38f;
+        is_finite = is_finite && a <= FLT_MAX;
     }
     if (!is_finite)
-        return err(ERR_FORMAT, "tensor \"%s\": a NaN or an infinity among elements %" PRId64 " to %" PRId64, t->name,
-                   first, first + n - 1);
+        return err(ERR_FORMAT, "tensor \"%s\": a NaN or an infinity among elements %" PRId64 " to %" PRId64,
+                   gguf_parse_shown(t->name, strlen(t->name), name), first, first + n - 1);
     if (peak > HALF_MAX && type != QUANT_F32 && type != QUANT_BF16 && type != QUANT_MXFP4)
-        return err(ERR_LIMIT, "tensor \"%s\": %g is too large for %s, which holds halves; BF16 takes it", t->name,
-                   (double)peak, quant_info((int)type)->name);
+        return err(ERR_LIMIT, "tensor \"%s\": %g is too large for %s, which holds halves; BF16 takes it",
+                   gguf_parse_shown(t->name, strlen(t->name), name), (double)peak, quant_info((int)type)->name);
     return 0;
 }
 

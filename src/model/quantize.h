@@ -36,8 +36,8 @@ struct quantize_item {
     uint64_t bytes;   /* afterwards */
 };
 
-/* Choose all types and lay the result out; reads no data. ERR_FORMAT (metadata, an importance matrix of another shape), ERR_UNSUPPORTED
- * (a tensor whose type ferry cannot read), ERR_LIMIT, ERR_NOMEM. */
+/* Choose all types and lay the result out; reads no data. ERR_FORMAT (metadata, an importance matrix of another shape), ERR_LIMIT,
+ * ERR_NOMEM. */
 int quantize_make(const struct quantize_args *args, struct quantize **out);
 void quantize_free(struct quantize *q); /* takes NULL */
 
