@@ -22,7 +22,7 @@ typedef int32_t lane_mask __attribute__((vector_size(4 * LANES)));
 /* The entries are compiled twice, for any x86-64 and for vectors of 8 floats, and the loader picks one. Sanitizers do not
  * stand what picks. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define ENTRY __attribute__((target_clones("default", "avx2")))
 #else
 #define ENTRY
