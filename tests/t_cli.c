@@ -4,6 +4,7 @@
 
 #include <check.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -265,6 +266,64 @@ START_TEST(plan_describes_and_saves)
     ck_assert(says(errors, "1 MiB allowed"));
     ck_assert_int_eq(run("$F plan $M --save $T/none/p.json"), 1);
     ck_assert(says(errors, "none/p.json"));
+}
+END_TEST
+
+START_TEST(plan_of_a_shape_and_of_a_beginning)
+{
+    must_run("$F plan qwen3-30b-a3b --ram 8G --mem-rate 60G/s --disk 3.5G/s --cores 8 --vram 8G --gpu-rate 256G/s "
+             "--pcie 12G/s "
+             "--explain");
+    ck_assert(says(out, "8 of 128 experts"));
+    ck_assert(says(out, "expert slots"));
+    ck_assert(says(out, "at most")); /* nothing has been measured */
+    ck_assert(says(out, "--io mmap"));
+    ck_assert(says(out, "no CUDA back end in this build"));
+    ck_assert_int_eq(run("$F plan qwen4-30b"), 1);
+    ck_assert(says(errors, "qwen4-30b"));
+    /* enough of a file for its header, and less */
+    must_run("$F plan $M >$T/whole && head -c 20000 $M >$T/cut.gguf && $F plan $T/cut.gguf");
+    ck_assert(says(out, "dense weights"));
+    must_run("$F info $T/cut.gguf");
+    ck_assert(says(out, "only a beginning is here"));
+    must_run("$F info $T/cut.gguf --json");
+    ck_assert(says(out, "\"missing_bytes\""));
+    ck_assert_int_eq(run("head -c 300 $M >$T/cut.gguf && $F plan $T/cut.gguf"), 1);
+    ck_assert(says(errors, "300 bytes are here, at least"));
+    ck_assert_int_eq(run("$F run $T/cut.gguf -p x"), 1);
+}
+END_TEST
+
+/* One probe, and everybody uses it. On one core: the threads of two would wait for each other on a machine that is busy. */
+START_TEST(probed_rates_are_used_by_all)
+{
+    cpu_set_t all, one;
+    int cpu = 0;
+
+    ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    while (!CPU_ISSET(cpu, &all))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    must_run("head -c 2M /dev/zero >$T/disk; $F probe $T/disk --quiet");
+    ck_assert(says(out, "matmul by weight type"));
+    ck_assert(says(out, "in flight:"));
+    must_run("$F plan $M");
+    ck_assert(says(out, "decode      about"));
+    ck_assert(says(out, "prefill     about"));
+    must_run("$F run $M --raw -p hello -n 16 --temp 0 --stats");
+    ck_assert(says(errors, "predicted "));
+    must_run("$F bench $M -p 512 -n 8 -r 1 --ctx 520 --json -q");
+    ck_assert(says(out, "\"predicted_tokens_per_s\""));
+    ck_assert_ptr_null(strstr(out, "\"predicted_tokens_per_s\": null"));
+    must_run("$F plan $M --cores 64 --mem-rate 100G/s");
+    ck_assert(says(out, "decode      about"));
+    ck_assert_int_eq(run("echo '{' >$T/ferry/machine.json; $F run $M --raw -p hello -n 2"), 1);
+    ck_assert(says(errors, "machine.json"));
+    ck_assert(says(errors, "ferry probe writes it anew"));
+    must_run("rm $T/ferry/machine.json; $F run $M --raw -p hello -n 16 --temp 0 --stats");
+    ck_assert_ptr_null(strstr(errors, "predicted"));
 }
 END_TEST
 
@@ -572,6 +631,7 @@ int main(void)
     tcase_add_test(t, info_tells_sizes);
     tcase_add_test(t, info_hides_escapes_of_a_file_from_the_terminal);
     tcase_add_test(t, plan_describes_and_saves);
+    tcase_add_test(t, plan_of_a_shape_and_of_a_beginning);
     tcase_add_test(t, saved_plan_is_run);
     tcase_add_test(t, run_is_the_same_for_the_same_seed);
     tcase_add_test(t, full_context_is_told_with_numbers);
@@ -591,6 +651,11 @@ int main(void)
     tcase_add_test(t, no_memory_hangs_at_exit);
 #endif
     tcase_add_test(t, interrupt_keeps_what_was_said);
+    suite_add_tcase(s, t);
+    t = tcase_create("probe");
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 600);
+    tcase_add_test(t, probed_rates_are_used_by_all);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

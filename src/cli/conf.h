@@ -45,8 +45,10 @@ struct conf {
     /* bench */
     uint32_t bench_prompt, bench_generate, n_reps;
     /* a machine that is described, for plan */
-    double mem_bytes_per_s, disk_bytes_per_s;
+    double mem_bytes_per_s, disk_bytes_per_s, gpu_bytes_per_s, pcie_bytes_per_s, skew;
+    uint64_t vram_bytes;
     uint32_t n_cores;
+    bool explain;
     const char *save;
     /* quantize */
     const char *imatrix;

@@ -25,12 +25,15 @@ static const struct conf_command commands[] = {
      "ferry run model.gguf -p 'Why is the sky blue?' --temp 0 -n 200", 1, 1, cmd_run},
     {"plan", "what would go where, how fast, and why", "MODEL [options]",
      "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
-     "the model's header. The machine is this one, with the rates that ferry probe saved, unless options "
-     "describe another.",
-     "ferry plan model.gguf --ram 32G --mem-rate 60G/s --cores 8", 1, 1, cmd_plan},
+     "the model's header: the beginning of a download is enough, and MODEL may also be the name of a shape: "
+     "qwen3-30b-a3b, olmoe-1b-7b, mixtral-8x7b, gpt-oss-20b, gpt-oss-120b, small-qwen3moe. The machine is this "
+     "one, with the rates that ferry probe saved, unless options describe another.",
+     "ferry plan model.gguf --ram 8G --explain\nferry plan qwen3-30b-a3b --ram 32G --mem-rate 60G/s --cores 8", 1, 1,
+     cmd_plan},
     {"probe", "measure this machine", "[PATH] [options]",
-     "Measure memory, cores and, if a path is given, the disk that it lies on (a file is read past the page "
-     "cache; in a folder one of 512 MiB is made and deleted). The result is saved for ferry plan.",
+     "Measure memory, kernels and, if a path is given, the disk that it lies on (a file is read past the page "
+     "cache; in a folder one of 512 MiB is made and deleted). Takes some 15 seconds, and wants a machine that does "
+     "nothing else. The result is saved: plans of ferry plan, run, chat and bench predict with it.",
      "ferry probe model.gguf", 0, 1, cmd_probe},
     {"bench", "speed of prefill and decode", "MODEL [options]",
      "Measure the speed of a prompt (ppN) and of generated tokens (tgN), the bytes that moved, and the share of "
