@@ -89,6 +89,42 @@ void quant_from_float_mxfp4(const float *x, void *blocks, int64_t n)
     }
 }
 
+/* Codes at scale d; the weighted squared error. */
+static double mxfp4_codes(const float *x, const float *weights, float d, uint8_t *code)
+{
+    double sum = 0.0;
+    for (int k = 0; k < 32; k++) {
+        code[k] = nearest(x[k], d);
+        double e = (double)x[k] - (double)(d * (float)level[code[k]]);
+        sum += (double)weights[k] * e * e;
+    }
+    return sum;
+}
+
+/* The power of two of least weighted error: the package's, or one of its neighbours. */
+void quant_fit_mxfp4(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_mxfp4 *b = blocks;
+    uint8_t code[32], best_code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        quant_from_float_mxfp4(x, b, 32);
+        const int near[3] = {b->e, b->e - 1, b->e + 1}; /* of equal ones the package's */
+        double best = INFINITY;
+        for (int i = 0; i < 3; i++) {
+            if (near[i] < 0 || near[i] > 254)
+                continue;
+            double error = mxfp4_codes(x, weights, e8m0_half((uint8_t)near[i]), code);
+            if (error < best) {
+                best = error;
+                b->e = (uint8_t)near[i];
+                memcpy(best_code, code, sizeof code);
+            }
+        }
+        if (best < INFINITY)
+            q_nibbles_pack(best_code, b->qs);
+    }
+}
+
 /* The E4M3 nearest to half as much as a float scale. Its values grow with its code, so a search by bisection finds it. */
 static uint8_t ue4m3_of(float x)
 {

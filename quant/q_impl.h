@@ -10,7 +10,8 @@
 
 #define T(NAME, text, id, len, bytes, act, fn)                           \
     void quant_to_float_##fn(const void *blocks, float *out, int64_t n); \
-    void quant_from_float_##fn(const float *x, void *blocks, int64_t n);
+    void quant_from_float_##fn(const float *x, void *blocks, int64_t n); \
+    void quant_fit_##fn(const float *x, const float *weights, void *blocks, int64_t n);
 #include "quant/types.def"
 #undef T
 

@@ -5,6 +5,8 @@
 #include "quant/q_fit.h"
 #include "quant/q_impl.h"
 
+#include <stddef.h>
+
 static uint32_t word_of(const uint8_t *p)
 {
     uint32_t w;
@@ -157,25 +159,27 @@ void quant_to_float_iq4_xs(const void *blocks, float *out, int64_t n)
 
 static const struct q_levels iq4_levels = {16, 0, iq_grid_iq4_levels, 23.5f};
 
-void quant_from_float_iq4_nl(const float *x, void *blocks, int64_t n)
+void quant_fit_iq4_nl(const float *x, const float *weights, void *blocks, int64_t n)
 {
     struct block_iq4_nl *b = blocks;
     uint8_t code[32];
-    for (; n > 0; n -= 32, b++, x += 32) {
-        b->d = quant_f32_to_f16(q_fit_scale(&iq4_levels, x, 32));
-        float d = q_half(b->d), id = d == 0.0f ? 0.0f : 1.0f / d;
-        for (int k = 0; k < 32; k++)
-            code[k] = (uint8_t)q_fit_nearest(&iq4_levels, x[k] * id);
+    for (; n > 0; n -= 32, b++, x += 32, weights += weights ? 32 : 0) {
+        b->d = q_fit_block(&iq4_levels, x, weights, code);
         q_nibbles_pack(code, b->qs);
     }
 }
 
-void quant_from_float_iq4_xs(const float *x, void *blocks, int64_t n)
+void quant_from_float_iq4_nl(const float *x, void *blocks, int64_t n)
+{
+    quant_fit_iq4_nl(x, NULL, blocks, n);
+}
+
+void quant_fit_iq4_xs(const float *x, const float *weights, void *blocks, int64_t n)
 {
     struct block_iq4_xs *b = blocks;
     struct q_fit_signed fit = {.levels = &iq4_levels, .group_len = 32, .scale_lo = -32, .scale_hi = 31};
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_signed(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_signed(&fit, x, weights);
         b->d = fit.d;
         b->scales_h = 0;
         memset(b->scales_l, 0, sizeof b->scales_l);
@@ -186,4 +190,9 @@ void quant_from_float_iq4_xs(const float *x, void *blocks, int64_t n)
             q_nibbles_pack(fit.code + group * 32, b->qs + group * 16);
         }
     }
+}
+
+void quant_from_float_iq4_xs(const float *x, void *blocks, int64_t n)
+{
+    quant_fit_iq4_xs(x, NULL, blocks, n);
 }

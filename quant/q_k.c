@@ -4,6 +4,8 @@
 #include "quant/q_fit.h"
 #include "quant/q_impl.h"
 
+#include <stddef.h>
+
 void quant_to_float_q2_k(const void *blocks, float *out, int64_t n)
 {
     const struct block_q2_k *b = blocks;
@@ -89,12 +91,12 @@ void quant_to_float_q6_k(const void *blocks, float *out, int64_t n)
     }
 }
 
-void quant_from_float_q2_k(const float *x, void *blocks, int64_t n)
+void quant_fit_q2_k(const float *x, const float *weights, void *blocks, int64_t n)
 {
     struct block_q2_k *b = blocks;
     struct q_fit_min fit = {.top = 3, .group_len = 16, .scale_top = 15};
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_min(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_min(&fit, x, weights);
         b->d = fit.d;
         b->dmin = fit.dmin;
         for (int group = 0; group < 16; group++)
@@ -103,14 +105,14 @@ void quant_from_float_q2_k(const float *x, void *blocks, int64_t n)
     }
 }
 
-void quant_from_float_q3_k(const float *x, void *blocks, int64_t n)
+void quant_fit_q3_k(const float *x, const float *weights, void *blocks, int64_t n)
 {
     static const struct q_levels levels = {8, -4, NULL, 1.0f};
     struct block_q3_k *b = blocks;
     struct q_fit_signed fit = {.levels = &levels, .group_len = 16, .scale_lo = -32, .scale_hi = 31};
     uint8_t low[256];
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_signed(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_signed(&fit, x, weights);
         b->d = fit.d;
         memset(b->scales, 0, sizeof b->scales);
         memset(b->hmask, 0, sizeof b->hmask);
@@ -146,12 +148,12 @@ static void nibbles_pack_64(const uint8_t *code, uint8_t *qs)
     }
 }
 
-void quant_from_float_q4_k(const float *x, void *blocks, int64_t n)
+void quant_fit_q4_k(const float *x, const float *weights, void *blocks, int64_t n)
 {
     struct block_q4_k *b = blocks;
     struct q_fit_min fit = {.top = 15, .group_len = 32, .scale_top = 63};
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_min(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_min(&fit, x, weights);
         b->d = fit.d;
         b->dmin = fit.dmin;
         q4_k_scales_pack(&fit, b->scales);
@@ -159,12 +161,12 @@ void quant_from_float_q4_k(const float *x, void *blocks, int64_t n)
     }
 }
 
-void quant_from_float_q5_k(const float *x, void *blocks, int64_t n)
+void quant_fit_q5_k(const float *x, const float *weights, void *blocks, int64_t n)
 {
     struct block_q5_k *b = blocks;
     struct q_fit_min fit = {.top = 31, .group_len = 32, .scale_top = 63};
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_min(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_min(&fit, x, weights);
         b->d = fit.d;
         b->dmin = fit.dmin;
         q4_k_scales_pack(&fit, b->scales);
@@ -175,14 +177,14 @@ void quant_from_float_q5_k(const float *x, void *blocks, int64_t n)
     }
 }
 
-void quant_from_float_q6_k(const float *x, void *blocks, int64_t n)
+void quant_fit_q6_k(const float *x, const float *weights, void *blocks, int64_t n)
 {
     static const struct q_levels levels = {64, -32, NULL, 1.0f};
     struct block_q6_k *b = blocks;
     struct q_fit_signed fit = {.levels = &levels, .group_len = 16, .scale_lo = -128, .scale_hi = 127};
     uint8_t high[256];
-    for (; n > 0; n -= 256, b++, x += 256) {
-        q_fit_signed(&fit, x);
+    for (; n > 0; n -= 256, b++, x += 256, weights += weights ? 256 : 0) {
+        q_fit_signed(&fit, x, weights);
         b->d = fit.d;
         for (int group = 0; group < 16; group++)
             b->scales[group] = (int8_t)fit.scale[group];
@@ -194,3 +196,14 @@ void quant_from_float_q6_k(const float *x, void *blocks, int64_t n)
         q_crumbs_pack(high, b->qh);
     }
 }
+
+#define FROM_FLOAT(fn)                                                  \
+    void quant_from_float_##fn(const float *x, void *blocks, int64_t n) \
+    {                                                                   \
+        quant_fit_##fn(x, NULL, blocks, n);                             \
+    }
+FROM_FLOAT(q2_k)
+FROM_FLOAT(q3_k)
+FROM_FLOAT(q4_k)
+FROM_FLOAT(q5_k)
+FROM_FLOAT(q6_k)

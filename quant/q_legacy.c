@@ -1,9 +1,11 @@
 /* Floats, and the types of one half scale (and minimum) per 32 elements. The quantizers take the same steps in float32 as
- * those of the `gguf` package, so that both write the same bytes. */
+ * those of the `gguf` package, so that both write the same bytes; with weights (quant_fit_x) scales are searched for. */
 #include "quant/blocks.h"
+#include "quant/q_fit.h"
 #include "quant/q_impl.h"
 
 #include <math.h>
+#include <stddef.h>
 
 void quant_to_float_f32(const void *blocks, float *out, int64_t n)
 {
@@ -205,5 +207,49 @@ void quant_from_float_q8_0(const float *x, void *blocks, int64_t n)
         for (int k = 0; k < 32; k++) /* roundf: halves away from zero; the clamp is for NaN and overflowed scales */
             b->qs[k] = (int8_t)q_trunc_clamp(roundf(x[k] * id), -128, 127);
         b->d = quant_f32_to_f16(d);
+    }
+}
+
+static const struct q_levels levels_4 = {16, -8, NULL, 1.0f}, levels_5 = {32, -16, NULL, 1.0f};
+
+void quant_fit_q4_0(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_q4_0 *b = blocks;
+    uint8_t code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        b->d = q_fit_block(&levels_4, x, weights, code);
+        q_nibbles_pack(code, b->qs);
+    }
+}
+
+void quant_fit_q4_1(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_q4_1 *b = blocks;
+    uint8_t code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        b->d = q_fit_block_min(15, x, weights, code, &b->m);
+        q_nibbles_pack(code, b->qs);
+    }
+}
+
+void quant_fit_q5_0(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_q5_0 *b = blocks;
+    uint8_t code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        b->d = q_fit_block(&levels_5, x, weights, code);
+        q_nibbles_pack(code, b->qs);
+        fifth_bits_pack(code, b->qh);
+    }
+}
+
+void quant_fit_q5_1(const float *x, const float *weights, void *blocks, int64_t n)
+{
+    struct block_q5_1 *b = blocks;
+    uint8_t code[32];
+    for (; n > 0; n -= 32, b++, x += 32, weights += 32) {
+        b->d = q_fit_block_min(31, x, weights, code, &b->m);
+        q_nibbles_pack(code, b->qs);
+        fifth_bits_pack(code, b->qh);
     }
 }

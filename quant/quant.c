@@ -17,17 +17,34 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "blocks are read as li
 #define quant_from_float_iq2_s NULL
 #define quant_from_float_iq1_m NULL
 
+/* Types whose blocks leave nothing to weigh, or have no quantizer at all. */
+#define quant_fit_f32 NULL
+#define quant_fit_f16 NULL
+#define quant_fit_bf16 NULL
+#define quant_fit_q8_0 NULL
+#define quant_fit_iq2_xxs NULL
+#define quant_fit_iq2_xs NULL
+#define quant_fit_iq3_xxs NULL
+#define quant_fit_iq1_s NULL
+#define quant_fit_iq3_s NULL
+#define quant_fit_iq2_s NULL
+#define quant_fit_iq1_m NULL
+#define quant_fit_tq1_0 NULL
+#define quant_fit_tq2_0 NULL
+#define quant_fit_nvfp4 NULL
+
 /* Indexed by GGUF id; rows of ids without a type have no name. */
 static const struct quant_info table[QUANT_ID_END] = {
 #define T(NAME, text, id, len, bytes, act, fn) \
-    [QUANT_##NAME] = {text, QUANT_##NAME, len, bytes, QUANT_ACT_##act, quant_to_float_##fn, quant_from_float_##fn},
+    [QUANT_##NAME] = {                         \
+        text, QUANT_##NAME, len, bytes, QUANT_ACT_##act, quant_to_float_##fn, quant_from_float_##fn, quant_fit_##fn},
 #include "quant/types.def"
 #undef T
-    [QUANT_I8] = {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL},
-    [QUANT_I16] = {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL},
-    [QUANT_I32] = {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL},
-    [QUANT_I64] = {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
-    [QUANT_F64] = {"F64", QUANT_F64, 1, 8, QUANT_ACT_NONE, NULL, NULL},
+    [QUANT_I8] = {"I8", QUANT_I8, 1, 1, QUANT_ACT_NONE, NULL, NULL, NULL},
+    [QUANT_I16] = {"I16", QUANT_I16, 1, 2, QUANT_ACT_NONE, NULL, NULL, NULL},
+    [QUANT_I32] = {"I32", QUANT_I32, 1, 4, QUANT_ACT_NONE, NULL, NULL, NULL},
+    [QUANT_I64] = {"I64", QUANT_I64, 1, 8, QUANT_ACT_NONE, NULL, NULL, NULL},
+    [QUANT_F64] = {"F64", QUANT_F64, 1, 8, QUANT_ACT_NONE, NULL, NULL, NULL},
 };
 
 const struct quant_info *quant_info(int gguf_id)

@@ -40,6 +40,9 @@ struct quant_info {
      * NULL for IQ1, IQ2 and IQ3, whose code-books need activation statistics, and for I8..F64. NaN, infinities and floats
      * whose scale overflows a half give some blocks, no crash. */
     void (*from_float)(const float *x, void *blocks, int64_t n);
+    /* The same for the least squared error that counts by weights (n), all finite and not below 0. NULL where there is
+     * nothing to weigh, or no quantizer. */
+    void (*fit)(const float *x, const float *weights, void *blocks, int64_t n);
 };
 
 /* The row of a type; NULL for an id that ferry does not know. Static data, any thread. */

@@ -18,6 +18,7 @@
 #include "src/model/tok.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
+#include "src/plan/tune.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/sample.h"
@@ -111,10 +112,10 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
     return 0;
 }
 
-/* A saved plan's text, NUL-terminated; the caller frees. */
+/* The text of a saved plan or profile, NUL-terminated; the caller frees. */
 static int read_text(const char *path, char **out)
 {
-    const uint64_t max_bytes = 1 << 20; /* a plan is a few KiB */
+    const uint64_t max_bytes = 1 << 20; /* they have a few KiB */
     struct file *f = NULL;
     int rc = file_open(path, NULL, &f);
     if (rc < 0)
@@ -122,8 +123,8 @@ static int read_text(const char *path, char **out)
     uint64_t bytes = file_identity(f)->bytes;
     char *text = bytes <= max_bytes ? mem_alloc(bytes + 1, MEM_OTHER) : NULL;
     if (!text)
-        rc = err(bytes <= max_bytes ? ERR_NOMEM : ERR_LIMIT, "%s: %" PRIu64 " bytes are too many for a plan", path,
-                 bytes);
+        rc = err(bytes <= max_bytes ? ERR_NOMEM : ERR_LIMIT,
+                 "%s: %" PRIu64 " bytes are too many for a plan or a profile", path, bytes);
     else
         rc = file_read(f, 0, text, bytes);
     file_close(f);
@@ -141,6 +142,17 @@ static struct plan_in plan_inputs(const struct ferry_engine *e, const struct pla
     return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
 }
 
+static int take_profile(struct ferry_engine *e, const char *path)
+{
+    char *text = NULL;
+    int rc = read_text(path, &text);
+    if (rc < 0)
+        return rc;
+    rc = machine_take_rates(text, e->model->path, &e->machine);
+    mem_free(text);
+    return rc < 0 ? err(rc, "%s: %s (ferry probe writes it anew)", path, err_text()) : 0;
+}
+
 static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     struct plan_opts opts;
@@ -153,6 +165,10 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
     while (!cpu_isa_has(*isa))
         isa++;
     strcpy(e->machine.isa, *isa);
+    if (o->profile_path)
+        rc = take_profile(e, o->profile_path);
+    if (rc < 0)
+        return rc;
     struct plan_in in = plan_inputs(e, &opts);
     if (!o->plan_path)
         return plan_make(&in, &e->plan);
@@ -259,7 +275,10 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
                                .resident_bytes = st.resident_bytes,
                                .bos = e->tok ? tok_bos(e->tok) : -1,
                                .eos = e->tok ? tok_eos(e->tok) : -1,
-                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL};
+                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                               .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
+                               .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
+                               .is_measured = plan_is_measured(&e->plan, &e->machine)};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
@@ -567,4 +586,21 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .expert_misses = st.n_expert_misses,
                                 .hint_reads = st.n_hint_reads,
                                 .hint_hits = st.n_hint_hits};
+}
+
+const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,
+                                 const struct ferry_stats *to, char *buf, size_t buf_bytes)
+{
+    const struct ferry_engine *e = fs->engine;
+    const struct tune_seen seen = {.n_tok = to->n_generated - from->n_generated,
+                                   .ns = to->generate_ns - from->generate_ns,
+                                   .disk_bytes = to->disk_bytes - from->disk_bytes,
+                                   .disk_wait_ns = to->disk_wait_ns - from->disk_wait_ns};
+    struct tune t;
+
+    buf[0] = '\0';
+    if (!plan_is_measured(&e->plan, &e->machine))
+        return buf;
+    tune_compare(&e->plan, &seen, &t);
+    return tune_text(&e->plan, &t, buf, buf_bytes);
 }

@@ -61,6 +61,8 @@ struct ferry_engine_opts {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
+    const char
+        *profile_path; /* rates of this machine that `ferry probe` saved, for predictions; NULL: none are known */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
@@ -81,6 +83,10 @@ struct ferry_info {
     uint64_t file_bytes, resident_bytes; /* of the model; held in memory by ferry for weights */
     int32_t bos, eos;                    /* -1: none */
     bool has_chat_template;
+    /* By the plan; 0: not known. Prefill: of a prompt of 512 tokens. is_measured: from rates of kernels that probe measured;
+     * otherwise decode is the most that memory allows. */
+    double predicted_prefill_tok_per_s, predicted_decode_tok_per_s;
+    bool is_measured;
 };
 
 /* Facts about an open engine; strings are views until close. */
@@ -188,6 +194,11 @@ struct ferry_stats {
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
+
+/* How what was generated between two readings of a session's statistics compares with the plan's prediction, and which rate was
+ * off: one line into buf; "" when nothing was predicted or generated. Prompts may not have run in between. Returns buf. */
+const char *ferry_session_review(const struct ferry_session *session, const struct ferry_stats *from,
+                                 const struct ferry_stats *to, char *buf, size_t buf_bytes);
 
 #ifdef __cplusplus
 }

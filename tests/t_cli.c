@@ -4,6 +4,7 @@
 
 #include <check.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 #define TINY TEST_DATA_DIR "/cli/tiny.gguf"
 enum { TINY_VOCAB = 260, MAX_OUT = 1 << 20 };
 
-static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize"};
+static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize", "quantize"};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static char folder[] = TEST_BUILD_DIR "/t_cli-XXXXXX";
@@ -152,6 +153,10 @@ static const struct {
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
     {"$F batch x", "no subcommand \"batch\""},
+    {"$F quantize", "wants a model"},
+    {"$F quantize $M $T/q.gguf", "IN OUT TYPE"},
+    {"$F quantize $M $T/q.gguf Q9", "knows no type \"Q9\""},
+    {"$F quantize $M $T/q.gguf Q8_0 2", "one word too many"},
 };
 
 START_TEST(wrong_usage_is_2_and_says_what)
@@ -166,10 +171,16 @@ END_TEST
 START_TEST(missing_file_is_1_and_named)
 {
     static const char *const lines[] = {
-        "$F chat $T/no.gguf",     "$F run $T/no.gguf -p x",
-        "$F plan $T/no.gguf",     "$F probe $T/no.gguf --quiet",
-        "$F bench $T/no.gguf -q", "$F eval $T/no.gguf --tokens 1 --logits $T/l",
-        "$F info $T/no.gguf",     "$F tokenize $T/no.gguf </dev/null",
+        "$F chat $T/no.gguf",
+        "$F run $T/no.gguf -p x",
+        "$F plan $T/no.gguf",
+        "$F probe $T/no.gguf --quiet",
+        "$F bench $T/no.gguf -q",
+        "$F eval $T/no.gguf --tokens 1 --logits $T/l",
+        "$F info $T/no.gguf",
+        "$F tokenize $T/no.gguf </dev/null",
+        "$F quantize $T/no.gguf $T/q.gguf Q8_0",
+        "$F quantize $M $T/q.gguf Q8_0 --imatrix $T/no.gguf",
     };
 
     ck_assert_int_eq(run(lines[_i]), 1);
@@ -255,6 +266,64 @@ START_TEST(plan_describes_and_saves)
     ck_assert(says(errors, "1 MiB allowed"));
     ck_assert_int_eq(run("$F plan $M --save $T/none/p.json"), 1);
     ck_assert(says(errors, "none/p.json"));
+}
+END_TEST
+
+START_TEST(plan_of_a_shape_and_of_a_beginning)
+{
+    must_run("$F plan qwen3-30b-a3b --ram 8G --mem-rate 60G/s --disk 3.5G/s --cores 8 --vram 8G --gpu-rate 256G/s "
+             "--pcie 12G/s "
+             "--explain");
+    ck_assert(says(out, "8 of 128 experts"));
+    ck_assert(says(out, "expert slots"));
+    ck_assert(says(out, "at most")); /* nothing has been measured */
+    ck_assert(says(out, "--io mmap"));
+    ck_assert(says(out, "no CUDA back end in this build"));
+    ck_assert_int_eq(run("$F plan qwen4-30b"), 1);
+    ck_assert(says(errors, "qwen4-30b"));
+    /* enough of a file for its header, and less */
+    must_run("$F plan $M >$T/whole && head -c 20000 $M >$T/cut.gguf && $F plan $T/cut.gguf");
+    ck_assert(says(out, "dense weights"));
+    must_run("$F info $T/cut.gguf");
+    ck_assert(says(out, "only a beginning is here"));
+    must_run("$F info $T/cut.gguf --json");
+    ck_assert(says(out, "\"missing_bytes\""));
+    ck_assert_int_eq(run("head -c 300 $M >$T/cut.gguf && $F plan $T/cut.gguf"), 1);
+    ck_assert(says(errors, "300 bytes are here, at least"));
+    ck_assert_int_eq(run("$F run $T/cut.gguf -p x"), 1);
+}
+END_TEST
+
+/* One probe, and everybody uses it. On one core: the threads of two would wait for each other on a machine that is busy. */
+START_TEST(probed_rates_are_used_by_all)
+{
+    cpu_set_t all, one;
+    int cpu = 0;
+
+    ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    while (!CPU_ISSET(cpu, &all))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    must_run("head -c 2M /dev/zero >$T/disk; $F probe $T/disk --quiet");
+    ck_assert(says(out, "matmul by weight type"));
+    ck_assert(says(out, "in flight:"));
+    must_run("$F plan $M");
+    ck_assert(says(out, "decode      about"));
+    ck_assert(says(out, "prefill     about"));
+    must_run("$F run $M --raw -p hello -n 16 --temp 0 --stats");
+    ck_assert(says(errors, "predicted "));
+    must_run("$F bench $M -p 512 -n 8 -r 1 --ctx 520 --json -q");
+    ck_assert(says(out, "\"predicted_tokens_per_s\""));
+    ck_assert_ptr_null(strstr(out, "\"predicted_tokens_per_s\": null"));
+    must_run("$F plan $M --cores 64 --mem-rate 100G/s");
+    ck_assert(says(out, "decode      about"));
+    ck_assert_int_eq(run("echo '{' >$T/ferry/machine.json; $F run $M --raw -p hello -n 2"), 1);
+    ck_assert(says(errors, "machine.json"));
+    ck_assert(says(errors, "ferry probe writes it anew"));
+    must_run("rm $T/ferry/machine.json; $F run $M --raw -p hello -n 16 --temp 0 --stats");
+    ck_assert_ptr_null(strstr(errors, "predicted"));
 }
 END_TEST
 
@@ -491,6 +560,59 @@ START_TEST(interrupt_keeps_what_was_said)
 }
 END_TEST
 
+/* ---- quantize ---- */
+
+START_TEST(quantized_file_does_not_run)
+{
+    must_run("$F quantize $M $T/f.gguf F16 2>&1");
+    ck_assert(says(out, "already quantized (Q8_0)"));
+    ck_assert(says(out, "1 file in"));
+    must_run("$F quantize $T/f.gguf $T/q.gguf q5_0 --quiet");
+    ck_assert_str_eq(out, "");
+    ck_assert_str_eq(errors, "");
+    must_run("$F info $T/q.gguf --json");
+    ck_assert(says(out, "\"Q5_0\""));
+    must_run("$F run $T/q.gguf -p hello --temp 0 -n 4 --raw");
+    must_run("$F quantize $T/f.gguf $T/s.gguf Q8_0 --split 12K --json");
+    ck_assert(says(out, "\"type\": \"Q8_0\""));
+    must_run("for f in $T/s-00001-of-0000*.gguf; do $F run $f -p hello --temp 0 -n 4 --raw; done");
+    must_run("$F run $M -p hello --temp 0 -n 4 --raw >$T/want; for f in $T/s-00001-of-0000*.gguf; do "
+             "$F run $f -p hello --temp 0 -n 4 --raw; done | cmp - $T/want"); /* Q8_0 to F16 and back loses nothing */
+}
+END_TEST
+
+START_TEST(dry_run_writes_or_lies)
+{
+    char size[32];
+
+    must_run("$F quantize $M --dry-run");
+    ck_assert(says(out, "Q4_K_M"));
+    ck_assert(says(out, "IQ4_XS"));
+    must_run("$F quantize $M $T/dry.gguf Q4_0 --dry-run --verbose 2>&1");
+    ck_assert(says(out, "blk.0.attn_q.weight"));
+    ck_assert_int_eq(run("test -e $T/dry.gguf"), 1);
+    must_run("$F quantize $M Q4_0 --dry-run --json | sed -n 's/.*\"bytes\": \\([0-9]*\\),.*/\\1/p' | head -1");
+    snprintf(size, sizeof size, "%.31s", out);
+    must_run("$F quantize $M $T/q4.gguf Q4_0 -q; stat -c %s $T/q4.gguf");
+    ck_assert_str_eq(out, size);
+}
+END_TEST
+
+START_TEST(failed_quantization_leaves_or_takes_files)
+{
+    ck_assert_int_eq(run("cp $M $T/same.gguf; $F quantize $T/same.gguf $T/same.gguf Q4_0"), 1);
+    ck_assert(says(errors, "is the input"));
+    must_run("cmp $M $T/same.gguf");
+    /* A limit on sizes stands in for a full disk: the write past it fails. */
+    ck_assert_int_eq(
+        run("mkdir $T/d; echo old >$T/d/o.gguf; (trap '' XFSZ; ulimit -f 4; exec $F quantize $M $T/d/o.gguf F16)"), 1);
+    ck_assert(says(errors, "o.gguf"));
+    ck_assert(says(errors, "File too large"));
+    must_run("cat $T/d/o.gguf; ls -A $T/d | wc -l");
+    ck_assert_str_eq(out, "old\n1\n");
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("cli");
@@ -503,12 +625,13 @@ int main(void)
     tcase_add_test(t, page_and_completion_know_every_option);
     tcase_add_test(t, completion_is_bash_and_completes);
     tcase_add_loop_test(t, wrong_usage_is_2_and_says_what, 0, (int)(sizeof wrong / sizeof *wrong));
-    tcase_add_loop_test(t, missing_file_is_1_and_named, 0, 8);
+    tcase_add_loop_test(t, missing_file_is_1_and_named, 0, 10);
     tcase_add_loop_test(t, every_option_of_the_table_is_taken, 0, N_COMMANDS);
     tcase_add_test(t, tokenize_goes_there_and_back);
     tcase_add_test(t, info_tells_sizes);
     tcase_add_test(t, info_hides_escapes_of_a_file_from_the_terminal);
     tcase_add_test(t, plan_describes_and_saves);
+    tcase_add_test(t, plan_of_a_shape_and_of_a_beginning);
     tcase_add_test(t, saved_plan_is_run);
     tcase_add_test(t, run_is_the_same_for_the_same_seed);
     tcase_add_test(t, full_context_is_told_with_numbers);
@@ -521,10 +644,18 @@ int main(void)
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
     tcase_add_test(t, prompt_is_cut_at_a_zero_byte);
     tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
+    tcase_add_test(t, quantized_file_does_not_run);
+    tcase_add_test(t, dry_run_writes_or_lies);
+    tcase_add_test(t, failed_quantization_leaves_or_takes_files);
 #ifndef HAVE_ASAN
     tcase_add_test(t, no_memory_hangs_at_exit);
 #endif
     tcase_add_test(t, interrupt_keeps_what_was_said);
+    suite_add_tcase(s, t);
+    t = tcase_create("probe");
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 600);
+    tcase_add_test(t, probed_rates_are_used_by_all);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

@@ -17,6 +17,7 @@ static const struct conf_command commands[] = {
     {"probe", "measure", "[PATH]", "About.", "ferry probe", 0, 1, NULL},
     {"info", "facts", "MODEL", "About.", "ferry info m", 1, 1, NULL},
     {"tokenize", "ids", "MODEL", "About.", "ferry tokenize m", 1, 1, NULL},
+    {"quantize", "smaller", "IN OUT TYPE", "About.", "ferry quantize m n Q8_0", 1, 3, NULL},
     {NULL, NULL, NULL, NULL, NULL, 0, 0, NULL},
 };
 
@@ -204,6 +205,18 @@ static bool is_command(const char *name, size_t n)
     return false;
 }
 
+START_TEST(words_reach_their_fields)
+{
+    ck_assert_int_eq(parse("quantize a --threads 2 b Q8_0"), 0);
+    ck_assert_str_eq(conf.model, "a");
+    ck_assert_str_eq(conf.words[0], "b");
+    ck_assert_str_eq(conf.words[1], "Q8_0");
+    ck_assert_int_eq(parse("quantize a"), 0);
+    ck_assert_ptr_null(conf.words[0]);
+    ck_assert_int_eq(parse("quantize a b c d"), ERR_ARG);
+}
+END_TEST
+
 START_TEST(every_row_of_the_table_is_whole_and_known_once)
 {
     for (const struct conf_option *o = conf_options; o->name; o++) {
@@ -262,6 +275,7 @@ int main(void)
     tcase_add_test(t, help_is_found_wherever_it_stands);
     tcase_add_test(t, folders_follow_the_environment);
     tcase_add_test(t, no_memory_leaks_nothing);
+    tcase_add_test(t, words_reach_their_fields);
     tcase_add_test(t, every_row_of_the_table_is_whole_and_known_once);
     tcase_add_test(t, help_fits_the_screen);
     suite_add_tcase(s, t);

@@ -3,6 +3,7 @@
 #include "src/base/err.h"
 #include "tests/gguf_maker.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -602,6 +603,69 @@ START_TEST(every_read_may_fail_without_leaking)
 }
 END_TEST
 
+START_TEST(head_of_a_file_is_enough)
+{
+    struct maker m;
+    struct bytes whole;
+    struct gguf *g = NULL, *head = NULL;
+    uint64_t header_bytes;
+
+    maker_init(&m);
+    maker_finish(&m, &whole);
+    ck_assert_int_eq(maker_open_bytes(&whole, &g), 0);
+    header_bytes = gguf_header_bytes(g);
+    for (size_t n = 0; n <= whole.n; n++) {
+        struct memfiles files = {0};
+        struct file_ops ops = memfile_ops(&files);
+        uint64_t live_bytes = maker_live_bytes();
+        memfile_add(&files, "m.gguf", whole.p, n);
+        int rc = gguf_open_head("m.gguf", &ops, &head);
+        ck_assert_int_eq(rc, n < header_bytes ? ERR_FORMAT : 0);
+        ck_assert_int_eq(files.n_open, 0);
+        if (rc) {
+            uint64_t here, needed;
+            const char *at = strstr(err_text(), "the header is cut: ");
+            ck_assert_msg(at != NULL, "%s", err_text());
+            ck_assert_int_eq(
+                sscanf(at, "the header is cut: %" SCNu64 " bytes are here, at least %" SCNu64, &here, &needed), 2);
+            ck_assert_uint_eq(here, n);
+            ck_assert_uint_gt(needed, n);
+            ck_assert_uint_le(needed, header_bytes);
+        } else {
+            ck_assert_int_eq(gguf_n_tensors(head), 2);
+            ck_assert_uint_eq(gguf_tensor(head, 1)->off, gguf_tensor(g, 1)->off);
+            ck_assert_uint_eq(gguf_part(head, 0)->end_bytes, gguf_tensor(g, 1)->off + 2 * 34);
+            gguf_close(head);
+        }
+        ck_assert_uint_eq(maker_live_bytes(), live_bytes);
+        /* the whole is wanted otherwise */
+        if (n < whole.n) {
+            struct bytes cut = whole;
+            cut.n = n;
+            ck_assert_int_eq(maker_open_bytes(&cut, &head), ERR_FORMAT);
+        }
+    }
+    gguf_close(g);
+}
+END_TEST
+
+START_TEST(head_that_lies_is_refused)
+{
+    struct maker m;
+    struct bytes b;
+    struct memfiles files = {0};
+    struct file_ops ops = memfile_ops(&files);
+    struct gguf *g = NULL;
+
+    maker_init(&m);
+    maker_tensor(&m, "z.weight", QUANT_F32, 32, 1, UINT64_MAX - 31); /* past what offsets can be */
+    maker_finish(&m, &b);
+    memfile_add(&files, "m.gguf", b.p, b.n);
+    ck_assert_int_eq(gguf_open_head("m.gguf", &ops, &g), ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "z.weight"));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("gguf");
@@ -609,6 +673,8 @@ int main(void)
     int n_failed;
 
     tcase_add_test(tc, every_value_type_is_read);
+    tcase_add_test(tc, head_of_a_file_is_enough);
+    tcase_add_test(tc, head_that_lies_is_refused);
     tcase_add_test(tc, every_array_type_is_read);
     tcase_add_test(tc, keys_are_walked_in_the_order_of_the_file);
     tcase_add_test(tc, missing_key_is_told_from_wrong_type);

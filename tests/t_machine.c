@@ -224,8 +224,7 @@ END_TEST
 START_TEST(disk_rate_is_measured_on_file_and_folder)
 {
     char path[512], *big = calloc(1, 3 * MIB);
-    double rate = 0;
-    bool direct;
+    struct machine_disk disk;
     int n_left = 0;
 
     snprintf(path, sizeof path, "%s/file", root);
@@ -234,14 +233,23 @@ START_TEST(disk_rate_is_measured_on_file_and_folder)
     ck_assert_uint_eq(fwrite(big, 1, 3 * MIB, f), 3 * MIB);
     fclose(f);
     free(big);
-    ck_assert_msg(machine_disk_rate(path, &rate, &direct) == 0, "%s", err_text());
-    ck_assert_double_gt(rate, 1e6);
+    ck_assert_msg(machine_disk_measure(path, &disk) == 0, "%s", err_text());
+    ck_assert_int_gt(disk.n_rates, 4);
+    for (int i = 0; i < disk.n_rates; i++)
+        ck_assert_double_gt(disk.rates[i].bytes_per_s, 1e6);
+    char id[40];
+    ck_assert_int_eq(machine_disk_id(root, id), 0);
+    ck_assert_str_eq(disk.id, id);
     ck_assert_int_eq(truncate(path, 1000), 0);
-    ck_assert_int_eq(machine_disk_rate(path, &rate, &direct), ERR_ARG);
+    ck_assert_int_eq(machine_disk_measure(path, &disk), ERR_ARG);
     ck_assert_ptr_nonnull(strstr(err_text(), "1000 bytes"));
+    mem_fail_nth(1);
+    ck_assert_int_eq(truncate(path, (off_t)(2 * MIB)), 0);
+    ck_assert_int_eq(machine_disk_measure(path, &disk), ERR_NOMEM);
+    mem_fail_nth(0);
     unlink(path);
-    ck_assert_int_eq(machine_disk_rate(path, &rate, &direct), ERR_IO);
-    ck_assert_int_eq(machine_disk_rate("/dev/null", &rate, &direct), ERR_ARG);
+    ck_assert_int_eq(machine_disk_measure(path, &disk), ERR_IO);
+    ck_assert_int_eq(machine_disk_measure("/dev/null", &disk), ERR_ARG);
     DIR *d = opendir(root);
     for (struct dirent *e; (e = readdir(d));)
         n_left += e->d_name[0] != '.' || strlen(e->d_name) > 2;
@@ -265,7 +273,17 @@ static struct machine invented(void)
                         .memlock_bytes = 8 * MIB,
                         .has_uring = true,
                         .mem_bytes_per_s = 61234567890.125,
-                        .disk_bytes_per_s = 3.5e9};
+                        .disk_bytes_per_s = 3.5e9,
+                        .n_mem = 2,
+                        .mem = {{1, 20e9}, {8, 61234567890.125}},
+                        .run_s = 5e-6,
+                        .disk = -1};
+    m.kernels[QUANT_Q4_K] = (struct machine_kernel){40e9, 600e9, 900e9};
+    m.kernels[QUANT_NVFP4] = (struct machine_kernel){1, 2, 3};
+    m.ops[OP_ATTENTION] = (struct machine_op){1e-6, 2.5e-11};
+    const struct machine_disk disk = {
+        .id = "ef53-1", .is_direct = true, .n_rates = 3, .rates = {{MIB, 1, 1e9}, {MIB, 9, 3e9}, {128 * KIB, 4, 5e8}}};
+    machine_disk_put(&m, &disk);
     machine_identify(&m);
     return m;
 }
@@ -284,6 +302,15 @@ START_TEST(profile_comes_back_whole)
     ck_assert(back.has_uring);
     ck_assert_double_eq(back.mem_bytes_per_s, m.mem_bytes_per_s);
     ck_assert_uint_eq(back.identity, m.identity);
+    ck_assert_int_eq(back.n_mem, 2);
+    ck_assert_int_eq(memcmp(back.kernels, m.kernels, sizeof m.kernels), 0);
+    ck_assert_int_eq(memcmp(back.ops, m.ops, sizeof m.ops), 0);
+    ck_assert_double_eq(back.run_s, 5e-6);
+    ck_assert_int_eq(back.n_disks, 1);
+    ck_assert_str_eq(back.disks[0].id, "ef53-1");
+    ck_assert(back.disks[0].is_direct);
+    ck_assert_int_eq(back.disks[0].n_rates, 3);
+    ck_assert_double_eq(back.disks[0].rates[1].bytes_per_s, 3e9);
     mem_free(text);
 }
 END_TEST
@@ -309,6 +336,75 @@ START_TEST(bad_profile_names_its_field)
     ck_assert_int_eq(machine_to_json(&m, &text), ERR_NOMEM);
     ck_assert_ptr_null(text);
     mem_fail_nth(0);
+}
+END_TEST
+
+START_TEST(rates_lie_between_what_was_measured)
+{
+    struct machine m = invented();
+
+    ck_assert_double_eq(machine_mem_at(&m, 1), 20e9);
+    ck_assert_double_eq_tol(machine_mem_at(&m, 2), 20e9 + (61234567890.125 - 20e9) / 7, 1);
+    ck_assert_double_eq(machine_mem_at(&m, 64), 61234567890.125);
+    m.n_mem = 0;
+    ck_assert_double_eq(machine_mem_at(&m, 1), 61234567890.125);
+    ck_assert_double_eq(m.disk_bytes_per_s, 3e9); /* the best there is */
+    ck_assert_double_eq(machine_disk_at(&m, 2 * MIB, 1), 1e9);
+    ck_assert_double_eq(machine_disk_at(&m, 900000, 5), 2e9);
+    ck_assert_double_eq(machine_disk_at(&m, 900000, 100), 3e9);
+    ck_assert_double_eq(machine_disk_at(&m, 4096, 1), 5e8);
+    machine_disk_use(&m, "another");
+    ck_assert_double_eq(machine_disk_at(&m, MIB, 1), 0);
+    m.disk_bytes_per_s = 7e8; /* as described */
+    ck_assert_double_eq(machine_disk_at(&m, MIB, 32), 7e8);
+}
+END_TEST
+
+START_TEST(oldest_disk_makes_room_for_a_new_one)
+{
+    struct machine m = invented();
+    struct machine_disk disk = {.n_rates = 1, .rates = {{MIB, 1, 1e9}}};
+
+    for (int i = 0; i < MACHINE_MAX_DISK; i++) {
+        snprintf(disk.id, sizeof disk.id, "new-%d", i);
+        disk.rates[0].bytes_per_s = 1e9 * (i + 1);
+        machine_disk_put(&m, &disk);
+        machine_disk_put(&m, &disk); /* the same again takes no room */
+        ck_assert_double_eq(m.disk_bytes_per_s, 1e9 * (i + 1));
+    }
+    ck_assert_int_eq(m.n_disks, MACHINE_MAX_DISK);
+    ck_assert_str_eq(m.disks[0].id, "new-0");
+    ck_assert_str_eq(m.disks[m.disk].id, "new-3");
+}
+END_TEST
+
+START_TEST(profile_of_another_machine_is_not_taken)
+{
+    struct machine m = invented(), other = {.cpu_name = "another", .n_cores = 8, .ram_total_bytes = GIB, .disk = -1};
+    struct machine_disk here = {.n_rates = 1, .rates = {{MIB, 1, 9e8}}};
+    char *text;
+
+    ck_assert_int_eq(machine_disk_id(root, here.id), 0);
+    machine_disk_put(&m, &here);
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    machine_identify(&other);
+    ck_assert_int_eq(machine_take_rates(text, root, &other), 0);
+    ck_assert_double_eq(other.mem_bytes_per_s, 0);
+    /* the same machine takes all, and the disk that the file is on; other kernels than those measured have other rates */
+    struct machine same = {.n_cores = 8, .ram_total_bytes = 64 * GIB, .isa = "avx2", .disk = -1};
+    memcpy(same.cpu_name, m.cpu_name, sizeof same.cpu_name);
+    machine_identify(&same);
+    struct machine masked = same;
+    snprintf(masked.isa, sizeof masked.isa, "ref");
+    ck_assert_int_eq(machine_take_rates(text, root, &same), 0);
+    ck_assert(machine_has_kernels(&same));
+    ck_assert_double_eq(same.mem_bytes_per_s, m.mem_bytes_per_s);
+    ck_assert_double_eq(same.disk_bytes_per_s, 9e8);
+    ck_assert_int_eq(machine_take_rates(text, "/proc", &masked), 0);
+    ck_assert(!machine_has_kernels(&masked));
+    ck_assert_double_eq(masked.disk_bytes_per_s, 0);
+    ck_assert_int_eq(machine_take_rates("{", root, &same), ERR_FORMAT);
+    mem_free(text);
 }
 END_TEST
 
@@ -346,6 +442,9 @@ int main(void)
     tcase_add_test(t, disk_rate_is_measured_on_file_and_folder);
     tcase_add_test(t, profile_comes_back_whole);
     tcase_add_test(t, bad_profile_names_its_field);
+    tcase_add_test(t, rates_lie_between_what_was_measured);
+    tcase_add_test(t, oldest_disk_makes_room_for_a_new_one);
+    tcase_add_test(t, profile_of_another_machine_is_not_taken);
     tcase_add_test(t, identity_is_of_the_machine_not_of_its_rates);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

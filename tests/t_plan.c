@@ -368,7 +368,7 @@ START_TEST(speed_is_bytes_over_rate)
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_double_eq(p.decode_tok_per_s, 0);
     ck_assert_double_eq(p.load_s, 0);
-    ck_assert(explains(&p, "the rate of memory is not known"));
+    ck_assert(explains(&p, "decode      not known: the rate of memory"));
 }
 END_TEST
 
@@ -511,6 +511,8 @@ static const struct {
     {"kv_type", "\"q4_0\"", "\"q4_0\""},
     {"io", "\"auto\"", "\"auto\""},
     {"prefill", "null", "missing"},
+    {"router_skew", "-1", "\"router_skew\""},
+    {"router_skew", "\"much\"", "\"router_skew\""},
     {"isa", "7", "\"isa\""},
     {"isa", "\"0123456789abcdef\"", "\"isa\""},
     {"pin", "1", "\"pin\""},

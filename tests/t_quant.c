@@ -351,6 +351,68 @@ START_TEST(quantizer_worse_than_plain_rounding)
 }
 END_TEST
 
+static double weighted_error(const float *x, const float *y, const float *weights, int n)
+{
+    double sum = 0.0;
+    for (int k = 0; k < n; k++)
+        sum += (double)weights[k] * ((double)y[k] - (double)x[k]) * ((double)y[k] - (double)x[k]);
+    return sum;
+}
+
+/* What counts more has to come out closer than where all count alike. */
+START_TEST(weights_do_not_help)
+{
+    const struct quant_info *info = quant_info(rows[_i].id);
+    enum { N = 64 * 256 };
+    if (!info->fit)
+        return;
+    float *x = malloc(N * sizeof *x), *back = malloc(N * sizeof *back), *weights = malloc(N * sizeof *weights);
+    void *blocks = malloc(quant_row_bytes(info->type, N));
+    uint64_t seed = 17;
+    random_floats(x, N, 13);
+    for (int k = 0; k < N; k++) /* a few columns that carry nearly all, as activations have */
+        weights[k] = next_word(&seed) % 16 == 0 ? 100.0f : 0.5f + (float)(next_word(&seed) % 8) / 8;
+    info->from_float(x, blocks, N);
+    info->to_float(blocks, back, N);
+    double even = weighted_error(x, back, weights, N);
+    info->fit(x, weights, blocks, N);
+    info->to_float(blocks, back, N);
+    double fitted = weighted_error(x, back, weights, N);
+    ck_assert_msg(fitted < even, "%s: weighted error %g, without weights %g", info->name, fitted, even);
+    free(blocks);
+    free(weights);
+    free(back);
+    free(x);
+}
+END_TEST
+
+/* Only weights' ratios count, and of none all count alike. */
+START_TEST(size_of_weights_matters)
+{
+    const struct quant_info *info = quant_info(rows[_i].id);
+    static const float sizes[] = {1.0f, 0x1p90f, 0x1p-90f, 0.0f};
+    float x[512], weights[512];
+    uint8_t want[2048], got[2048];
+    if (!info->fit)
+        return;
+    random_floats(x, 512, 19);
+    for (int i = 0; i < 4; i++) {
+        for (int k = 0; k < 512; k++)
+            weights[k] = sizes[i];
+        info->fit(x, weights, i ? got : want, 512);
+        ck_assert_msg(!i || !memcmp(got, want, quant_row_bytes(info->type, 512)), "%s: weights of %g", info->name,
+                      (double)sizes[i]);
+    }
+    for (int k = 0; k < 512; k++)
+        weights[k] = (float)(1 + k % 5);
+    info->fit(x, weights, want, 512);
+    for (int k = 0; k < 512; k++)
+        weights[k] *= 0x1p40f;
+    info->fit(x, weights, got, 512);
+    ck_assert(!memcmp(got, want, quant_row_bytes(info->type, 512)));
+}
+END_TEST
+
 START_TEST(constant_row_is_lost)
 {
     const struct quant_info *info = quant_info(rows[_i].id);
@@ -397,6 +459,13 @@ START_TEST(absurd_floats_break_quantizer)
         info->from_float(x, blocks, 256);
         info->to_float(blocks, back, 256);
         ck_assert_uint_eq(blocks[n_bytes], GUARD);
+        if (info->fit) {
+            float weights[256];
+            for (int k = 0; k < 256; k++)
+                weights[k] = k % 3 ? 3e38f : k % 2 ? 1e-45f : 0.0f;
+            info->fit(x, weights, blocks, 256);
+            ck_assert_uint_eq(blocks[n_bytes], GUARD);
+        }
         free(blocks);
     }
 }
@@ -530,6 +599,8 @@ int main(void)
     tcase_add_loop_test(to, code_book_entry_wrong, 0, N_ROWS);
     tcase_add_loop_test(from, quantizer_differs_from_package, 0, N_ROWS);
     tcase_add_loop_test(from, quantizer_worse_than_plain_rounding, 0, N_ROWS);
+    tcase_add_loop_test(from, weights_do_not_help, 0, N_ROWS);
+    tcase_add_loop_test(from, size_of_weights_matters, 0, N_ROWS);
     tcase_add_loop_test(from, constant_row_is_lost, 0, N_ROWS);
     tcase_add_loop_test(from, absurd_floats_break_quantizer, 0, N_ROWS);
     tcase_add_test(f16, half_has_wrong_value);

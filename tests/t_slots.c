@@ -196,7 +196,6 @@ START_TEST(slots_take_other_bytes_than_reckoned)
     }
     ck_assert_int_eq(slot_shape_init(&by_hand.m, ALL, &s), 0);
     ck_assert_int_eq(s.n_slots, 3 * N_EXPERT);
-    ck_assert_double_eq(slot_shape_missed_bytes(&by_hand.m, &s), 0);
     slot_shape_done(&s);
     for (uint64_t n = 1; n <= 2; n++) {
         mem_fail_nth(n);

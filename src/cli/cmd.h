@@ -16,6 +16,7 @@ int cmd_eval(const struct conf *conf);
 int cmd_bench(const struct conf *conf);
 int cmd_plan(const struct conf *conf);
 int cmd_probe(const struct conf *conf);
+int cmd_quantize(const struct conf *conf);
 
 #ifdef __cplusplus
 }

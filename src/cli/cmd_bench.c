@@ -11,6 +11,7 @@
 #include "src/cli/talk.h"
 #include "src/cli/term.h"
 #include "src/ferry.h"
+#include "src/plan/plan.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -35,6 +36,7 @@ struct result {
     char name[32];
     double tokens_per_s, least, most; /* median, slowest, fastest */
     double ram_bytes_per_tok, disk_bytes_per_tok;
+    double predicted;  /* by the plan; 0: not known, or not for so many tokens */
     bool memory_bound; /* one token at a time: weights are read for each */
 };
 
@@ -108,6 +110,10 @@ static int measure(struct bench *b, const char *name, size_t n, bool generate, s
     out->least = rates[0];
     out->most = rates[n_reps - 1];
     out->memory_bound = generate;
+    if (b->talk.info.is_measured && generate)
+        out->predicted = b->talk.info.predicted_decode_tok_per_s;
+    else if (b->talk.info.is_measured && n == PLAN_PROMPT_TOK)
+        out->predicted = b->talk.info.predicted_prefill_tok_per_s;
     uint64_t bytes = generate ? after.weight_bytes_generate - before.weight_bytes_generate
                               : after.weight_bytes_prompt - before.weight_bytes_prompt;
     out->ram_bytes_per_tok = (double)bytes / (double)(n * n_reps);
@@ -128,11 +134,16 @@ static void print_text(const struct bench *b, const struct result *results, int 
 
     printf("%s (%s), %" PRIu32 " threads, %s; memory gives %.1f GB/s\n", info->name, info->architecture,
            info->n_threads, info->isa, b->roof_bytes_per_s / 1e9);
-    printf("%-10s %12s %22s %14s %12s\n", "test", "tokens/s", "slowest .. fastest", "MB a token", "of memory");
+    printf("%-10s %12s %22s %12s %14s %12s\n", "test", "tokens/s", "slowest .. fastest", "predicted", "MB a token",
+           "of memory");
     for (int i = 0; i < n; i++) {
         const struct result *r = &results[i];
-        printf("%-10s %12.2f %11.2f ..%9.2f %14.2f", r->name, r->tokens_per_s, r->least, r->most,
-               r->ram_bytes_per_tok / 1e6);
+        printf("%-10s %12.2f %11.2f ..%9.2f", r->name, r->tokens_per_s, r->least, r->most);
+        if (r->predicted > 0)
+            printf(" %12.2f", r->predicted);
+        else
+            printf(" %12s", "-");
+        printf(" %14.2f", r->ram_bytes_per_tok / 1e6);
         if (r->memory_bound)
             printf(" %10.1f %%\n", 100 * roof_share(b, r));
         else
@@ -150,10 +161,7 @@ static json_t *json_result(const struct bench *b, const struct result *r)
         json_pack("{s:s, s:f, s:f, s:f, s:{s:f, s:f, s:f}, s:o}", "name", r->name, "tokens_per_s", r->tokens_per_s,
                   "slowest_tokens_per_s", r->least, "fastest_tokens_per_s", r->most, "bytes_per_token", "ram",
                   r->ram_bytes_per_tok, "disk", r->disk_bytes_per_tok, "pcie", 0.0, "roof", roof);
-    json_object_set_new(o, "predicted_tokens_per_s",
-                        r->memory_bound && r->ram_bytes_per_tok > 0
-                            ? json_real(b->roof_bytes_per_s / r->ram_bytes_per_tok)
-                            : json_null());
+    json_object_set_new(o, "predicted_tokens_per_s", r->predicted > 0 ? json_real(r->predicted) : json_null());
     return o;
 }
 

@@ -30,7 +30,7 @@ struct info {
     struct group *types;     /* own: (n_types), as the next */
     struct group *roles;
     int n_types, n_roles;
-    uint64_t n_params, bytes, file_bytes;
+    uint64_t n_params, bytes, file_bytes, missing_bytes; /* missing: of a download that was cut */
 };
 
 /* ---- sums ---- */
@@ -84,8 +84,11 @@ static int collect(const struct gguf *gguf, struct info *info)
         info->n_params += n_params(t);
         info->bytes += t->bytes;
     }
-    for (int i = 0; i < gguf_n_parts(gguf); i++)
-        info->file_bytes += gguf_part(gguf, i)->bytes;
+    for (int i = 0; i < gguf_n_parts(gguf); i++) {
+        const struct gguf_part *part = gguf_part(gguf, i);
+        info->file_bytes += part->bytes;
+        info->missing_bytes += part->end_bytes > part->bytes ? part->end_bytes - part->bytes : 0;
+    }
     qsort(info->types, (size_t)info->n_types, sizeof *info->types, by_bytes);
     qsort(info->roles, (size_t)info->n_roles, sizeof *info->roles, by_bytes);
     return 0;
@@ -176,6 +179,9 @@ static void print_text(const struct info *info, bool tensors)
         printf("%-10s %s\n", i ? "" : "file", gguf_part(g, i)->path);
     printf("size       %s, of which header %s; GGUF version %d\n", size_format(info->file_bytes, a, sizeof a),
            size_format(gguf_header_bytes(g), b, sizeof b), gguf_version(g));
+    if (info->missing_bytes)
+        printf("missing    %s of tensors lie past the end: only a beginning is here\n",
+               size_format(info->missing_bytes, a, sizeof a));
     printf("tensors    %d, %" PRIu64 " parameters", gguf_n_tensors(g), info->n_params);
     if (info->n_params)
         printf(", %.2f bits each", 8 * (double)info->bytes / (double)info->n_params);
@@ -285,6 +291,7 @@ static int print_json(const struct info *info, bool tensors)
     }
     json_object_set_new(o, "files", files);
     json_object_set_new(o, "file_bytes", json_integer((json_int_t)info->file_bytes));
+    json_object_set_new(o, "missing_bytes", json_integer((json_int_t)info->missing_bytes));
     json_object_set_new(o, "header_bytes", json_integer((json_int_t)gguf_header_bytes(g)));
     json_object_set_new(o, "version", json_integer(gguf_version(g)));
     json_object_set_new(o, "n_tensors", json_integer(gguf_n_tensors(g)));
@@ -304,7 +311,7 @@ int cmd_info(const struct conf *conf)
 {
     struct gguf *gguf = NULL;
     struct info info = {0};
-    int rc = gguf_open(conf->model, NULL, &gguf);
+    int rc = gguf_open_head(conf->model, NULL, &gguf);
 
     if (!rc)
         rc = collect(gguf, &info);

@@ -4,13 +4,40 @@
 #include "cpu/cpu.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/base/size.h"
 #include "src/cli/profile.h"
+#include "src/cli/shape.h"
 #include "src/cli/term.h"
 #include "src/model/model.h"
+#include "src/plan/cost.h"
 #include "src/plan/plan.h"
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+/* Cores like this machine's, more or fewer of them, and other memory. One token's matmul needs both: it gains by neither alone, and
+ * loses by either. A prompt's needs cores. */
+static void describe_compute(const struct conf *conf, struct machine *m)
+{
+    double cores = conf->n_cores ? (double)conf->n_cores / m->n_cores : 1, token = cores;
+
+    if (conf->mem_bytes_per_s > 0 && m->mem_bytes_per_s > 0 && conf->mem_bytes_per_s / m->mem_bytes_per_s < token)
+        token = conf->mem_bytes_per_s / m->mem_bytes_per_s;
+    for (int type = 0; type < QUANT_ID_END; type++) {
+        m->kernels[type].token_bytes_per_s *= token;
+        m->kernels[type].few_ops_per_s *= cores;
+        m->kernels[type].many_ops_per_s *= cores;
+    }
+    for (int kind = 0; kind < OP_N_KIND; kind++)
+        m->ops[kind].unit_s /= cores;
+    if (conf->n_cores)
+        m->n_cores = (int)conf->n_cores;
+    if (conf->mem_bytes_per_s > 0) {
+        m->n_mem = 0;
+        m->mem_bytes_per_s = conf->mem_bytes_per_s;
+    }
+}
 
 /* This machine, changed by what the user says of another. */
 static int make_machine(const struct conf *conf, struct machine *m)
@@ -18,7 +45,7 @@ static int make_machine(const struct conf *conf, struct machine *m)
     int rc = profile_find(m);
 
     if (!rc)
-        rc = profile_load(conf, m);
+        rc = profile_load(conf, shape_find(conf->model) ? "." : conf->model, m);
     if (rc)
         return rc;
     bool described = conf->n_cores || conf->mem_bytes_per_s > 0 || conf->disk_bytes_per_s > 0 ||
@@ -26,12 +53,11 @@ static int make_machine(const struct conf *conf, struct machine *m)
     if (!described)
         return 0;
     snprintf(m->cpu_name, sizeof m->cpu_name, "as described");
-    if (conf->n_cores)
-        m->n_cores = (int)conf->n_cores;
-    if (conf->mem_bytes_per_s > 0)
-        m->mem_bytes_per_s = conf->mem_bytes_per_s;
-    if (conf->disk_bytes_per_s > 0)
+    describe_compute(conf, m);
+    if (conf->disk_bytes_per_s > 0) {
+        m->disk = -1;
         m->disk_bytes_per_s = conf->disk_bytes_per_s;
+    }
     if (conf->ram_bytes) {
         m->ram_total_bytes = m->ram_free_bytes = conf->ram_bytes;
         m->ram_limit_bytes = UINT64_MAX;
@@ -62,7 +88,8 @@ static struct plan_opts make_opts(const struct conf *conf)
                           .io = io_of(conf->io),
                           .prefill = conf->prefill && !strcmp(conf->prefill, "blas") ? DEVICE_PREFILL_BLAS
                                                                                      : DEVICE_PREFILL_INT,
-                          .no_pin = conf->no_pin};
+                          .no_pin = conf->no_pin,
+                          .skew = conf->skew};
 
     snprintf(o.isa, sizeof o.isa, "%s", conf->isa ? conf->isa : "");
     return o;
@@ -79,6 +106,53 @@ static int check_isa(const char *isa)
     return err(ERR_UNSUPPORTED, "--isa %s: this ferry has no such kernels (see ferry probe)", isa);
 }
 
+/* A file, of which the beginning is enough, or the name of a shape where no such file is. */
+static int open_model(const char *name, struct model **out)
+{
+    const struct shape *shape = access(name, F_OK) ? shape_find(name) : NULL;
+    return shape ? shape_open(shape, out) : model_open_head(name, NULL, out);
+}
+
+/* What a described GPU would do. There is no back end that could: the plan itself stays the CPU's. */
+static int print_gpu(const struct conf *conf, const struct plan_in *in, const struct plan *p)
+{
+    const struct cost_gpu gpu = {conf->vram_bytes, conf->gpu_bytes_per_s, conf->pcie_bytes_per_s};
+    struct cost_gpu_plan g;
+    char a[32], b[32], c[32], d[32];
+
+    if (!conf->vram_bytes)
+        return 0;
+    int rc = cost_gpu_plan(&gpu, in, p, &g);
+    if (rc)
+        return rc;
+    printf("\nGPU of %s: an estimate (no CUDA back end in this build)\n"
+           "  it would hold %s of dense weights, %s of KV cache, %s of experts\n",
+           size_format(gpu.vram_bytes, a, sizeof a), size_format(g.dense_bytes, b, sizeof b),
+           size_format(g.kv_bytes, c, sizeof c), size_format(g.expert_bytes, d, sizeof d));
+    if (g.decode_tok_per_s > 0)
+        printf("  decode at most %.3g tokens/s, bytes over rates, %.0f %% of the experts found in it\n",
+               g.decode_tok_per_s, 100 * g.hits);
+    else
+        printf("  decode not known: --gpu-rate, --mem-rate and, below the model's size, --disk are needed\n");
+    return 0;
+}
+
+static int print_plan(const struct conf *conf, const struct plan_in *in, const struct plan *p)
+{
+    char *text = NULL, *others = NULL;
+    int rc = plan_explain(p, in, &text);
+
+    if (!rc && conf->explain)
+        rc = plan_compare(p, in, &others);
+    if (!rc)
+        printf("%s%s", text, others ? others : "");
+    if (!rc)
+        rc = print_gpu(conf, in, p);
+    mem_free(others);
+    mem_free(text);
+    return rc;
+}
+
 int cmd_plan(const struct conf *conf)
 {
     struct machine machine;
@@ -86,13 +160,13 @@ int cmd_plan(const struct conf *conf)
     struct plan_opts opts = make_opts(conf);
     struct plan_in in = {.machine = &machine, .opts = &opts, .cpu = &cpu_device_ops};
     struct plan plan;
-    char *text = NULL, *json = NULL;
+    char *json = NULL;
 
     int rc = check_isa(conf->isa);
     if (!rc)
         rc = make_machine(conf, &machine);
     if (!rc)
-        rc = model_open(conf->model, NULL, &model);
+        rc = open_model(conf->model, &model);
     in.model = model;
     if (!rc)
         rc = plan_make(&in, &plan);
@@ -100,12 +174,11 @@ int cmd_plan(const struct conf *conf)
         rc = plan_to_json(&plan, &json);
     if (!rc && conf->save)
         rc = profile_write(conf->save, json);
-    if (!rc && !conf->json)
-        rc = plan_explain(&plan, &in, &text);
-    if (!rc)
-        printf("%s%s", conf->json ? json : text, conf->json ? "\n" : "");
+    if (!rc && conf->json)
+        printf("%s\n", json);
+    else if (!rc)
+        rc = print_plan(conf, &in, &plan);
     mem_free(json);
-    mem_free(text);
     model_close(model);
     return rc ? term_fail(rc) : CONF_EXIT_DONE;
 }

@@ -1,10 +1,11 @@
-/* ferry probe: memory by number of threads, cores, kernels, a disk; saved for ferry plan. */
+/* ferry probe: memory by number of threads, cores, kernels, a disk; saved for plans. */
 #include "src/cli/cmd.h"
 
 #include "cpu/cpu.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/cli/gauge.h"
 #include "src/cli/profile.h"
 #include "src/cli/term.h"
 
@@ -14,54 +15,75 @@
 /* Far more than any cache, and no burden to a machine with little memory free. */
 #define READ_BYTES GIB
 #define READ_LEAST_BYTES (64 * MIB)
-enum { N_REPS = 5, MAX_COUNTS = 16 };
+enum { N_REPS = 9 };
+
+/* Weights that kernels are measured with: several times the last cache of most machines. */
+#define POOL_BYTES (128 * MIB)
 
 struct probe {
     struct machine machine;
-    int n_counts;
-    int threads[MAX_COUNTS];
-    double bytes_per_s[MAX_COUNTS];
     const char *disk_path; /* view; NULL: not measured */
-    bool disk_direct;
-    char *saved_to; /* own; NULL: not saved */
+    char *saved_to;        /* own; NULL: not saved */
 };
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
 
 static int measure_memory(const struct conf *conf, struct probe *p)
 {
     struct machine *m = &p->machine;
-    uint64_t bytes = m->ram_free_bytes / 4 < READ_BYTES ? m->ram_free_bytes / 4 : READ_BYTES;
-    int rc = 0;
+    uint64_t bytes = least(m->ram_free_bytes / 4, READ_BYTES);
 
     if (bytes < READ_LEAST_BYTES)
         bytes = READ_LEAST_BYTES;
+    m->n_mem = 0;
     /* 1, 2, 4, ... and all: where the curve bends shows how many threads decoding can use. */
-    for (int n = 1; !rc && p->n_counts < MAX_COUNTS; n = 2 * n < m->n_cores ? 2 * n : m->n_cores) {
+    for (int n = 1; m->n_mem < MACHINE_MAX_MEM; n = 2 * n < m->n_cores ? 2 * n : m->n_cores) {
+        struct machine_mem *r = &m->mem[m->n_mem];
         if (!conf->quiet)
             fprintf(stderr, "memory, %d thread%s: ", n, n == 1 ? "" : "s");
-        rc = cpu_read_rate(n, bytes, N_REPS, &p->bytes_per_s[p->n_counts]);
+        r->n_threads = n;
+        int rc = cpu_read_rate(n, bytes, N_REPS, &r->bytes_per_s);
         if (rc)
-            break;
+            return rc;
         if (!conf->quiet)
-            fprintf(stderr, "%.1f GB/s\n", p->bytes_per_s[p->n_counts] / 1e9);
-        p->threads[p->n_counts++] = n;
+            fprintf(stderr, "%.1f GB/s\n", r->bytes_per_s / 1e9);
+        m->n_mem++;
         if (n >= m->n_cores)
             break;
     }
-    if (!rc)
-        m->mem_bytes_per_s = p->bytes_per_s[p->n_counts - 1];
+    m->mem_bytes_per_s = m->mem[m->n_mem - 1].bytes_per_s;
+    return 0;
+}
+
+static int measure_kernels(const struct conf *conf, struct probe *p)
+{
+    uint64_t bytes = p->machine.l3_bytes > POOL_BYTES / 4 ? 4 * p->machine.l3_bytes : POOL_BYTES;
+
+    if (!conf->quiet)
+        fprintf(stderr, "kernels: ");
+    int rc = gauge_run(&p->machine, least(bytes, p->machine.ram_free_bytes / 4));
+    if (!conf->quiet)
+        fprintf(stderr, rc ? "failed\n" : "done\n");
     return rc;
 }
 
 static int measure_disk(const struct conf *conf, struct probe *p)
 {
+    struct machine_disk disk;
+
     if (!conf->model)
         return 0;
     if (!conf->quiet)
         fprintf(stderr, "disk of %s: ", conf->model);
-    int rc = machine_disk_rate(conf->model, &p->machine.disk_bytes_per_s, &p->disk_direct);
+    int rc = machine_disk_measure(conf->model, &disk);
+    if (!rc)
+        machine_disk_put(&p->machine, &disk);
     if (!conf->quiet)
         fprintf(stderr, rc ? "failed\n" : "%.2f GB/s%s\n", p->machine.disk_bytes_per_s / 1e9,
-                p->disk_direct ? "" : " (through the page cache: the file system has no O_DIRECT)");
+                disk.is_direct ? "" : " (through the page cache: the file system has no O_DIRECT)");
     p->disk_path = conf->model;
     return rc;
 }
@@ -73,26 +95,57 @@ static int print_json(const struct probe *p)
 
     if (rc)
         return rc;
-    json_t *o = json_loads(text, 0, NULL), *memory = json_array(), *isas = json_array();
+    json_t *o = json_loads(text, 0, NULL), *isas = json_array();
     mem_free(text);
-    for (int i = 0; i < p->n_counts; i++)
-        json_array_append_new(memory,
-                              json_pack("{s:i, s:f}", "threads", p->threads[i], "bytes_per_s", p->bytes_per_s[i]));
     for (const char *const *name = cpu_isa_names(); *name; name++) {
         if (cpu_isa_has(*name))
             json_array_append_new(isas, json_string(*name));
     }
-    json_object_set_new(o, "memory", memory);
     json_object_set_new(o, "isas", isas);
-    if (p->disk_path)
-        json_object_set_new(o, "disk",
-                            json_pack("{s:s, s:b, s:f}", "path", p->disk_path, "direct", p->disk_direct, "bytes_per_s",
-                                      p->machine.disk_bytes_per_s));
     json_object_set_new(o, "saved_to", p->saved_to ? json_string(p->saved_to) : json_null());
     int failed = json_dumpf(o, stdout, JSON_INDENT(2));
     json_decref(o);
     putchar('\n');
     return failed ? err(ERR_NOMEM, "the report as JSON") : 0;
+}
+
+/* One row of a matmul is bound by reading the weights, many are by arithmetic. */
+static void print_kernels(const struct machine *m)
+{
+    printf("\nmatmul by weight type, %d thread%s\n  %-8s %10s %12s %12s\n", m->n_cores, m->n_cores == 1 ? "" : "s", "",
+           "1 row", "16 rows", "256 rows");
+    for (int type = 0; type < QUANT_ID_END; type++) {
+        const struct machine_kernel *k = &m->kernels[type];
+        if (k->token_bytes_per_s > 0)
+            printf("  %-8s %5.1f GB/s %6.0f Gop/s %6.0f Gop/s\n", quant_info(type)->name, k->token_bytes_per_s / 1e9,
+                   k->few_ops_per_s / 1e9, k->many_ops_per_s / 1e9);
+    }
+    printf("other ops, beside their weights (calling the device %.1f us)\n", m->run_s * 1e6);
+    for (int kind = 0; kind < OP_N_KIND; kind++) {
+        if (m->ops[kind].op_s > 0 || m->ops[kind].unit_s > 0)
+            printf("  %-12s %6.1f us and %8.4f ns an element\n", device_op_name((enum op_kind)kind),
+                   m->ops[kind].op_s * 1e6, m->ops[kind].unit_s * 1e9);
+    }
+    printf("\n");
+}
+
+static void print_disk(const struct machine *m, bool is_new)
+{
+    if (m->disk < 0) {
+        printf("disk       not measured: name a file or folder on it\n");
+        return;
+    }
+    const struct machine_disk *d = &m->disks[m->disk];
+    printf("disk       %.2f GB/s%s%s\n", m->disk_bytes_per_s / 1e9,
+           d->is_direct ? ", O_DIRECT" : ", through the page cache: no O_DIRECT there",
+           is_new ? "" : " (measured earlier)");
+    for (int i = 0; i < d->n_rates; i++) {
+        bool is_first = !i || d->rates[i].block_bytes != d->rates[i - 1].block_bytes;
+        if (is_first)
+            printf("%s  %5.0f KiB a read, in flight:", i ? "\n" : "", (double)d->rates[i].block_bytes / 1024);
+        printf("  %d %.2f", d->rates[i].depth, d->rates[i].bytes_per_s / 1e9);
+    }
+    printf("  GB/s\n");
 }
 
 static void print_text(const struct probe *p)
@@ -111,16 +164,14 @@ static void print_text(const struct probe *p)
     if (m->ram_limit_bytes < m->ram_total_bytes)
         printf(", limited to %s", size_format(m->ram_limit_bytes, a, sizeof a));
     printf("\n");
-    for (int i = 0; i < p->n_counts; i++)
-        printf("           %.1f GB/s read by %d thread%s\n", p->bytes_per_s[i] / 1e9, p->threads[i],
-               p->threads[i] == 1 ? "" : "s");
+    for (int i = 0; i < m->n_mem; i++)
+        printf("           %.1f GB/s read by %d thread%s\n", m->mem[i].bytes_per_s / 1e9, m->mem[i].n_threads,
+               m->mem[i].n_threads == 1 ? "" : "s");
     printf("locking    %s, io_uring %s\n",
            m->memlock_bytes == UINT64_MAX ? "no limit" : size_format(m->memlock_bytes, a, sizeof a),
            m->has_uring ? "yes" : "no");
-    if (m->disk_bytes_per_s > 0)
-        printf("disk       %.2f GB/s%s\n", m->disk_bytes_per_s / 1e9, p->disk_path ? "" : " (measured earlier)");
-    else
-        printf("disk       not measured: name a file or folder on it\n");
+    print_kernels(m);
+    print_disk(m, p->disk_path != NULL);
     if (p->saved_to)
         printf("saved to   %s\n", p->saved_to);
 }
@@ -130,13 +181,16 @@ int cmd_probe(const struct conf *conf)
     struct probe p = {0};
     int rc = profile_find(&p.machine);
 
-    /* The disk's rate from an earlier run stays good when this one measures none; a broken profile is about to be replaced. */
-    if (!rc && profile_load(conf, &p.machine))
+    /* A disk's rates from an earlier run stay good when this one measures another or none; a broken profile is about to be
+     * replaced. */
+    if (!rc && profile_load(conf, conf->model ? conf->model : ".", &p.machine))
         err_clear();
+    if (!rc)
+        rc = measure_disk(conf, &p); /* first: it may not be there */
     if (!rc)
         rc = measure_memory(conf, &p);
     if (!rc)
-        rc = measure_disk(conf, &p);
+        rc = measure_kernels(conf, &p);
     if (!rc && conf->cache_dir)
         rc = profile_save(conf, &p.machine, &p.saved_to);
     if (!rc && conf->json)

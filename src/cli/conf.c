@@ -51,14 +51,25 @@ const struct conf_option conf_options[] = {
 
     {"tensors", 0, CONF_FLAG, "info", AT(tensors), 0, NULL, NULL, NULL, NULL, 0, 0, "list every tensor"},
 
+    {"imatrix", 0, CONF_FILE, "quantize", AT(imatrix), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "importance of columns, as llama-imatrix measures it: GGUF or .dat"},
+    {"split", 0, CONF_SIZE, "quantize", AT(split_bytes), 0, "SIZE", "one file", NULL, NULL, 0, 0,
+     "write parts of at most this size: NAME-00001-of-0000N.gguf"},
+    {"pure", 0, CONF_FLAG, "quantize", AT(pure), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "the same type for all matrices, no mixture"},
+    {"dry-run", 0, CONF_FLAG, "quantize", AT(dry_run), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "only say how large it would be; without TYPE: for every type"},
+    {"verbose", 'v', CONF_FLAG, "quantize", AT(verbose), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "list what every tensor becomes"},
+
     {"ram", 0, CONF_SIZE, ENGINES " plan", AT(ram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
      "all memory that ferry may use: 512M, 8G, 1.5GiB"},
     {"expert-ram", 0, CONF_SIZE, ENGINES " plan", AT(expert_ram_bytes), 0, "SIZE", "all, or what --ram leaves", NULL,
      NULL, 0, 0, "most memory for experts; the others are read from the file when they are wanted"},
     {"ctx", 0, CONF_COUNT, ENGINES " plan", AT(n_ctx), 0, "N", "the model's, at most 8192", NULL, NULL, 1, INT32_MAX,
      "positions that a session can hold"},
-    {"threads", 0, CONF_COUNT, ENGINES " plan", AT(n_threads), 0, "N", "all cores allowed", NULL, NULL, 1, 1024,
-     "threads that compute"},
+    {"threads", 0, CONF_COUNT, ENGINES " plan quantize", AT(n_threads), 0, "N", "all cores allowed", NULL, NULL, 1,
+     1024, "threads that compute"},
     {"kv-type", 0, CONF_CHOICE, ENGINES " plan", AT(kv_type), 0, "TYPE", "f16", NULL, "f16|q8_0", 0, 0,
      "type of the key and value cache"},
     {"plan", 0, CONF_FILE, ENGINES, AT(plan), 0, "FILE", NULL, NULL, NULL, 0, 0,
@@ -101,13 +112,22 @@ const struct conf_option conf_options[] = {
      "rate of the model's disk: 3.5G/s"},
     {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024,
      "cores of the machine"},
+    {"vram", 0, CONF_SIZE, "plan", AT(vram_bytes), 0, "SIZE", "no GPU", NULL, NULL, 0, 0,
+     "memory of a GPU: what it would hold, and how fast that might be"},
+    {"gpu-rate", 0, CONF_RATE, "plan", AT(gpu_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0,
+     "the GPU's memory: 256G/s"},
+    {"pcie", 0, CONF_RATE, "plan", AT(pcie_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0, "the way to it: 12G/s"},
+    {"skew", 0, CONF_REAL, "plan", AT(skew), 0, "S", "0", "0", NULL, 0, 4,
+     "how far the router has favourites (as tools/make-synthetic --router-skew); 0: none, the most is read"},
+    {"explain", 0, CONF_FLAG, "plan", AT(explain), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "other plans too, and why they lost"},
     {"save", 0, CONF_FILE, "plan", AT(save), 0, "FILE", NULL, NULL, NULL, 0, 0, "write the plan as JSON"},
 
     {"stats", 0, CONF_FLAG, TALKERS, AT(stats), 0, NULL, NULL, NULL, NULL, 0, 0,
      "what each answer took and what moved where, on stderr"},
-    {"json", 0, CONF_FLAG, "run info eval bench plan probe", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
+    {"json", 0, CONF_FLAG, "run info eval bench plan probe quantize", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
      "the report as JSON on stdout"},
-    {"quiet", 'q', CONF_FLAG, ENGINES " probe", AT(quiet), 0, NULL, NULL, NULL, NULL, 0, 0,
+    {"quiet", 'q', CONF_FLAG, ENGINES " probe quantize", AT(quiet), 0, NULL, NULL, NULL, NULL, 0, 0,
      "no progress and no statistics on stderr"},
     {NULL, 0, CONF_FLAG, NULL, 0, 0, NULL, NULL, NULL, NULL, 0, 0, NULL},
 };
@@ -437,7 +457,7 @@ static int read_words(struct walk *w, struct conf *out, enum conf_found *found)
             if (rc)
                 return rc;
         } else if (n_args++ < w->command->max_args) {
-            out->model = word;
+            *(n_args == 1 ? &out->model : &out->words[n_args - 2]) = word;
         } else {
             return err(ERR_ARG, "ferry %s: \"%s\" is one word too many", w->command->name, word);
         }

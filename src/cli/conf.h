@@ -19,7 +19,8 @@ enum conf_exit { CONF_EXIT_DONE = 0, CONF_EXIT_FAILED = 1, CONF_EXIT_USAGE = 2, 
  * table names no default. */
 struct conf {
     const char *command;
-    const char *model; /* first word after the subcommand; NULL: none given */
+    const char *model;    /* first word after the subcommand; NULL: none given */
+    const char *words[2]; /* those after it */
     /* engine */
     uint64_t ram_bytes, expert_ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
@@ -44,9 +45,15 @@ struct conf {
     /* bench */
     uint32_t bench_prompt, bench_generate, n_reps;
     /* a machine that is described, for plan */
-    double mem_bytes_per_s, disk_bytes_per_s;
+    double mem_bytes_per_s, disk_bytes_per_s, gpu_bytes_per_s, pcie_bytes_per_s, skew;
+    uint64_t vram_bytes;
     uint32_t n_cores;
+    bool explain;
     const char *save;
+    /* quantize */
+    const char *imatrix;
+    uint64_t split_bytes;
+    bool pure, dry_run, verbose;
     /* output */
     bool stats, json, quiet, tensors;
     /* from the environment */
@@ -61,7 +68,7 @@ struct conf_command {
     const char *synopsis;                /* what follows "ferry NAME" in the usage line */
     const char *about;                   /* paragraphs for the help, each on a line of its own */
     const char *example;                 /* one command line a line */
-    int min_args, max_args;              /* words that are no options: 0 or 1 */
+    int min_args, max_args;              /* words that are no options: 0 to 3 */
     int (*run)(const struct conf *conf); /* an exit status */
 };
 

@@ -25,12 +25,15 @@ static const struct conf_command commands[] = {
      "ferry run model.gguf -p 'Why is the sky blue?' --temp 0 -n 200", 1, 1, cmd_run},
     {"plan", "what would go where, how fast, and why", "MODEL [options]",
      "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
-     "the model's header. The machine is this one, with the rates that ferry probe saved, unless options "
-     "describe another.",
-     "ferry plan model.gguf --ram 32G --mem-rate 60G/s --cores 8", 1, 1, cmd_plan},
+     "the model's header: the beginning of a download is enough, and MODEL may also be the name of a shape: "
+     "qwen3-30b-a3b, olmoe-1b-7b, mixtral-8x7b, gpt-oss-20b, gpt-oss-120b, small-qwen3moe. The machine is this "
+     "one, with the rates that ferry probe saved, unless options describe another.",
+     "ferry plan model.gguf --ram 8G --explain\nferry plan qwen3-30b-a3b --ram 32G --mem-rate 60G/s --cores 8", 1, 1,
+     cmd_plan},
     {"probe", "measure this machine", "[PATH] [options]",
-     "Measure memory, cores and, if a path is given, the disk that it lies on (a file is read past the page "
-     "cache; in a folder one of 512 MiB is made and deleted). The result is saved for ferry plan.",
+     "Measure memory, kernels and, if a path is given, the disk that it lies on (a file is read past the page "
+     "cache; in a folder one of 512 MiB is made and deleted). Takes some 15 seconds, and wants a machine that does "
+     "nothing else. The result is saved: plans of ferry plan, run, chat and bench predict with it.",
      "ferry probe model.gguf", 0, 1, cmd_probe},
     {"bench", "speed of prefill and decode", "MODEL [options]",
      "Measure the speed of a prompt (ppN) and of generated tokens (tgN), the bytes that moved, and the share of "
@@ -51,6 +54,18 @@ static const struct conf_command commands[] = {
      "Text on stdin becomes one JSON array of token ids on stdout. Works on files that hold a vocabulary only.",
      "echo -n 'Hello world' | ferry tokenize model.gguf\necho '[1,2,3]' | ferry tokenize model.gguf --decode", 1, 1,
      cmd_tokenize},
+    {"quantize", "make a model file smaller", "IN OUT TYPE [options]",
+     "Write IN again as OUT, a GGUF file of another TYPE: Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, IQ4_XS, IQ4_NL, Q4_0, "
+     "Q4_1, "
+     "Q4_K_S, Q4_K_M, Q5_0, Q5_1, Q5_K_S, Q5_K_M, Q6_K, Q8_0, MXFP4, MXFP4_MOE, F16, BF16, F32. The names and mixtures "
+     "are "
+     "llama.cpp's. Norms, biases and routers stay as they are. OUT appears when it is whole; whatever "
+     "happens before leaves what was there.\n"
+     "IN may be of any family, in one file or in parts, and larger than memory. It should hold 16 or 32 bits a "
+     "weight: what is quantized already can be made smaller still, but loses more than its original would.",
+     "ferry quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M --imatrix model.imatrix\n"
+     "ferry quantize model-f16.gguf --dry-run",
+     1, 3, cmd_quantize},
     {NULL, NULL, NULL, NULL, NULL, 0, 0, NULL},
 };
 

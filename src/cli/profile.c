@@ -39,29 +39,33 @@ static int make_path(const struct conf *conf, char **out)
     return 0;
 }
 
-int profile_load(const struct conf *conf, struct machine *m)
+int profile_path(const struct conf *conf, char **out)
 {
-    struct text text = {0};
-    struct machine saved;
-    char *path = NULL;
-
+    *out = NULL;
     if (!conf->cache_dir)
         return 0;
-    int rc = make_path(conf, &path);
-    if (!rc && access(path, F_OK))
-        goto out;
-    if (!rc)
-        rc = text_read(&text, path, 1 << 20);
+    int rc = make_path(conf, out);
+    if (!rc && access(*out, F_OK)) {
+        mem_free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+int profile_load(const struct conf *conf, const char *model, struct machine *m)
+{
+    struct text text = {0};
+    char *path = NULL;
+
+    int rc = profile_path(conf, &path);
+    if (rc || !path)
+        return rc;
+    rc = text_read(&text, path, 1 << 20);
     if (!rc) {
-        rc = machine_from_json(text_str(&text), &saved);
+        rc = machine_take_rates(text_str(&text), model, m);
         if (rc)
             rc = err(rc, "%s: %s (ferry probe writes it anew)", path, err_text());
     }
-    if (!rc && saved.identity == m->identity) {
-        m->mem_bytes_per_s = saved.mem_bytes_per_s;
-        m->disk_bytes_per_s = saved.disk_bytes_per_s;
-    }
-out:
     text_done(&text);
     mem_free(path);
     return rc;

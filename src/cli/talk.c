@@ -1,8 +1,10 @@
-/* Opens an engine from options and lets a session answer. Knows ferry.h only. */
+/* Opens an engine from options and lets a session answer. Knows ferry.h only, and where the machine's profile lies. */
 #include "src/cli/talk.h"
 
 #include "src/base/clock.h"
 #include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/cli/profile.h"
 #include "src/cli/stop.h"
 #include "src/cli/term.h"
 
@@ -69,11 +71,17 @@ int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct ta
     struct term_progress progress;
     struct ferry_engine_opts opts = engine_opts(conf, n_ctx, n_out, &progress);
     struct ferry_sample_opts sample = sample_opts(conf);
+    char *profile = NULL;
 
     *out = (struct talk){.conf = conf};
+    int rc = profile_path(conf, &profile);
+    if (rc)
+        return rc;
+    opts.profile_path = profile;
     stop_begin();
     term_progress_begin(&progress, conf, "loading", NULL);
-    int rc = ferry_engine_open(conf->model, &opts, &out->engine);
+    rc = ferry_engine_open(conf->model, &opts, &out->engine);
+    mem_free(profile);
     term_progress_end(&progress);
     if (!rc)
         rc = ferry_session_make(out->engine, draws(conf) ? &sample : NULL, &out->session);
@@ -145,6 +153,7 @@ int talk_feed(struct talk *t, const int32_t *tokens, size_t n)
     /* A Ctrl-C that came when the answer had just ended was for that answer, and was still to be taken. */
     if (rc == FERRY_ERR_CANCEL && !stop_asked())
         rc = feed(t, tokens, n);
+    ferry_session_stats(t->session, &t->fed);
     return rc;
 }
 
@@ -254,6 +263,9 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
             ferry_session_n_tokens(t->session), t->info.n_ctx);
     if (!all)
         return;
+    char review[256];
+    if (ferry_session_review(t->session, &t->fed, &now, review, sizeof review)[0])
+        fprintf(stderr, "[%s]\n", review);
     if (n_generated)
         fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n",
                 (double)generate_bytes / (double)n_generated / 1e6, rate(generate_bytes, generate_ns) / 1e9);

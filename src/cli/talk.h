@@ -19,6 +19,7 @@ struct talk {
     struct ferry_engine *engine;   /* own */
     struct ferry_session *session; /* own */
     struct ferry_info info;
+    struct ferry_stats fed; /* when the prompt had been read, and the answer began */
 };
 
 /* Load the model, with progress, and make one session. n_ctx, n_out: as in the engine's options. Signals are watched from here to

@@ -28,6 +28,12 @@ struct part {
     struct table keys;
 };
 
+/* How files are asked for, and how much of one has to be there. */
+struct how {
+    const struct file_ops *ops; /* view */
+    bool is_head;
+};
+
 struct gguf {
     struct part *parts; /* own: (n_parts) */
     int n_parts;
@@ -86,7 +92,8 @@ static int check_overlaps(const struct gguf_header *h)
 /* From offsets behind the header to offsets in the file, which has to be large enough. */
 static int place_tensors(struct gguf_header *h)
 {
-    const struct gguf_part *info = &h->info;
+    struct gguf_part *info = &h->info;
+    uint64_t file_bytes = h->is_head ? (uint64_t)INT64_MAX : info->bytes;
     uint64_t data_off =
         size_up(info->header_bytes, info->align_bytes); /* headers are below 2^31, alignments below 2^32 */
     char buf[80];
@@ -96,13 +103,15 @@ static int place_tensors(struct gguf_header *h)
         if (t->off % info->align_bytes)
             return err(ERR_FORMAT, "%s: tensor \"%s\": offset %" PRIu64 " is no multiple of the alignment %" PRIu64,
                        info->path, gguf_parse_shown(t->name, strlen(t->name), buf), t->off, info->align_bytes);
-        if (t->off > info->bytes || data_off > info->bytes - t->off || t->bytes > info->bytes - t->off - data_off)
+        if (t->off > file_bytes || data_off > file_bytes - t->off || t->bytes > file_bytes - t->off - data_off)
             return err(ERR_FORMAT,
                        "%s: tensor \"%s\": %" PRIu64 " bytes at offset %" PRIu64 " behind a header of %" PRIu64
                        " do not fit in a file of %" PRIu64,
                        info->path, gguf_parse_shown(t->name, strlen(t->name), buf), t->bytes, t->off, data_off,
-                       info->bytes);
+                       file_bytes);
         t->off += data_off;
+        if (t->off + t->bytes > info->end_bytes)
+            info->end_bytes = t->off + t->bytes;
     }
     return check_overlaps(h);
 }
@@ -146,15 +155,15 @@ static int read_file(void *ctx, uint64_t off, void *dst, uint64_t bytes)
 }
 
 /* On failure part is all zeros. */
-static int part_open(struct part *part, const char *path, const struct file_ops *ops)
+static int part_open(struct part *part, const char *path, const struct how *how)
 {
     struct file *f = NULL;
     int rc;
 
-    *part = (struct part){.path = mem_strdup(path, MEM_META)};
+    *part = (struct part){.path = mem_strdup(path, MEM_META), .header.is_head = how->is_head};
     if (!part->path)
         return err(ERR_NOMEM, "%s: its name", path);
-    if ((rc = file_open(path, ops, &f)))
+    if ((rc = file_open(path, how->ops, &f)))
         goto out;
     const struct file_id *id = file_identity(f);
     part->header.info = (struct gguf_part){
@@ -224,8 +233,7 @@ static int split_path(const char *path, const struct split *have, uint64_t want_
 }
 
 /* Open part no of the model that `path` is part `have` of. */
-static int split_open(struct part *part, const char *path, const struct split *have, uint64_t no,
-                      const struct file_ops *ops)
+static int split_open(struct part *part, const char *path, const struct split *have, uint64_t no, const struct how *how)
 {
     struct split got;
     char *name = NULL;
@@ -233,7 +241,7 @@ static int split_open(struct part *part, const char *path, const struct split *h
 
     if (rc)
         return rc;
-    if ((rc = part_open(part, name, ops)))
+    if ((rc = part_open(part, name, how)))
         goto out;
     rc = split_read(part, &got);
     if (!rc && (got.no != no || got.count != have->count))
@@ -248,11 +256,11 @@ out:
     return rc;
 }
 
-static int open_parts(struct gguf *g, const char *path, const struct file_ops *ops)
+static int open_parts(struct gguf *g, const char *path, const struct how *how)
 {
     struct part named, *parts;
     struct split have;
-    int rc = part_open(&named, path, ops);
+    int rc = part_open(&named, path, how);
 
     if (rc)
         return rc;
@@ -268,7 +276,7 @@ static int open_parts(struct gguf *g, const char *path, const struct file_ops *o
         if (no == have.no) {
             parts[no] = named;
             named = (struct part){0};
-        } else if ((rc = split_open(&parts[no], path, &have, no, ops))) {
+        } else if ((rc = split_open(&parts[no], path, &have, no, how))) {
             goto out;
         }
         g->n_parts = (int)no + 1;
@@ -386,7 +394,7 @@ static int check_experts(const struct gguf *g)
 
 /* ---- open and close ---- */
 
-int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out)
+static int open_as(const char *path, const struct how *how, struct gguf **out)
 {
     struct gguf *g = mem_zalloc(1, sizeof *g, MEM_META);
     int rc;
@@ -394,7 +402,7 @@ int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out)
     *out = NULL;
     if (!g)
         return err(ERR_NOMEM, "%s: a handle of %zu bytes", path, sizeof *g);
-    if ((rc = open_parts(g, path, ops)) || (rc = merge_tensors(g)) || (rc = check_token_arrays(g)) ||
+    if ((rc = open_parts(g, path, how)) || (rc = merge_tensors(g)) || (rc = check_token_arrays(g)) ||
         (rc = check_experts(g))) {
         gguf_close(g);
         return rc;
@@ -407,6 +415,16 @@ int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out)
     }
     *out = g;
     return 0;
+}
+
+int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out)
+{
+    return open_as(path, &(struct how){ops, false}, out);
+}
+
+int gguf_open_head(const char *path, const struct file_ops *ops, struct gguf **out)
+{
+    return open_as(path, &(struct how){ops, true}, out);
 }
 
 void gguf_close(struct gguf *g)
@@ -701,6 +719,11 @@ static uint64_t value_bytes(enum gguf_type type, const unsigned char *p)
     if (type == GGUF_STRING)
         return 8 + gguf_parse_number(p, 8);
     return 12 + values_bytes((enum gguf_type)gguf_parse_number(p, 4), gguf_parse_number(p + 4, 8), p + 12);
+}
+
+uint64_t gguf_key_bytes(const struct gguf_key *key)
+{
+    return values_bytes(key->array.type, key->array.n, key->array.data);
 }
 
 static const unsigned char *element(const struct gguf_array *a, uint64_t i)

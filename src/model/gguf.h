@@ -61,7 +61,7 @@ struct gguf_tensor {
     int64_t ne[4];  /* all > 0, 1 from n_dims on; ne[0] is a multiple of the type's block */
     int file;       /* part of a split file, from 0 */
     uint64_t off;   /* bytes from the start of that part; aligned as the file says, at least to 8 */
-    uint64_t bytes; /* off + bytes lies inside the part; no two tensors overlap */
+    uint64_t bytes; /* off + bytes lies inside the part (of a head: below 2^63); no two tensors overlap */
 };
 
 /* One file of a split model; a model in one piece has one. */
@@ -70,6 +70,7 @@ struct gguf_part {
     uint64_t dev, ino, bytes;
     int64_t mtime_ns;
     uint64_t header_bytes; /* up to the last tensor's entry; the data begin after it */
+    uint64_t end_bytes;    /* where its last tensor ends; past `bytes` where only a head was opened */
     uint64_t align_bytes;
 };
 
@@ -77,6 +78,10 @@ struct gguf_part {
  * call; NULL: plainly. ERR_IO, ERR_FORMAT, ERR_UNSUPPORTED (version, byte order, tensor type), ERR_LIMIT (header beyond
  * what any model has), ERR_NOMEM, ERR_STATE (the file changed while it was read). */
 int gguf_open(const char *path, const struct file_ops *ops, struct gguf **out);
+
+/* The same where the beginning of a file is enough, such as a download's: tensors may lie past its end. ERR_FORMAT says how
+ * many bytes are needed at least when the header itself is cut. */
+int gguf_open_head(const char *path, const struct file_ops *ops, struct gguf **out);
 void gguf_close(struct gguf *g); /* takes NULL */
 
 /* ---- keys ---- */
@@ -85,6 +90,7 @@ int gguf_n_keys(const struct gguf *g);
 const struct gguf_key *gguf_key(const struct gguf *g, int i);            /* in the file's order */
 const struct gguf_key *gguf_find(const struct gguf *g, const char *key); /* NULL: missing */
 const char *gguf_type_name(enum gguf_type type);                         /* "u32", "str", "arr" */
+uint64_t gguf_key_bytes(const struct gguf_key *key);                     /* of the value or elements, from array.data */
 
 /* Values by name. The plain form wants the key: ERR_FORMAT if it is missing. The opt form takes a missing key for
  * "as is": it returns 0 and leaves *out alone, so set the default before. Both: ERR_FORMAT for a value of another type

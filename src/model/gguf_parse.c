@@ -136,11 +136,22 @@ static uint64_t bytes_left(const struct reader *r)
     return r->h->info.bytes - r->pos;
 }
 
+/* Only a beginning is there, and the header goes on for n bytes more at least. */
+static int cut(const struct reader *r, uint64_t n)
+{
+    return fail(r, ERR_FORMAT,
+                "the header is cut: %" PRIu64 " bytes are here, at least %" PRIu64
+                " are needed (no known model has more than 32 MiB of it)",
+                r->h->info.bytes, r->pos + n);
+}
+
 /* Have n bytes at pos in the block, which may move. `what` says what they are, for the error. */
 static int need(struct reader *r, uint64_t n, const char *what)
 {
     struct gguf_header *h = r->h;
 
+    if (n > bytes_left(r) && r->h->is_head && n <= MAX_HEADER_BYTES)
+        return cut(r, n);
     if (n > bytes_left(r))
         return fail(r, ERR_FORMAT,
                     "%s of %" PRIu64 " bytes at offset %" PRIu64 ", but the file ends %" PRIu64 " bytes later", what, n,
@@ -264,6 +275,8 @@ static int read_array(struct reader *r, struct gguf_array *out, uint32_t **out_s
     if (type >= GGUF_N_TYPE)
         return fail(r, ERR_FORMAT, "array of elements of type %" PRIu64 ", known are 0 to %d", type, GGUF_N_TYPE - 1);
     uint64_t least = type == GGUF_STRING ? 8 : type == GGUF_ARRAY ? MIN_ARRAY_BYTES : (uint64_t)types[type].bytes;
+    if (n > bytes_left(r) / least && r->h->is_head && n <= MAX_HEADER_BYTES / least)
+        return cut(r, n * least);
     if (n > bytes_left(r) / least)
         return fail(r, ERR_FORMAT,
                     "array of %" PRIu64 " elements of type %s, but the file ends %" PRIu64 " bytes later", n,
@@ -427,6 +440,10 @@ static int read_prelude(struct reader *r, uint64_t *n_tensors, uint64_t *n_keys)
     if ((rc = read_number(r, 8, "the number of tensors", n_tensors)) ||
         (rc = read_number(r, 8, "the number of keys", n_keys)))
         return rc;
+    if (r->h->is_head && *n_keys <= MAX_KEYS && *n_tensors <= MAX_TENSORS) {
+        uint64_t least = *n_keys * MIN_KEY_BYTES + *n_tensors * MIN_TENSOR_BYTES;
+        return least > bytes_left(r) ? cut(r, least) : 0;
+    }
     if (*n_keys > bytes_left(r) / MIN_KEY_BYTES)
         return fail(r, ERR_FORMAT, "%" PRIu64 " keys in %" PRIu64 " bytes", *n_keys, bytes_left(r));
     if (*n_tensors > bytes_left(r) / MIN_TENSOR_BYTES)

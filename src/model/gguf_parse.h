@@ -1,8 +1,10 @@
 /* The header of one GGUF file: from bytes to a list of keys and a list of tensors, each checked by itself. gguf.c owns
- * the files, looks names up, and checks what keys, tensors and parts say about each other. For gguf.c alone. */
+ * the files, looks names up, and checks what keys, tensors and parts say about each other. For gguf.c alone, but for
+ * gguf_parse_shown(): whoever tells of a name shows it so. */
 #ifndef FERRY_MODEL_GGUF_PARSE_H
 #define FERRY_MODEL_GGUF_PARSE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "src/model/gguf.h"
@@ -11,7 +13,7 @@
 extern "C" {
 #endif
 
-/* A header, while it is parsed and afterwards. All zeros but info.path is how it begins. */
+/* A header, while it is parsed and afterwards. All zeros but what is said to be set before is how it begins. */
 struct gguf_header {
     struct gguf_part info; /* path (view), bytes: set before; header_bytes: set by gguf_parse */
     unsigned char *block;  /* own: the header, (block_bytes + 1), one more for a last NUL */
@@ -22,6 +24,7 @@ struct gguf_header {
     uint64_t n_tensors, tensor_room;
     uint32_t version;
     uint64_t hash; /* of the header bytes as they are in the file */
+    bool is_head;  /* set before: only a file's beginning, which has to hold the header */
 };
 
 /* Where the bytes come from: all of them, or an error. */
@@ -30,7 +33,7 @@ struct gguf_source {
     int (*read)(void *ctx, uint64_t off, void *dst, uint64_t bytes);
 };
 
-/* h->info.path and h->info.bytes must be set, the rest zero. On failure too, gguf_parse_done has to be called. */
+/* h->info.path, h->info.bytes and h->is_head must be set, the rest zero. On failure too, gguf_parse_done has to be called. */
 int gguf_parse(struct gguf_header *h, const struct gguf_source *source);
 void gguf_parse_done(struct gguf_header *h);
 

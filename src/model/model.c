@@ -297,7 +297,9 @@ static int set_name(struct model *m)
     return m->name ? 0 : err(ERR_NOMEM, "the model's name");
 }
 
-int model_open(const char *path, const struct file_ops *ops, struct model **out)
+typedef int open_gguf(const char *path, const struct file_ops *ops, struct gguf **out);
+
+static int open_by(open_gguf *open, const char *path, const struct file_ops *ops, struct model **out)
 {
     *out = NULL;
     struct model *m = mem_zalloc(1, sizeof *m, MEM_META);
@@ -310,7 +312,7 @@ int model_open(const char *path, const struct file_ops *ops, struct model **out)
     if (!m->path)
         rc = err(ERR_NOMEM, "a path of %zu bytes", strlen(path));
     if (rc == 0)
-        rc = gguf_open(path, ops, &m->gguf);
+        rc = open(path, ops, &m->gguf);
     if (rc == 0)
         rc = find_arch(m);
     if (rc == 0)
@@ -328,6 +330,16 @@ int model_open(const char *path, const struct file_ops *ops, struct model **out)
     m->identity = gguf_identity(m->gguf);
     *out = m;
     return 0;
+}
+
+int model_open(const char *path, const struct file_ops *ops, struct model **out)
+{
+    return open_by(gguf_open, path, ops, out);
+}
+
+int model_open_head(const char *path, const struct file_ops *ops, struct model **out)
+{
+    return open_by(gguf_open_head, path, ops, out);
 }
 
 void model_close(struct model *m)

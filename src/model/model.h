@@ -97,6 +97,9 @@ struct file_ops;
  * that the family needs is there with the right shape. ops: how files are read; NULL: plainly.
  * ERR_UNSUPPORTED names the unknown architecture, ERR_FORMAT the missing or misshapen tensor. */
 int model_open(const char *path, const struct file_ops *ops, struct model **out);
+
+/* The same from the beginning of a file (gguf_open_head): enough for plans, which need no weight. */
+int model_open_head(const char *path, const struct file_ops *ops, struct model **out);
 void model_close(struct model *m); /* takes NULL */
 
 const char *model_arch(const struct model *m); /* the family's name */

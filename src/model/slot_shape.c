@@ -124,17 +124,3 @@ void slot_shape_done(struct slot_shape *s)
     mem_free(s->class_of);
     *s = (struct slot_shape){.bytes = 0};
 }
-
-double slot_shape_missed_bytes(const struct model *m, const struct slot_shape *s)
-{
-    double sum = 0;
-
-    for (int layer = 0; layer < m->hp.n_layer; layer++) {
-        if (s->class_of[layer] < 0)
-            continue;
-        const struct slot_class *c = &s->classes[s->class_of[layer]];
-        double missed = 1 - (double)c->n_slots / c->n_experts;
-        sum += missed * m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
-    }
-    return sum;
-}

@@ -36,10 +36,6 @@ void slot_shape_done(struct slot_shape *s);
 /* Room for a matrix of so many bytes wherever it begins in its file. */
 uint64_t slot_shape_matrix_bytes(uint64_t bytes);
 
-/* Bytes that one token is likely to miss if every expert is wanted equally often: what a policy that learns which are
- * wanted more will hardly pass. */
-double slot_shape_missed_bytes(const struct model *m, const struct slot_shape *s);
-
 #ifdef __cplusplus
 }
 #endif

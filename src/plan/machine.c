@@ -1,15 +1,12 @@
-/* The machine found by hwloc, its disk's rate, and the value to and from JSON. What cgroups allow is in machine_limits.c;
- * how fast memory is, cpu/ measures. */
+/* The machine found by hwloc. What cgroups allow is in machine_limits.c, rates are in machine_rates.c. */
 #include "src/plan/machine.h"
 
 #include "io/ring.h"
 #include "src/base/err.h"
-#include "src/base/mem.h"
 #include "src/base/size.h"
 
 #include <hwloc.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,6 +93,7 @@ int machine_find(struct machine *out)
     if (rc < 0)
         return rc;
     machine_identify(&m);
+    m.disk = -1;
     *out = m;
     return 0;
 }
@@ -109,115 +107,4 @@ void machine_identify(struct machine *m)
     for (const char *p = text; *p; p++)
         hash = (hash ^ (unsigned char)*p) * UINT64_C(0x100000001b3);
     m->identity = hash;
-}
-
-/* ---- JSON ---- */
-
-/* A whole number that is no limit reads null. */
-static json_t *size_value(uint64_t bytes)
-{
-    return bytes == UINT64_MAX ? json_null() : json_integer((json_int_t)bytes);
-}
-
-int machine_to_json(const struct machine *m, char **out)
-{
-    *out = NULL;
-    json_t *o = json_pack(
-        "{s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:f, s:f}", "cpu", m->cpu_name, "isa", m->isa, "cores",
-        m->n_cores, "numa_nodes", m->n_numa, "l2_bytes", size_value(m->l2_bytes), "l3_bytes", size_value(m->l3_bytes),
-        "ram_total_bytes", size_value(m->ram_total_bytes), "ram_limit_bytes", size_value(m->ram_limit_bytes),
-        "ram_free_bytes", size_value(m->ram_free_bytes), "memlock_bytes", size_value(m->memlock_bytes), "uring",
-        m->has_uring, "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
-    const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
-    size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
-    char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
-
-    if (text) {
-        json_dumpb(o, text, n, flags);
-        text[n] = '\0';
-    }
-    json_decref(o);
-    *out = text;
-    return text ? 0 : err(ERR_NOMEM, "a machine as text");
-}
-
-static int read_text(const json_t *o, const char *name, char *out, size_t out_bytes)
-{
-    const char *s = json_string_value(json_object_get(o, name));
-
-    if (!s || strlen(s) >= out_bytes)
-        return err(ERR_FORMAT, "machine: \"%s\" has to be a text of at most %zu bytes", name, out_bytes - 1);
-    snprintf(out, out_bytes, "%s", s);
-    return 0;
-}
-
-static int read_size(const json_t *o, const char *name, uint64_t *out)
-{
-    const json_t *v = json_object_get(o, name);
-
-    if (json_is_null(v)) {
-        *out = UINT64_MAX;
-        return 0;
-    }
-    if (!json_is_integer(v) || json_integer_value(v) < 0)
-        return err(ERR_FORMAT, "machine: \"%s\" has to be a number of bytes, or null", name);
-    *out = (uint64_t)json_integer_value(v);
-    return 0;
-}
-
-static int read_count(const json_t *o, const char *name, int least, int *out)
-{
-    const json_t *v = json_object_get(o, name);
-
-    if (!json_is_integer(v) || json_integer_value(v) < least || json_integer_value(v) > 65536)
-        return err(ERR_FORMAT, "machine: \"%s\" has to be a whole number from %d to 65536", name, least);
-    *out = (int)json_integer_value(v);
-    return 0;
-}
-
-static int read_rate(const json_t *o, const char *name, double *out)
-{
-    const json_t *v = json_object_get(o, name);
-
-    if (!json_is_number(v) || !(json_number_value(v) >= 0))
-        return err(ERR_FORMAT, "machine: \"%s\" has to be a rate of at least 0", name);
-    *out = json_number_value(v);
-    return 0;
-}
-
-static int read_machine(const json_t *o, struct machine *m)
-{
-    int rc = read_text(o, "cpu", m->cpu_name, sizeof m->cpu_name);
-
-    rc = rc ? rc : read_text(o, "isa", m->isa, sizeof m->isa);
-    rc = rc ? rc : read_count(o, "cores", 1, &m->n_cores);
-    rc = rc ? rc : read_count(o, "numa_nodes", 0, &m->n_numa);
-    rc = rc ? rc : read_size(o, "l2_bytes", &m->l2_bytes);
-    rc = rc ? rc : read_size(o, "l3_bytes", &m->l3_bytes);
-    rc = rc ? rc : read_size(o, "ram_total_bytes", &m->ram_total_bytes);
-    rc = rc ? rc : read_size(o, "ram_limit_bytes", &m->ram_limit_bytes);
-    rc = rc ? rc : read_size(o, "ram_free_bytes", &m->ram_free_bytes);
-    rc = rc ? rc : read_size(o, "memlock_bytes", &m->memlock_bytes);
-    if (!rc && !json_is_boolean(json_object_get(o, "uring")))
-        rc = err(ERR_FORMAT, "machine: \"uring\" has to be true or false");
-    m->has_uring = json_is_true(json_object_get(o, "uring"));
-    rc = rc ? rc : read_rate(o, "mem_bytes_per_s", &m->mem_bytes_per_s);
-    return rc ? rc : read_rate(o, "disk_bytes_per_s", &m->disk_bytes_per_s);
-}
-
-int machine_from_json(const char *text, struct machine *out)
-{
-    struct machine m = {0};
-    json_error_t e;
-    json_t *o = json_loads(text, 0, &e);
-
-    if (!o)
-        return err(ERR_FORMAT, "machine: line %d: %s", e.line, e.text);
-    int rc = read_machine(o, &m);
-    json_decref(o);
-    if (rc)
-        return rc;
-    machine_identify(&m);
-    *out = m;
-    return 0;
 }

@@ -5,9 +5,49 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "quant/quant.h"
+#include "src/device/device.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+enum { MACHINE_MAX_MEM = 16, MACHINE_MAX_DISK = 4, MACHINE_MAX_DISK_RATE = 24 };
+
+/* Numbers of rows at which a matmul is measured: as many as a batch of chats or an expert's share of a prompt has, and a
+ * prompt's. */
+enum { MACHINE_FEW_ROWS = 16, MACHINE_MANY_ROWS = 256 };
+
+/* Memory read by so many threads. */
+struct machine_mem {
+    int n_threads;
+    double bytes_per_s;
+};
+
+/* Matmul with weights of one type, by all cores, of weights that no cache holds. 0: not known. */
+struct machine_kernel {
+    double token_bytes_per_s;             /* one row: weight bytes */
+    double few_ops_per_s, many_ops_per_s; /* MACHINE_FEW_ROWS, MACHINE_MANY_ROWS rows: multiplications and additions */
+};
+
+/* Another op, by all cores: op_s + units * unit_s (cost_op_units()). Of MATMUL and MOE: beside the weights' time. */
+struct machine_op {
+    double op_s, unit_s;
+};
+
+struct machine_disk_rate {
+    uint64_t block_bytes;
+    int depth; /* reads in flight */
+    double bytes_per_s;
+};
+
+/* One file system. */
+struct machine_disk {
+    char id[40];    /* names it (machine_disk_id()) */
+    bool is_direct; /* O_DIRECT works; without it, rates may be those of the page cache */
+    int n_rates;
+    struct machine_disk_rate rates[MACHINE_MAX_DISK_RATE];
+};
 
 struct machine {
     char cpu_name[96];
@@ -22,8 +62,15 @@ struct machine {
     uint64_t memlock_bytes;   /* RLIMIT_MEMLOCK; UINT64_MAX: none */
     /* Measured by probe or described; 0: not known */
     double mem_bytes_per_s;  /* read by all cores */
-    double disk_bytes_per_s; /* of the model's file system, O_DIRECT where it has it */
-    uint64_t identity;       /* hash of what names the machine: CPU, cores, RAM size; not of rates */
+    double disk_bytes_per_s; /* of the model's file system: large reads, many in flight */
+    int n_mem, n_disks;
+    struct machine_mem mem[MACHINE_MAX_MEM]; /* by rising n_threads */
+    struct machine_kernel kernels[QUANT_ID_END];
+    struct machine_op ops[OP_N_KIND];
+    double run_s; /* that calling the CPU device takes beside the ops */
+    struct machine_disk disks[MACHINE_MAX_DISK];
+    int disk;          /* index of the model's; -1: not known */
+    uint64_t identity; /* hash of what names the machine: CPU, cores, RAM size; not of rates */
 };
 
 /* Look at this machine: hwloc, /proc, cgroup files. Rates stay 0, isa stays "". ERR_IO, ERR_NOMEM. */
@@ -36,10 +83,33 @@ int machine_find_limits(const char *root, struct machine *m);
 /* Set identity from what names the machine; for described and invented ones. */
 void machine_identify(struct machine *m);
 
-/* What the disk of `path` gives to large reads past the page cache, best of a few rounds: a file is read (at most 1 GiB of it),
- * in a folder one of 512 MiB is made and deleted. Takes seconds. *direct: O_DIRECT worked; without it the rate may be that of
- * the page cache. ERR_IO, ERR_NOMEM, ERR_ARG for a file under 1 MiB. */
-int machine_disk_rate(const char *path, double *out_bytes_per_s, bool *direct);
+/* What the disk of `path` gives to reads at scattered places past the page cache, by block size and reads in flight: a file is
+ * read (at most 4 GiB of it), in a folder one of 512 MiB is made and deleted. Takes seconds. ERR_IO, ERR_NOMEM, ERR_ARG for a
+ * file under 1 MiB. */
+int machine_disk_measure(const char *path, struct machine_disk *out);
+
+/* A name for the file system that a file or folder is on, which stays the same as long as that is mounted. ERR_IO. */
+int machine_disk_id(const char *path, char id[40]);
+
+/* Keep a measured disk (in place of what was known of it, or of the oldest), and make it the model's. */
+void machine_disk_put(struct machine *m, const struct machine_disk *disk);
+
+/* Make the disk of that id the model's, if its rates are known; otherwise the machine's disk rate is not known. */
+void machine_disk_use(struct machine *m, const char *id);
+
+/* The model's disk, read in such blocks with so many in flight: between what was measured. disk_bytes_per_s where that is all
+ * that is known; 0: nothing is. */
+double machine_disk_at(const struct machine *m, double block_bytes, double depth);
+
+/* Memory read by n threads: between what was measured. */
+double machine_mem_at(const struct machine *m, int n_threads);
+
+/* Has the cost of kernels been measured? */
+bool machine_has_kernels(const struct machine *m);
+
+/* Take the rates of a saved profile (machine_to_json) if it is of this very machine; m stays as it is if it is another's.
+ * path: a file on the model's disk. ERR_FORMAT names the field, ERR_NOMEM. */
+int machine_take_rates(const char *profile, const char *path, struct machine *m);
 
 /* To and from JSON (a profile that `ferry probe` saves under the user's cache folder). text: caller frees with mem_free.
  * ERR_FORMAT names the field, ERR_NOMEM. */

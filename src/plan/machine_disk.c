@@ -1,4 +1,4 @@
-/* How fast a disk gives large blocks: several threads, each with one read in flight, past the page cache. */
+/* How fast a disk gives blocks of some sizes: threads with one read in flight each, at scattered places, past the page cache. */
 #include "src/plan/machine.h"
 
 #include "src/base/clock.h"
@@ -15,91 +15,112 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
-/* Eight reads of 1 MiB in flight fill an NVMe disk's queues; more gave nothing on the disks measured for the design. */
-enum { N_THREADS = 8, N_ROUNDS = 3 };
-#define BLOCK_BYTES MIB
-#define MAX_BYTES GIB
+enum { MAX_THREADS = 32, N_ROUNDS = 2 };
+#define MAX_BLOCK_BYTES MIB
 #define MADE_BYTES (512 * MIB)
+/* Long enough that starting 32 threads does not show, short enough that all of it takes a few seconds. */
+#define STEP_NS UINT64_C(150000000)
+
+/* Matrices of experts have 0.3 to 2 MiB and lie apart; one layer's wait together. Faults read less at a time. */
+static const struct machine_disk_rate steps[] = {
+    {128 * KIB, 1, 0}, {128 * KIB, 2, 0}, {128 * KIB, 8, 0},  {128 * KIB, 32, 0}, {512 * KIB, 1, 0}, {512 * KIB, 2, 0},
+    {512 * KIB, 4, 0}, {512 * KIB, 8, 0}, {512 * KIB, 16, 0}, {512 * KIB, 32, 0}, {MIB, 1, 0},       {MIB, 2, 0},
+    {MIB, 4, 0},       {MIB, 8, 0},       {MIB, 16, 0},       {MIB, 32, 0},
+};
+enum { N_STEPS = sizeof steps / sizeof *steps };
+_Static_assert(sizeof steps <= sizeof((struct machine_disk *)0)->rates, "a disk's rates have to hold them");
 
 struct disk_job {
     int fd;
-    uint64_t n_blocks;
-    atomic_uint_fast64_t next;
+    uint64_t block_bytes, n_blocks, end_ns;
+    uint64_t most; /* blocks that are read at most */
+    atomic_uint_fast64_t *next, n_read;
     atomic_int error; /* errno of a read that failed */
-    char *buf;        /* view: (N_THREADS, BLOCK_BYTES) */
 };
 
 struct disk_worker {
     struct disk_job *job;
-    char *buf;
+    char *buf; /* view: (MAX_BLOCK_BYTES) */
 };
+
+/* Places far apart that come back late: steps of the golden ratio go round all blocks. */
+static uint64_t place_of(const struct disk_job *job, uint64_t i)
+{
+    uint64_t step = (uint64_t)((double)job->n_blocks * 0.6180339887498949) | 1;
+    return i * step % job->n_blocks * job->block_bytes;
+}
 
 static void *read_blocks(void *arg)
 {
     struct disk_worker *w = arg;
     struct disk_job *job = w->job;
 
-    for (;;) {
-        uint64_t block = atomic_fetch_add(&job->next, 1);
-        if (block >= job->n_blocks || atomic_load(&job->error))
-            return NULL;
-        for (uint64_t done = 0; done < BLOCK_BYTES;) {
-            ssize_t n = pread(job->fd, w->buf + done, BLOCK_BYTES - done, (off_t)(block * BLOCK_BYTES + done));
+    while (!atomic_load(&job->error) && clock_ns() < job->end_ns && atomic_load(&job->n_read) < job->most) {
+        uint64_t off = place_of(job, atomic_fetch_add(job->next, 1));
+        for (uint64_t done = 0; done < job->block_bytes;) {
+            ssize_t n = pread(job->fd, w->buf + done, job->block_bytes - done, (off_t)(off + done));
             if (n <= 0 && !(n < 0 && errno == EINTR)) {
                 atomic_store(&job->error, n < 0 ? errno : EIO);
                 return NULL;
             }
             done += n > 0 ? (uint64_t)n : 0;
         }
+        atomic_fetch_add(&job->n_read, 1);
     }
+    return NULL;
 }
 
-/* One pass over the blocks; 0 or an errno. */
-static int read_round(struct disk_job *job, uint64_t *ns)
+/* One block size with one number of threads; 0 or an errno. */
+static int read_step(struct disk_job *job, int n_threads, char *buf, double *bytes_per_s)
 {
-    pthread_t threads[N_THREADS];
-    struct disk_worker workers[N_THREADS];
+    pthread_t threads[MAX_THREADS];
+    struct disk_worker workers[MAX_THREADS];
     int n_made = 0;
-
-    atomic_store(&job->next, 0);
     uint64_t start_ns = clock_ns();
-    for (; n_made < N_THREADS; n_made++) {
-        workers[n_made] = (struct disk_worker){job, job->buf + (uint64_t)n_made * BLOCK_BYTES};
+
+    job->end_ns = start_ns + STEP_NS;
+    atomic_store(&job->n_read, 0);
+    for (; n_made < n_threads; n_made++) {
+        workers[n_made] = (struct disk_worker){job, buf + (uint64_t)n_made * MAX_BLOCK_BYTES};
         if (pthread_create(&threads[n_made], NULL, read_blocks, &workers[n_made]))
             break;
     }
     for (int i = 0; i < n_made; i++)
         pthread_join(threads[i], NULL);
-    *ns = clock_ns() - start_ns;
+    uint64_t ns = clock_ns() - start_ns;
+    *bytes_per_s = (double)(atomic_load(&job->n_read) * job->block_bytes) * 1e9 / (double)(ns ? ns : 1);
     return n_made ? atomic_load(&job->error) : EAGAIN;
 }
 
-static int measure(int fd, uint64_t file_bytes, const char *path, double *out)
+static int measure(int fd, uint64_t file_bytes, const char *path, struct machine_disk *out)
 {
-    uint64_t bytes = file_bytes < MAX_BYTES ? file_bytes : MAX_BYTES, ns, best_ns = UINT64_MAX;
-    struct disk_job job = {.fd = fd, .n_blocks = bytes / BLOCK_BYTES};
+    atomic_uint_fast64_t next = 0;
+    double rate;
     int reason = 0;
 
-    if (!job.n_blocks)
+    if (file_bytes < MAX_BLOCK_BYTES)
         return err(ERR_ARG, "%s: %" PRIu64 " bytes are too few to measure a disk with; 1 MiB at least", path,
                    file_bytes);
-    job.buf = mem_map(N_THREADS * BLOCK_BYTES, MEM_STAGE);
-    if (!job.buf)
-        return err(ERR_NOMEM, "reading the disk: %" PRIu64 " bytes", N_THREADS * BLOCK_BYTES);
-    for (int round = 0; round < N_ROUNDS && !reason; round++) {
+    char *buf = mem_map(MAX_THREADS * MAX_BLOCK_BYTES, MEM_STAGE);
+    if (!buf)
+        return err(ERR_NOMEM, "reading the disk: %" PRIu64 " bytes", MAX_THREADS * MAX_BLOCK_BYTES);
+    memcpy(out->rates, steps, sizeof steps);
+    out->n_rates = N_STEPS;
+    for (int i = 0; i < N_ROUNDS * N_STEPS && !reason; i++) {
+        struct machine_disk_rate *r = &out->rates[i % N_STEPS];
+        struct disk_job job = {
+            .fd = fd, .block_bytes = r->block_bytes, .n_blocks = file_bytes / r->block_bytes, .next = &next};
+        job.most = 2 * job.n_blocks;
         /* Without O_DIRECT the kernel's own copy has to go first. */
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-        reason = read_round(&job, &ns);
-        if (ns < best_ns)
-            best_ns = ns;
+        reason = read_step(&job, r->depth, buf, &rate);
+        r->bytes_per_s += rate / N_ROUNDS;
     }
-    mem_unmap(job.buf, N_THREADS * BLOCK_BYTES, MEM_STAGE);
-    if (reason)
-        return err(ERR_IO, "%s: read: %s", path, strerror(reason));
-    *out = (double)(job.n_blocks * BLOCK_BYTES) * 1e9 / (double)(best_ns ? best_ns : 1);
-    return 0;
+    mem_unmap(buf, MAX_THREADS * MAX_BLOCK_BYTES, MEM_STAGE);
+    return reason ? err(ERR_IO, "%s: read: %s", path, strerror(reason)) : 0;
 }
 
 /* A file of MADE_BYTES in the folder that has no name any more once it is open. */
@@ -115,28 +136,47 @@ static int make_file(const char *dir, int *fd)
     if (*fd < 0)
         return err(ERR_IO, "%s: no file can be made there: %s", dir, strerror(errno));
     unlink(path);
-    block = mem_map(BLOCK_BYTES, MEM_STAGE);
+    block = mem_map(MAX_BLOCK_BYTES, MEM_STAGE);
     if (!block)
-        return err(ERR_NOMEM, "writing to %s: %" PRIu64 " bytes", dir, BLOCK_BYTES);
+        return err(ERR_NOMEM, "writing to %s: %" PRIu64 " bytes", dir, MAX_BLOCK_BYTES);
     int rc = 0;
-    for (uint64_t i = 0; i < MADE_BYTES / BLOCK_BYTES && !rc; i++) {
+    for (uint64_t i = 0; i < MADE_BYTES / MAX_BLOCK_BYTES && !rc; i++) {
         /* Blocks differ, so that a file system that compresses has something to read. */
-        for (uint64_t k = 0; k < BLOCK_BYTES / sizeof k; k++)
-            memcpy(block + k * sizeof k, &(uint64_t){(i * BLOCK_BYTES + k) * UINT64_C(0x9e3779b97f4a7c15)}, sizeof k);
-        if (write(*fd, block, BLOCK_BYTES) != (ssize_t)BLOCK_BYTES)
+        for (uint64_t k = 0; k < MAX_BLOCK_BYTES / sizeof k; k++)
+            memcpy(block + k * sizeof k, &(uint64_t){(i * MAX_BLOCK_BYTES + k) * UINT64_C(0x9e3779b97f4a7c15)},
+                   sizeof k);
+        if (write(*fd, block, MAX_BLOCK_BYTES) != (ssize_t)MAX_BLOCK_BYTES)
             rc = err(ERR_IO, "%s: %" PRIu64 " bytes cannot be written: %s", dir, MADE_BYTES,
                      errno ? strerror(errno) : "no room");
     }
     if (!rc && fsync(*fd))
         rc = err(ERR_IO, "%s: %s", dir, strerror(errno));
-    mem_unmap(block, BLOCK_BYTES, MEM_STAGE);
+    mem_unmap(block, MAX_BLOCK_BYTES, MEM_STAGE);
     return rc;
 }
 
-int machine_disk_rate(const char *path, double *out_bytes_per_s, bool *direct)
+int machine_disk_id(const char *path, char id[40])
+{
+    struct statfs fs;
+    struct stat st;
+    uint64_t fsid;
+
+    if (statfs(path, &fs) || stat(path, &st))
+        return err(ERR_IO, "%s: %s", path, strerror(errno));
+    /* The file system's own number outlives a reboot; those that have none are told apart by their device. */
+    memcpy(&fsid, &fs.f_fsid, sizeof fsid);
+    snprintf(id, 40, "%" PRIx64 "-%016" PRIx64, (uint64_t)fs.f_type & UINT32_MAX, fsid ? fsid : (uint64_t)st.st_dev);
+    return 0;
+}
+
+int machine_disk_measure(const char *path, struct machine_disk *out)
 {
     struct stat st;
-    int rc = 0;
+
+    *out = (struct machine_disk){.n_rates = 0};
+    int rc = machine_disk_id(path, out->id);
+    if (rc)
+        return rc;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0 || fstat(fd, &st))
@@ -150,8 +190,8 @@ int machine_disk_rate(const char *path, double *out_bytes_per_s, bool *direct)
     }
     if (!rc) {
         int flags = fcntl(fd, F_GETFL);
-        *direct = flags >= 0 && !fcntl(fd, F_SETFL, flags | O_DIRECT);
-        rc = measure(fd, (uint64_t)st.st_size, path, out_bytes_per_s);
+        out->is_direct = flags >= 0 && !fcntl(fd, F_SETFL, flags | O_DIRECT);
+        rc = measure(fd, (uint64_t)st.st_size, path, out);
     }
     if (fd >= 0)
         close(fd);

@@ -17,6 +17,12 @@ extern "C" {
 /* How weight bytes come into memory. URING and PREAD read them into anonymous memory of our own; MMAP maps the file. */
 enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 
+/* Predictions of prefill are for a prompt of so many tokens (or what the context holds). */
+enum { PLAN_PROMPT_TOK = 512 };
+
+/* Past this one expert gets nearly everything. */
+enum { PLAN_MAX_SKEW = 4 };
+
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
     uint64_t ram_bytes;
@@ -27,6 +33,7 @@ struct plan_opts {
     enum device_prefill prefill;
     char isa[16]; /* "": the machine's best */
     bool no_pin;
+    double skew; /* how far the router has favourites (cost_router_init()); 0: none, the most that is read */
 };
 
 struct plan {
@@ -37,6 +44,7 @@ struct plan {
     enum device_prefill prefill;
     char isa[16];
     bool pin;
+    double skew;     /* assumed of the router, for predictions alone */
     bool look_ahead; /* with slots: read what the next layer will likely want in the disk's idle time */
     /* Every byte by purpose */
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
@@ -50,9 +58,16 @@ struct plan {
         budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
     uint64_t decode_bytes_per_tok; /* weights read for one generated token (k of E experts) at an empty context */
-    uint64_t missed_bytes_per_tok; /* of them not in any slot, if every expert is wanted equally often */
-    double decode_tok_per_s, load_s;
+    uint64_t missed_bytes_per_tok; /* read from disk for one, and for a prompt of PLAN_PROMPT_TOK */
+    uint64_t prefill_missed_bytes;
+    double decode_tok_per_s, prefill_tok_per_s; /* without rates of kernels: the most that memory allows, and 0 */
+    double decode_dense_s, decode_expert_s;     /* of a token's time: computing */
+    double decode_disk_s;                       /* and reading, which overlaps with the experts' */
+    double load_s, first_token_s;               /* first: from the start to the first token after a short question */
 };
+
+/* Are its predictions of compute measured ones, or only what memory allows at most? */
+bool plan_is_measured(const struct plan *p, const struct machine *m);
 
 /* Everything a plan is made from; the pointers are looked at, not kept. */
 struct plan_in {
@@ -66,9 +81,14 @@ struct plan_in {
  * cannot run one of the model's ops (names op, tensor and type); ERR_ARG for impossible options. */
 int plan_make(const struct plan_in *in, struct plan *out);
 
-/* Text for a person: sizes by purpose, rates, what was chosen and why; JSON: the whole value. Caller frees with mem_free. */
+/* Text for a person: sizes by purpose, rates, what was chosen and why; JSON: the whole value. Caller frees with mem_free.
+ * ERR_NOMEM. */
 int plan_explain(const struct plan *plan, const struct plan_in *in, char **out);
 int plan_to_json(const struct plan *plan, char **out);
+
+/* The few other plans that come to mind, as a table: how fast each would be, and why it lost. in->opts is what the plan was made
+ * from. Caller frees with mem_free. ERR_NOMEM. */
+int plan_compare(const struct plan *plan, const struct plan_in *in, char **out);
 
 /* Read a plan back. It is refused when it names another machine or model, or does not fit (ERR_STATE, ERR_LIMIT, with the
  * numbers). in->opts is not looked at. */

@@ -23,6 +23,9 @@ double plan_missing_share(const struct plan *p);
 /* Count every byte of a plan whose choices are made. ERR_UNSUPPORTED, ERR_NOMEM. */
 int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p);
 
+/* Seconds of a chat's turn, by which plans are compared; 0: not known. */
+double plan_turn_s(const struct plan *p);
+
 /* Does the counted plan fit? Then predict its speed. ERR_LIMIT with the numbers by purpose. */
 int plan_check(const struct plan_in *in, struct plan *p);
 

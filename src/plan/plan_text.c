@@ -1,5 +1,6 @@
 /* A plan as people read it, and as JSON that can be saved, edited and read back. What JSON says about bytes is never
  * believed: choices are read, bytes are counted anew. */
+#include "src/plan/cost.h"
 #include "src/plan/plan_in.h"
 
 #include "src/base/err.h"
@@ -50,6 +51,8 @@ static void say_subject(struct text *t, const struct plan *p, const struct plan_
         size_format(machine->ram_total_bytes, total, sizeof total));
     if (machine->ram_limit_bytes < machine->ram_total_bytes)
         say(t, ", limited to %s", size_format(machine->ram_limit_bytes, limit, sizeof limit));
+    if (machine->n_numa > 1)
+        say(t, ", %d NUMA nodes", machine->n_numa);
     say(t, ", free %s\n", size_format(machine->ram_free_bytes, free_now, sizeof free_now));
     say(t, "compute    %" PRIu32 " threads%s, kernels %s, prefill %s, %" PRIu32 " tokens a step\n", p->n_threads,
         p->pin ? " on cores of their own" : "", p->isa[0] ? p->isa : "the best there is", prefill_names[p->prefill],
@@ -94,30 +97,90 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     say_bytes(t, p, "budget", p->budget_bytes, "");
 }
 
-static void say_speed(struct text *t, const struct plan *p, const struct plan_in *in)
+/* The rate of tokens, or that it is the most there can be, or what would have to be known. */
+static void say_rate(struct text *t, const char *what, double tok_per_s, bool is_measured, const char *unknown)
 {
-    char size[32];
+    if (tok_per_s > 0)
+        say(t, "  %-11s %s %.3g tokens/s", what, is_measured ? "about" : "at most", tok_per_s);
+    else
+        say(t, "  %-11s not known: %s (ferry probe measures it)", what, unknown);
+}
 
-    say(t, "\nspeed\n  decode reads %s of weights a token (empty context)",
+static void say_decode(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    const struct machine *m = in->machine;
+    bool is_measured = plan_is_measured(p, m);
+    char size[32], missed[32];
+
+    say_rate(t, "decode", p->decode_tok_per_s, is_measured,
+             m->mem_bytes_per_s > 0 ? "the rate of the disk" : "the rate of memory");
+    say(t, "\n              %s of weights a token (empty context)",
         size_format(p->decode_bytes_per_tok, size, sizeof size));
     if (p->slot_ram_bytes)
-        say(t,
-            "\n  of them %s from disk, with %.0f %% in a slot: if every expert is wanted equally often; less is read "
-            "if\n"
-            "  some are wanted more than others",
-            size_format(p->missed_bytes_per_tok, size, sizeof size), 100.0 * p->n_slots / p->n_slot_experts);
-    if (p->decode_tok_per_s > 0 && p->slot_ram_bytes)
-        say(t, "\n  about %.3g tokens/s then: memory gives %.3g GB/s, the disk %.3g GB/s", p->decode_tok_per_s,
-            in->machine->mem_bytes_per_s / 1e9, in->machine->disk_bytes_per_s / 1e9);
-    else if (p->decode_tok_per_s > 0)
-        say(t, "\n  at most %.3g tokens/s: memory gives %.3g GB/s", p->decode_tok_per_s,
-            in->machine->mem_bytes_per_s / 1e9);
-    else
-        say(t, "\n  no prediction: the rate of %s is not known (ferry probe measures it)",
-            in->machine->mem_bytes_per_s > 0 ? "the disk" : "memory");
-    if (p->load_s > 0)
-        say(t, "\n  loading takes %.3g s: the disk gives %.3g GB/s", p->load_s, in->machine->disk_bytes_per_s / 1e9);
+        say(t, ", of them %s from disk: %.0f %% of the experts have a slot",
+            size_format(p->missed_bytes_per_tok, missed, sizeof missed), 100.0 * p->n_slots / p->n_slot_experts);
+    if (p->decode_tok_per_s > 0 && is_measured)
+        say(t, "\n              %.3g ms for what every token needs, %.3g for experts", 1e3 * p->decode_dense_s,
+            1e3 * p->decode_expert_s);
+    if (p->decode_tok_per_s > 0 && p->decode_disk_s > 0)
+        say(t, "%s%.3g ms for reading%s", is_measured ? ", " : "\n              ", 1e3 * p->decode_disk_s,
+            p->slot_ram_bytes && p->io == PLAN_IO_URING ? ", meanwhile" : "");
+    if (p->decode_tok_per_s > 0 && !is_measured)
+        say(t, "\n              memory gives %.3g GB/s", m->mem_bytes_per_s / 1e9);
     say(t, "\n");
+}
+
+static void say_prefill(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    char missed[32];
+
+    say_rate(t, "prefill", p->prefill_tok_per_s, true, "the rates of kernels");
+    say(t, "\n              prompt of %" PRIu32 " tokens",
+        p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : (uint32_t)PLAN_PROMPT_TOK);
+    if (p->prefill_missed_bytes)
+        say(t, ", %s from disk for it", size_format(p->prefill_missed_bytes, missed, sizeof missed));
+    say(t, "\n");
+    if (p->load_s > 0)
+        say(t, "  loading     %.3g s: the disk gives %.3g GB/s\n", p->load_s, in->machine->disk_bytes_per_s / 1e9);
+    if (p->first_token_s > 0)
+        say(t, "  first token %.3g s after the start, for a question of 21 tokens\n", p->first_token_s);
+}
+
+/* How much the unknown router matters: the same plan with favourites. */
+static int say_skew(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    const double usual = 0.35;
+    struct plan other = *p;
+
+    if (!p->slot_ram_bytes || p->decode_tok_per_s <= 0)
+        return 0;
+    if (p->skew > 0) {
+        say(t, "  assumed: a router with favourites, --skew %.3g\n", p->skew);
+        return 0;
+    }
+    other.skew = usual;
+    int rc = cost_predict(in, &other);
+    if (!rc)
+        say(t,
+            "  assumed: every expert is wanted equally often, so that most is read. A router with favourites (--skew "
+            "%.2g)\n"
+            "              decodes %.3g tokens/s\n",
+            usual, other.decode_tok_per_s);
+    return rc;
+}
+
+static int say_speed(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    say(t, "\nspeed, predicted\n");
+    say_decode(t, p, in);
+    say_prefill(t, p, in);
+    return say_skew(t, p, in);
+}
+
+/* Known where probe has measured that disk. */
+static bool lacks_direct(const struct machine *m)
+{
+    return m->disk >= 0 && m->disk < m->n_disks && !m->disks[m->disk].is_direct;
 }
 
 static void say_why(struct text *t, const struct plan *p, const struct plan_in *in)
@@ -149,6 +212,8 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "  look-ahead: experts that the next layer will likely want are read while the disk would be idle\n");
     if (p->io == PLAN_IO_MMAP && !asked_io)
         say(t, "  mapped: the weights do not fit beside the rest, and the file's own pages can be dropped again\n");
+    if (p->io == PLAN_IO_URING && lacks_direct(in->machine))
+        say(t, "  through the page cache: the file system has no O_DIRECT\n");
     if (p->io == PLAN_IO_PREAD && !asked_io)
         say(t, "  read by pread: this machine has no io_uring, or forbids it\n");
     if (missing > 0)
@@ -165,7 +230,10 @@ int plan_explain(const struct plan *plan, const struct plan_in *in, char **out)
 
     say_subject(&t, plan, in);
     say_memory(&t, plan, in);
-    say_speed(&t, plan, in);
+    *out = NULL;
+    int rc = say_speed(&t, plan, in);
+    if (rc)
+        return rc;
     say_why(&t, plan, in);
     *out = mem_strdup(t.buf, MEM_OTHER);
     return *out ? 0 : err(ERR_NOMEM, "a plan as text: %zu bytes", t.n);
@@ -215,15 +283,23 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "io", json_string(io_names[p->io]));
     json_object_set_new(o, "expert_ram", json_integer((json_int_t)p->slot_ram_bytes));
     json_object_set_new(o, "look_ahead", json_boolean(p->look_ahead));
+    json_object_set_new(o, "router_skew", json_real(p->skew));
     json_object_set_new(o, "prefill", json_string(prefill_names[p->prefill]));
     json_object_set_new(o, "isa", json_string(p->isa));
     json_object_set_new(o, "pin", json_boolean(p->pin));
     json_object_set_new(o, "bytes", bytes_of(p));
     json_object_set_new(predicted, "decode_bytes_per_token", json_integer((json_int_t)p->decode_bytes_per_tok));
-    if (p->slot_ram_bytes)
+    if (p->slot_ram_bytes) {
         json_object_set_new(predicted, "missed_bytes_per_token", json_integer((json_int_t)p->missed_bytes_per_tok));
+        json_object_set_new(predicted, "prefill_missed_bytes", json_integer((json_int_t)p->prefill_missed_bytes));
+    }
     json_object_set_new(predicted, "decode_tokens_per_s", json_real(p->decode_tok_per_s));
+    json_object_set_new(predicted, "decode_dense_s", json_real(p->decode_dense_s));
+    json_object_set_new(predicted, "decode_expert_s", json_real(p->decode_expert_s));
+    json_object_set_new(predicted, "decode_disk_s", json_real(p->decode_disk_s));
+    json_object_set_new(predicted, "prefill_tokens_per_s", json_real(p->prefill_tok_per_s));
     json_object_set_new(predicted, "load_s", json_real(p->load_s));
+    json_object_set_new(predicted, "first_token_s", json_real(p->first_token_s));
     json_object_set_new(o, "predicted", predicted);
     return o;
 }
@@ -321,6 +397,16 @@ static void read_slots(struct reader *r, const struct plan_in *in, enum plan_io 
         *out = (uint64_t)json_integer_value(v);
 }
 
+/* Older plans do not speak of it. */
+static void read_skew(struct reader *r, double *out)
+{
+    const json_t *v = json_object_get(r->o, "router_skew");
+
+    *out = json_number_value(v);
+    if (!r->rc && v && !(json_is_number(v) && *out >= 0 && *out <= PLAN_MAX_SKEW))
+        r->rc = err(ERR_FORMAT, "plan: \"router_skew\" has to be a number from 0 to %d", PLAN_MAX_SKEW);
+}
+
 static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
 {
     static const char *const kv_names[] = {"f16", "q8_0"};
@@ -342,6 +428,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     read_choice(&r, "prefill", prefill_names, 0, 2, &prefill);
     read_budget(&r, &p->budget_bytes);
     read_slots(&r, in, (enum plan_io)io, &p->slot_ram_bytes);
+    read_skew(&r, &p->skew);
     if (!r.rc && (!isa || strlen(isa) >= sizeof p->isa))
         r.rc = err(ERR_FORMAT, "plan: \"isa\" has to be a text of at most %zu bytes", sizeof p->isa - 1);
     if (!r.rc && !json_is_boolean(json_object_get(o, "pin")))

@@ -1,0 +1,341 @@
+/* Owns the measuring: a made model's ops, memory full of numbers for their weights, and the clock. A rate is that of the
+ * fastest of a few runs, since whatever else the machine does can only slow them down. */
+#include "src/cli/gauge.h"
+
+#include "cpu/cpu.h"
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/cli/shape.h"
+#include "src/model/program.h"
+#include "src/plan/cost.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    N_REPS = 3,
+    N_PASSES = 2, /* seconds apart, so that what disturbs one leaves another alone */
+    MANY = MACHINE_MANY_ROWS,
+    N_IN = 2048,  /* columns of the matrices: the width of many models, a multiple of every block */
+    N_OUT = 1024, /* rows */
+    MAX_OPS = 512,
+    N_TINY = 64, /* ops that do next to nothing, to see what an op costs by itself */
+    N_SAME = 8,  /* runs of one op in a list */
+    MAX_EXPERTS = 64,
+};
+
+/* One matrix of the largest type. */
+#define LEAST_POOL_BYTES ((uint64_t)N_IN * N_OUT * sizeof(float))
+
+/* All ops there are but the rare ones: a dense layer, then one with experts and a shared one. */
+static const struct shape shape = {.name = "gauge",
+                                   .arch = "dots1",
+                                   .n_layer = 2,
+                                   .n_embd = N_IN,
+                                   .n_head = 32,
+                                   .n_head_kv = 4,
+                                   .head_dim = 128,
+                                   .n_expert = MAX_EXPERTS,
+                                   .n_used = 8,
+                                   .n_ff = 768,
+                                   .n_dense = 1,
+                                   .n_vocab = 2048,
+                                   .n_ctx = 4096};
+
+struct gauge {
+    struct machine *m;  /* view */
+    struct device *dev; /* own, as all below */
+    struct model *model;
+    struct program *program; /* of MANY rows */
+    char *pool;              /* (pool_bytes) weights */
+    uint64_t pool_bytes, scratch_bytes, pages_bytes;
+    void *arena, *scratch, *pages;
+    struct op *ops;            /* (MAX_OPS) the list that is timed */
+    struct tensor *tensors;    /* (MAX_OPS) weights of a list */
+    struct tensor x, y;        /* views: what its matmuls read and write */
+    void **page;               /* (MANY / DEVICE_PAGE_TOK) */
+    int32_t *ids;              /* (4 * MANY): token, pos, seq, out_row */
+    int32_t *slot;             /* (MANY * n_used) */
+    struct op_expert *experts; /* (MAX_OPS) */
+    struct kv_seq seq;
+};
+
+/* ---- set-up ---- */
+
+/* Scales are ordinary numbers whatever the type: halves from 1/8 to 2, floats from 2^-31 to 1, no byte of an exponent is large. */
+static void fill(void *p, uint64_t bytes)
+{
+    uint64_t x = 1, *words = p;
+
+    for (uint64_t i = 0; i < bytes / sizeof x; i++) {
+        x = x * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407); /* Knuth's MMIX */
+        words[i] = (x & UINT64_C(0x0f0f0f0f0f0f0f0f)) | UINT64_C(0x3030303030303030);
+    }
+}
+
+static int take_memory(struct gauge *g, uint64_t pool_bytes)
+{
+    const struct program *p = g->program;
+    const struct device_ops *ops = g->dev->ops;
+    int n_pages = MANY / DEVICE_PAGE_TOK;
+
+    g->pool_bytes = pool_bytes;
+    g->scratch_bytes = size_up(ops->scratch_bytes(p->ops, p->n_ops, MANY, g->m->n_cores), 64);
+    g->pages_bytes = (uint64_t)n_pages * p->kv.page_bytes[0];
+    g->pool = mem_map(pool_bytes, MEM_OTHER);
+    g->arena = mem_map(p->arena_bytes, MEM_OTHER);
+    g->scratch = mem_map(g->scratch_bytes, MEM_OTHER);
+    g->pages = mem_map(g->pages_bytes, MEM_OTHER);
+    g->ops = mem_zalloc(MAX_OPS, sizeof *g->ops, MEM_OTHER);
+    g->tensors = mem_zalloc(MAX_OPS, sizeof *g->tensors, MEM_OTHER);
+    g->page = mem_zalloc((size_t)n_pages, sizeof *g->page, MEM_OTHER);
+    g->ids = mem_zalloc(4 * MANY, sizeof *g->ids, MEM_OTHER);
+    g->slot = mem_zalloc((size_t)MANY * (size_t)shape.n_used, sizeof *g->slot, MEM_OTHER);
+    g->experts = mem_zalloc(MAX_OPS, sizeof *g->experts, MEM_OTHER);
+    if (!g->pool || !g->arena || !g->scratch || !g->pages || !g->ops || !g->tensors || !g->page || !g->ids ||
+        !g->slot || !g->experts)
+        return err(ERR_NOMEM, "measuring kernels: %llu MiB", (unsigned long long)(pool_bytes / MIB));
+    for (int i = 0; i < n_pages; i++)
+        g->page[i] = (char *)g->pages + (uint64_t)i * p->kv.page_bytes[0];
+    g->seq.page[0] = g->page;
+    for (int i = 0; i < MANY; i++)
+        g->ids[MANY + i] = i; /* positions; tokens, sequences and rows of logits are 0 */
+    fill(g->pool, pool_bytes);
+    fill(g->arena, p->arena_bytes);
+    return ops->set_scratch(g->dev, g->scratch, g->scratch_bytes);
+}
+
+static void close_gauge(struct gauge *g)
+{
+    mem_free(g->experts);
+    mem_free(g->slot);
+    mem_free(g->ids);
+    mem_free(g->page);
+    mem_free(g->tensors);
+    mem_free(g->ops);
+    mem_unmap(g->pages, g->pages_bytes, MEM_OTHER);
+    mem_unmap(g->scratch, g->scratch_bytes, MEM_OTHER);
+    mem_unmap(g->arena, g->program ? g->program->arena_bytes : 0, MEM_OTHER);
+    mem_unmap(g->pool, g->pool_bytes, MEM_OTHER);
+    program_free(g->program);
+    model_close(g->model);
+    if (g->dev)
+        g->dev->ops->close(g->dev);
+}
+
+static int open_gauge(struct gauge *g, struct machine *m, uint64_t pool_bytes)
+{
+    *g = (struct gauge){.m = m};
+    int rc = cpu_open(&(struct cpu_opts){.n_threads = m->n_cores, .pin = true}, &g->dev);
+    if (!rc)
+        rc = shape_open(&shape, &g->model);
+    if (!rc)
+        rc = program_make(&(struct program_args){g->model, MANY, 1, QUANT_F16}, &g->program);
+    if (!rc)
+        rc = take_memory(g, pool_bytes);
+    if (rc)
+        return rc;
+    program_bind_arena(g->program, g->arena);
+    for (int i = 0; i < g->model->n_weights; i++)
+        g->program->weights[i].data = g->pool;
+    return 0;
+}
+
+/* ---- the clock ---- */
+
+/* Seconds of one run of the first n_ops of the list with n_rows rows. */
+static int time_ops(struct gauge *g, int n_ops, int n_rows, double *out_s)
+{
+    const struct rows rows = {.n = n_rows,
+                              .n_out = 1,
+                              .n_prompt = n_rows,
+                              .token = g->ids,
+                              .pos = g->ids + MANY,
+                              .seq = g->ids + 2 * (size_t)MANY,
+                              .out_row = g->ids + 3 * (size_t)MANY,
+                              .seqs = &g->seq};
+    uint64_t best_ns = UINT64_MAX;
+
+    for (int rep = 0; rep <= N_REPS; rep++) { /* one more: the first finds caches and pages cold */
+        uint64_t start_ns = clock_ns();
+        int rc = g->dev->ops->run(g->dev, g->ops, n_ops, &rows);
+        uint64_t ns = clock_ns() - start_ns;
+        if (rc)
+            return rc;
+        best_ns = ns < best_ns ? ns : best_ns;
+    }
+    *out_s = (double)best_ns * 1e-9;
+    return 0;
+}
+
+/* ---- matmul ---- */
+
+/* A list of matmuls over fresh weights: as many as the pool holds, at most n; returns how many. */
+static int list_matmuls(struct gauge *g, enum quant_type type, int n_out, int n)
+{
+    uint64_t bytes = quant_row_bytes(type, N_IN) * (uint64_t)n_out, room_bytes = size_up(bytes, 64);
+
+    g->x = tensor_make(QUANT_F32, N_IN, MANY, 1, (char *)g->arena + g->program->reg_off[ARCH_X]);
+    g->y = tensor_make(QUANT_F32, n_out, MANY, 1, (char *)g->arena + g->program->reg_off[ARCH_H]);
+    int n_fit = (int)(g->pool_bytes / room_bytes);
+    n = n < n_fit ? n : n_fit;
+    n = n < MAX_OPS ? n : MAX_OPS;
+    for (int i = 0; i < n; i++) {
+        g->tensors[i] = tensor_make(type, N_IN, n_out, 1, g->pool + (uint64_t)i * room_bytes);
+        g->ops[i] = (struct op){.kind = OP_MATMUL, .n_w = 1};
+        g->ops[i].src[0] = &g->x;
+        g->ops[i].dst[0] = &g->y;
+        g->ops[i].w[0] = &g->tensors[i];
+    }
+    return n;
+}
+
+/* What a matmul costs beside its weights, and what calling the device costs. */
+static int gauge_tiny(struct gauge *g)
+{
+    double one_s, all_s;
+
+    int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
+    int rc = time_ops(g, 1, 1, &one_s);
+    if (!rc)
+        rc = time_ops(g, n, 1, &all_s);
+    if (rc)
+        return rc;
+    double op_s = (all_s - one_s) / (n - 1);
+    g->m->ops[OP_MATMUL].op_s = op_s > 0 ? op_s : 0;
+    g->m->run_s = one_s > op_s ? one_s - op_s : 0;
+    return 0;
+}
+
+static int gauge_type(struct gauge *g, enum quant_type type)
+{
+    const struct {
+        int n_rows, n_ops;
+    } steps[] = {{1, MAX_OPS}, {MACHINE_FEW_ROWS, 16}, {MANY, 2}};
+    double s[3], weights[3];
+
+    for (int i = 0; i < 3; i++) {
+        int n = list_matmuls(g, type, N_OUT, steps[i].n_ops);
+        if (!g->dev->ops->can(&g->ops[0]))
+            return 0;
+        int rc = time_ops(g, n, steps[i].n_rows, &s[i]);
+        if (rc)
+            return rc;
+        double own_s = g->m->run_s + n * g->m->ops[OP_MATMUL].op_s;
+        s[i] = s[i] > 2 * own_s ? s[i] - own_s : s[i] / 2;
+        weights[i] = (double)n * N_IN * N_OUT;
+    }
+    struct machine_kernel *k = &g->m->kernels[type];
+    k->token_bytes_per_s = fmax(k->token_bytes_per_s, weights[0] / N_IN * (double)quant_row_bytes(type, N_IN) / s[0]);
+    k->few_ops_per_s = fmax(k->few_ops_per_s, 2 * weights[1] * MACHINE_FEW_ROWS / s[1]);
+    k->many_ops_per_s = fmax(k->many_ops_per_s, 2 * weights[2] * MANY / s[2]);
+    return 0;
+}
+
+static int gauge_types(struct gauge *g)
+{
+    int rc = 0;
+
+    for (int i = 0; i < N_PASSES * QUANT_ID_END && !rc; i++) {
+        const struct quant_info *info = quant_info(i % QUANT_ID_END);
+        if (info && info->act != QUANT_ACT_NONE)
+            rc = gauge_type(g, info->type);
+    }
+    return rc;
+}
+
+/* ---- the other ops ---- */
+
+/* Rows go round the experts; each op of the list has experts of its own, as far as the pool goes. */
+static int list_moe(struct gauge *g, const struct op *op, int n_rows)
+{
+    int n_slots = n_rows * shape.n_used, n_experts = n_slots < MAX_EXPERTS ? n_slots : MAX_EXPERTS;
+    int n_ops = MAX_EXPERTS / n_experts;
+    uint64_t off = 0;
+
+    for (int i = 0; i < n_slots; i++)
+        g->slot[i] = i;
+    for (int e = 0; e < n_ops * n_experts; e++) {
+        int in_op = e % n_experts, first = (int)((int64_t)n_slots * in_op / n_experts);
+        g->experts[e] = (struct op_expert){.scale = {1, 1, 1}, .first = first};
+        g->experts[e].n = (int)((int64_t)n_slots * (in_op + 1) / n_experts) - first;
+        for (int i = 0; i < 3; i++) {
+            uint64_t bytes = size_up(op->w[i]->stride[2], 64);
+            off = off + bytes <= g->pool_bytes ? off : 0;
+            g->experts[e].w[i] = g->pool + off;
+            off += bytes;
+        }
+    }
+    for (int i = 0; i < n_ops; i++) {
+        g->ops[i] = *op;
+        g->ops[i].p.moe.experts = g->experts + (size_t)i * (size_t)n_experts;
+        g->ops[i].p.moe.n_experts = n_experts;
+        g->ops[i].p.moe.slot = g->slot;
+    }
+    return n_ops;
+}
+
+static int list_op(struct gauge *g, const struct op *op, int n_rows)
+{
+    if (op->kind == OP_MOE)
+        return list_moe(g, op, n_rows);
+    for (int i = 0; i < N_SAME; i++)
+        g->ops[i] = *op;
+    return N_SAME;
+}
+
+/* Seconds of one op without the weights that it reads. */
+static int time_op(struct gauge *g, const struct op *op, int n_rows, double *out_s)
+{
+    int n = list_op(g, op, n_rows);
+    int rc = time_ops(g, n, n_rows, out_s);
+
+    *out_s = (*out_s - g->m->run_s) / n;
+    if (op->kind == OP_MOE) {
+        for (int e = 0; e < g->ops[0].p.moe.n_experts; e++)
+            for (int i = 0; i < 3; i++)
+                *out_s -= cost_matmul_s(g->m, g->m->n_cores, op->w[i], g->experts[e].n);
+    }
+    return rc;
+}
+
+static int gauge_op(struct gauge *g, const struct op *op)
+{
+    struct machine_op *out = &g->m->ops[op->kind];
+    double one_s, many_s;
+
+    int rc = time_op(g, op, 1, &one_s);
+    if (!rc)
+        rc = time_op(g, op, MANY, &many_s);
+    if (rc)
+        return rc;
+    double one = cost_op_units(op, 1, 0), many = cost_op_units(op, MANY, 0);
+    out->unit_s = many_s > one_s ? (many_s - one_s) / (many - one) : 0;
+    out->op_s = one_s > one * out->unit_s ? one_s - one * out->unit_s : 0;
+    return 0;
+}
+
+int gauge_run(struct machine *m, uint64_t pool_bytes)
+{
+    struct gauge g;
+    bool is_done[OP_N_KIND] = {[OP_MATMUL] = true, [OP_GET_ROWS] = true};
+
+    memset(m->kernels, 0, sizeof m->kernels);
+    memset(m->ops, 0, sizeof m->ops);
+    int rc = open_gauge(&g, m, pool_bytes > LEAST_POOL_BYTES ? pool_bytes : LEAST_POOL_BYTES);
+    if (!rc)
+        rc = gauge_tiny(&g);
+    if (!rc)
+        rc = gauge_types(&g);
+    for (int i = 0; !rc && i < g.program->n_ops; i++) {
+        const struct op *op = &g.program->ops[i];
+        if (op->rows != OP_ROWS_ALL || is_done[op->kind])
+            continue;
+        is_done[op->kind] = true;
+        rc = gauge_op(&g, op);
+    }
+    close_gauge(&g);
+    return rc;
+}

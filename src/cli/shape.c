@@ -1,0 +1,301 @@
+/* Owns the table of shapes, and writes headers. Names, types and dimensions are those of tools/make-synthetic, which makes
+ * the files. */
+#include "src/cli/shape.h"
+
+#include "io/file.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/cli/text.h"
+#include "src/model/gguf.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define ALIGN 32
+/* A token and its merge, and what they take with their lengths: so that tables are counted as those of a real file. */
+#define TOKEN "synthetic"
+
+static const struct shape shapes[] = {
+    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 151936, 40960, 0, false},
+    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 50304, 4096, 0, false},
+    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 32000, 32768, 0, false},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 201088, 131072, 128, true},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 201088, 131072, 128, true},
+    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 49152, 8192, 0, false},
+    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false},
+};
+
+const struct shape *shape_find(const char *name)
+{
+    for (const struct shape *s = shapes; s->name; s++) {
+        if (!strcmp(s->name, name))
+            return s;
+    }
+    return NULL;
+}
+
+const struct shape *shape_all(void)
+{
+    return shapes;
+}
+
+/* ---- a header ---- */
+
+struct writer {
+    const struct shape *shape;
+    struct text keys, tensors;
+    uint64_t n_keys, n_tensors, data_bytes;
+    int rc;
+};
+
+static void put(struct writer *w, struct text *t, uint64_t v, int n_bytes)
+{
+    unsigned char b[8];
+
+    for (int i = 0; i < n_bytes; i++)
+        b[i] = (unsigned char)(v >> (8 * i));
+    w->rc = w->rc ? w->rc : text_add(t, b, (size_t)n_bytes);
+}
+
+static void put_string(struct writer *w, struct text *t, const char *s)
+{
+    put(w, t, strlen(s), 8);
+    w->rc = w->rc ? w->rc : text_add(t, s, strlen(s));
+}
+
+static void key(struct writer *w, const char *name, enum gguf_type type)
+{
+    put_string(w, &w->keys, name);
+    put(w, &w->keys, type, 4);
+    w->n_keys++;
+}
+
+static void key_string(struct writer *w, const char *name, const char *value)
+{
+    key(w, name, GGUF_STRING);
+    put_string(w, &w->keys, value);
+}
+
+static void key_of_arch(struct writer *w, const char *what, enum gguf_type type)
+{
+    char name[96];
+
+    snprintf(name, sizeof name, "%s.%s", w->shape->arch, what);
+    key(w, name, type);
+}
+
+static void key_int(struct writer *w, const char *what, int value)
+{
+    key_of_arch(w, what, GGUF_U32);
+    put(w, &w->keys, (uint64_t)value, 4);
+}
+
+static void key_float(struct writer *w, const char *what, float value)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &value, sizeof bits);
+    key_of_arch(w, what, GGUF_F32);
+    put(w, &w->keys, bits, 4);
+}
+
+static void put_keys(struct writer *w)
+{
+    const struct shape *s = w->shape;
+
+    key_string(w, "general.architecture", s->arch);
+    key_string(w, "general.name", s->name);
+    key_int(w, "block_count", s->n_layer);
+    key_int(w, "context_length", s->n_ctx);
+    key_int(w, "embedding_length", s->n_embd);
+    key_int(w, "feed_forward_length", s->n_ff);
+    key_int(w, "attention.head_count", s->n_head);
+    key_int(w, "attention.head_count_kv", s->n_head_kv);
+    key_int(w, "attention.key_length", s->head_dim);
+    key_int(w, "attention.value_length", s->head_dim);
+    key_int(w, "rope.dimension_count", s->head_dim);
+    key_float(w, "rope.freq_base", 1e6f);
+    key_float(w, "attention.layer_norm_rms_epsilon", 1e-6f);
+    key_int(w, "expert_count", s->n_expert);
+    key_int(w, "expert_used_count", s->n_used);
+    key_int(w, "expert_feed_forward_length", s->n_ff);
+    if (s->n_dense)
+        key_int(w, "leading_dense_block_count", s->n_dense);
+    if (s->window)
+        key_int(w, "attention.sliding_window", s->window);
+    key(w, "tokenizer.ggml.tokens", GGUF_ARRAY);
+    put(w, &w->keys, GGUF_STRING, 4);
+    put(w, &w->keys, (uint64_t)s->n_vocab, 8);
+    for (int i = 0; i < s->n_vocab; i++)
+        put_string(w, &w->keys, TOKEN);
+}
+
+static void tensor(struct writer *w, const char *name, enum quant_type type, int n_in, int n_out, int n_expert)
+{
+    const uint64_t ne[3] = {(uint64_t)n_in, (uint64_t)n_out, (uint64_t)n_expert};
+    int n_dims = n_expert ? 3 : n_out ? 2 : 1;
+    uint64_t bytes = quant_row_bytes(type, n_in);
+
+    put_string(w, &w->tensors, name);
+    put(w, &w->tensors, (uint64_t)n_dims, 4);
+    for (int i = 0; i < n_dims; i++) {
+        put(w, &w->tensors, ne[i], 8);
+        bytes *= i ? ne[i] : 1;
+    }
+    put(w, &w->tensors, type, 4);
+    put(w, &w->tensors, w->data_bytes, 8);
+    w->data_bytes = size_up(w->data_bytes + bytes, ALIGN);
+    w->n_tensors++;
+}
+
+static void tensor_of_layer(struct writer *w, int layer, const char *role, enum quant_type type, int n_in, int n_out,
+                            int n_expert)
+{
+    char name[64];
+
+    snprintf(name, sizeof name, "blk.%d.%s", layer, role);
+    tensor(w, name, type, n_in, n_out, n_expert);
+}
+
+/* What Q4_K_M gives more bits: attention's v and the down projection of the first and last eighth of the layers, and of every
+ * third between. */
+static bool has_more_bits(int layer, int n)
+{
+    return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
+}
+
+static void put_attention(struct writer *w, int layer, enum quant_type type, enum quant_type v_type)
+{
+    const struct shape *s = w->shape;
+    int q = s->n_head * s->head_dim, kv = s->n_head_kv * s->head_dim;
+    bool is_olmoe = !strcmp(s->arch, "olmoe");
+
+    tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+    tensor_of_layer(w, layer, "attn_q.weight", type, s->n_embd, q, 0);
+    tensor_of_layer(w, layer, "attn_k.weight", type, s->n_embd, kv, 0);
+    tensor_of_layer(w, layer, "attn_v.weight", v_type, s->n_embd, kv, 0);
+    tensor_of_layer(w, layer, "attn_output.weight", type, q, s->n_embd, 0);
+    if (strcmp(s->arch, "llama") && strcmp(s->arch, "gpt-oss")) {
+        tensor_of_layer(w, layer, "attn_q_norm.weight", QUANT_F32, is_olmoe ? q : s->head_dim, 0, 0);
+        tensor_of_layer(w, layer, "attn_k_norm.weight", QUANT_F32, is_olmoe ? kv : s->head_dim, 0, 0);
+    }
+    if (!strcmp(s->arch, "gpt-oss")) {
+        tensor_of_layer(w, layer, "attn_q.bias", QUANT_F32, q, 0, 0);
+        tensor_of_layer(w, layer, "attn_k.bias", QUANT_F32, kv, 0, 0);
+        tensor_of_layer(w, layer, "attn_v.bias", QUANT_F32, kv, 0, 0);
+        tensor_of_layer(w, layer, "attn_output.bias", QUANT_F32, s->n_embd, 0, 0);
+        tensor_of_layer(w, layer, "attn_sinks.weight", QUANT_F32, s->n_head, 0, 0);
+    }
+}
+
+static void put_experts(struct writer *w, int layer, enum quant_type type, enum quant_type down_type)
+{
+    const struct shape *s = w->shape;
+
+    tensor_of_layer(w, layer, "ffn_gate_inp.weight", QUANT_F32, s->n_embd, s->n_expert, 0);
+    tensor_of_layer(w, layer, "ffn_gate_exps.weight", type, s->n_embd, s->n_ff, s->n_expert);
+    tensor_of_layer(w, layer, "ffn_up_exps.weight", type, s->n_embd, s->n_ff, s->n_expert);
+    tensor_of_layer(w, layer, "ffn_down_exps.weight", down_type, s->n_ff, s->n_embd, s->n_expert);
+    if (!strcmp(s->arch, "gpt-oss")) {
+        tensor_of_layer(w, layer, "ffn_gate_inp.bias", QUANT_F32, s->n_expert, 0, 0);
+        tensor_of_layer(w, layer, "ffn_gate_exps.bias", QUANT_F32, s->n_ff, s->n_expert, 0);
+        tensor_of_layer(w, layer, "ffn_up_exps.bias", QUANT_F32, s->n_ff, s->n_expert, 0);
+        tensor_of_layer(w, layer, "ffn_down_exps.bias", QUANT_F32, s->n_embd, s->n_expert, 0);
+    }
+    if (!strcmp(s->arch, "dots1")) {
+        tensor_of_layer(w, layer, "ffn_gate_shexp.weight", type, s->n_embd, s->n_ff, 0);
+        tensor_of_layer(w, layer, "ffn_up_shexp.weight", type, s->n_embd, s->n_ff, 0);
+        tensor_of_layer(w, layer, "ffn_down_shexp.weight", down_type, s->n_ff, s->n_embd, 0);
+    }
+}
+
+static void put_tensors(struct writer *w)
+{
+    const struct shape *s = w->shape;
+    enum quant_type dense = s->is_mxfp4 ? QUANT_Q8_0 : QUANT_Q4_K, expert = s->is_mxfp4 ? QUANT_MXFP4 : QUANT_Q4_K;
+
+    tensor(w, "token_embd.weight", dense, s->n_embd, s->n_vocab, 0);
+    for (int layer = 0; layer < s->n_layer; layer++) {
+        bool is_better = !s->is_mxfp4 && has_more_bits(layer, s->n_layer);
+        put_attention(w, layer, dense, is_better ? QUANT_Q6_K : dense);
+        tensor_of_layer(w, layer, strcmp(s->arch, "gpt-oss") ? "ffn_norm.weight" : "post_attention_norm.weight",
+                        QUANT_F32, s->n_embd, 0, 0);
+        if (layer < s->n_dense) {
+            tensor_of_layer(w, layer, "ffn_gate.weight", dense, s->n_embd, s->n_ff, 0);
+            tensor_of_layer(w, layer, "ffn_up.weight", dense, s->n_embd, s->n_ff, 0);
+            tensor_of_layer(w, layer, "ffn_down.weight", dense, s->n_ff, s->n_embd, 0);
+        } else {
+            put_experts(w, layer, expert, is_better ? QUANT_Q6_K : expert);
+        }
+    }
+    tensor(w, "output_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+    tensor(w, "output.weight", s->is_mxfp4 ? QUANT_Q8_0 : QUANT_Q6_K, s->n_embd, s->n_vocab, 0);
+}
+
+static int make_header(const struct shape *shape, struct text *out)
+{
+    struct writer w = {.shape = shape};
+
+    put_keys(&w);
+    put_tensors(&w);
+    put(&w, out, 0x46554747, 4); /* "GGUF" */
+    put(&w, out, 3, 4);
+    put(&w, out, w.n_tensors, 8);
+    put(&w, out, w.n_keys, 8);
+    if (!w.rc)
+        w.rc = text_add(out, w.keys.p, w.keys.n_bytes);
+    if (!w.rc)
+        w.rc = text_add(out, w.tensors.p, w.tensors.n_bytes);
+    text_done(&w.keys);
+    text_done(&w.tensors);
+    return w.rc;
+}
+
+/* ---- the header as a file ---- */
+
+static int file_of(void *ctx, const char *path, void **out)
+{
+    (void)path;
+    *out = ctx;
+    return 0;
+}
+
+static int identify(void *ctx, void *handle, struct file_id *out)
+{
+    (void)handle;
+    *out = (struct file_id){.bytes = ((const struct text *)ctx)->n_bytes};
+    return 0;
+}
+
+static int64_t read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
+{
+    const struct text *t = ctx;
+
+    (void)handle;
+    if (off >= t->n_bytes)
+        return 0;
+    bytes = bytes < t->n_bytes - off ? bytes : t->n_bytes - off;
+    memcpy(dst, t->p + off, bytes);
+    return (int64_t)bytes;
+}
+
+static void close_file(void *ctx, void *handle)
+{
+    (void)ctx;
+    (void)handle;
+}
+
+int shape_open(const struct shape *shape, struct model **out)
+{
+    struct text header = {0};
+    const struct file_ops ops = {
+        .ctx = &header, .open = file_of, .identify = identify, .read_at = read_at, .close = close_file};
+
+    *out = NULL;
+    int rc = make_header(shape, &header);
+    if (!rc)
+        rc = model_open_head(shape->name, &ops, out);
+    text_done(&header);
+    return rc;
+}

@@ -1,0 +1,31 @@
+/* Shapes of well-known models, for planning without a file: the header that such a file would have is made in memory. */
+#ifndef FERRY_CLI_SHAPE_H
+#define FERRY_CLI_SHAPE_H
+
+#include "src/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct shape {
+    const char *name, *arch;
+    int n_layer, n_embd, n_head, n_head_kv, head_dim;
+    int n_expert, n_used, n_ff; /* n_ff: of an expert, and of the dense layers in front */
+    int n_dense;                /* layers without experts in front */
+    int n_vocab, n_ctx, window;
+    bool is_mxfp4; /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
+};
+
+/* The row of that name, or NULL; all rows, the last with a NULL name. */
+const struct shape *shape_find(const char *name);
+const struct shape *shape_all(void);
+
+/* A model of that shape, whose weights nobody can read. ERR_UNSUPPORTED for an architecture that ferry cannot run; ERR_NOMEM.
+ * Caller closes it with model_close. */
+int shape_open(const struct shape *shape, struct model **out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,83 @@
+/* Seconds and bytes of one placement: pure arithmetic on a plan, the ops of its model and the rates of a machine. Fits
+ * nothing to runs: every number comes from the machine (probe) or is counted. */
+#ifndef FERRY_PLAN_COST_H
+#define FERRY_PLAN_COST_H
+
+#include "src/model/program.h"
+#include "src/plan/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- pieces ---- */
+
+/* n_rows rows (as an average: need not be whole) times one matrix, on n_threads; without what the op costs by itself.
+ * Negative: the kernel's rate is not known. */
+double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor *w, double n_rows);
+
+/* What an op's own time grows with: elements of its result; query-key elements of attention, for rows that follow `pos` others. */
+double cost_op_units(const struct op *op, double n_rows, double pos);
+
+/* How a router with n_expert experts of which k are chosen spreads its choice. skew: its rows differ in length by exp(skew * z),
+ * z normal; 0: all experts alike (tools/make-synthetic --router-skew makes such routers). Choices are taken for independent
+ * from token to token. */
+struct cost_router {
+    double *chosen; /* own: (n_expert) how likely a token wants it; their sum is k */
+    int n_expert, k;
+};
+int cost_router_init(int n_expert, int k, double skew, struct cost_router *out); /* ERR_NOMEM */
+void cost_router_done(struct cost_router *r);
+
+/* The share of wanted experts found in slots for `share` of all, least recently used going first (Che's approximation, IEEE JSAC
+ * 20(7), 2002). */
+double cost_router_hits(const struct cost_router *r, double share);
+
+/* Different experts that n_rows tokens want, on average. */
+double cost_router_distinct(const struct cost_router *r, double n_rows);
+
+/* ---- a step ---- */
+
+struct cost_step {
+    double dense_s, expert_s; /* computing */
+    double disk_s;            /* reading, at the rate for so many reads in flight */
+    double s;                 /* together, with what overlaps; 0: not known */
+    double missed_bytes;      /* read from disk */
+};
+
+struct cost_args {
+    const struct machine *machine;
+    const struct plan *plan;       /* counted: bytes, slots, io */
+    const struct program *program; /* of any number of rows */
+    double n_rows, pos;            /* rows of the step, positions before them */
+    bool is_cold;                  /* slots are empty */
+};
+
+/* ERR_NOMEM. */
+int cost_step(const struct cost_args *args, struct cost_step *out);
+
+/* ---- a GPU that is described ---- */
+
+struct cost_gpu {
+    uint64_t vram_bytes;
+    double bytes_per_s, pcie_bytes_per_s; /* of its memory; 0: not known */
+};
+
+struct cost_gpu_plan {
+    uint64_t dense_bytes, kv_bytes, expert_bytes; /* what it would hold */
+    double hits;                                  /* share of a token's experts found in it */
+    double decode_tok_per_s;                      /* 0: a rate is not known */
+};
+
+/* What such a GPU would hold beside the plan for the CPU, and bytes over rates: an estimate that no kernel stands behind.
+ * ERR_NOMEM. */
+int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const struct plan *p,
+                  struct cost_gpu_plan *out);
+
+/* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
+int cost_predict(const struct plan_in *in, struct plan *p);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""What predictions have to be, by arithmetic that shares nothing with src/plan/cost*.c.
+
+  cost_facts.py OUT_DIR     (tests/data/cost)
+
+facts.txt: seconds of steps of the model `moe` of plan_heads.py on a machine with the round rates below; a router's hits and different experts;
+hits_*_simulated come from a simulated cache in front of simulated routers. shapes.txt: bytes of the shapes of tools/make-synthetic. Needs numpy.
+"""
+import math
+import os
+import sys
+from statistics import NormalDist
+
+import numpy as np
+
+# ---- a router ----
+
+
+def chosen(n, k, skew):
+    """Chance that a token wants each expert: logits normal with spread exp(skew z), above a threshold that k pass on average."""
+    spread = [math.exp(skew * NormalDist().inv_cdf((i + 0.5) / n)) for i in range(n)]
+    lo, hi = -50.0, 50.0
+    while hi - lo > 1e-13:
+        mid = (lo + hi) / 2
+        if sum(1 - NormalDist(0, s).cdf(mid) for s in spread) > k:
+            lo = mid
+        else:
+            hi = mid
+    return np.array([1 - NormalDist(0, s).cdf(lo) for s in spread])
+
+
+def che(q, slots):
+    """scipy would solve for T; bisection on a wide interval does."""
+    lo, hi = 0.0, 1e8
+    for _ in range(200):
+        mid = (lo + hi) / 2
+        if np.sum(1 - (1 - q) ** mid) > slots:
+            hi = mid
+        else:
+            lo = mid
+    return float(np.sum(q * (1 - (1 - q) ** lo)) / np.sum(q))
+
+
+def simulate(n, k, skew, slots, seed, n_tok=2500):
+    rng = np.random.default_rng(seed)
+    spread = np.exp(skew * rng.standard_normal(n))
+    last, hits, wanted = {}, 0, 0
+    for t in range(n_tok):
+        ids = set(np.argpartition(-rng.standard_normal(n) * spread, k)[:k].tolist())
+        for e in ids:
+            if t > n_tok // 4:
+                wanted += 1
+                hits += e in last
+            if e not in last and len(last) >= slots:
+                del last[min((c for c in last if c not in ids), key=last.get)]
+            last[e] = t
+    return hits / wanted
+
+
+# ---- a step of plan_heads.py's moe: 3 layers, width 2048, 32 heads of 128, 4 of keys, 128 experts of 768, 8 used ----
+LAYERS, D, FF, E, K, HEADS, HEAD, VOCAB = 3, 2048, 768, 128, 8, 32, 128, 2048
+BITS = {"Q4_K": (256, 144), "Q6_K": (256, 210), "F32": (1, 4)}
+TOKEN = {"Q4_K": 8e9, "Q6_K": 6e9, "F32": 16e9}   # bytes/s
+FEW = {"Q4_K": 100e9, "Q6_K": 80e9, "F32": 30e9}  # op/s, 16 rows
+MANY = {"Q4_K": 200e9, "Q6_K": 150e9, "F32": 40e9}  # 256 rows
+MATMUL_OP, MOE_OP, MOE_UNIT, ATTENTION_UNIT, RUN = 2e-6, 5e-6, 1e-9, 2e-10, 7e-6
+DISK = [(1, 1e9), (8, 2e9), (32, 4e9)]  # depth, bytes/s
+
+
+def nbytes(kind, n_in, n_out):
+    length, size = BITS[kind]
+    return n_in // length * size * n_out
+
+
+def matmul(kind, n_in, n_out, rows):
+    weights = n_in * n_out
+    one = nbytes(kind, n_in, n_out) / TOKEN[kind]
+    few, many = 2 * 16 * weights / FEW[kind], 2 * 256 * weights / MANY[kind]
+    return float(np.interp(rows, [1, 16], [one, few])) if rows <= 16 else few + (rows - 16) * (many - few) / 240
+
+
+def dense(rows, pos):
+    s = LAYERS * sum(matmul(*m, rows) for m in (("Q4_K", D, 4096), ("Q4_K", D, 512), ("Q4_K", D, 512), ("Q4_K", 4096, D), ("F32", D, E)))
+    s += matmul("Q6_K", D, VOCAB, 1) + (3 * LAYERS + 1) * MATMUL_OP
+    s += LAYERS * ATTENTION_UNIT * sum(pos + i + 1 for i in range(rows)) * HEADS * 2 * HEAD
+    return s + RUN * (1 + 2 * LAYERS + (LAYERS if rows > 8 else 0))
+
+
+EXPERT = 2 * nbytes("Q4_K", D, FF) + nbytes("Q6_K", FF, D)
+
+
+def expert(rows):
+    return 2 * matmul("Q4_K", D, FF, rows) + matmul("Q6_K", FF, D, rows)
+
+
+def layer_experts(tokens):
+    """(how many different, seconds) of one layer's experts."""
+    n = K if tokens == 1 else E * (1 - (1 - K / E) ** tokens)
+    return n, n * expert(1 if tokens == 1 else tokens * K / n) + MOE_OP + MOE_UNIT * tokens * K * (D + FF)
+
+
+def disk(n):
+    return n * EXPERT / float(np.interp(min(3 * n, 32), [d for d, _ in DISK], [r for _, r in DISK])) if n else 0
+
+
+def token(hits):
+    n, s = layer_experts(1)
+    mean = 0
+    for absent in range(K + 1):
+        chance = math.comb(K, absent) * (1 - hits) ** absent * hits ** (K - absent)
+        mean += chance * (max(s, disk(absent) + s / K) if absent else s)
+    return dense(1, 0) + LAYERS * mean
+
+
+def prompt(tokens, hits):
+    n, s = layer_experts(tokens)
+    return max(dense(tokens, 0) + LAYERS * s, LAYERS * disk(n * (1 - hits)))
+
+
+def prompt_by_layers(tokens, hits):
+    n, s = layer_experts(tokens)
+    return dense(tokens, 0) + LAYERS * max(s, disk(n * (1 - hits)))
+
+
+# ---- shapes: what tools/make-synthetic writes ----
+SHAPES = {  # layers, embd, heads, kv heads, head, experts, used, ff, vocab, kind
+    "qwen3-30b-a3b": (48, 2048, 32, 4, 128, 128, 8, 768, 151936, "qwen3"), "olmoe-1b-7b": (16, 2048, 16, 16, 128, 64, 8, 1024, 50304, "olmoe"),
+    "mixtral-8x7b": (32, 4096, 32, 8, 128, 8, 2, 14336, 32000, "llama"), "small-qwen3moe": (16, 1024, 16, 4, 64, 64, 8, 512, 49152, "qwen3")}
+
+
+def shape_bytes(layers, d, heads, kv, head, experts, used, ff, vocab, kind):
+    q, k = heads * head, kv * head
+    dense_bytes = nbytes("Q4_K", d, vocab) + nbytes("Q6_K", d, vocab) + 4 * d
+    expert_bytes = 0
+    for i in range(layers):
+        high = "Q6_K" if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2 else "Q4_K"
+        dense_bytes += nbytes("Q4_K", d, q) + nbytes("Q4_K", d, k) + nbytes(high, d, k) + nbytes("Q4_K", q, d) + 4 * d * (2 + experts)
+        dense_bytes += 4 * {"qwen3": 2 * head, "olmoe": q + k, "llama": 0}[kind]
+        expert_bytes += experts * (2 * nbytes("Q4_K", d, ff) + nbytes(high, ff, d))
+    return dense_bytes, expert_bytes
+
+
+def main():
+    out = sys.argv[1]
+    facts = {"token": token(1), "token_hits_25": token(0.25), "prompt_512": prompt(512, 1), "prompt_512_hits_25": prompt(512, 0.25),
+             "prompt_21_cold": prompt(21, 0), "prompt_21_cold_by_layers": prompt_by_layers(21, 0), "missed_25": K * LAYERS * EXPERT * 0.75}
+    for skew in (0, 0.35, 0.7):
+        q = chosen(128, 8, skew)
+        name = "%d" % round(100 * skew)
+        facts["distinct_%s_100" % name] = float(np.sum(1 - (1 - q) ** 100))
+        for slots in (32, 51, 77):
+            facts["hits_%s_%d" % (name, slots)] = che(q, slots)
+            facts["hits_%s_%d_simulated" % (name, slots)] = float(np.mean([simulate(128, 8, skew, slots, seed) for seed in range(8)]))
+    with open(os.path.join(out, "facts.txt"), "w") as f:
+        f.writelines("%s %.17g\n" % x for x in facts.items())
+    with open(os.path.join(out, "shapes.txt"), "w") as f:
+        f.writelines("%s %d %d\n" % ((name,) + shape_bytes(*x)) for name, x in SHAPES.items())
+
+
+main()

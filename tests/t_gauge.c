@@ -1,0 +1,68 @@
+/* What `ferry probe` measures of kernels: all of them, whichever allocation fails on the way. */
+#include "src/cli/gauge.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+
+static uint64_t live_bytes(void)
+{
+    uint64_t sum = 0;
+
+    for (int tag = 0; tag < MEM_N_TAG; tag++)
+        sum += mem_live_bytes((enum mem_tag)tag);
+    return sum;
+}
+
+/* A pool that holds one matrix of the largest type: rates are those of a cache then, but there. */
+START_TEST(no_kernel_is_left_out_and_no_memory_leaks_nothing)
+{
+    struct machine m = {.n_cores = 1};
+    uint64_t before_bytes = live_bytes();
+    int rc = ERR_NOMEM;
+
+    for (uint64_t n = 1; rc; n++) {
+        mem_fail_nth(n);
+        rc = gauge_run(&m, 8 * MIB);
+        ck_assert_uint_eq(live_bytes(), before_bytes);
+        ck_assert_msg(rc == 0 || rc == ERR_NOMEM, "%s", err_text());
+        ck_assert_uint_lt(n, 1000);
+    }
+    mem_fail_nth(0);
+    for (int type = 0; type < QUANT_ID_END; type++) {
+        const struct quant_info *info = quant_info(type);
+        const struct machine_kernel *k = &m.kernels[type];
+        bool is_weight = info && info->act != QUANT_ACT_NONE;
+        ck_assert_int_eq(k->token_bytes_per_s > 0, is_weight);
+        ck_assert_int_eq(k->few_ops_per_s > 0, is_weight);
+        ck_assert_int_eq(k->many_ops_per_s > 0, is_weight);
+        ck_assert(isfinite(k->token_bytes_per_s + k->few_ops_per_s + k->many_ops_per_s));
+    }
+    static const enum op_kind dear[] = {OP_ATTENTION, OP_RMS_NORM, OP_ROPE, OP_GLU, OP_ROUTE, OP_COMBINE};
+    for (size_t i = 0; i < sizeof dear / sizeof *dear; i++)
+        ck_assert_msg(m.ops[dear[i]].unit_s > 0, "%s", device_op_name(dear[i]));
+    for (int kind = 0; kind < OP_N_KIND; kind++) {
+        ck_assert(isfinite(m.ops[kind].op_s) && m.ops[kind].op_s >= 0);
+        ck_assert(isfinite(m.ops[kind].unit_s) && m.ops[kind].unit_s >= 0);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("gauge");
+    TCase *t = tcase_create("gauge");
+
+    tcase_set_timeout(t, 300);
+    tcase_add_test(t, no_kernel_is_left_out_and_no_memory_leaks_nothing);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
