@@ -12,6 +12,7 @@
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/ferry_in.h"
 #include "src/model/gguf.h"
 #include "src/model/model.h"
 #include "src/model/template.h"
@@ -26,18 +27,6 @@
 
 _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
                "public codes are the internal ones");
-
-struct ferry_engine {
-    struct machine machine;
-    struct plan plan;
-    struct model *model; /* own, as all below */
-    struct tok *tok;     /* NULL: ids only */
-    struct store *store;
-    struct device *device;
-    struct cache *cache;
-    struct exec *exec;
-    struct template_code *chat; /* made when first asked for; NULL: not yet */
-};
 
 struct ferry_session {
     struct ferry_engine *engine; /* view */
@@ -82,6 +71,18 @@ static int pick(const char *option, const char *word, const char *const *words, 
     return err(ERR_ARG, "%s = %.40s: expected %s, %s…", option, word, words[0], words[1]);
 }
 
+/* The sequences of a batch share a pool of pages: each is expected to come to batch_tok positions. Every one has a row of its
+ * own beside the chunk, and gives logits. */
+static void batch_options(const struct ferry_engine_opts *o, struct plan_opts *out)
+{
+    enum { CHUNK = 512, BATCH_TOK = 512 };
+    uint64_t kv_tok = (uint64_t)o->n_batch * (o->batch_tok ? o->batch_tok : BATCH_TOK);
+
+    out->n_seq = out->n_out = o->n_batch;
+    out->chunk_tok = (o->chunk_tok ? o->chunk_tok : CHUNK) + o->n_batch;
+    out->kv_tok = kv_tok < INT32_MAX ? (uint32_t)kv_tok : INT32_MAX;
+}
+
 static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out)
 {
     static const char *const io_words[] = {"auto", "uring", "pread", "mmap"};
@@ -103,6 +104,8 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
                               .no_pin = o->no_pin,
                               .expert_ram_bytes = o->expert_ram_bytes};
+    if (o->n_batch)
+        batch_options(o, out);
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -182,7 +185,12 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
     if (rc == 0)
         rc = cache_open(
-            &(struct cache_args){.shape = &shape, .n_seq = (int)p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok},
+            &(struct cache_args){.shape = &shape,
+                                 .n_seq = (int)p->n_seq,
+                                 .n_ctx = p->n_ctx,
+                                 .chunk_tok = p->chunk_tok,
+                                 .pool_tok = p->kv_tok,
+                                 .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
             &e->cache);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
@@ -433,7 +441,7 @@ void ferry_sample_opts_init(struct ferry_sample_opts *opts)
                                        .seed = d.seed};
 }
 
-static int sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
+int ferry_sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
 {
     struct ferry_sample_opts o;
     ferry_sample_opts_init(&o);
@@ -457,7 +465,7 @@ int ferry_session_make(struct ferry_engine *e, const struct ferry_sample_opts *s
 {
     *out = NULL;
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     if (rc < 0)
         return rc;
     struct ferry_session *fs = mem_zalloc(1, sizeof *fs, MEM_OTHER);
@@ -487,7 +495,7 @@ void ferry_session_free(struct ferry_session *fs)
 int ferry_session_sample_opts(struct ferry_session *fs, const struct ferry_sample_opts *sample)
 {
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     return rc < 0 ? rc : session_sample(fs->s, &opts);
 }
 

@@ -61,6 +61,8 @@ struct ferry_engine_opts {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
+    uint32_t n_batch;          /* sequences that a ferry_batch runs at once; 0: this engine has no batch */
+    uint32_t batch_tok;        /* positions that one of them is expected to take; 0: 512 */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
@@ -188,6 +190,83 @@ struct ferry_stats {
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
+
+/* ---- many prompts at once ---- */
+
+/* A batch runs many prompts together: one row of each that is being answered and at most a chunk of prompt rows a step, so
+ * that each weight read serves all. They join and leave at every step, share the pages of equal beginnings, and give pages
+ * back when memory runs out. Each answer is bit for bit what a session alone would say. The engine was opened with n_batch. */
+struct ferry_batch;
+
+struct ferry_request {
+    size_t struct_bytes;   /* set by ferry_request_init */
+    const int32_t *tokens; /* (n_tokens) the prompt; copied, as all below */
+    size_t n_tokens;
+    size_t n_scored;         /* do not answer, but judge the last n_scored tokens: their log-probabilities */
+    size_t max_tokens;       /* of the answer; 0: until the model ends it or the context is full */
+    bool ignore_eos;         /* the model's end tokens do not end the answer */
+    const char *const *stop; /* (n_stop) texts that end the answer and are no part of it */
+    size_t n_stop;
+    int logprobs; /* log-probabilities of the tokens, and of so many best ones; -1: none. Scoring always gives them */
+    const struct ferry_sample_opts *sample; /* NULL: greedy */
+};
+
+void ferry_request_init(struct ferry_request *request);
+
+enum ferry_finish {
+    FERRY_FINISH_STOP,    /* the model ended it, or a stop text came */
+    FERRY_FINISH_LENGTH,  /* max_tokens */
+    FERRY_FINISH_CONTEXT, /* the context is full */
+    FERRY_FINISH_SCORED,
+    FERRY_FINISH_FAILED, /* this one alone: status and error say why */
+};
+
+struct ferry_answer {
+    uint64_t id;
+    enum ferry_finish finish;
+    const char *text; /* UTF-8, (n_bytes) and a NUL */
+    size_t n_bytes;
+    const int32_t *tokens; /* (n_tokens) drawn, without the one that ended it; or those scored */
+    size_t n_tokens;
+    size_t n_prompt, n_shared;   /* prompt tokens; how many of them were not run, because another's pages held them */
+    size_t n_greedy;             /* of scored tokens, how many were the likeliest */
+    const float *logprobs;       /* (n_tokens); NULL: not asked for */
+    const int32_t *top_tokens;   /* (n_tokens, n_top), best first */
+    const float *top_logprobs;   /* (n_tokens, n_top) */
+    int n_top;
+    int status; /* of a failed one */
+    const char *error;
+    uint64_t wait_ns, run_ns; /* from submit to its first step, and from there to its end */
+    uint32_t n_preempted;     /* how often it gave its pages back and was run again */
+    void *own;                /* the library's */
+};
+
+int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
+void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
+
+/* *id is never 0. ERR_ARG, ERR_LIMIT (the prompt leaves no room for an answer), ERR_NOMEM: the batch is as it was. */
+int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *request, uint64_t *id);
+
+/* Give an answer that is finished, or else run one step and look again; *out NULL: none yet. The answer is the caller's, by
+ * ferry_answer_free. After an error nothing is lost, and the next call tries again. */
+int ferry_batch_poll(struct ferry_batch *batch, struct ferry_answer **out);
+void ferry_answer_free(struct ferry_answer *answer); /* takes NULL */
+
+/* Drop a request. FERRY_ERR_ARG: there is none of that id any more. */
+int ferry_batch_cancel(struct ferry_batch *batch, uint64_t id);
+
+/* Make the poll that runs, or else the next one, return ERR_CANCEL soon. Safe in a signal handler and from other threads. */
+void ferry_batch_interrupt(struct ferry_batch *batch);
+
+struct ferry_batch_stats {
+    uint32_t n_waiting, n_running, n_finished, most_running;
+    uint64_t n_steps, step_ns;
+    uint64_t n_prompt, n_generated; /* tokens run as given; drawn */
+    uint64_t n_shared;              /* prompt tokens not run, because another's pages held them */
+    uint64_t n_preempted, n_rerun;  /* how often pages were given back; tokens run again for it */
+    uint64_t kv_pages, kv_pages_used;
+};
+void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
 
 #ifdef __cplusplus
 }
