@@ -267,7 +267,8 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
                                .resident_bytes = st.resident_bytes,
                                .bos = e->tok ? tok_bos(e->tok) : -1,
                                .eos = e->tok ? tok_eos(e->tok) : -1,
-                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL};
+                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                               .identity = e->model->identity};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)

@@ -83,6 +83,7 @@ struct ferry_info {
     uint64_t file_bytes, resident_bytes; /* of the model; held in memory by ferry for weights */
     int32_t bos, eos;                    /* -1: none */
     bool has_chat_template;
+    uint64_t identity; /* of the model: its header, size, time and sampled bytes */
 };
 
 /* Facts about an open engine; strings are views until close. */
@@ -252,6 +253,9 @@ int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *re
 int ferry_batch_poll(struct ferry_batch *batch, struct ferry_answer **out);
 void ferry_answer_free(struct ferry_answer *answer); /* takes NULL */
 
+/* Has it begun, and not ended? */
+bool ferry_batch_is_running(const struct ferry_batch *batch, uint64_t id);
+
 /* Drop a request. FERRY_ERR_ARG: there is none of that id any more. */
 int ferry_batch_cancel(struct ferry_batch *batch, uint64_t id);
 
@@ -267,6 +271,29 @@ struct ferry_batch_stats {
     uint64_t kv_pages, kv_pages_used;
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
+
+/* ---- results that survive ---- */
+
+/* A file of lines, each a record. A run that was killed, lost its power or filled the disk leaves whole lines and at most one
+ * torn end, which the next open cuts off. The file is locked: one process at a time. */
+struct ferry_journal;
+
+/* Called at open for each whole line (without its end; off: where it begins). 0: a record; FERRY_ERR_FORMAT: none, so that it and
+ * all behind it are cut off; another error ends the opening. */
+typedef int ferry_journal_line(const char *line, size_t n_bytes, uint64_t off, void *arg);
+
+/* Open, or make an empty one. ERR_IO, ERR_STATE (another process has it), ERR_UNSUPPORTED (no regular file). */
+int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out);
+void ferry_journal_close(struct ferry_journal *journal); /* without sync; takes NULL */
+uint64_t ferry_journal_n_cut(struct ferry_journal *journal);   /* bytes cut off at open */
+uint64_t ferry_journal_n_bytes(struct ferry_journal *journal); /* of whole lines */
+
+/* Add a line (n_bytes, no line end in it); it reaches the disk within about a second of appends, or with sync. ERR_IO: the file
+ * holds what it held before. *off (may be NULL): where the line begins. */
+int ferry_journal_append(struct ferry_journal *journal, const char *line, size_t n_bytes, uint64_t *off);
+int ferry_journal_sync(struct ferry_journal *journal);
+int ferry_journal_read(struct ferry_journal *journal, uint64_t off, void *p, size_t n_bytes);
+int ferry_journal_clear(struct ferry_journal *journal); /* forget all lines */
 
 #ifdef __cplusplus
 }

@@ -141,6 +141,11 @@ void ferry_answer_free(struct ferry_answer *a)
     mem_free(a);
 }
 
+bool ferry_batch_is_running(const struct ferry_batch *b, uint64_t id)
+{
+    return jobs_is_running(b->jobs, id);
+}
+
 int ferry_batch_cancel(struct ferry_batch *b, uint64_t id)
 {
     return jobs_cancel(b->jobs, id) ? 0 : err(ERR_ARG, "no request %llu", (unsigned long long)id);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_IDS = 150, N_VOCAB = 288, N_REQ = 32, MOST_TOK = 40 };
+enum { N_IDS = 150, N_VOCAB = 288, N_REQ = 32, MOST_TOK = 90 };
 
 static int32_t ids[N_IDS];
 

@@ -35,6 +35,10 @@ struct conf {
     const char *system, *prompt, *file;
     uint32_t n_tokens;
     bool raw;
+    /* batch */
+    const char *input, *output, *order;
+    uint32_t n_sequences;
+    bool score, restart, accept_changes;
     /* tokenize */
     bool decode, special, bos;
     /* eval */

@@ -238,6 +238,17 @@ bool jobs_cancel(struct jobs *j, uint64_t id)
     return job != NULL;
 }
 
+bool jobs_is_running(const struct jobs *j, uint64_t id)
+{
+    for (int i = 0; i < j->n_running; i++)
+        if (j->running[i]->id == id)
+            return true;
+    for (const struct job *job = j->waiting.first; job; job = job->next)
+        if (job->id == id)
+            return job->start_ns != 0;
+    return false;
+}
+
 static void finish(struct jobs *j, int i)
 {
     struct job *job = remove_running(j, i);

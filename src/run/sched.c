@@ -47,5 +47,5 @@ void sched_rows(struct sched_seq *seqs, int n, const struct sched_limits *limits
 
 bool sched_admits(int64_t n_tok, int64_t free_tok, int n_running)
 {
-    return n_running == 0 || n_tok <= free_tok - (int64_t)(n_running + 1) * DEVICE_PAGE_TOK;
+    return n_running == 0 || n_tok <= free_tok - (int64_t)(n_running + 1) * (DEVICE_PAGE_TOK / 2);
 }

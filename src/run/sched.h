@@ -28,8 +28,8 @@ struct sched_limits {
  * rows, one of them in the chunk, and n rows of logits. */
 void sched_rows(struct sched_seq *seqs, int n, const struct sched_limits *limits);
 
-/* May a sequence that has n_tok positions to fill begin beside n_running others, with free_tok positions free? Each running one
- * may want a page before any of them ends; alone it always may. */
+/* May a sequence that has n_tok positions to fill begin beside n_running others, with free_tok positions free? Every other
+ * one is taken to want a page soon; alone it always may. */
 bool sched_admits(int64_t n_tok, int64_t free_tok, int n_running);
 
 #ifdef __cplusplus
