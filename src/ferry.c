@@ -184,14 +184,13 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
     if (rc == 0)
-        rc = cache_open(
-            &(struct cache_args){.shape = &shape,
-                                 .n_seq = (int)p->n_seq,
-                                 .n_ctx = p->n_ctx,
-                                 .chunk_tok = p->chunk_tok,
-                                 .pool_tok = p->kv_tok,
-                                 .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
-            &e->cache);
+        rc = cache_open(&(struct cache_args){.shape = &shape,
+                                             .n_seq = (int)p->n_seq,
+                                             .n_ctx = p->n_ctx,
+                                             .chunk_tok = p->chunk_tok,
+                                             .pool_tok = p->kv_tok,
+                                             .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
+                        &e->cache);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
                        &e->exec);

@@ -229,11 +229,11 @@ struct ferry_answer {
     size_t n_bytes;
     const int32_t *tokens; /* (n_tokens) drawn, without the one that ended it; or those scored */
     size_t n_tokens;
-    size_t n_prompt, n_shared;   /* prompt tokens; how many of them were not run, because another's pages held them */
-    size_t n_greedy;             /* of scored tokens, how many were the likeliest */
-    const float *logprobs;       /* (n_tokens); NULL: not asked for */
-    const int32_t *top_tokens;   /* (n_tokens, n_top), best first */
-    const float *top_logprobs;   /* (n_tokens, n_top) */
+    size_t n_prompt, n_shared; /* prompt tokens; how many of them were not run, because another's pages held them */
+    size_t n_greedy;           /* of scored tokens, how many were the likeliest */
+    const float *logprobs;     /* (n_tokens); NULL: not asked for */
+    const int32_t *top_tokens; /* (n_tokens, n_top), best first */
+    const float *top_logprobs; /* (n_tokens, n_top) */
     int n_top;
     int status; /* of a failed one */
     const char *error;
@@ -284,7 +284,7 @@ typedef int ferry_journal_line(const char *line, size_t n_bytes, uint64_t off, v
 
 /* Open, or make an empty one. ERR_IO, ERR_STATE (another process has it), ERR_UNSUPPORTED (no regular file). */
 int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out);
-void ferry_journal_close(struct ferry_journal *journal); /* without sync; takes NULL */
+void ferry_journal_close(struct ferry_journal *journal);       /* without sync; takes NULL */
 uint64_t ferry_journal_n_cut(struct ferry_journal *journal);   /* bytes cut off at open */
 uint64_t ferry_journal_n_bytes(struct ferry_journal *journal); /* of whole lines */
 

@@ -23,12 +23,10 @@ int ferry_batch_make(struct ferry_engine *e, struct ferry_batch **out)
     if (!b)
         return err(ERR_NOMEM, "a batch of prompts");
     b->engine = e;
-    int rc = jobs_open(&(struct jobs_args){.exec = e->exec,
-                                           .cache = e->cache,
-                                           .tok = e->tok,
-                                           .plan = &e->plan,
-                                           .n_vocab = e->model->hp.n_vocab},
-                       &b->jobs);
+    int rc = jobs_open(
+        &(struct jobs_args){
+            .exec = e->exec, .cache = e->cache, .tok = e->tok, .plan = &e->plan, .n_vocab = e->model->hp.n_vocab},
+        &b->jobs);
     if (rc < 0) {
         mem_free(b);
         return rc;

@@ -115,8 +115,8 @@ static void must_be(const struct ferry_answer *a, const struct said *want, const
 {
     ck_assert_msg(a->n_tokens == want->n && memcmp(a->tokens, want->token, want->n * sizeof *a->tokens) == 0,
                   "%s, prompt %d: other words than alone (%zu tokens, not %zu)", what, i, a->n_tokens, want->n);
-    ck_assert_msg(a->finish == (want->ended ? FERRY_FINISH_STOP : FERRY_FINISH_LENGTH), "%s, prompt %d: end %d", what, i,
-                  (int)a->finish);
+    ck_assert_msg(a->finish == (want->ended ? FERRY_FINISH_STOP : FERRY_FINISH_LENGTH), "%s, prompt %d: end %d", what,
+                  i, (int)a->finish);
 }
 
 struct way {
@@ -171,8 +171,8 @@ enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 START_TEST(company_changes_the_words)
 {
     static const struct way ways[] = {
-        {"all at once", 32, 256, 0, N_REQ},  {"five at a time", 5, 256, 33, N_REQ},
-        {"one at a time", 1, 256, 64, 1},    {"coming and going", 8, 256, 16, 3},
+        {"all at once", 32, 256, 0, N_REQ},   {"five at a time", 5, 256, 33, N_REQ},
+        {"one at a time", 1, 256, 64, 1},     {"coming and going", 8, 256, 16, 3},
         {"little memory", 16, 24, 40, N_REQ}, {"hardly any memory", 32, 1, 512, N_REQ},
     };
     const char *model = exact_models[_i];

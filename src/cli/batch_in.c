@@ -166,7 +166,18 @@ void batch_in_close(struct batch_in *in)
 
 /* ---- fields ---- */
 
-enum field_kind { IS_SIZE, IS_REAL, IS_INT, IS_FLAG, IS_SEED, IS_STOP, IS_LOGPROBS, IS_TOP_LOGPROBS, IS_PASSED_OVER, IS_FALSE };
+enum field_kind {
+    IS_SIZE,
+    IS_REAL,
+    IS_INT,
+    IS_FLAG,
+    IS_SEED,
+    IS_STOP,
+    IS_LOGPROBS,
+    IS_TOP_LOGPROBS,
+    IS_PASSED_OVER,
+    IS_FALSE
+};
 
 struct field {
     const char *name;

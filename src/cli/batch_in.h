@@ -44,9 +44,9 @@ enum batch_form { BATCH_SHORT, BATCH_OPENAI };
 struct batch_line {
     uint64_t number;
     enum batch_form form;
-    bool is_chat;      /* messages, not a prompt */
-    json_t *root;      /* own: what the others are views of */
-    const json_t *id;  /* view: "id" or "custom_id"; NULL: none */
+    bool is_chat;     /* messages, not a prompt */
+    json_t *root;     /* own: what the others are views of */
+    const json_t *id; /* view: "id" or "custom_id"; NULL: none */
     const json_t *body;
     unsigned n;        /* answers */
     size_t max_tokens; /* 0: no bound */

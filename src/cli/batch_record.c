@@ -52,7 +52,8 @@ static json_t *token_with(const struct ferry_engine *engine, int32_t token, floa
 
     for (size_t i = 0; i < n; i++)
         json_array_append_new(bytes, json_integer((unsigned char)p[i]));
-    return json_pack("{s:o, s:i, s:o, s:o}", "token", text, "id", (int)token, "logprob", logprob(value), "bytes", bytes);
+    return json_pack("{s:o, s:i, s:o, s:o}", "token", text, "id", (int)token, "logprob", logprob(value), "bytes",
+                     bytes);
 }
 
 /* As OpenAI's chat form has them. */
@@ -176,8 +177,8 @@ json_t *batch_record_stats(const struct batch_line *line, unsigned index, const 
 
 json_t *batch_record_error(const struct batch_line *line, unsigned index, int code, const char *text)
 {
-    json_t *error = json_pack("{s:s, s:s, s:I}", "code", err_name(code), "message", text, "line",
-                              (json_int_t)line->number);
+    json_t *error =
+        json_pack("{s:s, s:s, s:I}", "code", err_name(code), "message", text, "line", (json_int_t)line->number);
     json_t *stats = batch_record_stats(line, index, NULL);
     char id[64];
 
@@ -185,7 +186,8 @@ json_t *batch_record_error(const struct batch_line *line, unsigned index, int co
         error = json_pack("{s:s, s:s, s:I}", "code", err_name(code), "message", "(not text)", "line",
                           (json_int_t)line->number);
     if (line->form == BATCH_SHORT)
-        return json_pack("{s:o, s:i, s:o, s:o}", "id", id_of(line), "index", (int)index, "error", error, "stats", stats);
+        return json_pack("{s:o, s:i, s:o, s:o}", "id", id_of(line), "index", (int)index, "error", error, "stats",
+                         stats);
     snprintf(id, sizeof id, "batch_req_%" PRIu64, line->number);
     return json_pack("{s:s, s:o, s:n, s:o, s:o}", "id", id, "custom_id", id_of(line), "response", "error", error,
                      "stats", stats);

@@ -90,11 +90,11 @@ static void say_json(struct run *r, bool end)
         return;
     clock_gettime(CLOCK_MONOTONIC, &r->last_json);
     ferry_batch_stats(r->batch, &st);
-    json_t *o = json_pack("{s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:b}", "done", (json_int_t)s.done, "total",
-                          (json_int_t)s.total, "failed", (json_int_t)r->n_failed, "tokens_per_s", s.tokens_per_s,
-                          "running", (int)st.n_running, "prompt_tokens", (json_int_t)st.n_prompt, "shared_tokens",
-                          (json_int_t)st.n_shared, "generated_tokens", (json_int_t)st.n_generated, "preempted",
-                          (json_int_t)st.n_preempted, "rerun_tokens", (json_int_t)st.n_rerun, "end", end);
+    json_t *o = json_pack("{s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:b}", "done", (json_int_t)s.done,
+                          "total", (json_int_t)s.total, "failed", (json_int_t)r->n_failed, "tokens_per_s",
+                          s.tokens_per_s, "running", (int)st.n_running, "prompt_tokens", (json_int_t)st.n_prompt,
+                          "shared_tokens", (json_int_t)st.n_shared, "generated_tokens", (json_int_t)st.n_generated,
+                          "preempted", (json_int_t)st.n_preempted, "rerun_tokens", (json_int_t)st.n_rerun, "end", end);
     json_object_set_new(o, "seconds_left", s.left_s >= 0 ? json_real(s.left_s) : json_null());
     json_dumpf(o, stderr, JSON_COMPACT | JSON_REAL_PRECISION(6));
     fputc('\n', stderr);
@@ -136,8 +136,8 @@ static void say_end(struct run *r)
     if (r->n_failed)
         fprintf(stderr, ", %" PRIu64 " failed", r->n_failed);
     fprintf(stderr,
-            "; prompt %" PRIu64 " tokens run, %" PRIu64 " shared; answers %" PRIu64 " tokens, %.1f tokens/s; at most %" PRIu32
-            " together",
+            "; prompt %" PRIu64 " tokens run, %" PRIu64 " shared; answers %" PRIu64
+            " tokens, %.1f tokens/s; at most %" PRIu32 " together",
             st.n_prompt, st.n_shared, st.n_generated, s.tokens_per_s, st.most_running);
     if (st.n_preempted)
         fprintf(stderr, "; memory short %" PRIu64 " times, %" PRIu64 " tokens run again", st.n_preempted, st.n_rerun);
@@ -410,13 +410,13 @@ static json_t *about(const struct run *r)
 
     snprintf(hash, sizeof hash, "%016" PRIx64, r->in.hash);
     snprintf(identity, sizeof identity, "%016" PRIx64, r->info.identity);
-    json_t *options = json_pack(
-        "{s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:i, s:s, s:s, s:s, s:b}", "temp", c->temperature, "top-k",
-        (json_int_t)c->top_k, "top-p", c->top_p, "min-p", c->min_p, "repeat-penalty", c->repeat_penalty,
-        "presence-penalty", c->presence_penalty, "frequency-penalty", c->frequency_penalty, "penalty-window",
-        (json_int_t)c->penalty_window, "seed", (json_int_t)c->seed, "max-tokens", (json_int_t)c->n_tokens, "ctx",
-        (int)r->info.n_ctx, "kv-type", c->kv_type ? c->kv_type : "f16", "prefill", c->prefill ? c->prefill : "int",
-        "order", c->order, "score", c->score);
+    json_t *options =
+        json_pack("{s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:i, s:s, s:s, s:s, s:b}", "temp", c->temperature,
+                  "top-k", (json_int_t)c->top_k, "top-p", c->top_p, "min-p", c->min_p, "repeat-penalty",
+                  c->repeat_penalty, "presence-penalty", c->presence_penalty, "frequency-penalty", c->frequency_penalty,
+                  "penalty-window", (json_int_t)c->penalty_window, "seed", (json_int_t)c->seed, "max-tokens",
+                  (json_int_t)c->n_tokens, "ctx", (int)r->info.n_ctx, "kv-type", c->kv_type ? c->kv_type : "f16",
+                  "prefill", c->prefill ? c->prefill : "int", "order", c->order, "score", c->score);
     return json_pack("{s:{s:I, s:I, s:s}, s:{s:s, s:s}, s:o}", "input", "bytes", (json_int_t)r->in.n_bytes, "lines",
                      (json_int_t)r->in.n_lines, "hash", hash, "model", "name", r->info.name, "identity", identity,
                      "options", options);

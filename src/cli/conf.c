@@ -107,8 +107,8 @@ const struct conf_option conf_options[] = {
      "take F off for every time that it was seen lately"},
     {"penalty-window", 0, CONF_INT, DRAWERS, AT(penalty_window), 0, "N", "64", "64", NULL, -1, INT32_MAX,
      "tokens that count as lately; -1: all"},
-    {"seed", 0, CONF_SEED, DRAWERS " bench", AT(seed), AT(has_seed), "S", "another each time; batch, bench: 0", NULL, NULL, 0,
-     0, "of the random draws: same seed, same text"},
+    {"seed", 0, CONF_SEED, DRAWERS " bench", AT(seed), AT(has_seed), "S", "another each time; batch, bench: 0", NULL,
+     NULL, 0, 0, "of the random draws: same seed, same text"},
 
     {"mem-rate", 0, CONF_RATE, "plan", AT(mem_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
      "memory read by all cores: 60G/s"},

@@ -25,7 +25,8 @@ static const struct conf_command commands[] = {
      "ferry run model.gguf -p 'Why is the sky blue?' --temp 0 -n 200", 1, 1, cmd_run},
     {"batch", "answer many prompts, resumable", "MODEL -i IN.jsonl -o OUT.jsonl [options]",
      "Answer many prompts together, at the best total speed. A request is an object of JSON on a line of its own: "
-     "{\"id\", \"prompt\" or \"messages\", and options}, or OpenAI's batch form. prompt is continued as it is, messages "
+     "{\"id\", \"prompt\" or \"messages\", and options}, or OpenAI's batch form. prompt is continued as it is, "
+     "messages "
      "go through the model's template. Options: max_tokens, n, temperature, top_p, top_k, min_p, seed, stop, "
      "ignore_eos, logprobs, penalties; what a request leaves out is taken from the command line. A line that cannot be "
      "read becomes a record with an \"error\".\n"

@@ -33,8 +33,8 @@ struct answer {
     struct answer_rules rules; /* stop: own copies */
     enum answer_end end;
     struct tok_stream stream;
-    bool has_text;  /* there is a vocabulary */
-    char *text;     /* own: (n_text) and a NUL */
+    bool has_text; /* there is a vocabulary */
+    char *text;    /* own: (n_text) and a NUL */
     size_t n_text, cap_text;
     size_t n_tok;       /* drawn (without the one that ended it), or scored */
     size_t n_greedy;    /* of scored tokens, how many were the likeliest */

@@ -84,7 +84,8 @@ uint64_t cache_bytes(const struct cache_args *args)
 
 static int check_args(const struct cache_args *args)
 {
-    if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1 || args->pool_tok < 0 || tables_of(args) < args->n_seq)
+    if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1 || args->pool_tok < 0 ||
+        tables_of(args) < args->n_seq)
         return err(ERR_ARG,
                    "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
                    args->n_seq, args->n_ctx, args->chunk_tok);

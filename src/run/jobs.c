@@ -292,7 +292,8 @@ static bool waits_for_another(struct jobs *j, const struct job *job, int64_t *n_
     if (!match.maker)
         return false;
     struct job *maker = (struct job *)match.maker;
-    if (cache_has_windows(j->args.cache) && (maker->stop_at <= cache_len(maker->user.seq) || match.n_soon < maker->stop_at))
+    if (cache_has_windows(j->args.cache) &&
+        (maker->stop_at <= cache_len(maker->user.seq) || match.n_soon < maker->stop_at))
         maker->stop_at = match.n_soon;
     return true;
 }

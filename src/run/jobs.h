@@ -22,7 +22,7 @@ struct cache;
 struct exec;
 
 struct jobs_args {
-    struct exec *exec;       /* this, cache and tok: views, outlive the jobs */
+    struct exec *exec; /* this, cache and tok: views, outlive the jobs */
     struct cache *cache;
     const struct tok *tok;   /* NULL: numbers only */
     const struct plan *plan; /* looked at, not kept */
@@ -75,8 +75,8 @@ void jobs_facts(const struct job *job, struct jobs_facts *out);
 struct jobs_stats {
     int n_waiting, n_running, n_finished;
     uint64_t n_steps;
-    uint64_t n_prompt, n_drawn;    /* tokens run as given; drawn */
-    uint64_t n_shared, n_rerun;    /* tokens not run because shared; run again after their pages were given back */
+    uint64_t n_prompt, n_drawn; /* tokens run as given; drawn */
+    uint64_t n_shared, n_rerun; /* tokens not run because shared; run again after their pages were given back */
     uint64_t n_preempted;
     uint64_t step_ns;
     int most_running;

@@ -286,7 +286,7 @@ static void hold_pages(struct prefix_node *leaf, const struct cache_seq *seq)
     const struct prefix_node *above = leaf->parent;
 
     n -= n % DEVICE_PAGE_TOK;
-    if (leaf->held || !above || n <= above->end || cache_whole(seq, n) != n)
+    if (leaf->held || !above || n == 0 || (above->held && n <= above->end) || cache_whole(seq, n) != n)
         return;
     if (cache_fork(seq, &leaf->held) < 0)
         leaf->held = NULL;
