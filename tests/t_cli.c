@@ -14,7 +14,7 @@
 #define TINY TEST_DATA_DIR "/cli/tiny.gguf"
 enum { TINY_VOCAB = 260, MAX_OUT = 1 << 20 };
 
-static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize"};
+static const char *const commands[] = {"chat", "run", "batch", "plan", "probe", "bench", "eval", "info", "tokenize"};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static char folder[] = TEST_BUILD_DIR "/t_cli-XXXXXX";
@@ -151,7 +151,7 @@ static const struct {
     {"$F plan $M --ram lots", "not a size"},
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
-    {"$F batch x", "no subcommand \"batch\""},
+    {"$F quantize x", "no subcommand \"quantize\""},
 };
 
 START_TEST(wrong_usage_is_2_and_says_what)

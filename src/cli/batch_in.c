@@ -407,7 +407,7 @@ int batch_line_read(const struct conf *conf, const char *text, size_t n_bytes, u
 
     *out = (struct batch_line){.number = number};
     set_defaults(conf, out);
-    out->root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &e);
+    out->root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
     if (!out->root)
         return err(ERR_FORMAT, "not JSON: %s (byte %d)", e.text, e.position);
     if (!json_is_object(out->root))

@@ -211,7 +211,7 @@ int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
 
 bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)
 {
-    json_t *o = json_loadb(text, n_bytes, 0, NULL);
+    json_t *o = json_loadb(text, n_bytes, JSON_ALLOW_NUL, NULL); /* an answer may hold one */
     const json_t *stats = json_object_get(o, "stats"), *line = json_object_get(stats, "line");
     const json_t *index = json_object_get(stats, "index");
     bool is_key = json_is_integer(line) && json_integer_value(line) > 0 && json_is_integer(index) &&
