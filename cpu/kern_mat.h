@@ -13,6 +13,8 @@ extern "C" {
 /* By weight type; NULL where the type is no weight. */
 extern kern_mat *const kern_ref_mat_table[QUANT_ID_END];
 extern kern_mat *const kern_avx2_mat_table[QUANT_ID_END];
+extern kern_mat *const kern_avx512_mat_table[QUANT_ID_END];
+extern kern_mat *const kern_avx512vnni_mat_table[QUANT_ID_END];
 
 /* kern_table.act_row. Same bytes out of both. A NaN or an infinity makes d of its block not finite and the codes 0, which
  * turns every product with the row into NaN; magnitudes under 3.8e-37 (of blocks of 256: 3e-36), whose reciprocal
