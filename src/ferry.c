@@ -19,6 +19,7 @@
 #include "src/model/tok.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
+#include "src/plan/plan_batch.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/sample.h"
@@ -71,18 +72,6 @@ static int pick(const char *option, const char *word, const char *const *words, 
     return err(ERR_ARG, "%s = %.40s: expected %s, %s…", option, word, words[0], words[1]);
 }
 
-/* The sequences of a batch share a pool of pages: each is expected to come to batch_tok positions. Every one has a row of its
- * own beside the chunk, and gives logits. */
-static void batch_options(const struct ferry_engine_opts *o, struct plan_opts *out)
-{
-    enum { CHUNK = 512, BATCH_TOK = 512 };
-    uint64_t kv_tok = (uint64_t)o->n_batch * (o->batch_tok ? o->batch_tok : BATCH_TOK);
-
-    out->n_seq = out->n_out = o->n_batch;
-    out->chunk_tok = (o->chunk_tok ? o->chunk_tok : CHUNK) + o->n_batch;
-    out->kv_tok = kv_tok < INT32_MAX ? (uint32_t)kv_tok : INT32_MAX;
-}
-
 static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out)
 {
     static const char *const io_words[] = {"auto", "uring", "pread", "mmap"};
@@ -104,8 +93,6 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
                               .no_pin = o->no_pin,
                               .expert_ram_bytes = o->expert_ram_bytes};
-    if (o->n_batch)
-        batch_options(o, out);
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -144,21 +131,41 @@ static struct plan_in plan_inputs(const struct ferry_engine *e, const struct pla
     return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
 }
 
-static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+/* This machine, with the rates that the caller knows. */
+static int find_machine(const struct ferry_engine_opts *o, struct machine *out)
 {
-    struct plan_opts opts;
-    int rc = plan_options(o, &opts);
-    if (rc == 0)
-        rc = machine_find(&e->machine);
+    int rc = machine_find(out);
     if (rc < 0)
         return rc;
     const char *const *isa = cpu_isa_names(); /* best first; plain C, which every machine has, is the last */
     while (!cpu_isa_has(*isa))
         isa++;
-    strcpy(e->machine.isa, *isa);
+    strcpy(out->isa, *isa);
+    out->mem_bytes_per_s = o->mem_bytes_per_s;
+    out->disk_bytes_per_s = o->disk_bytes_per_s;
+    return 0;
+}
+
+static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
+                      struct plan *plan)
+{
+    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
+                                         .seq_tok = o->batch_tok};
+    return plan_batch_make(in, &opts, batch, plan);
+}
+
+static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    struct plan_opts opts;
+    struct plan_batch batch;
+    int rc = plan_options(o, &opts);
+    if (rc == 0)
+        rc = find_machine(o, &e->machine);
+    if (rc < 0)
+        return rc;
     struct plan_in in = plan_inputs(e, &opts);
     if (!o->plan_path)
-        return plan_make(&in, &e->plan);
+        return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
     char *text = NULL;
     rc = read_text(o->plan_path, &text);
     if (rc == 0)
@@ -197,20 +204,51 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
     return rc;
 }
 
+static int engine_options(const struct ferry_engine_opts *in, struct ferry_engine_opts *out)
+{
+    ferry_engine_opts_init(out);
+    if (in && in->struct_bytes > sizeof *out)
+        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", in->struct_bytes, sizeof *out);
+    if (in)
+        memcpy(out, in, in->struct_bytes);
+    return 0;
+}
+
+int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out)
+{
+    struct ferry_engine e = {.tok = NULL};
+    struct ferry_engine_opts o;
+    struct plan_opts plan_opts;
+    struct plan_batch batch;
+
+    *out = NULL;
+    int rc = engine_options(opts, &o);
+    if (rc == 0)
+        rc = plan_options(&o, &plan_opts);
+    if (rc == 0)
+        rc = find_machine(&o, &e.machine);
+    if (rc == 0)
+        rc = model_open(model_path, NULL, &e.model);
+    struct plan_in in = plan_inputs(&e, &plan_opts);
+    if (rc == 0)
+        rc = batch_plan(&o, &in, &batch, &e.plan);
+    if (rc == 0)
+        rc = plan_batch_explain(&batch, out);
+    model_close(e.model);
+    return rc;
+}
+
 int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *opts, struct ferry_engine **out)
 {
     *out = NULL;
     struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    if (opts && opts->struct_bytes > sizeof o)
-        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", opts->struct_bytes, sizeof o);
-    if (opts)
-        memcpy(&o, opts, opts->struct_bytes);
-
+    int rc = engine_options(opts, &o);
+    if (rc < 0)
+        return rc;
     struct ferry_engine *e = mem_zalloc(1, sizeof *e, MEM_OTHER);
     if (!e)
         return err(ERR_NOMEM, "an engine");
-    int rc = model_open(model_path, NULL, &e->model);
+    rc = model_open(model_path, NULL, &e->model);
     if (rc == 0)
         rc = o.ids_only ? 0 : tok_from_gguf(e->model->gguf, &e->tok);
     if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
@@ -267,7 +305,8 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
                                .bos = e->tok ? tok_bos(e->tok) : -1,
                                .eos = e->tok ? tok_eos(e->tok) : -1,
                                .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
-                               .identity = e->model->identity};
+                               .identity = e->model->identity,
+                               .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)

@@ -61,9 +61,15 @@ struct ferry_engine_opts {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
-    uint32_t n_batch;          /* sequences that a ferry_batch runs at once; 0: this engine has no batch */
-    uint32_t batch_tok;        /* positions that one of them is expected to take; 0: 512 */
+    /* Sequences that a ferry_batch runs at once; 0: this engine has no batch; FERRY_BATCH_AUTO: the plan's choice. A saved plan
+     * settles it, too. */
+    uint32_t n_batch;
+    uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
+    /* What this machine's memory and the model's disk give, for that choice; 0: not known */
+    double mem_bytes_per_s, disk_bytes_per_s;
 };
+
+#define FERRY_BATCH_AUTO UINT32_MAX
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
 
@@ -84,6 +90,7 @@ struct ferry_info {
     int32_t bos, eos;                    /* -1: none */
     bool has_chat_template;
     uint64_t identity; /* of the model: its header, size, time and sampled bytes */
+    uint32_t n_batch;  /* sequences that a batch runs at once; 0: opened without */
 };
 
 /* Facts about an open engine; strings are views until close. */
@@ -241,6 +248,10 @@ struct ferry_answer {
     uint32_t n_preempted;     /* how often it gave its pages back and was run again */
     void *own;                /* the library's */
 };
+
+/* How the plan chooses the number of sequences, as text: for several numbers what is held, what a step reads and how long it
+ * takes. Reads only the model's header. Caller frees *out with ferry_free. */
+int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out);
 
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */

@@ -4,6 +4,7 @@
 #include "src/cli/batch_in.h"
 #include "src/cli/batch_out.h"
 #include "src/cli/batch_record.h"
+#include "src/cli/profile.h"
 #include "src/cli/stop.h"
 #include "src/cli/talk.h"
 #include "src/cli/term.h"
@@ -438,18 +439,48 @@ static int open_output(struct run *r)
     return 0;
 }
 
+/* Positions that a sequence of this input is likely to take: a token is about four bytes of text, half of a line is not text. */
+static uint32_t expected_tok(const struct run *r)
+{
+    enum { ANSWER_TOK = 256, LEAST_TOK = 64 };
+    uint64_t line_bytes = r->in.n_requests ? r->in.n_bytes / r->in.n_requests : 0;
+    uint64_t n = line_bytes / 4 + (r->conf->n_tokens ? r->conf->n_tokens : ANSWER_TOK);
+
+    return n < LEAST_TOK ? LEAST_TOK : n < UINT32_MAX / 2 ? (uint32_t)n : UINT32_MAX / 2;
+}
+
+/* The engine's options, with the rates that ferry probe saved. */
+static int batch_opts(struct run *r, struct ferry_engine_opts *o)
+{
+    struct machine machine;
+    int rc = profile_find(&machine);
+
+    if (!rc)
+        rc = profile_load(r->conf, &machine);
+    if (rc)
+        return rc;
+    *o = talk_engine_opts(r->conf, r->conf->n_ctx, 0, &r->progress);
+    o->n_batch = r->conf->n_sequences ? r->conf->n_sequences : FERRY_BATCH_AUTO;
+    o->batch_tok = expected_tok(r);
+    o->mem_bytes_per_s = machine.mem_bytes_per_s;
+    o->disk_bytes_per_s = machine.disk_bytes_per_s;
+    return 0;
+}
+
 static int open_engine(struct run *r)
 {
-    struct ferry_engine_opts o = talk_engine_opts(r->conf, r->conf->n_ctx, 0, &r->progress);
+    struct ferry_engine_opts o;
+    int rc = batch_opts(r, &o);
 
-    o.n_batch = r->conf->n_sequences;
+    if (rc)
+        return rc;
     term_progress_begin(&r->progress, r->conf, "loading", NULL);
-    int rc = ferry_engine_open(r->conf->model, &o, &r->engine);
+    rc = ferry_engine_open(r->conf->model, &o, &r->engine);
     term_progress_end(&r->progress);
     if (rc)
         return rc;
     ferry_engine_info(r->engine, &r->info);
-    r->n_pending = (size_t)o.n_batch * (1 + WAITING_PER_SEQUENCE) + BATCH_MAX_N;
+    r->n_pending = (size_t)r->info.n_batch * (1 + WAITING_PER_SEQUENCE) + BATCH_MAX_N;
     r->pending = batch_in_zalloc(r->n_pending, sizeof *r->pending, "the requests in flight");
     return r->pending ? ferry_batch_make(r->engine, &r->batch) : FERRY_ERR_NOMEM;
 }
@@ -487,10 +518,29 @@ static void close_all(struct run *r)
     text_done(&r->line);
 }
 
+static int explain(struct run *r)
+{
+    struct ferry_engine_opts o;
+    char *text = NULL;
+    int rc = r->conf->input ? batch_in_open(&r->in, r->conf->input) : 0;
+
+    if (!rc)
+        rc = batch_opts(r, &o);
+    if (!rc)
+        rc = ferry_batch_explain(r->conf->model, &o, &text);
+    if (!rc)
+        fputs(text, stdout);
+    ferry_free(text);
+    batch_in_close(&r->in);
+    return rc ? term_fail(rc) : CONF_EXIT_DONE;
+}
+
 int cmd_batch(const struct conf *conf)
 {
     struct run r = {.conf = conf};
 
+    if (conf->explain)
+        return explain(&r);
     if (!conf->input || !conf->output)
         return term_usage(conf, "wants an input and an output: -i IN.jsonl -o OUT.jsonl");
     stop_begin();

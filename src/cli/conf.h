@@ -38,7 +38,7 @@ struct conf {
     /* batch */
     const char *input, *output, *order;
     uint32_t n_sequences;
-    bool score, restart, accept_changes;
+    bool score, restart, accept_changes, explain;
     /* tokenize */
     bool decode, special, bos;
     /* eval */
