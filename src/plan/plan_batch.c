@@ -192,9 +192,9 @@ static void say_point(struct text *t, const struct plan_batch_point *at, bool ch
         say(t, "  %9" PRIu32 "  does not fit\n", at->n_seq);
         return;
     }
-    say(t, "%c %9" PRIu32 " %10s %10s %12s %10s", chosen ? '>' : ' ', at->n_seq, size_format(at->kv_bytes, kv, sizeof kv),
-        size_format(at->slot_bytes, slots, sizeof slots), size_format(at->expert_bytes, wanted, sizeof wanted),
-        size_format(at->missed_bytes, missed, sizeof missed));
+    say(t, "%c %9" PRIu32 " %10s %10s %12s %10s", chosen ? '>' : ' ', at->n_seq,
+        size_format(at->kv_bytes, kv, sizeof kv), size_format(at->slot_bytes, slots, sizeof slots),
+        size_format(at->expert_bytes, wanted, sizeof wanted), size_format(at->missed_bytes, missed, sizeof missed));
     if (at->tok_per_s > 0)
         say(t, " %8.3f %8.3f %8.3f %9.1f\n", at->memory_s, at->disk_s, at->compute_s, at->tok_per_s);
     else
@@ -205,8 +205,8 @@ int plan_batch_explain(const struct plan_batch *b, char **out)
 {
     struct text t = {.n = 0};
 
-    say(&t, "  %9s %10s %10s %12s %10s %8s %8s %8s %9s\n", "sequences", "KV cache", "experts", "experts/step", "from disk",
-        "memory s", "disk s", "compute", "tokens/s");
+    say(&t, "  %9s %10s %10s %12s %10s %8s %8s %8s %9s\n", "sequences", "KV cache", "experts", "experts/step",
+        "from disk", "memory s", "disk s", "compute", "tokens/s");
     for (int i = 0; i < b->n_points; i++)
         say_point(&t, &b->points[i], i == b->chosen);
     if (!b->has_rates)

@@ -23,10 +23,10 @@ struct plan_batch_opts {
 struct plan_batch_point {
     uint32_t n_seq;
     bool fits;
-    uint64_t kv_bytes, slot_bytes;         /* held: KV pages, experts */
-    uint64_t expert_bytes, missed_bytes;   /* that a step wants of experts, each once; of these, from disk */
-    double memory_s, disk_s, compute_s;    /* of a step */
-    double tok_per_s;                      /* 0: not known */
+    uint64_t kv_bytes, slot_bytes;       /* held: KV pages, experts */
+    uint64_t expert_bytes, missed_bytes; /* that a step wants of experts, each once; of these, from disk */
+    double memory_s, disk_s, compute_s;  /* of a step */
+    double tok_per_s;                    /* 0: not known */
 };
 
 struct plan_batch {
