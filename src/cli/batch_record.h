@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "src/cli/batch_in.h"
+#include "src/cli/batch_line.h"
 
 #ifdef __cplusplus
 extern "C" {

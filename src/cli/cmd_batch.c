@@ -2,6 +2,7 @@
 #include "src/cli/cmd.h"
 
 #include "src/cli/batch_in.h"
+#include "src/cli/batch_line.h"
 #include "src/cli/batch_out.h"
 #include "src/cli/batch_record.h"
 #include "src/cli/profile.h"

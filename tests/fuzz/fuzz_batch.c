@@ -2,7 +2,7 @@
  * line that is recognized again; nothing stays behind. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
-#include "src/cli/batch_in.h"
+#include "src/cli/batch_line.h"
 #include "src/cli/batch_record.h"
 #include "tests/fuzz/fuzz.h"
 
