@@ -14,12 +14,13 @@
 
 enum { CHUNK_TOK = 512, SEQ_TOK = 512, UNASKED = 32 };
 
-/* What integer dots of several rows give a core, and the rows whose time a tile of weights costs before the first of them is
- * multiplied (unpacking). Fitted to steps of 8 to 128 sequences of SmolLM2 on two Zen 4 cores (tests/results/batch.md). */
+/* Multiplications and additions that a core does in a step of many rows, all that goes with them included, and the rows whose
+ * time a tile of weights costs before the first of them is multiplied (unpacking). Rounded down from batches of SmolLM2 and
+ * Qwen2.5-1.5B on Zen 4 and prefill on Zen 3 (tests/results/batch.md, README.md). */
 static const struct {
     const char *isa;
     double ops_per_s;
-} core_rates[] = {{"avx512vnni", 60e9}, {"avx512", 45e9}, {"avx2", 45e9}, {"ref", 2e9}};
+} core_rates[] = {{"avx512vnni", 150e9}, {"avx512", 100e9}, {"avx2", 100e9}, {"ref", 2e9}};
 #define TILE_ROWS 8
 
 /* More sequences are taken only where they bring this much. */
