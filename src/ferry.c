@@ -12,12 +12,14 @@
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/ferry_in.h"
 #include "src/model/gguf.h"
 #include "src/model/model.h"
 #include "src/model/template.h"
 #include "src/model/tok.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
+#include "src/plan/plan_batch.h"
 #include "src/plan/tune.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
@@ -27,18 +29,6 @@
 
 _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
                "public codes are the internal ones");
-
-struct ferry_engine {
-    struct machine machine;
-    struct plan plan;
-    struct model *model; /* own, as all below */
-    struct tok *tok;     /* NULL: ids only */
-    struct store *store;
-    struct device *device;
-    struct cache *cache;
-    struct exec *exec;
-    struct template_code *chat; /* made when first asked for; NULL: not yet */
-};
 
 struct ferry_session {
     struct ferry_engine *engine; /* view */
@@ -142,36 +132,50 @@ static struct plan_in plan_inputs(const struct ferry_engine *e, const struct pla
     return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
 }
 
-static int take_profile(struct ferry_engine *e, const char *path)
+static int take_profile(const char *path, const char *model_path, struct machine *m)
 {
     char *text = NULL;
     int rc = read_text(path, &text);
     if (rc < 0)
         return rc;
-    rc = machine_take_rates(text, e->model->path, &e->machine);
+    rc = machine_take_rates(text, model_path, m);
     mem_free(text);
     return rc < 0 ? err(rc, "%s: %s (ferry probe writes it anew)", path, err_text()) : 0;
 }
 
-static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+/* This machine, with the rates that a profile knows. */
+static int find_machine(const struct ferry_engine_opts *o, const char *model_path, struct machine *out)
 {
-    struct plan_opts opts;
-    int rc = plan_options(o, &opts);
-    if (rc == 0)
-        rc = machine_find(&e->machine);
+    int rc = machine_find(out);
     if (rc < 0)
         return rc;
     const char *const *isa = cpu_isa_names(); /* best first; plain C, which every machine has, is the last */
     while (!cpu_isa_has(*isa))
         isa++;
-    strcpy(e->machine.isa, *isa);
-    if (o->profile_path)
-        rc = take_profile(e, o->profile_path);
+    strcpy(out->isa, *isa);
+    return o->profile_path ? take_profile(o->profile_path, model_path, out) : 0;
+}
+
+static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
+                      struct plan *plan)
+{
+    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
+                                         .seq_tok = o->batch_tok};
+    return plan_batch_make(in, &opts, batch, plan);
+}
+
+static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    struct plan_opts opts;
+    struct plan_batch batch;
+    int rc = plan_options(o, &opts);
+    if (rc == 0)
+        rc = find_machine(o, e->model->path, &e->machine);
     if (rc < 0)
         return rc;
     struct plan_in in = plan_inputs(e, &opts);
     if (!o->plan_path)
-        return plan_make(&in, &e->plan);
+        return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
     char *text = NULL;
     rc = read_text(o->plan_path, &text);
     if (rc == 0)
@@ -197,12 +201,50 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
     if (rc == 0)
-        rc = cache_open(
-            &(struct cache_args){.shape = &shape, .n_seq = (int)p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok},
-            &e->cache);
+        rc = cache_open(&(struct cache_args){.shape = &shape,
+                                             .n_seq = (int)p->n_seq,
+                                             .n_ctx = p->n_ctx,
+                                             .chunk_tok = p->chunk_tok,
+                                             .pool_tok = p->kv_tok,
+                                             .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
+                        &e->cache);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
                        &e->exec);
+    return rc;
+}
+
+static int engine_options(const struct ferry_engine_opts *in, struct ferry_engine_opts *out)
+{
+    ferry_engine_opts_init(out);
+    if (in && in->struct_bytes > sizeof *out)
+        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", in->struct_bytes, sizeof *out);
+    if (in)
+        memcpy(out, in, in->struct_bytes);
+    return 0;
+}
+
+int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out)
+{
+    struct ferry_engine e = {.tok = NULL};
+    struct ferry_engine_opts o;
+    struct plan_opts plan_opts;
+    struct plan_batch batch;
+
+    *out = NULL;
+    int rc = engine_options(opts, &o);
+    if (rc == 0)
+        rc = plan_options(&o, &plan_opts);
+    if (rc == 0)
+        rc = find_machine(&o, model_path, &e.machine);
+    if (rc == 0)
+        rc = model_open(model_path, NULL, &e.model);
+    struct plan_in in = plan_inputs(&e, &plan_opts);
+    if (rc == 0)
+        rc = batch_plan(&o, &in, &batch, &e.plan);
+    if (rc == 0)
+        rc = plan_batch_explain(&batch, out);
+    model_close(e.model);
     return rc;
 }
 
@@ -210,16 +252,13 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
 {
     *out = NULL;
     struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    if (opts && opts->struct_bytes > sizeof o)
-        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", opts->struct_bytes, sizeof o);
-    if (opts)
-        memcpy(&o, opts, opts->struct_bytes);
-
+    int rc = engine_options(opts, &o);
+    if (rc < 0)
+        return rc;
     struct ferry_engine *e = mem_zalloc(1, sizeof *e, MEM_OTHER);
     if (!e)
         return err(ERR_NOMEM, "an engine");
-    int rc = model_open(model_path, NULL, &e->model);
+    rc = model_open(model_path, NULL, &e->model);
     if (rc == 0)
         rc = o.ids_only ? 0 : tok_from_gguf(e->model->gguf, &e->tok);
     if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
@@ -278,7 +317,9 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
                                .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
                                .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
                                .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
-                               .is_measured = plan_is_measured(&e->plan, &e->machine)};
+                               .is_measured = plan_is_measured(&e->plan, &e->machine),
+                               .identity = e->model->identity,
+                               .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
@@ -452,7 +493,7 @@ void ferry_sample_opts_init(struct ferry_sample_opts *opts)
                                        .seed = d.seed};
 }
 
-static int sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
+int ferry_sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
 {
     struct ferry_sample_opts o;
     ferry_sample_opts_init(&o);
@@ -476,7 +517,7 @@ int ferry_session_make(struct ferry_engine *e, const struct ferry_sample_opts *s
 {
     *out = NULL;
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     if (rc < 0)
         return rc;
     struct ferry_session *fs = mem_zalloc(1, sizeof *fs, MEM_OTHER);
@@ -506,7 +547,7 @@ void ferry_session_free(struct ferry_session *fs)
 int ferry_session_sample_opts(struct ferry_session *fs, const struct ferry_sample_opts *sample)
 {
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     return rc < 0 ? rc : session_sample(fs->s, &opts);
 }
 

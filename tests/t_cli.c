@@ -15,7 +15,8 @@
 #define TINY TEST_DATA_DIR "/cli/tiny.gguf"
 enum { TINY_VOCAB = 260, MAX_OUT = 1 << 20 };
 
-static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize", "quantize"};
+static const char *const commands[] = {"chat",  "run",  "batch", "plan",     "probe",
+                                       "bench", "eval", "info",  "tokenize", "quantize"};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static char folder[] = TEST_BUILD_DIR "/t_cli-XXXXXX";
@@ -152,7 +153,6 @@ static const struct {
     {"$F plan $M --ram lots", "not a size"},
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
-    {"$F batch x", "no subcommand \"batch\""},
     {"$F quantize", "wants a model"},
     {"$F quantize $M $T/q.gguf", "IN OUT TYPE"},
     {"$F quantize $M $T/q.gguf Q9", "knows no type \"Q9\""},

@@ -15,7 +15,8 @@
 
 #define AT(field) offsetof(struct conf, field)
 #define TALKERS "chat run"
-#define ENGINES TALKERS " eval bench"
+#define DRAWERS TALKERS " batch"
+#define ENGINES DRAWERS " eval bench"
 
 /* An option of two subcommands with two meanings is two rows. Order is that of the help. */
 const struct conf_option conf_options[] = {
@@ -25,7 +26,23 @@ const struct conf_option conf_options[] = {
     {"raw", 0, CONF_FLAG, "run", AT(raw), 0, NULL, NULL, NULL, NULL, 0, 0,
      "continue the text as it is, without the chat template; control tokens in it stay text"},
     {"system", 0, CONF_TEXT, TALKERS, AT(system), 0, "TEXT", NULL, NULL, NULL, 0, 0, "a system message in front"},
-    {"max-tokens", 'n', CONF_COUNT, TALKERS, AT(n_tokens), 0, "N", "until the model ends", NULL, NULL, 1, INT32_MAX,
+    {"input", 'i', CONF_FILE, "batch", AT(input), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "one request of JSON a line; - is stdin"},
+    {"output", 'o', CONF_FILE, "batch", AT(output), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "one record a line; FILE.ferry beside it keeps what a resumed run has to know"},
+    {"order", 0, CONF_CHOICE, "batch", AT(order), 0, "ORDER", "finished", "finished", "finished|input", 0, 0,
+     "of the records: as they are finished, or as the requests stand in the input"},
+    {"sequences", 's', CONF_COUNT, "batch", AT(n_sequences), 0, "N", "the plan's choice", NULL, NULL, 1, 4096,
+     "most requests that are answered together"},
+    {"explain", 0, CONF_FLAG, "batch", AT(explain), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "only show how the number of sequences is chosen: memory, what a step reads, predicted speed"},
+    {"score", 0, CONF_FLAG, "batch", AT(score), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "do not answer: log-probabilities of the \"completion\" that each request gives"},
+    {"restart", 0, CONF_FLAG, "batch", AT(restart), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "forget an earlier run: the output is overwritten"},
+    {"accept-changes", 0, CONF_FLAG, "batch", AT(accept_changes), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "go on though input, model or options are not those that the output was begun with"},
+    {"max-tokens", 'n', CONF_COUNT, DRAWERS, AT(n_tokens), 0, "N", "until the model ends", NULL, NULL, 1, INT32_MAX,
      "most tokens of an answer"},
 
     {"tokens", 0, CONF_TEXT, "eval", AT(tokens), 0, "IDS", NULL, NULL, NULL, 0, 0,
@@ -76,7 +93,7 @@ const struct conf_option conf_options[] = {
      "run this saved plan; --ram, --ctx and what else it settles are then its own"},
     {"io", 0, CONF_CHOICE, ENGINES " plan", AT(io), 0, "HOW", "auto", NULL, "auto|uring|pread|mmap", 0, 0,
      "how weights are read"},
-    {"prefill", 0, CONF_CHOICE, "chat run bench plan", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,
+    {"prefill", 0, CONF_CHOICE, "chat run batch bench plan", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,
      "how quantized prompt rows are multiplied: integer dots, or OpenBLAS (rounds differently)"},
     {"prefill-by", 0, CONF_CHOICE, "eval", AT(prefill), 0, "HOW", "int", NULL, "int|blas", 0, 0,
      "what --prefill is to the other subcommands: how quantized prompt rows are multiplied"},
@@ -87,24 +104,24 @@ const struct conf_option conf_options[] = {
     {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
      "leave threads where the system puts them"},
 
-    {"temp", 0, CONF_REAL, TALKERS, AT(temperature), 0, "T", "0.8", "0.8", NULL, 0, 100,
+    {"temp", 0, CONF_REAL, DRAWERS, AT(temperature), 0, "T", "0.8", "0.8", NULL, 0, 100,
      "temperature; 0 takes the likeliest token each time"},
-    {"top-k", 0, CONF_INT, TALKERS, AT(top_k), 0, "N", "40", "40", NULL, 0, INT32_MAX,
+    {"top-k", 0, CONF_INT, DRAWERS, AT(top_k), 0, "N", "40", "40", NULL, 0, INT32_MAX,
      "draw from the N likeliest; 0: off"},
-    {"top-p", 0, CONF_REAL, TALKERS, AT(top_p), 0, "P", "0.95", "0.95", NULL, 0, 1,
+    {"top-p", 0, CONF_REAL, DRAWERS, AT(top_p), 0, "P", "0.95", "0.95", NULL, 0, 1,
      "draw from the fewest whose probabilities reach P; 1: off"},
-    {"min-p", 0, CONF_REAL, TALKERS, AT(min_p), 0, "P", "0.05", "0.05", NULL, 0, 1,
+    {"min-p", 0, CONF_REAL, DRAWERS, AT(min_p), 0, "P", "0.05", "0.05", NULL, 0, 1,
      "drop what is less likely than P times the likeliest; 0: off"},
-    {"repeat-penalty", 0, CONF_REAL, TALKERS, AT(repeat_penalty), 0, "F", "1", "1", NULL, 0.01, 100,
+    {"repeat-penalty", 0, CONF_REAL, DRAWERS, AT(repeat_penalty), 0, "F", "1", "1", NULL, 0.01, 100,
      "make tokens seen lately less likely by this factor; 1: off"},
-    {"presence-penalty", 0, CONF_REAL, TALKERS, AT(presence_penalty), 0, "F", "0", "0", NULL, -100, 100,
+    {"presence-penalty", 0, CONF_REAL, DRAWERS, AT(presence_penalty), 0, "F", "0", "0", NULL, -100, 100,
      "take F off the logit of each token seen lately"},
-    {"frequency-penalty", 0, CONF_REAL, TALKERS, AT(frequency_penalty), 0, "F", "0", "0", NULL, -100, 100,
+    {"frequency-penalty", 0, CONF_REAL, DRAWERS, AT(frequency_penalty), 0, "F", "0", "0", NULL, -100, 100,
      "take F off for every time that it was seen lately"},
-    {"penalty-window", 0, CONF_INT, TALKERS, AT(penalty_window), 0, "N", "64", "64", NULL, -1, INT32_MAX,
+    {"penalty-window", 0, CONF_INT, DRAWERS, AT(penalty_window), 0, "N", "64", "64", NULL, -1, INT32_MAX,
      "tokens that count as lately; -1: all"},
-    {"seed", 0, CONF_SEED, TALKERS " bench", AT(seed), AT(has_seed), "S", "another each time; bench: 0", NULL, NULL, 0,
-     0, "of the random draws: same seed, same text"},
+    {"seed", 0, CONF_SEED, DRAWERS " bench", AT(seed), AT(has_seed), "S", "another each time; batch, bench: 0", NULL,
+     NULL, 0, 0, "of the random draws: same seed, same text"},
 
     {"mem-rate", 0, CONF_RATE, "plan", AT(mem_bytes_per_s), 0, "RATE", "as ferry probe saved it", NULL, NULL, 0, 0,
      "memory read by all cores: 60G/s"},
@@ -127,6 +144,8 @@ const struct conf_option conf_options[] = {
      "what each answer took and what moved where, on stderr"},
     {"json", 0, CONF_FLAG, "run info eval bench plan probe quantize", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
      "the report as JSON on stdout"},
+    {"json", 0, CONF_FLAG, "batch", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
+     "progress as JSON on stderr, an object a second"},
     {"quiet", 'q', CONF_FLAG, ENGINES " probe quantize", AT(quiet), 0, NULL, NULL, NULL, NULL, 0, 0,
      "no progress and no statistics on stderr"},
     {NULL, 0, CONF_FLAG, NULL, 0, 0, NULL, NULL, NULL, NULL, 0, 0, NULL},

@@ -36,6 +36,10 @@ struct conf {
     const char *system, *prompt, *file;
     uint32_t n_tokens;
     bool raw;
+    /* batch */
+    const char *input, *output, *order;
+    uint32_t n_sequences;
+    bool score, restart, accept_changes;
     /* tokenize */
     bool decode, special, bos;
     /* eval */
@@ -48,7 +52,7 @@ struct conf {
     double mem_bytes_per_s, disk_bytes_per_s, gpu_bytes_per_s, pcie_bytes_per_s, skew;
     uint64_t vram_bytes;
     uint32_t n_cores;
-    bool explain;
+    bool explain; /* batch, too */
     const char *save;
     /* quantize */
     const char *imatrix;

@@ -19,8 +19,8 @@ static bool on_load(uint64_t done, uint64_t total, void *arg)
     return !stop_asked();
 }
 
-static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
-                                            struct term_progress *progress)
+struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
+                                          struct term_progress *progress)
 {
     struct ferry_engine_opts o;
 
@@ -69,7 +69,7 @@ static bool draws(const struct conf *conf)
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out)
 {
     struct term_progress progress;
-    struct ferry_engine_opts opts = engine_opts(conf, n_ctx, n_out, &progress);
+    struct ferry_engine_opts opts = talk_engine_opts(conf, n_ctx, n_out, &progress);
     struct ferry_sample_opts sample = sample_opts(conf);
     char *profile = NULL;
 

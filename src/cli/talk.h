@@ -22,6 +22,11 @@ struct talk {
     struct ferry_stats fed; /* when the prompt had been read, and the answer began */
 };
 
+/* The engine's options that conf says; progress (begun by the caller) shows the loading, and must live until the engine is open. */
+struct term_progress;
+struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
+                                          struct term_progress *progress);
+
 /* Load the model, with progress, and make one session. n_ctx, n_out: as in the engine's options. Signals are watched from here to
  * talk_close. Codes of ferry_engine_open(); ERR_CANCEL when the user stopped it. */
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out);

@@ -33,8 +33,9 @@ uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
     uint64_t sum = 0, bytes;
 
     for (int group = 0; group < shape->n_groups; group++) {
-        uint64_t n_pages = (uint64_t)model_kv_pages(shape, group, p->n_ctx, p->chunk_tok);
-        if (!size_mul(n_pages, p->n_seq, &n_pages) || !size_mul(n_pages, shape->page_bytes[group], &bytes) ||
+        const struct kv_pool pool = {p->n_seq, p->n_ctx, p->chunk_tok, p->kv_tok};
+        int64_t n_pages = model_kv_pool_pages(shape, group, &pool);
+        if (n_pages < 0 || !size_mul((uint64_t)n_pages, shape->page_bytes[group], &bytes) ||
             !size_add(sum, bytes, &sum))
             return UINT64_MAX;
     }
@@ -231,7 +232,9 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
     p->prefill = o->prefill;
     p->skew = o->skew;
     p->pin = !o->no_pin;
-    p->chunk_tok = least(p->chunk_tok, p->n_ctx);
+    p->kv_tok = o->kv_tok;
+    if (!p->kv_tok)
+        p->chunk_tok = least(p->chunk_tok, p->n_ctx);
     p->n_out = least(or_else(o->n_out, 1), p->chunk_tok);
     snprintf(p->isa, sizeof p->isa, "%s", o->isa[0] ? o->isa : in->machine->isa);
     return choose_budget(in->machine, o, p);
@@ -253,7 +256,7 @@ static void set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint
  * (scratch was counted with it), so a context is never shorter than that. */
 static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p)
 {
-    uint32_t was = p->n_ctx, lo = floor > p->chunk_tok ? floor : p->chunk_tok, hi = was;
+    uint32_t was = p->n_ctx, lo = floor > p->chunk_tok || p->kv_tok ? floor : p->chunk_tok, hi = was;
 
     lo = (lo + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
     hi /= DEVICE_PAGE_TOK;
