@@ -106,7 +106,7 @@ int moe_run(struct moe *moe, const struct model *m, struct store *store, struct 
     int rc = store_lease(store, op->layer, moe->ids, n_ids, &lease);
     if (rc == 0 && moe->look_ahead) {
         const int32_t *likely;
-        int n = ahead_guess(&moe->ahead, store, op->layer, op->src[0], rows->n, &likely);
+        int n = ahead_guess(&moe->ahead, store, &(struct ahead_from){op->layer, op->src[0], rows->n, n_ids}, &likely);
         if (n > 0)
             store_hint(store, op->layer + 1, likely, n);
     }

@@ -67,7 +67,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
- * are resident, are read by pread, or the open loan is larger than a layer's share of the slots, it does nothing. ids are copied. */
+ * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
 void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
 /* End the loan, also one that failed or was not walked to its end. */

@@ -12,6 +12,7 @@
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
 #include "src/run/evict.h"
+#include "src/run/touch.h"
 
 #include <assert.h>
 
@@ -21,6 +22,9 @@ enum { DEPTH = 32, N_MATRICES = 3 };
 
 /* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
 #define GIVE_AT_ONCE 4
+
+/* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
+enum { AHEAD_PART = 2 };
 
 _Static_assert(RING_ALIGN == LAYOUT_BLOCK_BYTES, "slots are counted in the blocks that are read");
 
@@ -34,6 +38,7 @@ struct slot {
     int want;                    /* index in the loan; -1: not wanted by it */
     int n_reads;                 /* in flight */
     bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
+    bool is_ahead;               /* the same, and the loan it was read for has not begun: it stays held until then */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
@@ -42,6 +47,7 @@ struct store_slots {
     struct file *const *files; /* view */
     struct slot_shape shape;
     char *memory;             /* own: (shape.bytes) */
+    struct touch *touch;      /* own */
     struct slot *slots;       /* own: (shape.n_slots), class after class */
     struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
     int *class_first;         /* own: (shape.n_classes) index into slots */
@@ -53,6 +59,7 @@ struct store_slots {
     int n_given;
     int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
     int n_hints, next_hint, hint_layer;
+    int n_ahead; /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
@@ -151,6 +158,8 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         number(s);
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
+    if (!rc)
+        rc = touch_start(s->memory, s->shape.bytes, &s->touch);
     if (rc) {
         store_slots_close(s);
         return rc;
@@ -163,6 +172,7 @@ void store_slots_close(struct store_slots *s)
 {
     if (!s)
         return;
+    touch_stop(s->touch);
     ring_close(s->ring);
     mem_free(s->hints);
     mem_free(s->given);
@@ -196,7 +206,7 @@ static void set_free(struct store_slots *s, struct slot *slot)
     if (slot->key >= 0)
         s->slot_of[slot->key] = -1;
     slot->key = slot->want = -1;
-    slot->is_hint = false;
+    slot->is_hint = slot->is_ahead = false;
     slot->when_free = (struct evict_slot){.state = EVICT_FREE};
     s->evict[index_of(s, slot)] = slot->when_free;
 }
@@ -205,14 +215,14 @@ static void set_free(struct store_slots *s, struct slot *slot)
 static void let_go(struct store_slots *s, struct slot *slot)
 {
     slot->want = -1;
-    if (!slot->n_reads)
+    if (!slot->n_reads && !slot->is_ahead)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     s->stats.n_hint_hits += slot->is_hint;
-    slot->is_hint = false;
+    slot->is_hint = slot->is_ahead = false;
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
@@ -354,24 +364,49 @@ static bool find_waiting(struct store_slots *s, const struct store_lease *lease)
     return s->first_waiting < lease->n;
 }
 
-/* Start reads that were hinted at. Experts that are there are marked as used, so that they stay. */
+/* Those of the last hint are no more held than others are. */
+static void let_hints_go(struct store_slots *s)
+{
+    for (int i = 0; i < s->next_hint; i++) {
+        int at = s->slot_of[s->layer_first[s->hint_layer] + s->hints[i]];
+        if (at >= 0 && s->slots[at].is_ahead) {
+            s->slots[at].is_ahead = false;
+            let_go(s, &s->slots[at]);
+        }
+    }
+    s->n_hints = s->next_hint = s->n_ahead = 0;
+}
+
+/* An expert that will likely be wanted. One that is there is marked as used, so that it stays. False: no slot is to be had. */
+static bool submit_hint(struct store_slots *s, int expert, int *rc)
+{
+    int key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
+    struct evict_slot used = {s->is_large ? EVICT_PASSING : EVICT_KEPT, s->n_uses[key], s->n_loans};
+
+    if (at >= 0) {
+        if (s->evict[at].state == EVICT_KEPT && !s->is_large)
+            s->evict[at] = s->slots[at].when_free = used;
+        return true;
+    }
+    struct slot *slot = take_slot(s, s->hint_layer, expert);
+    if (!slot)
+        return false;
+    slot->when_free = used;
+    slot->is_hint = slot->is_ahead = true;
+    s->n_ahead++;
+    s->stats.n_hint_reads++;
+    *rc = submit(s, slot);
+    return true;
+}
+
 static void submit_hints(struct store_slots *s)
 {
+    int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints) {
-        int expert = s->hints[s->next_hint++], key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
-        struct evict_slot used = {EVICT_KEPT, s->n_uses[key], s->n_loans};
-        if (at >= 0 && s->evict[at].state == EVICT_KEPT)
-            s->evict[at] = s->slots[at].when_free = used;
-        struct slot *slot = at >= 0 ? NULL : take_slot(s, s->hint_layer, expert);
-        if (!slot)
-            continue;
-        slot->when_free = used;
-        slot->is_hint = true;
-        s->stats.n_hint_reads++;
-        rc = submit(s, slot);
-    }
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints && s->n_ahead < most &&
+           submit_hint(s, s->hints[s->next_hint], &rc))
+        s->next_hint++;
 }
 
 /* Start as many reads as there are places and slots. */
@@ -420,7 +455,7 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->is_lent = true;
     s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
     s->n_loans++;
-    s->n_given = s->first_waiting = s->n_hints = 0;
+    s->n_given = s->first_waiting = 0;
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
         s->n_uses[key]++;
@@ -431,6 +466,7 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
         }
         *(at >= 0 ? &s->stats.n_expert_hits : &s->stats.n_expert_misses) += 1;
     }
+    let_hints_go(s); /* but those that this loan holds now */
     int rc = submit_waiting(s, lease);
     if (rc)
         store_slots_release(s, lease);
@@ -491,8 +527,8 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
 
 void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
 {
-    s->n_hints = s->next_hint = 0;
-    if (!s->ring || s->is_large || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
+    let_hints_go(s);
+    if (!s->ring || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
         return;
     int n_experts = (int)stack_of(s, layer, 0)->t.ne[2];
     for (int i = 0; i < n && s->n_hints < n_experts; i++) {
