@@ -30,11 +30,29 @@ static bool has_avx2(void)
 }
 #endif
 
+#ifdef CPU_HAVE_AVX512
+/* Some functions of these tables are those of AVX2. */
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static bool has_avx512vnni(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 /* Best first. */
 static const struct {
     const struct kern_table *table;
     bool (*has)(void);
 } isas[] = {
+#ifdef CPU_HAVE_AVX512
+    {&kern_avx512vnni, has_avx512vnni},
+    {&kern_avx512, has_avx512},
+#endif
 #ifdef CPU_HAVE_AVX2
     {&kern_avx2, has_avx2},
 #endif
@@ -42,6 +60,10 @@ static const struct {
 };
 
 static const char *const names[] = {
+#ifdef CPU_HAVE_AVX512
+    "avx512vnni",
+    "avx512",
+#endif
 #ifdef CPU_HAVE_AVX2
     "avx2",
 #endif

@@ -79,7 +79,7 @@ struct kern_table {
 /* Bytes of one activation row of n elements in that form; a multiple of 64. */
 uint64_t kern_act_bytes(enum quant_act act, int64_t n);
 
-extern const struct kern_table kern_ref, kern_avx2;
+extern const struct kern_table kern_ref, kern_avx2, kern_avx512, kern_avx512vnni;
 
 #ifdef __cplusplus
 }

@@ -31,8 +31,8 @@ static __m256i codes8(const float *x, __m256 inv)
     return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(_mm256_loadu_ps(x), some), inv));
 }
 
-/* 32 codes, in both widths. */
-static __m256i put32(const float *x, __m256 inv, int8_t *q, int16_t *q16)
+/* 32 codes; 16 bits get them times sub. */
+static __m256i put32(const float *x, __m256 inv, int sub, int8_t *q, int16_t *q16)
 {
     __m256i lo = _mm256_packs_epi32(codes8(x, inv), codes8(x + 8, inv));
     __m256i hi = _mm256_packs_epi32(codes8(x + 16, inv), codes8(x + 24, inv));
@@ -42,8 +42,11 @@ static __m256i put32(const float *x, __m256 inv, int8_t *q, int16_t *q16)
     __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8,
                                      10, 9, 11, 12, 14, 13, 15);
     __m256i w = _mm256_shuffle_epi8(v, order);
-    _mm256_storeu_si256((__m256i *)q16, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w)));
-    _mm256_storeu_si256((__m256i *)(q16 + 16), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1)));
+    __m256i f = _mm256_set1_epi16((short)sub);
+    __m256i w0 = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w)),
+            w1 = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1));
+    _mm256_storeu_si256((__m256i *)q16, _mm256_mullo_epi16(w0, f));
+    _mm256_storeu_si256((__m256i *)(q16 + 16), _mm256_mullo_epi16(w1, f));
     return v;
 }
 
@@ -104,45 +107,56 @@ static float top_of(const float *x, int n, float amax)
     return tops[__builtin_ctz((unsigned)_mm_movemask_ps(_mm_cmpeq_ps(sum, least)))];
 }
 
-/* What the n x are multiplied by, and the scale to store. Where that is not finite the codes are 0. */
-static __m256 inverse(const float *x, int n, float *d)
-{
-    float amax = amax_of(x, n);
-    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
-    if (!is_finite || is_zero) {
-        *d = is_zero ? 0.0f : amax;
-        return _mm256_setzero_ps();
-    }
-    float top = top_of(x, n, amax);
-    *d = amax / top;
-    return _mm256_set1_ps(top / amax);
-}
-
 static void row_x32(const float *x, void *out, int64_t n)
 {
     struct kern_act_x32 a = kern_act_x32(out, n);
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        __m256 inv = inverse(x, 32, &a.s[b].d);
+        float amax = amax_of(x, 32);
+        bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
+        float top = is_finite && !is_zero ? top_of(x, 32, amax) : 0.0f;
+        __m256 inv = _mm256_set1_ps(top != 0.0f ? top / amax : 0.0f);
         int s0, s1;
-        sums16(put32(x, inv, a.q + b * 32, a.q16 + b * 32), &s0, &s1);
+        sums16(put32(x, inv, 1, a.q + b * 32, a.q16 + b * 32), &s0, &s1);
+        a.s[b].d = top != 0.0f ? amax / top : is_zero ? 0.0f : amax;
         a.s[b].sum = s0 + s1;
+    }
+}
+
+/* How many steps of an eighth of amax the parts take, whose largest magnitudes are `part`. */
+static __m256 steps_of(__m256 part, float amax)
+{
+    __m256 steps = _mm256_ceil_ps(_mm256_mul_ps(part, _mm256_set1_ps(KERN_ACT_SUB_MAX / amax)));
+    steps = _mm256_max_ps(steps, _mm256_set1_ps(1.0f));
+    return _mm256_min_ps(steps, _mm256_set1_ps(KERN_ACT_SUB_MAX));
+}
+
+static void block_x256(const float *x, struct kern_act_s256 *s, int8_t *q, int16_t *q16)
+{
+    float part[8], invs[8];
+    for (int j = 0; j < 8; j++)
+        part[j] = amax_of(x + j * 32, 32);
+    __m256 parts = _mm256_loadu_ps(part);
+    float amax = max_lane(_mm256_castps_si256(parts)), inv = KERN_ACT_TOP_256 / amax;
+    bool is_finite = amax <= FLT_MAX, has_codes = is_finite && inv <= FLT_MAX;
+    __m256 steps = has_codes ? steps_of(parts, amax) : _mm256_set1_ps(1.0f);
+    _mm256_storeu_ps(invs, _mm256_div_ps(_mm256_set1_ps(has_codes ? inv : 0.0f), steps));
+    __m256i sub = _mm256_cvtps_epi32(steps);
+    _mm_storeu_si128((__m128i *)s->sub, _mm_packs_epi32(_mm256_castsi256_si128(sub), _mm256_extracti128_si256(sub, 1)));
+    s->d = has_codes ? amax / KERN_ACT_TOP_256 : is_finite ? 0.0f : amax;
+    for (int j = 0; j < 8; j++) {
+        int k = j * 32, f = s->sub[j], s0, s1;
+        sums16(put32(x + k, _mm256_set1_ps(invs[j]), f, q + k, q16 + k), &s0, &s1);
+        s->sum16[2 * j] = (int16_t)(f * s0);
+        s->sum16[2 * j + 1] = (int16_t)(f * s1);
+        s->sum32[j] = (int16_t)(f * (s0 + s1));
     }
 }
 
 static void row_x256(const float *x, void *out, int64_t n)
 {
     struct kern_act_x256 a = kern_act_x256(out, n);
-    for (int64_t b = 0; b < n / 256; b++) {
-        __m256 inv = inverse(x + b * 256, 256, &a.s[b].d);
-        for (int j = 0; j < 8; j++) {
-            int64_t k = b * 256 + j * 32;
-            int s0, s1;
-            sums16(put32(x + k, inv, a.q + k, a.q16 + k), &s0, &s1);
-            a.s[b].sum16[2 * j] = (int16_t)s0;
-            a.s[b].sum16[2 * j + 1] = (int16_t)s1;
-            a.s[b].sum32[j] = (int16_t)(s0 + s1);
-        }
-    }
+    for (int64_t b = 0; b < n / 256; b++)
+        block_x256(x + b * 256, &a.s[b], a.q + b * 256, a.q16 + b * 256);
 }
 
 void kern_avx2_act_row(enum quant_act act, const float *x, void *out, int64_t n)

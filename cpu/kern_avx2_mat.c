@@ -191,10 +191,20 @@ AVX2_INLINE void dot_32(const int R, const int T, const uint8_t (*const w[2])[32
     }
 }
 
+/* The factors of SUB columns: those of the weights times what the activation's part counts. sub < 0: there is none. */
+AVX2_INLINE __m256i scale_of(__m256i scale, const char *x, const int64_t sub)
+{
+    if (sub < 0)
+        return scale;
+    int16_t f;
+    memcpy(&f, x + sub, sizeof f);
+    return _mm256_mullo_epi16(scale, _mm256_set1_epi16(f));
+}
+
 /* The same for 16 columns of larger codes, times scale and added to isum. A products are added in 16 bits: A times twice
  * the largest code times 127 is at most 32767. The weights stay in registers, one token's sums at a time beside them. */
 AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*const w[2])[32], const struct xrows *x,
-                        int64_t q, const __m256i scale[2], __m256i isum[2][4])
+                        int64_t q, const __m256i scale[2], const int64_t sub, __m256i isum[2][4])
 {
     __m256i wv[2][4];
     AVX2_UNROLL
@@ -204,7 +214,10 @@ AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*c
         wv[g][i] = load(w[g][i]);
     AVX2_UNROLL
     for (int t = 0; t < T; t++) {
-        __m256i s[2], sum[2];
+        __m256i s[2], sum[2], f[2];
+        AVX2_UNROLL
+        for (int g = 0; g < R; g++)
+            f[g] = scale_of(scale[g], x->x[t], sub);
         AVX2_UNROLL
         for (int i = 0; i < 4; i++) {
             __m256i xv = bcast4(x->x[t] + q + i * 4);
@@ -213,7 +226,7 @@ AVX2_INLINE void dot_16(const int R, const int T, const int A, const uint8_t (*c
                 __m256i prod = _mm256_maddubs_epi16(wv[g][i], xv);
                 s[g] = i % A == 0 ? prod : avx2_in_order(_mm256_add_epi16(s[g], prod));
                 if (i % A == A - 1) {
-                    __m256i s32 = _mm256_madd_epi16(s[g], scale[g]);
+                    __m256i s32 = _mm256_madd_epi16(s[g], f[g]);
                     sum[g] = i < A ? s32 : avx2_in_order(_mm256_add_epi32(sum[g], s32));
                 }
             }
@@ -246,7 +259,7 @@ AVX2_INLINE void run_u32(const struct avx2_step *st, const int R, const int T, c
                 isum[0][t] = isum[1][t] = _mm256_setzero_si256();
             for (int i = 0; i < 8; i += 4)
                 dot_16(R, T, A, (const uint8_t(*[2])[32]){w[0]->q + i, w[1]->q + i}, &x, x.q + i * 4,
-                       (__m256i[2]){one, one}, isum);
+                       (__m256i[2]){one, one}, -1, isum);
         }
         AVX2_UNROLL
         for (int t = 0; t < T; t++) {
@@ -350,19 +363,22 @@ AVX2_INLINE void dot_256(const int R, const int T, const int SUB, const int A, c
     for (int i = 0; i < 64; i += step) {
         const uint8_t(*q[2])[32] = {w[0]->q + i, w[1]->q + i};
         __m256i s[2][4], scale[2];
+        int64_t sub = x->s + (int64_t)offsetof(struct kern_act_s256, sub) + i / 8 * (int64_t)sizeof(int16_t);
         AVX2_UNROLL
         for (int g = 0; g < R; g++)
             scale[g] = load(w[g]->scale[i / (SUB / 4)]);
         if (A < 8) {
-            dot_16(R, T, A, q, x, x->q + i * 4, scale, isum);
+            dot_16(R, T, A, q, x, x->q + i * 4, scale, sub, isum);
             continue;
         }
         dot_32(R, T, q, x, x->q + i * 4, s);
         AVX2_UNROLL
         for (int t = 0; t < T; t++)
             AVX2_UNROLL
-        for (int g = 0; g < R; g++)
-            isum[g][t] = avx2_in_order(_mm256_add_epi32(isum[g][t], _mm256_madd_epi16(s[g][t], scale[g])));
+        for (int g = 0; g < R; g++) {
+            __m256i sum = _mm256_madd_epi16(s[g][t], scale_of(scale[g], x->x[t], sub));
+            isum[g][t] = avx2_in_order(_mm256_add_epi32(isum[g][t], sum));
+        }
     }
 }
 

@@ -90,6 +90,16 @@ void kern_avx2_mat_run(const struct kern_mat_args *a, const struct avx2_type *ty
 #include "quant/types.def"
 #undef T
 
+/* Codes, scales and d of a block of the code-book types and TQ1_0. */
+void kern_avx2_unpack_iq1_m(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq1_s(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq2_s(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq2_xs(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq2_xxs(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq3_s(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out);
+void kern_avx2_unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out);
+
 /* With one token, for types that gain by it (kern_avx2_vec.c). */
 void kern_avx2_vec_q4_0(const struct kern_mat_args *a);
 void kern_avx2_vec_q4_1(const struct kern_mat_args *a);

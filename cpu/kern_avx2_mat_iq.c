@@ -59,7 +59,7 @@ AVX2_INLINE __m256i book8(const uint64_t *book, uint32_t i0, uint32_t i1, uint32
     return _mm256_setr_epi64x((long long)book[i0], (long long)book[i1], (long long)book[i2], (long long)book[i3]);
 }
 
-AVX2_INLINE void unpack_iq2_xxs(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq2_xxs(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq2_xxs);
     out->d = half_of(b.d) * 0.125f;
@@ -78,7 +78,7 @@ AVX2_INLINE void scales_iq2(const uint8_t *scales, struct kern_mat_block *out)
         out->scale[j] = (int16_t)(2 * (scales[j / 2] >> j % 2 * 4 & 15) + 1);
 }
 
-AVX2_INLINE void unpack_iq2_xs(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq2_xs(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq2_xs);
     out->d = half_of(b.d) * 0.125f;
@@ -91,7 +91,7 @@ AVX2_INLINE void unpack_iq2_xs(const uint8_t *block, struct kern_mat_block *out)
     }
 }
 
-AVX2_INLINE void unpack_iq2_s(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq2_s(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq2_s);
     out->d = half_of(b.d) * 0.125f;
@@ -105,7 +105,7 @@ AVX2_INLINE void unpack_iq2_s(const uint8_t *block, struct kern_mat_block *out)
     }
 }
 
-AVX2_INLINE void unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq3_xxs);
     const uint32_t *book = iq_grid_iq3_xxs;
@@ -120,7 +120,7 @@ AVX2_INLINE void unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out
     }
 }
 
-AVX2_INLINE void unpack_iq3_s(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq3_s(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq3_s);
     out->d = half_of(b.d);
@@ -144,7 +144,7 @@ AVX2_INLINE __m256i shifted(__m256i v, __m256i down)
     return _mm256_add_epi8(_mm256_add_epi8(v, v), _mm256_or_si256(down, _mm256_set1_epi8(1)));
 }
 
-AVX2_INLINE void unpack_iq1_s(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq1_s(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq1_s);
     out->d = half_of(b.d) * 0.125f;
@@ -158,7 +158,7 @@ AVX2_INLINE void unpack_iq1_s(const uint8_t *block, struct kern_mat_block *out)
     }
 }
 
-AVX2_INLINE void unpack_iq1_m(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_iq1_m(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(iq1_m);
     uint16_t w[4];
@@ -191,7 +191,7 @@ AVX2_INLINE __m256i next_digit(__m256i v)
     return _mm256_add_epi8(_mm256_add_epi8(v, v), v);
 }
 
-AVX2_INLINE void unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out)
+void kern_avx2_unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out)
 {
     BLOCK_HERE(tq1_0);
     out->d = half_of(b.d);
@@ -240,7 +240,7 @@ static void pack_bytes(const struct kern_mat_block b[8], struct avx2_s256 *tile)
             struct kern_mat_block b[8];                                                                  \
             avx2_prefetch(p, off, sizeof(struct block_##type));                                          \
             for (int r = 0; r < 8; r++)                                                                  \
-                unpack_##type(p->row[r] + off, &b[r]);                                                   \
+                kern_avx2_unpack_##type(p->row[r] + off, &b[r]);                                                   \
             pack_bytes(b, tile);                                                                         \
         }                                                                                                \
     }

@@ -106,10 +106,10 @@ AVX2_INLINE __m256 add_scaled8(__m256 acc, __m256 d, __m256 dx, __m256i isum)
     return _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(isum), acc);
 }
 
-/* Byte `at` of each half of v as all 16-bit words. */
-AVX2_INLINE __m256i pick_byte(__m256i v, int at)
+/* Word k of each half of v as all its words. */
+AVX2_INLINE __m256i pick_word(__m256i v, const int k)
 {
-    return _mm256_shuffle_epi8(v, _mm256_set1_epi16((short)(0x8000 | at)));
+    return _mm256_shuffle_epi8(v, _mm256_set1_epi16((short)(2 * k | (2 * k + 1) << 8)));
 }
 
 /* What the first 16 bytes of a block of Q4_K or Q5_K hold, for 4 rows: scales and minima are those of rows 0 and 1, then of
@@ -155,8 +155,8 @@ AVX2_INLINE __m128i min_sums(const __m128i min[2], const int16_t *sum32)
     return _mm_unpacklo_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
 
-/* A row's block of Q4_K, or of Q5_K if it has the fifth bits qh; its scales are bytes `at`.. of `scale`. */
-AVX2_INLINE __m256i dot_k4(const uint8_t *qs, const uint8_t *qh, const int8_t *x, __m256i scale, const int at)
+/* A row's block of Q4_K, or of Q5_K if it has the fifth bits qh; both halves of `scale` hold its 8 factors. */
+AVX2_INLINE __m256i dot_k4(const uint8_t *qs, const uint8_t *qh, const int8_t *x, __m256i scale)
 {
     __m256i sum = _mm256_setzero_si256(), high = qh ? load32(qh) : sum;
     AVX2_UNROLL
@@ -168,10 +168,16 @@ AVX2_INLINE __m256i dot_k4(const uint8_t *qs, const uint8_t *qh, const int8_t *x
         }
         a = _mm256_maddubs_epi16(a, load32(x + c * 64));
         b = _mm256_maddubs_epi16(b, load32(x + c * 64 + 32));
-        sum = avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(a, pick_byte(scale, at + 2 * c))));
-        sum = avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(b, pick_byte(scale, at + 2 * c + 1))));
+        sum = avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(a, pick_word(scale, 2 * c))));
+        sum = avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(b, pick_word(scale, 2 * c + 1))));
     }
     return sum;
+}
+
+/* What each 32 activations of a block count, in both halves. */
+AVX2_INLINE __m256i sub_of(const struct kern_act_s256 *x)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)x->sub));
 }
 
 AVX2_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const int64_t qs, const int64_t qh)
@@ -185,13 +191,15 @@ AVX2_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const in
         rows_from(a, first, 4, row);
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct head_k4 h = head_k4(row, off);
-            __m256i s[4];
+            __m256i s[4], sub = sub_of(&x.s[b]);
             prefetch(a, 4, row, off, bytes);
             AVX2_UNROLL
             for (int r = 0; r < 4; r++) {
                 const uint8_t *p = row[r] + off;
-                __m256i scale = _mm256_broadcastsi128_si256(h.scale[r / 2]);
-                s[r] = dot_k4(p + qs, qh ? p + qh : 0, x.q + b * 256, scale, r % 2 * 8);
+                __m256i two = _mm256_mullo_epi16(_mm256_cvtepu8_epi16(h.scale[r / 2]), sub); /* rows r, r ^ 1 */
+                __m256i scale =
+                    r % 2 ? _mm256_permute2x128_si256(two, two, 0x11) : _mm256_permute2x128_si256(two, two, 0);
+                s[r] = dot_k4(p + qs, qh ? p + qh : 0, x.q + b * 256, scale);
             }
             __m128 dx = _mm_set1_ps(x.s[b].d);
             acc = add_scaled4(acc, h.d, dx, sum4(s));
@@ -215,18 +223,17 @@ void kern_avx2_vec_q5_k(const struct kern_mat_args *a)
 /* 32 columns of Q6_K under two scales: those of the two halves of `scale`, word k. */
 AVX2_INLINE __m256i add_q6(__m256i sum, __m256i low, __m256i high, const int8_t *x, __m256i scale, const int k)
 {
-    __m256i at = _mm256_set1_epi16((short)(2 * k | (2 * k + 1) << 8));
     __m256i prod = _mm256_maddubs_epi16(_mm256_or_si256(low, high), load32(x));
-    return avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(prod, _mm256_shuffle_epi8(scale, at))));
+    return avx2_in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(prod, pick_word(scale, k))));
 }
 
 /* A row's block; its codes are 32 too large. */
-AVX2_INLINE __m256i dot_q6_k(const uint8_t *p, const int8_t *x, const int16_t *sum16)
+AVX2_INLINE __m256i dot_q6_k(const uint8_t *p, const int8_t *x, const struct kern_act_s256 *xs)
 {
     __m128i bytes = avx2_load16(p + OFF(q6_k, scales));
     __m128i even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    __m256i scale = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, even_odd));
-    __m256i sum = _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), load32(sum16));
+    __m256i scale = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, even_odd)), sub_of(xs));
+    __m256i sum = _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), load32(xs->sum16));
     sum = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sum, 5));
     AVX2_UNROLL
     for (int half = 0; half < 2; half++) {
@@ -256,7 +263,7 @@ void kern_avx2_vec_q6_k(const struct kern_mat_args *a)
             prefetch(a, 4, row, off, sizeof(struct block_q6_k));
             AVX2_UNROLL
             for (int r = 0; r < 4; r++)
-                s[r] = dot_q6_k(row[r] + off, x.q + b * 256, x.s[b].sum16);
+                s[r] = dot_q6_k(row[r] + off, x.q + b * 256, &x.s[b]);
             d = _mm_insert_epi16(d, avx2_u16_at(row[0] + off + OFF(q6_k, d)), 0);
             d = _mm_insert_epi16(d, avx2_u16_at(row[1] + off + OFF(q6_k, d)), 1);
             d = _mm_insert_epi16(d, avx2_u16_at(row[2] + off + OFF(q6_k, d)), 2);

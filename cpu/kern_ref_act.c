@@ -36,10 +36,10 @@ static float top_of(const float *x, int n, float amax)
     return top;
 }
 
-/* Codes of n elements under one scale, which is returned. */
-static float quantize(const float *x, int n, int8_t *q, int16_t *q16)
+/* Largest magnitude, compared as integers, so that a NaN is the largest. */
+static float amax_of(const float *x, int n)
 {
-    uint32_t amax_bits = 0; /* compared as integers, so that a NaN is the largest */
+    uint32_t amax_bits = 0;
     for (int k = 0; k < n; k++) {
         uint32_t bits;
         memcpy(&bits, &x[k], sizeof bits);
@@ -48,18 +48,16 @@ static float quantize(const float *x, int n, int8_t *q, int16_t *q16)
     }
     float amax;
     memcpy(&amax, &amax_bits, sizeof amax);
-    bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
-    if (!is_finite || is_zero) {
-        memset(q, 0, (size_t)n * sizeof *q);
-        memset(q16, 0, (size_t)n * sizeof *q16);
-        return is_zero ? 0.0f : amax;
+    return amax;
+}
+
+/* 32 codes, those of x * inv, or 0 where inv is 0; 16 bits get them times sub. */
+static void put32(const float *x, float inv, int sub, int8_t *q, int16_t *q16)
+{
+    for (int k = 0; k < 32; k++) {
+        q[k] = inv != 0.0f ? (int8_t)lrintf(x[k] * inv) : 0;
+        q16[kern_act_q16_place(k)] = (int16_t)(sub * q[k]);
     }
-    float top = top_of(x, n, amax), inv = top / amax;
-    for (int k = 0; k < n; k++) {
-        q[k] = (int8_t)lrintf(x[k] * inv);
-        q16[kern_act_q16_place(k)] = q[k];
-    }
-    return amax / top;
 }
 
 static int sum_of(const int8_t *q, int n)
@@ -73,23 +71,37 @@ static int sum_of(const int8_t *q, int n)
 static void row_x32(const float *x, void *out, int64_t n)
 {
     struct kern_act_x32 a = kern_act_x32(out, n);
-    for (int64_t b = 0; b < n / 32; b++) {
-        a.s[b].d = quantize(x + b * 32, 32, a.q + b * 32, a.q16 + b * 32);
+    for (int64_t b = 0; b < n / 32; b++, x += 32) {
+        float amax = amax_of(x, 32);
+        bool is_finite = amax <= FLT_MAX, is_zero = is_finite && !(127.0f / amax <= FLT_MAX);
+        float top = is_finite && !is_zero ? top_of(x, 32, amax) : 0.0f;
+        put32(x, top != 0.0f ? top / amax : 0.0f, 1, a.q + b * 32, a.q16 + b * 32);
+        a.s[b].d = top != 0.0f ? amax / top : is_zero ? 0.0f : amax;
         a.s[b].sum = sum_of(a.q + b * 32, 32);
+    }
+}
+
+static void block_x256(const float *x, struct kern_act_s256 *s, int8_t *q, int16_t *q16)
+{
+    float amax = amax_of(x, 256), inv = KERN_ACT_TOP_256 / amax;
+    bool is_finite = amax <= FLT_MAX, has_codes = is_finite && inv <= FLT_MAX;
+    s->d = has_codes ? amax / KERN_ACT_TOP_256 : is_finite ? 0.0f : amax;
+    for (int j = 0; j < 8; j++, x += 32, q += 32, q16 += 32) {
+        float steps = has_codes ? ceilf(amax_of(x, 32) * (KERN_ACT_SUB_MAX / amax)) : 1.0f;
+        int sub = steps < 1.0f ? 1 : steps > KERN_ACT_SUB_MAX ? KERN_ACT_SUB_MAX : (int)steps;
+        put32(x, has_codes ? inv / (float)sub : 0.0f, sub, q, q16);
+        s->sub[j] = (int16_t)sub;
+        s->sum16[2 * j] = (int16_t)(sub * sum_of(q, 16));
+        s->sum16[2 * j + 1] = (int16_t)(sub * sum_of(q + 16, 16));
+        s->sum32[j] = (int16_t)(sub * sum_of(q, 32));
     }
 }
 
 static void row_x256(const float *x, void *out, int64_t n)
 {
     struct kern_act_x256 a = kern_act_x256(out, n);
-    for (int64_t b = 0; b < n / 256; b++) {
-        const int8_t *q = a.q + b * 256;
-        a.s[b].d = quantize(x + b * 256, 256, a.q + b * 256, a.q16 + b * 256);
-        for (int j = 0; j < 16; j++)
-            a.s[b].sum16[j] = (int16_t)sum_of(q + j * 16, 16);
-        for (int j = 0; j < 8; j++)
-            a.s[b].sum32[j] = (int16_t)sum_of(q + j * 32, 32);
-    }
+    for (int64_t b = 0; b < n / 256; b++)
+        block_x256(x + b * 256, &a.s[b], a.q + b * 256, a.q16 + b * 256);
 }
 
 void kern_ref_act_row(enum quant_act act, const float *x, void *out, int64_t n)

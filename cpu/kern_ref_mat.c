@@ -14,25 +14,36 @@ static int sum_of(const int8_t *q, int n)
     return sum;
 }
 
-/* acc plus one part of a weight row times the codes x under the scale dx. */
-static float add_part(const struct kern_mat_block *w, int len, bool has_min, const int8_t *x, float dx, float acc)
+/* Activations of one part: codes, their scale, and integer sub-scales by 32 codes (NULL: 1). */
+struct part_x {
+    const int8_t *q;
+    float d;
+    const int16_t *sub;
+};
+
+static struct part_x part_x(const void *row, int64_t n_cols, int64_t col, bool is_x256)
+{
+    if (!is_x256) {
+        struct kern_act_x32 a = kern_act_x32(row, n_cols);
+        return (struct part_x){a.q + col, a.s[col / 32].d, NULL};
+    }
+    struct kern_act_x256 a = kern_act_x256(row, n_cols);
+    return (struct part_x){a.q + col, a.s[col / 256].d, a.s[col / 256].sub};
+}
+
+/* acc plus one part of a weight row times x. */
+static float add_part(const struct kern_mat_block *w, int len, bool has_min, const struct part_x *x, float acc)
 {
     int32_t isum = 0, msum = 0;
     for (int j = 0; j < len / 16; j++) {
-        int32_t dot = 0;
+        int32_t dot = 0, sub = x->sub ? x->sub[j / 2] : 1;
         for (int k = j * 16; k < j * 16 + 16; k++)
-            dot += w->q[k] * x[k];
-        isum += w->scale[j] * dot;
-        msum += w->min[j] * sum_of(x + j * 16, 16);
+            dot += w->q[k] * x->q[k];
+        isum += w->scale[j] * sub * dot;
+        msum += w->min[j] * sub * sum_of(x->q + j * 16, 16);
     }
-    acc = fmaf(w->d * dx, (float)isum, acc);
-    return has_min ? fmaf(w->m * dx, (float)msum, acc) : acc;
-}
-
-/* The scale of the activation block that column `col` is in. */
-static float act_scale(const void *row, int64_t n_cols, int64_t col, bool is_x256)
-{
-    return is_x256 ? kern_act_x256(row, n_cols).s[col / 256].d : kern_act_x32(row, n_cols).s[col / 32].d;
+    acc = fmaf(w->d * x->d, (float)isum, acc);
+    return has_min ? fmaf(w->m * x->d, (float)msum, acc) : acc;
 }
 
 static void mat_int(const struct kern_mat_args *a, const struct kern_mat_layout *t, bool is_x256)
@@ -46,9 +57,9 @@ static void mat_int(const struct kern_mat_args *a, const struct kern_mat_layout 
             t->unpack(block + part / t->n_part * t->block_bytes, (int)(part % t->n_part), &w);
             int64_t col = part * t->part_len;
             for (int tok = 0; tok < a->n_tok; tok++) {
-                const int8_t *x = (const int8_t *)a->x + (uint64_t)tok * a->x_stride; /* q is first in both forms */
+                struct part_x x = part_x((const char *)a->x + (uint64_t)tok * a->x_stride, a->n_cols, col, is_x256);
                 float *dst = a->dst + tok * a->dst_stride + r;
-                *dst = add_part(&w, t->part_len, t->has_min, x + col, act_scale(x, a->n_cols, col, is_x256), *dst);
+                *dst = add_part(&w, t->part_len, t->has_min, &x, *dst);
             }
         }
     }

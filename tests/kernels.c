@@ -380,7 +380,7 @@ static void act_floats(const struct problem *p, int tok, float *out)
             out[k] = a.s[k / 32].d * (float)a.q[k];
             break;
         case QUANT_ACT_Q8X256:
-            out[k] = b.s[k / 256].d * (float)b.q[k];
+            out[k] = b.s[k / 256].d * (float)(b.s[k / 256].sub[k % 256 / 32] * b.q[k]);
             break;
         default:
             out[k] = ((const float *)row)[k];
@@ -413,6 +413,12 @@ static void ref_is_no_dot_product(const struct quant_info *info, const struct ke
     problem_free(&p);
 }
 
+/* How many scales d a code of column k counts. */
+static int sub_of(const struct kern_act_x256 *b, int len, int64_t k)
+{
+    return len == 32 ? 1 : b->s[k / 256].sub[k % 256 / 32];
+}
+
 /* Codes within half a step of what they stand for, and the sums beside them right. */
 static void act_row_is_not_nearest(const struct quant_info *info, const struct kern_table *table)
 {
@@ -428,14 +434,18 @@ static void act_row_is_not_nearest(const struct quant_info *info, const struct k
         struct kern_act_x256 b = kern_act_x256(row, p.n_cols);
         const int16_t *q16 = len == 32 ? a.q16 : b.q16;
         for (int64_t k = 0; k < p.n_cols; k++) {
-            double d = len == 32 ? a.s[k / 32].d : b.s[k / 256].d, err = fabs((double)a.q[k] * d - x[k]);
-            if (err > 0.5 * d + 130 * d * (double)FLT_EPSILON || q16[kern_act_q16_place(k)] != a.q[k])
+            int sub = sub_of(&b, len, k);
+            double d = (double)(len == 32 ? a.s[k / 32].d : b.s[k / 256].d) * sub;
+            double err = fabs((double)a.q[k] * d - (double)x[k]);
+            if (err > 0.5 * d + 130 * d * (double)FLT_EPSILON || q16[kern_act_q16_place(k)] != sub * a.q[k])
                 fail(info, "activation code", "", (int)k, t, a.q[k], x[k] / d);
+            if (sub < 1 || sub > KERN_ACT_SUB_MAX)
+                fail(info, "activation sub-scale", "", (int)k, t, sub, 0);
         }
         for (int64_t j = 0; j < p.n_cols / 32; j++) {
-            int half[2] = {0, 0};
+            int half[2] = {0, 0}, sub = sub_of(&b, len, j * 32);
             for (int k = 0; k < 32; k++)
-                half[k / 16] += a.q[j * 32 + k];
+                half[k / 16] += sub * a.q[j * 32 + k];
             const struct kern_act_s256 *s = &b.s[j / 8];
             int j8 = (int)(j % 8);
             bool ok = len == 32 ? a.s[j].sum == half[0] + half[1]

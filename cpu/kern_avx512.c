@@ -1,0 +1,394 @@
+/* The float kernels for AVX-512, the same for both of its tables: the same bits as kern_ref.c. The 16 lanes are one vector;
+ * the elements past a whole vector are loaded and stored under a mask. */
+#include "cpu/kern.h"
+
+#define KERN_MATH_AVX512
+#include "cpu/kern_math.h"
+
+#include "cpu/kern_mat.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+enum { V = 16 };
+
+/* The first n of 16 lanes; all where there are more. */
+static inline __mmask16 mask_of(int64_t n)
+{
+    return n >= V ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+static inline __m512 load_n(const float *x, int64_t n)
+{
+    return _mm512_maskz_loadu_ps(mask_of(n), x);
+}
+
+static inline void store_n(float *x, __m512 v, int64_t n)
+{
+    _mm512_mask_storeu_ps(x, mask_of(n), v);
+}
+
+/* Lanes l and l+8, then l and l+4, l+2, l+1. */
+static inline float tree(__m512 v)
+{
+    __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* acc = fmaf(a, b, acc) in the first n lanes only: adding a product of zeros would turn -0 into 0. */
+static inline __m512 fma_n(const float *a, const float *b, __m512 acc, int64_t n)
+{
+    return _mm512_mask3_fmadd_ps(load_n(a, n), load_n(b, n), acc, mask_of(n));
+}
+
+static float dot_avx512(const float *a, const float *b, int64_t n)
+{
+    __m512 sum = _mm512_setzero_ps();
+    int64_t i = 0;
+
+    for (; i + V <= n; i += V)
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + i), _mm512_loadu_ps(b + i), sum);
+    if (i < n)
+        sum = fma_n(a + i, b + i, sum, n - i);
+    return tree(sum);
+}
+
+static float sum_sq_avx512(const float *a, int64_t n)
+{
+    return dot_avx512(a, a, n);
+}
+
+static void rms_norm_avx512(const float *x, const float *w, float eps, float *out, int64_t n)
+{
+    __m512 f = _mm512_set1_ps(1.0f / sqrtf(sum_sq_avx512(x, n) / (float)n + eps));
+
+    for (int64_t i = 0; i < n; i += V)
+        store_n(out + i, _mm512_mul_ps(_mm512_mul_ps(load_n(x + i, n - i), f), load_n(w + i, n - i)), n - i);
+}
+
+static void add_avx512(const float *a, const float *b, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += V)
+        store_n(out + i, _mm512_add_ps(load_n(a + i, n - i), load_n(b + i, n - i)), n - i);
+}
+
+static void scale_avx512(const float *a, float f, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += V)
+        store_n(out + i, _mm512_mul_ps(load_n(a + i, n - i), _mm512_set1_ps(f)), n - i);
+}
+
+static void glu_avx512(enum op_act act, const float *g, const float *u, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += V) {
+        __m512 x = load_n(g + i, n - i);
+        x = act == OP_ACT_SILU ? kern_v_silu(x) : kern_v_gelu_tanh(x);
+        store_n(out + i, _mm512_mul_ps(x, load_n(u + i, n - i)), n - i);
+    }
+}
+
+static void softcap_avx512(const float *a, float cap, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += V)
+        store_n(out + i, kern_v_softcap(load_n(a + i, n - i), _mm512_set1_ps(cap)), n - i);
+}
+
+static void axpy_avx512(float f, const float *x, float *acc, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += V)
+        store_n(acc + i, _mm512_fmadd_ps(_mm512_set1_ps(f), load_n(x + i, n - i), load_n(acc + i, n - i)), n - i);
+}
+
+static void rope_neox(float *x, const float *cos_sin, int half)
+{
+    for (int i = 0; i < half; i += V) {
+        int n = half - i;
+        __m512 c = load_n(cos_sin + i, n), s = load_n(cos_sin + half + i, n);
+        __m512 a = load_n(x + i, n), b = load_n(x + half + i, n);
+        store_n(x + i, _mm512_sub_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s)), n);
+        store_n(x + half + i, _mm512_add_ps(_mm512_mul_ps(a, s), _mm512_mul_ps(b, c)), n);
+    }
+}
+
+/* Eight pairs (a, b) side by side: (a, b) c -+ (b, a) s. */
+static void rope_pairs(float *x, const float *cos_sin, int half)
+{
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+
+    for (int i = 0; i < half; i += V / 2) {
+        int n = half - i < V / 2 ? half - i : V / 2;
+        __m512 c = _mm512_permutexvar_ps(twice, load_n(cos_sin + i, n));
+        __m512 s = _mm512_permutexvar_ps(twice, load_n(cos_sin + half + i, n));
+        __m512 ab = load_n(x + 2 * i, 2 * n), ba = _mm512_permute_ps(ab, 0xb1);
+        __m512 abc = _mm512_mul_ps(ab, c), bas = _mm512_mul_ps(ba, s);
+        store_n(x + 2 * i, _mm512_mask_sub_ps(_mm512_add_ps(abc, bas), 0x5555, abc, bas), 2 * n);
+    }
+}
+
+static void rope_avx512(const struct op_rope *p, float *x, const float *cos_sin)
+{
+    for (int head = 0; head < p->n_head; head++, x += p->head_dim) {
+        if (p->neox)
+            rope_neox(x, cos_sin, p->n_rot / 2);
+        else
+            rope_pairs(x, cos_sin, p->n_rot / 2);
+    }
+}
+
+/* The largest that is not NaN. */
+static float max_avx512(const float *x, int64_t n)
+{
+    __m512 m = _mm512_set1_ps(-INFINITY);
+
+    for (int64_t i = 0; i < n; i += V)
+        m = _mm512_mask_max_ps(m, mask_of(n - i), load_n(x + i, n - i), m);
+    return _mm512_reduce_max_ps(m);
+}
+
+/* x = exp(x - m); returns the sum. */
+static float exp_sum_avx512(float *x, float m, int64_t n)
+{
+    __m512 sum = _mm512_setzero_ps();
+
+    for (int64_t i = 0; i < n; i += V) {
+        __m512 e = kern_v_exp(_mm512_sub_ps(load_n(x + i, n - i), _mm512_set1_ps(m)));
+        store_n(x + i, e, n - i);
+        sum = _mm512_mask_add_ps(sum, mask_of(n - i), sum, e);
+    }
+    return tree(sum);
+}
+
+static void softmax_avx512(float *x, int64_t n)
+{
+    __m512 sum = _mm512_set1_ps(exp_sum_avx512(x, max_avx512(x, n), n));
+
+    for (int64_t i = 0; i < n; i += V)
+        store_n(x + i, _mm512_div_ps(load_n(x + i, n - i), sum), n - i);
+}
+
+/* ---- KV rows ---- */
+
+static void q8_0_write(const float *x, uint8_t *out, int64_t n)
+{
+    const __m512 lo = _mm512_set1_ps(-127.0f), hi = _mm512_set1_ps(127.0f);
+
+    for (; n > 0; n -= 32, x += 32, out += 34) {
+        __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + V);
+        __m512 m = kern_v_max(kern_v_abs(b), kern_v_max(kern_v_abs(a), _mm512_setzero_ps())); /* NaN does not count */
+        float amax = _mm512_reduce_max_ps(m);
+        uint16_t d = quant_f32_to_f16(amax / 127.0f);
+        __m512 f = _mm512_set1_ps(amax > 0.0f ? 127.0f / amax : 0.0f);
+        __m512i qa = _mm512_cvtps_epi32(kern_v_min(kern_v_max(_mm512_mul_ps(a, f), lo), hi));
+        __m512i qb = _mm512_cvtps_epi32(kern_v_min(kern_v_max(_mm512_mul_ps(b, f), lo), hi));
+        memcpy(out, &d, sizeof d);
+        _mm_storeu_si128((__m128i *)(out + 2), _mm512_cvtepi32_epi8(qa));
+        _mm_storeu_si128((__m128i *)(out + 2 + V), _mm512_cvtepi32_epi8(qb));
+    }
+}
+
+static void kv_write_avx512(enum quant_type type, const float *x, void *out, int64_t n)
+{
+    assert(type == QUANT_F16 || type == QUANT_Q8_0);
+    if (type == QUANT_Q8_0) {
+        q8_0_write(x, out, n);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += V)
+        _mm256_mask_storeu_epi16((uint16_t *)out + i, mask_of(n - i),
+                                 _mm512_cvtps_ph(load_n(x + i, n - i), _MM_FROUND_TO_NEAREST_INT));
+}
+
+static void kv_read_avx512(enum quant_type type, const void *in, float *x, int64_t n)
+{
+    const uint8_t *block = in;
+
+    assert(type == QUANT_F16 || type == QUANT_Q8_0);
+    if (type == QUANT_F16) {
+        for (int64_t i = 0; i < n; i += V)
+            store_n(x + i, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n - i), (const uint16_t *)in + i)), n - i);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += 32, block += 34) {
+        uint16_t d;
+        memcpy(&d, block, sizeof d);
+        __m512 f = _mm512_set1_ps(_cvtsh_ss(d));
+        for (int k = 0; k < 32; k += V) {
+            __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(block + 2 + k)));
+            _mm512_storeu_ps(x + i + k, _mm512_mul_ps(f, _mm512_cvtepi32_ps(q)));
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by. */
+enum { TILE = 8, QUAD = 4 };
+
+/* q . k for four rows of n floats, n_stride apart. */
+static inline __m128 dot_quad(const float *q, const float *k, int64_t n)
+{
+    __m512 s[QUAD];
+    int64_t i = 0;
+
+    for (int r = 0; r < QUAD; r++)
+        s[r] = _mm512_setzero_ps();
+    for (; i + V <= n; i += V) {
+        __m512 qv = _mm512_loadu_ps(q + i);
+        for (int r = 0; r < QUAD; r++)
+            s[r] = _mm512_fmadd_ps(qv, _mm512_loadu_ps(k + r * n + i), s[r]);
+    }
+    for (int r = 0; r < QUAD && i < n; r++)
+        s[r] = fma_n(q + i, k + r * n + i, s[r], n - i);
+    /* The tree of all four at once: lanes l and l+8 of rows (0 | 1) and (2 | 3), l+4 of all, then l+2, l+1. */
+    __m512 s01 = _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x44), _mm512_shuffle_f32x4(s[0], s[1], 0xee));
+    __m512 s23 = _mm512_add_ps(_mm512_shuffle_f32x4(s[2], s[3], 0x44), _mm512_shuffle_f32x4(s[2], s[3], 0xee));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(s01, s23, 0x88), _mm512_shuffle_f32x4(s01, s23, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
+}
+
+/* p[key] = q . k for keys [begin, end) of rows at k, for every query. */
+static void scores(const struct kern_attn_args *args, const float *k, int begin, int end, float *p)
+{
+    for (int q = 0; q < args->n_q; q++) {
+        const float *qv = args->q + q * args->q_stride, *row = k;
+        float *pq = p + q * DEVICE_PAGE_TOK;
+        int key = begin;
+        for (; key + QUAD <= end; key += QUAD, row += QUAD * args->head_dim_k)
+            _mm_storeu_ps(pq + key, dot_quad(qv, row, args->head_dim_k));
+        for (; key < end; key++, row += args->head_dim_k)
+            pq[key] = dot_avx512(qv, row, args->head_dim_k);
+    }
+}
+
+/* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). */
+static const float *page_rows(enum quant_type type, const void *page, int key, int end, int head_dim, float *buf)
+{
+    if (type == QUANT_F32)
+        return (const float *)page + (int64_t)key * head_dim;
+    const char *rows = (const char *)page + (uint64_t)key * quant_row_bytes(type, head_dim);
+    kv_read_avx512(type, rows, buf, (int64_t)(end - key) * head_dim);
+    return buf;
+}
+
+/* From scores to weights, with the running maximum and sum; returns by how much earlier outputs shrink. */
+static float weigh(const struct kern_attn_args *args, float *p, float *m_run, float *l_run)
+{
+    for (int i = 0; i < DEVICE_PAGE_TOK; i += V) {
+        __m512 s = _mm512_mul_ps(_mm512_loadu_ps(p + i), _mm512_set1_ps(args->scale));
+        s = args->softcap != 0.0f ? kern_v_softcap(s, _mm512_set1_ps(args->softcap)) : s;
+        __mmask16 seen = (__mmask16)(mask_of(args->key_end - i < 0 ? 0 : args->key_end - i) &
+                                     ~mask_of(args->key_begin - i < 0 ? 0 : args->key_begin - i));
+        _mm512_storeu_ps(p + i, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, s));
+    }
+    float m = max_avx512(p, DEVICE_PAGE_TOK);
+    m = m > *m_run ? m : *m_run;
+    float shrink = _mm512_cvtss_f32(kern_v_exp(_mm512_set1_ps(*m_run - m)));
+    *l_run = *l_run * shrink + exp_sum_avx512(p, m, DEVICE_PAGE_TOK);
+    *m_run = m;
+    return shrink;
+}
+
+/* o = fmaf(p[key], v_key, o), keys ascending, for 64 elements of the head, or n of fewer. */
+static inline void add_rows_64(const float *p, const float *v, int n_keys, int64_t stride, float *o)
+{
+    __m512 acc[4];
+
+    for (int i = 0; i < 4; i++)
+        acc[i] = _mm512_loadu_ps(o + i * V);
+    for (int key = 0; key < n_keys; key++, v += stride) {
+        __m512 f = _mm512_set1_ps(p[key]);
+        for (int i = 0; i < 4; i++)
+            acc[i] = _mm512_fmadd_ps(f, _mm512_loadu_ps(v + i * V), acc[i]);
+    }
+    for (int i = 0; i < 4; i++)
+        _mm512_storeu_ps(o + i * V, acc[i]);
+}
+
+static inline void add_rows_n(const float *p, const float *v, int n_keys, int64_t stride, float *o, int64_t n)
+{
+    __m512 acc = load_n(o, n);
+
+    for (int key = 0; key < n_keys; key++, v += stride)
+        acc = _mm512_fmadd_ps(_mm512_set1_ps(p[key]), load_n(v, n), acc);
+    store_n(o, acc, n);
+}
+
+static void add_rows(const struct kern_attn_args *args, const float *v, int begin, int end, const float *p)
+{
+    int64_t n = args->head_dim_v;
+
+    for (int q = 0; q < args->n_q; q++) {
+        const float *pq = p + q * DEVICE_PAGE_TOK + begin;
+        float *o = args->o + q * args->o_stride;
+        int64_t i = 0;
+        for (; i + 64 <= n; i += 64)
+            add_rows_64(pq, v + i, end - begin, n, o + i);
+        for (; i < n; i += V)
+            add_rows_n(pq, v + i, end - begin, n, o + i, n - i);
+    }
+}
+
+static void attn_page_avx512(const struct kern_attn_args *args)
+{
+    float *p = args->scratch;                      /* (n_q, DEVICE_PAGE_TOK): scores, then weights */
+    float *rows = p + args->n_q * DEVICE_PAGE_TOK; /* (TILE, larger head_dim) */
+    int step = args->kv_type == QUANT_F32 ? DEVICE_PAGE_TOK : TILE;
+
+    memset(p, 0, (size_t)args->n_q * DEVICE_PAGE_TOK * sizeof *p);
+    for (int key = args->key_begin, end; key < args->key_end; key = end) {
+        end = key + TILE < args->key_end ? key + TILE : args->key_end;
+        scores(args, page_rows(args->kv_type, args->k, key, end, args->head_dim_k, rows), key, end, p);
+    }
+    for (int q = 0; q < args->n_q; q++) {
+        float shrink = weigh(args, p + q * DEVICE_PAGE_TOK, &args->m[q], &args->l[q]);
+        scale_avx512(args->o + q * args->o_stride, shrink, args->o + q * args->o_stride, args->head_dim_v);
+    }
+    for (int key = args->key_begin, end; key < args->key_end; key = end) {
+        end = key + step < args->key_end ? key + step : args->key_end;
+        add_rows(args, page_rows(args->kv_type, args->v, key, end, args->head_dim_v, rows), key, end, p);
+    }
+}
+
+static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, float *m_sum, float *l_sum,
+                              int64_t head_dim)
+{
+    float m_both = m > *m_sum ? m : *m_sum;
+    __m512 f = kern_v_exp(_mm512_set1_ps(m - m_both)), f_sum = kern_v_exp(_mm512_set1_ps(*m_sum - m_both));
+
+    *m_sum = m_both;
+    *l_sum = fmaf(l, _mm512_cvtss_f32(f), *l_sum * _mm512_cvtss_f32(f_sum));
+    for (int64_t i = 0; i < head_dim; i += V) {
+        __m512 scaled = _mm512_mul_ps(load_n(o_sum + i, head_dim - i), f_sum);
+        store_n(o_sum + i, _mm512_fmadd_ps(load_n(o + i, head_dim - i), f, scaled), head_dim - i);
+    }
+}
+
+/* Activations are quantized by the AVX2 function: */
+#define TABLE(name, matmuls)              \
+    {                                     \
+        .isa = name,                      \
+        .mat = matmuls,                   \
+        .act_row = kern_avx2_act_row,     \
+        .dot = dot_avx512,                \
+        .sum_sq = sum_sq_avx512,          \
+        .rms_norm = rms_norm_avx512,      \
+        .add = add_avx512,                \
+        .scale = scale_avx512,            \
+        .glu = glu_avx512,                \
+        .softcap = softcap_avx512,        \
+        .axpy = axpy_avx512,              \
+        .rope = rope_avx512,              \
+        .softmax = softmax_avx512,        \
+        .kv_write = kv_write_avx512,      \
+        .kv_read = kv_read_avx512,        \
+        .attn_page = attn_page_avx512,    \
+        .attn_merge = attn_merge_avx512,  \
+    }
+
+const struct kern_table kern_avx512 = TABLE("avx512", kern_avx512_mat_table);
+const struct kern_table kern_avx512vnni = TABLE("avx512vnni", kern_avx512vnni_mat_table);
