@@ -254,6 +254,8 @@ int cmd_bench(const struct conf *conf)
         rc = measure(&b, "pp", conf->bench_prompt, false, &results[n++]);
     if (!rc && conf->bench_generate)
         rc = measure(&b, "tg", conf->bench_generate, true, &results[n++]);
+    if (!rc)
+        rc = talk_trace(&b.talk);
     if (!rc && conf->json)
         rc = print_json(&b, results, n);
     else if (!rc)

@@ -13,6 +13,7 @@
 #include "src/model/slot_shape.h"
 #include "src/run/evict.h"
 #include "src/run/touch.h"
+#include "src/run/trace.h"
 
 #include <assert.h>
 
@@ -39,12 +40,14 @@ struct slot {
     int n_reads;                 /* in flight */
     bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
     bool is_ahead;               /* the same, and the loan it was read for has not begun: it stays held until then */
+    uint64_t begin_ns;           /* when it began to be filled, if there is a trace */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
 struct store_slots {
     const struct model *model; /* view */
     struct file *const *files; /* view */
+    struct trace *trace;       /* view; may be NULL */
     struct slot_shape shape;
     char *memory;             /* own: (shape.bytes) */
     struct touch *touch;      /* own */
@@ -64,6 +67,7 @@ struct store_slots {
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans;
+    uint64_t busy_since_ns;   /* valid while reads are in flight */
     struct store_stats stats; /* of it, what store_slots_stats adds */
 };
 
@@ -151,6 +155,7 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         return err(ERR_NOMEM, "a handle of %zu bytes", sizeof *s);
     s->model = a->args->model;
     s->files = a->files;
+    s->trace = a->args->trace;
     int rc = slot_shape_init(s->model, plan->slot_ram_bytes, &s->shape);
     if (!rc)
         rc = take_memory(s);
@@ -244,6 +249,7 @@ static struct slot *take_slot(struct store_slots *s, int layer, int expert)
     slot->key = s->layer_first[layer] + expert;
     s->slot_of[slot->key] = first + at;
     s->evict[first + at].state = EVICT_HELD;
+    slot->begin_ns = trace_has_timeline(s->trace) ? clock_ns() : 0;
     return slot;
 }
 
@@ -289,11 +295,24 @@ static void give_up(struct store_slots *s, struct slot *slot)
         s->evict[index_of(s, slot)].state = EVICT_HELD;
 }
 
+static void tell(struct store_slots *s, const struct slot *slot)
+{
+    if (!trace_has_timeline(s->trace))
+        return;
+    trace_add(s->trace, &(struct trace_event){.what = slot->is_hint ? TRACE_AHEAD : TRACE_READ,
+                                              .layer = slot->layer,
+                                              .id = slot->key - s->layer_first[slot->layer],
+                                              .begin_ns = slot->begin_ns,
+                                              .end_ns = clock_ns(),
+                                              .bytes = model_expert_bytes(s->model, slot->layer)});
+}
+
 /* All its bytes have come. What was read of a file that is no longer the one whose header was read is of no use. */
 static int take_whole(struct store_slots *s, struct slot *slot)
 {
     int rc = 0;
 
+    tell(s, slot);
     for (int i = 0; i < N_MATRICES && !rc; i++) {
         struct file *f = s->files[stack_of(s, slot->layer, i)->file];
         if (i == 0 || f != s->files[stack_of(s, slot->layer, i - 1)->file])
@@ -341,6 +360,8 @@ static int reap(struct store_slots *s, int n_min)
     int rc = ring_wait(s->ring, n_min, done, DEPTH, &n);
     int done_rc = take_done(s, done, n);
 
+    if (n && !ring_n_in_flight(s->ring))
+        s->stats.disk_busy_ns += clock_ns() - s->busy_since_ns;
     return done_rc ? done_rc : rc;
 }
 
@@ -349,6 +370,8 @@ static int submit(struct store_slots *s, struct slot *slot)
     struct ring_read reads[N_MATRICES];
     int n_before = ring_n_in_flight(s->ring);
 
+    if (!n_before)
+        s->busy_since_ns = clock_ns();
     place_reads(s, slot, reads);
     int rc = ring_submit(s->ring, reads, N_MATRICES);
     slot->n_reads = ring_n_in_flight(s->ring) - n_before; /* a ring that broke may have taken them nevertheless */
@@ -499,7 +522,10 @@ static int wait_for_one(struct store_slots *s, const struct store_lease *lease)
     uint64_t start_ns = clock_ns();
     assert(!s->ring || ring_n_in_flight(s->ring));
     int rc = s->ring ? reap(s, 1) : read_one(s, lease);
-    s->stats.disk_wait_ns += clock_ns() - start_ns;
+    uint64_t end_ns = clock_ns();
+    s->stats.disk_wait_ns += end_ns - start_ns;
+    s->stats.disk_busy_ns += s->ring ? 0 : end_ns - start_ns;
+    trace_add(s->trace, &(struct trace_event){TRACE_WAIT, lease->layer, 0, start_ns, end_ns, 0});
     return rc;
 }
 
@@ -554,6 +580,7 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->resident_bytes += s->shape.bytes;
     stats->disk_bytes += s->stats.disk_bytes;
     stats->disk_wait_ns += s->stats.disk_wait_ns;
+    stats->disk_busy_ns += s->stats.disk_busy_ns;
     stats->n_expert_hits += s->stats.n_expert_hits;
     stats->n_expert_misses += s->stats.n_expert_misses;
     stats->n_hint_reads += s->stats.n_hint_reads;
