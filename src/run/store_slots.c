@@ -16,6 +16,7 @@
 #include "src/run/trace.h"
 
 #include <assert.h>
+#include <math.h>
 
 /* Reads in flight. A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more to come to its rate; 32 are
  * ten experts: all that a token wants of a layer in most models. */
@@ -39,7 +40,7 @@ struct slot {
     int want;                    /* index in the loan; -1: not wanted by it */
     int n_reads;                 /* in flight */
     bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
-    bool is_ahead;               /* the same, and the loan it was read for has not begun: it stays held until then */
+    bool is_ahead;               /* hinted at, and the loan that will likely want it has not begun: it stays held until then */
     uint64_t begin_ns;           /* when it began to be filled, if there is a trace */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
@@ -57,6 +58,7 @@ struct store_slots {
     int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
     int *slot_of;             /* own: (shape.n_experts) index into slots; -1: absent */
     uint32_t *n_uses;         /* own: (shape.n_experts) loans that wanted it so far */
+    double *heat;             /* own: (shape.n_experts) evict.h */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
@@ -66,7 +68,8 @@ struct store_slots {
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
-    uint64_t n_loans;
+    uint64_t n_loans, n_steps;
+    int last_layer; /* of the last loan */
     uint64_t busy_since_ns;   /* valid while reads are in flight */
     struct store_stats stats; /* of it, what store_slots_stats adds */
 };
@@ -117,11 +120,12 @@ static int take_memory(struct store_slots *s)
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
     s->slot_of = mem_zalloc(n_experts, sizeof *s->slot_of, MEM_META);
     s->n_uses = mem_zalloc(n_experts, sizeof *s->n_uses, MEM_META);
+    s->heat = mem_zalloc(n_experts, sizeof *s->heat, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
-    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->wants &&
-        s->given && s->hints)
+    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
+        s->wants && s->given && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -143,6 +147,8 @@ static void number(struct store_slots *s)
     }
     for (int i = 0; i < s->shape.n_experts; i++)
         s->slot_of[i] = -1;
+    for (int i = 0; i < s->shape.n_experts; i++)
+        s->heat[i] = -INFINITY;
 }
 
 int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
@@ -182,6 +188,7 @@ void store_slots_close(struct store_slots *s)
     mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
+    mem_free(s->heat);
     mem_free(s->n_uses);
     mem_free(s->slot_of);
     mem_free(s->layer_first);
@@ -231,8 +238,9 @@ static void hold(struct store_slots *s, struct slot *slot, int want)
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
-        slot->when_free = (struct evict_slot){EVICT_KEPT, 0, s->n_loans};
+        slot->when_free = (struct evict_slot){.state = EVICT_KEPT, .at = s->n_loans};
     slot->when_free.n_uses = s->n_uses[slot->key];
+    slot->when_free.heat = s->heat[slot->key];
 }
 
 /* Take a slot for an expert: NULL when all of its size are held. */
@@ -258,7 +266,7 @@ static struct slot *take_wanted_slot(struct store_slots *s, const struct store_l
     struct slot *slot = take_slot(s, lease->layer, lease->ids[want]);
 
     if (slot) {
-        slot->when_free = (struct evict_slot){EVICT_PASSING, 0, s->n_loans};
+        slot->when_free = (struct evict_slot){.state = EVICT_PASSING, .at = s->n_loans};
         hold(s, slot, want);
         s->wants[want] = WANT_COMING;
     }
@@ -400,23 +408,24 @@ static void let_hints_go(struct store_slots *s)
     s->n_hints = s->next_hint = s->n_ahead = 0;
 }
 
-/* An expert that will likely be wanted. One that is there is marked as used, so that it stays. False: no slot is to be had. */
+/* An expert that will likely be wanted. False: no slot is to be had. */
 static bool submit_hint(struct store_slots *s, int expert, int *rc)
 {
     int key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
-    struct evict_slot used = {s->is_large ? EVICT_PASSING : EVICT_KEPT, s->n_uses[key], s->n_loans};
+    struct slot *slot = at >= 0 ? &s->slots[at] : take_slot(s, s->hint_layer, expert);
 
-    if (at >= 0) {
-        if (s->evict[at].state == EVICT_KEPT && !s->is_large)
-            s->evict[at] = s->slots[at].when_free = used;
-        return true;
-    }
-    struct slot *slot = take_slot(s, s->hint_layer, expert);
     if (!slot)
         return false;
-    slot->when_free = used;
-    slot->is_hint = slot->is_ahead = true;
+    slot->is_ahead = true;
     s->n_ahead++;
+    s->evict[index_of(s, slot)].state = EVICT_HELD;
+    if (at >= 0)
+        return true;
+    slot->is_hint = true;
+    slot->when_free = (struct evict_slot){.state = s->is_large ? EVICT_PASSING : EVICT_KEPT,
+                                          .n_uses = s->n_uses[key],
+                                          .heat = s->heat[key],
+                                          .at = s->n_loans};
     s->stats.n_hint_reads++;
     *rc = submit(s, slot);
     return true;
@@ -478,10 +487,13 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->is_lent = true;
     s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
     s->n_loans++;
+    s->n_steps += lease->layer <= s->last_layer; /* layers come in order: another step has begun */
+    s->last_layer = lease->layer;
     s->n_given = s->first_waiting = 0;
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
         s->n_uses[key]++;
+        s->heat[key] = evict_heat(s->heat[key], s->n_steps);
         s->wants[i] = WANT_WAITING;
         if (at >= 0) {
             hold(s, &s->slots[at], i);
