@@ -174,9 +174,9 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
     e->trace_experts = o->trace_experts;
-    int rc = trace_open(&(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0,
-                                             .n_ids = o->trace_experts ? TRACE_IDS : 0},
-                        &e->trace);
+    int rc = trace_open(
+        &(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0},
+        &e->trace);
     if (rc == 0)
         rc = store_open(&(struct store_args){.model = e->model,
                                              .plan = p,
@@ -199,12 +199,10 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
             &(struct cache_args){.shape = &shape, .n_seq = (int)p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok},
             &e->cache);
     if (rc == 0)
-        rc = exec_open(&(struct exec_args){.model = e->model,
-                                           .plan = p,
-                                           .device = e->device,
-                                           .store = e->store,
-                                           .trace = e->trace},
-                       &e->exec);
+        rc = exec_open(
+            &(struct exec_args){
+                .model = e->model, .plan = p, .device = e->device, .store = e->store, .trace = e->trace},
+            &e->exec);
     return rc;
 }
 

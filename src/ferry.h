@@ -191,8 +191,8 @@ struct ferry_stats {
     uint64_t load_ns, load_bytes; /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
     uint64_t expert_hits, expert_misses; /* experts that steps wanted: in memory already, read from disk */
-    uint64_t disk_busy_ns; /* of disk_bytes: while any read was in flight */
-    uint64_t dense_bytes, expert_bytes; /* memory for weights: always held, and for experts */
+    uint64_t disk_busy_ns;               /* of disk_bytes: while any read was in flight */
+    uint64_t dense_bytes, expert_bytes;  /* memory for weights: always held, and for experts */
     uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
 };
 

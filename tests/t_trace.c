@@ -75,7 +75,8 @@ START_TEST(timeline_keeps_other_events_than_the_last)
     ck_assert_msg(all != NULL, "%s", why.text);
     json_array_foreach(json_object_get(all, "traceEvents"), i, e)
     {
-        const char *ph = json_string_value(json_object_get(e, "ph")), *name = json_string_value(json_object_get(e, "name"));
+        const char *ph = json_string_value(json_object_get(e, "ph")),
+                   *name = json_string_value(json_object_get(e, "name"));
         double ts = json_number_value(json_object_get(e, "ts"));
         const json_t *args = json_object_get(e, "args");
         ck_assert_int_ne(json_integer_value(json_object_get(args, "layer")), 9);

@@ -81,7 +81,8 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void take_disk(struct result *out, const struct ferry_stats *before, const struct ferry_stats *after, double n_tok)
+static void take_disk(struct result *out, const struct ferry_stats *before, const struct ferry_stats *after,
+                      double n_tok)
 {
     double n_hits = (double)(after->expert_hits - before->expert_hits);
     double n_wanted = n_hits + (double)(after->expert_misses - before->expert_misses);
@@ -154,7 +155,8 @@ static void print_text(const struct bench *b, const struct result *results, int 
     for (int i = 0; i < n; i++) {
         const struct result *r = &results[i];
         if (r->disk_bytes_per_tok > 0)
-            printf("%-10s %12.2f MB a token from disk, waited %.1f ms for them; of the experts wanted %.1f %% were there\n",
+            printf("%-10s %12.2f MB a token from disk, waited %.1f ms for them; of the experts wanted %.1f %% were "
+                   "there\n",
                    r->name, r->disk_bytes_per_tok / 1e6, r->disk_wait_s_per_tok * 1e3, 100 * r->hit_share);
     }
 }

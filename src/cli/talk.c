@@ -253,13 +253,15 @@ static void print_memory(const struct ferry_stats *now, const struct ferry_stats
     uint64_t bytes = now->weight_bytes_generate - start->weight_bytes_generate;
     uint64_t n_hits = now->expert_hits - start->expert_hits, n_misses = now->expert_misses - start->expert_misses;
 
-    fprintf(stderr, "[memory: dense %.1f MB, experts %.1f MB, KV %.1f MB, scratch %.1f MB", (double)now->dense_bytes / 1e6,
-            (double)now->expert_bytes / 1e6, (double)now->kv_bytes / 1e6, (double)now->scratch_bytes / 1e6);
+    fprintf(stderr, "[memory: dense %.1f MB, experts %.1f MB, KV %.1f MB, scratch %.1f MB",
+            (double)now->dense_bytes / 1e6, (double)now->expert_bytes / 1e6, (double)now->kv_bytes / 1e6,
+            (double)now->scratch_bytes / 1e6);
     if (n_hits + n_misses)
         fprintf(stderr, "; of %" PRIu64 " experts wanted %.1f %% were there or on their way", n_hits + n_misses,
                 percent(n_hits, n_hits + n_misses));
     if (n)
-        fprintf(stderr, "; weights read %.1f MB a token, %.1f GB/s", (double)bytes / (double)n / 1e6, rate(bytes, ns) / 1e9);
+        fprintf(stderr, "; weights read %.1f MB a token, %.1f GB/s", (double)bytes / (double)n / 1e6,
+                rate(bytes, ns) / 1e9);
     fprintf(stderr, "]\n");
 }
 
@@ -288,14 +290,14 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
     uint64_t n_prompt = now.n_prompt - start->n_prompt, n_generated = now.n_generated - start->n_generated;
     fprintf(stderr,
             "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64
-            " tokens, %.1f tokens/s; context %zu of %" PRIu32 "; %" PRIu32 " threads, %s]\n",
+            " tokens, %.1f tokens/s; context %zu of %" PRIu32 "]\n",
             n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated,
-            rate(n_generated, now.generate_ns - start->generate_ns), ferry_session_n_tokens(t->session), t->info.n_ctx,
-            t->info.n_threads, t->info.isa);
+            rate(n_generated, now.generate_ns - start->generate_ns), ferry_session_n_tokens(t->session), t->info.n_ctx);
     if (!all)
         return;
     print_memory(&now, start);
     print_disk(&now, start);
+    fprintf(stderr, "[%" PRIu32 " threads, %s]\n", t->info.n_threads, t->info.isa);
 }
 
 int talk_trace(const struct talk *t)

@@ -2,8 +2,10 @@
  *
  * Loans that one layer's fair share of the slots holds are kept by heat: every use counts, half as much for every
  * EVICT_HALF_STEPS steps that have passed since. That lies between recency, which is best where a text keeps to some experts for
- * a while, and frequency, which is best where slots are few and the router has favourites. A larger loan (a chunk of a prompt, or slots for less than one token's experts a layer) walks through the
- * model in a circle, where recency always drops what is wanted next. So what such a loan brought in is marked PASSING and
+ * a while, and frequency, which is best where slots are few and the router has favourites.
+ *
+ * A larger loan (a chunk of a prompt, or slots for less than one token's experts a layer) walks through the model in a circle,
+ * where the last use says nothing but how long it will take until the next. So what such a loan brought in is marked PASSING and
  * goes before anything else: the rarest first, of equals the newest, so that most of it stays for the next round. */
 #ifndef FERRY_RUN_EVICT_H
 #define FERRY_RUN_EVICT_H
@@ -28,8 +30,9 @@ enum evict_state {
 struct evict_slot {
     enum evict_state state;
     uint32_t n_uses; /* loans that wanted this expert so far */
-    double heat;     /* of this expert: evict_heat; of equals the one used longer ago goes */
-    uint64_t at;     /* KEPT: number of the last loan that wanted it; PASSING: of the one that brought it */
+    double heat;     /* of this expert, KEPT: evict_heat */
+    /* KEPT: number of the last loan that wanted it, which says who goes of equally warm ones; PASSING: of the one that brought it */
+    uint64_t at;
 };
 
 /* Heat after one more use, in this step (they count up). It is the logarithm of the sum of 2^(step / EVICT_HALF_STEPS) over all

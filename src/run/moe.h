@@ -23,7 +23,7 @@ struct moe {
     int32_t *slot;              /* own: (n_rows * k) */
     struct op_expert *groups;   /* own: (n_expert) */
     struct store_expert *given; /* own: (n_expert) */
-    struct trace *trace; /* view; may be NULL */
+    struct trace *trace;        /* view; may be NULL */
     struct ahead ahead;
     bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
 };

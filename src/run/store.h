@@ -76,10 +76,11 @@ void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 void store_release(struct store *s, struct store_lease *lease);
 
 struct store_stats {
-    uint64_t load_bytes, load_ns;            /* at open */
-    uint64_t resident_bytes;                 /* memory for weights: slots too, filled or not */
-    uint64_t disk_bytes, disk_wait_ns;       /* since open, after loading */
-    uint64_t disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
+    uint64_t load_bytes, load_ns;      /* at open */
+    uint64_t resident_bytes;           /* memory for weights: slots too, filled or not */
+    uint64_t disk_bytes, disk_wait_ns; /* since open, after loading */
+    uint64_t
+        disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };

@@ -33,15 +33,15 @@ _Static_assert(RING_ALIGN == LAYOUT_BLOCK_BYTES, "slots are counted in the block
 enum want { WANT_WAITING, WANT_COMING, WANT_READY, WANT_GIVEN };
 
 struct slot {
-    char *memory;                /* view: of its place in the slots' memory */
-    const void *w[N_MATRICES];   /* view: into memory */
-    int layer;                   /* of the expert that lies here or is on its way; valid where key >= 0 */
-    int key;                     /* index of that expert in slot_of; -1: none, or one that could not be read */
-    int want;                    /* index in the loan; -1: not wanted by it */
-    int n_reads;                 /* in flight */
-    bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
-    bool is_ahead;               /* hinted at, and the loan that will likely want it has not begun: it stays held until then */
-    uint64_t begin_ns;           /* when it began to be filled, if there is a trace */
+    char *memory;              /* view: of its place in the slots' memory */
+    const void *w[N_MATRICES]; /* view: into memory */
+    int layer;                 /* of the expert that lies here or is on its way; valid where key >= 0 */
+    int key;                   /* index of that expert in slot_of; -1: none, or one that could not be read */
+    int want;                  /* index in the loan; -1: not wanted by it */
+    int n_reads;               /* in flight */
+    bool is_hint;              /* read because of a hint, and not wanted by a loan yet */
+    bool is_ahead;     /* hinted at, and the loan that will likely want it has not begun: it stays held until then */
+    uint64_t begin_ns; /* when it began to be filled, if there is a trace */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
@@ -64,12 +64,12 @@ struct store_slots {
     int n_given;
     int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
     int n_hints, next_hint, hint_layer;
-    int n_ahead; /* read because of the present hint */
+    int n_ahead;       /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans, n_steps;
-    int last_layer; /* of the last loan */
+    int last_layer;           /* of the last loan */
     uint64_t busy_since_ns;   /* valid while reads are in flight */
     struct store_stats stats; /* of it, what store_slots_stats adds */
 };

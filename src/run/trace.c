@@ -13,7 +13,7 @@
 #define STEP_MARK UINT16_MAX
 
 struct trace {
-    struct trace_event *events; /* own: (cap_events) a ring */
+    struct trace_event *events;    /* own: (cap_events) a ring */
     uint64_t cap_events, n_events; /* n_events: ever added */
     uint16_t *wanted;              /* own: (cap_wanted) n_wanted of them: STEP_MARK, rows; or layer, n, ids */
     size_t cap_wanted, n_wanted;
@@ -125,7 +125,8 @@ static void write_event(FILE *f, const struct trace_event *e, uint64_t number, u
 
 int trace_write(const struct trace *t, const char *path)
 {
-    uint64_t n = t->n_events < t->cap_events ? t->n_events : t->cap_events, first = t->n_events - n, zero_ns = UINT64_MAX;
+    uint64_t n = t->n_events < t->cap_events ? t->n_events : t->cap_events, first = t->n_events - n,
+             zero_ns = UINT64_MAX;
     FILE *f;
     int rc = create(path, &f);
 
@@ -138,7 +139,10 @@ int trace_write(const struct trace *t, const char *path)
     fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", f);
     for (int track = 1; track <= 3; track++)
         fprintf(f, "{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}}%s\n", track,
-                track == 1 ? "steps" : track == 2 ? "compute" : "disk", track < 3 || n ? "," : "");
+                track == 1   ? "steps"
+                : track == 2 ? "compute"
+                             : "disk",
+                track < 3 || n ? "," : "");
     for (uint64_t i = first; i < t->n_events; i++) {
         write_event(f, &t->events[i % t->cap_events], i, zero_ns);
         fputs(i + 1 < t->n_events ? ",\n" : "\n", f);
