@@ -26,6 +26,10 @@
 #include "src/run/sample.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
+#include "src/run/trace.h"
+
+/* What a trace keeps: about a thousand tokens of a large model; and the experts of some ten thousand. */
+enum { TRACE_EVENTS = 1 << 18, TRACE_IDS = 1 << 23 };
 
 _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
                "public codes are the internal ones");
@@ -187,9 +191,17 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
-    int rc = store_open(
-        &(struct store_args){.model = e->model, .plan = p, .progress = o->progress, .progress_arg = o->progress_arg},
-        &e->store);
+    e->trace_experts = o->trace_experts;
+    int rc = trace_open(
+        &(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0},
+        &e->trace);
+    if (rc == 0)
+        rc = store_open(&(struct store_args){.model = e->model,
+                                             .plan = p,
+                                             .trace = e->trace,
+                                             .progress = o->progress,
+                                             .progress_arg = o->progress_arg},
+                        &e->store);
     if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
         model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
     if (rc == 0)
@@ -209,8 +221,10 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
                         &e->cache);
     if (rc == 0)
-        rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
-                       &e->exec);
+        rc = exec_open(
+            &(struct exec_args){
+                .model = e->model, .plan = p, .device = e->device, .store = e->store, .trace = e->trace},
+            &e->exec);
     return rc;
 }
 
@@ -286,6 +300,7 @@ void ferry_engine_close(struct ferry_engine *e)
     if (e->device)
         e->device->ops->close(e->device);
     store_close(e->store);
+    trace_close(e->trace);
     tok_free(e->tok);
     model_close(e->model);
     mem_free(e);
@@ -326,6 +341,18 @@ int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
 {
     struct plan_in in = plan_inputs(e, NULL);
     return json ? plan_to_json(&e->plan, out) : plan_explain(&e->plan, &in, out);
+}
+
+int ferry_engine_trace(const struct ferry_engine *e, const char *path)
+{
+    return trace_has_timeline(e->trace) ? trace_write(e->trace, path)
+                                        : err(ERR_STATE, "no timeline was kept: the engine was opened without");
+}
+
+int ferry_engine_trace_experts(const struct ferry_engine *e, const char *path)
+{
+    return e->trace_experts ? trace_write_wanted(e->trace, path)
+                            : err(ERR_STATE, "no wanted experts were kept: the engine was opened without");
 }
 
 /* ---- text and tokens ---- */
@@ -625,6 +652,9 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .scratch_bytes = ex.scratch_bytes,
                                 .expert_hits = st.n_expert_hits,
                                 .expert_misses = st.n_expert_misses,
+                                .disk_busy_ns = st.disk_busy_ns,
+                                .dense_bytes = fs->engine->plan.dense_bytes,
+                                .expert_bytes = fs->engine->plan.expert_bytes,
                                 .hint_reads = st.n_hint_reads,
                                 .hint_hits = st.n_hint_hits};
 }

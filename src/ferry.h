@@ -67,6 +67,8 @@ struct ferry_engine_opts {
      * settles it, too. */
     uint32_t n_batch;
     uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
+    bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
+    bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX
@@ -102,6 +104,11 @@ void ferry_engine_info(const struct ferry_engine *engine, struct ferry_info *out
 
 /* The plan as text for a person (json false) or as JSON. Caller frees with ferry_free. */
 int ferry_engine_plan(const struct ferry_engine *engine, bool json, char **out);
+
+/* Write what was kept since open: the timeline, as trace events in JSON that chrome://tracing and Perfetto open; the wanted
+ * experts, as lines "step ROWS" and "LAYER ID ID...". ERR_IO; ERR_STATE when the engine was not asked to keep them. */
+int ferry_engine_trace(const struct ferry_engine *engine, const char *path);
+int ferry_engine_trace_experts(const struct ferry_engine *engine, const char *path);
 
 /* ---- text and tokens ---- */
 
@@ -198,6 +205,8 @@ struct ferry_stats {
     uint64_t load_ns, load_bytes; /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
     uint64_t expert_hits, expert_misses; /* experts that steps wanted: in memory already, read from disk */
+    uint64_t disk_busy_ns;               /* of disk_bytes: while any read was in flight */
+    uint64_t dense_bytes, expert_bytes;  /* memory for weights: always held, and for experts */
     uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
 };
 

@@ -16,10 +16,12 @@ struct ferry_engine {
     struct plan plan;
     struct model *model; /* own, as all below */
     struct tok *tok;     /* NULL: ids only */
+    struct trace *trace; /* NULL: not kept */
     struct store *store;
     struct device *device;
     struct cache *cache;
     struct exec *exec;
+    bool trace_experts;
     struct template_code *chat; /* made when first asked for; NULL: not yet */
 };
 

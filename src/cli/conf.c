@@ -142,6 +142,10 @@ const struct conf_option conf_options[] = {
 
     {"stats", 0, CONF_FLAG, TALKERS, AT(stats), 0, NULL, NULL, NULL, NULL, 0, 0,
      "what each answer took and what moved where, on stderr"},
+    {"trace", 0, CONF_FILE, TALKERS " bench", AT(trace), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "write a timeline of the last steps, for Perfetto or tools/plot-trace; takes 10 MiB beside --ram"},
+    {"trace-experts", 0, CONF_FILE, TALKERS " bench", AT(trace_experts), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "write which experts each step wanted, for tools/replay; takes 16 MiB beside --ram"},
     {"json", 0, CONF_FLAG, "run info eval bench plan probe quantize", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
      "the report as JSON on stdout"},
     {"json", 0, CONF_FLAG, "batch", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,

@@ -60,6 +60,7 @@ struct conf {
     bool pure, dry_run, verbose;
     /* output */
     bool stats, json, quiet, tensors;
+    const char *trace, *trace_experts;
     /* from the environment */
     char *cache_dir, *state_dir; /* own: ".../ferry"; NULL: the environment names no place */
     bool no_color;

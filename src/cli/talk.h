@@ -63,6 +63,9 @@ int talk_reply(struct talk *t, bool shown, struct talk_answer *out);
 void talk_stats_begin(const struct talk *t, struct ferry_stats *start);
 void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all);
 
+/* Write the traces that were asked for (--trace, --trace-experts). ERR_IO. */
+int talk_trace(const struct talk *t);
+
 #ifdef __cplusplus
 }
 #endif

@@ -116,11 +116,19 @@ static int count_weights(const struct model *m, struct plan *p)
     return 0;
 }
 
-/* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack. */
+/* The kernel's own page tables for memory, which a cgroup counts: 8 bytes for each small page. */
+#define PAGE_TABLE_PART (MAP_BYTES / 8)
+
+/* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack; the program and
+ * its libraries are files, some of whose pages stay. */
 static uint64_t meta_bytes(const struct model *m, const struct plan *p)
 {
     uint64_t header_bytes = m->gguf ? gguf_header_bytes(m->gguf) : 0;
-    return 4 * header_bytes + 8 * MIB + (uint64_t)p->n_threads * 256 * KIB;
+    uint64_t mapped_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes;
+
+    if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes))
+        mapped_bytes = UINT64_MAX;
+    return 4 * header_bytes + 64 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART;
 }
 
 static void count_rest(const struct model *m, struct plan *p)
@@ -305,7 +313,8 @@ static int try_slots(const struct plan_in *in, const struct plan_opts *o, const 
     if (rc)
         return rc;
     if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
-        return set_slots(in, shape, least_bytes + (p->budget_bytes - p->total_bytes), p);
+        return set_slots(in, shape,
+                         least_bytes + (p->budget_bytes - p->total_bytes) / (PAGE_TABLE_PART + 1) * PAGE_TABLE_PART, p);
     return set_slots(in, shape, 0, p);
 }
 

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "src/base/clock.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
@@ -12,6 +13,7 @@
 #include "src/run/cache.h"
 #include "src/run/moe.h"
 #include "src/run/store.h"
+#include "src/run/trace.h"
 
 /* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
 #define CANCEL_ROWS 8
@@ -23,6 +25,7 @@ struct exec {
     const struct model *model; /* view */
     struct device *dev;        /* view */
     struct store *store;       /* view */
+    struct trace *trace;       /* view */
     struct program *program;   /* own */
     void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes) */
     uint64_t scratch_bytes;
@@ -69,6 +72,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->model = m;
     e->dev = args->device;
     e->store = args->store;
+    e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
     int rc = program_make(
         &(struct program_args){
@@ -78,7 +82,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
         rc = check_ops(e);
     if (rc == 0) {
         e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
-        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead)
+        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead, e->trace)
                      : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
     }
     if (rc == 0) {
@@ -138,6 +142,20 @@ static int segment_end(const struct program *p, int first, const struct rows *ro
     return i;
 }
 
+/* Run ops that want no experts. */
+static int run_dense(struct exec *e, int first, int n, const struct rows *rows)
+{
+    const struct op *ops = &e->program->ops[first];
+
+    if (!trace_has_timeline(e->trace))
+        return e->dev->ops->run(e->dev, ops, n, rows);
+    struct trace_event event = {.what = TRACE_DENSE, .layer = ops->layer, .id = rows->n, .begin_ns = clock_ns()};
+    int rc = e->dev->ops->run(e->dev, ops, n, rows);
+    event.end_ns = clock_ns();
+    trace_add(e->trace, &event);
+    return rc;
+}
+
 static int walk(struct exec *e, const struct rows *rows, const int *cancel)
 {
     const struct program *p = e->program;
@@ -149,12 +167,25 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
             return 0;
         int rc = p->ops[i].kind == OP_MOE
                      ? moe_run(&e->moe, e->model, e->store, e->dev, &p->ops[i], rows, &e->stats.expert_bytes)
-                     : e->dev->ops->run(e->dev, &p->ops[i], end - i, rows);
+                     : run_dense(e, i, end - i, rows);
         if (rc < 0)
             return rc;
         i = end;
     }
     return 0;
+}
+
+static int run_step(struct exec *e, const struct rows *rows, const int *cancel)
+{
+    struct trace_event event = {.what = TRACE_STEP, .id = rows->n, .begin_ns = e->trace ? clock_ns() : 0};
+
+    trace_step(e->trace, rows->n);
+    int rc = walk(e, rows, cancel);
+    if (rc == 0)
+        rc = e->dev->ops->sync(e->dev);
+    event.end_ns = e->trace ? clock_ns() : 0;
+    trace_add(e->trace, &event);
+    return rc;
 }
 
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
@@ -174,9 +205,7 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .out_row = batch->out_row,
                               .seqs = e->seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
-    rc = walk(e, &rows, cancel);
-    if (rc == 0)
-        rc = e->dev->ops->sync(e->dev);
+    rc = run_step(e, &rows, cancel);
     if (rc < 0)
         return rc;
     e->stats.n_steps++;

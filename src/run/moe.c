@@ -3,11 +3,13 @@
 
 #include <string.h>
 
+#include "src/base/clock.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/run/store.h"
+#include "src/run/trace.h"
 
-int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead)
+int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead, struct trace *trace)
 {
     const int n_expert = m->hp.n_expert, k = m->hp.n_expert_used;
     memset(moe, 0, sizeof *moe);
@@ -18,6 +20,7 @@ int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead
     moe->k = k;
     moe->n_rows = n_rows;
     moe->look_ahead = look_ahead;
+    moe->trace = trace;
     int rc = look_ahead ? ahead_init(m, &moe->ahead) : 0;
     if (rc < 0)
         return rc;
@@ -91,7 +94,13 @@ static int compute(struct moe *moe, struct device *dev, const struct op *op, con
     step.p.moe.experts = moe->groups;
     step.p.moe.n_experts = n_given;
     step.p.moe.slot = moe->slot;
-    return dev->ops->run(dev, &step, 1, rows);
+    if (!trace_has_timeline(moe->trace))
+        return dev->ops->run(dev, &step, 1, rows);
+    struct trace_event event = {.what = TRACE_EXPERTS, .layer = op->layer, .id = n_given, .begin_ns = clock_ns()};
+    int rc = dev->ops->run(dev, &step, 1, rows);
+    event.end_ns = clock_ns();
+    trace_add(moe->trace, &event);
+    return rc;
 }
 
 int moe_run(struct moe *moe, const struct model *m, struct store *store, struct device *dev, const struct op *op,
@@ -102,11 +111,12 @@ int moe_run(struct moe *moe, const struct model *m, struct store *store, struct 
         return n_ids;
     *expert_bytes += (uint64_t)n_ids * model_expert_bytes(m, op->layer);
 
+    trace_wanted(moe->trace, op->layer, moe->ids, n_ids);
     struct store_lease lease = {0};
     int rc = store_lease(store, op->layer, moe->ids, n_ids, &lease);
     if (rc == 0 && moe->look_ahead) {
         const int32_t *likely;
-        int n = ahead_guess(&moe->ahead, store, op->layer, op->src[0], rows->n, &likely);
+        int n = ahead_guess(&moe->ahead, store, &(struct ahead_from){op->layer, op->src[0], rows->n, n_ids}, &likely);
         if (n > 0)
             store_hint(store, op->layer + 1, likely, n);
     }

@@ -12,6 +12,7 @@ extern "C" {
 
 struct store;
 struct store_expert;
+struct trace;
 
 /* Room for grouping one layer's rows; made once. */
 struct moe {
@@ -22,12 +23,13 @@ struct moe {
     int32_t *slot;              /* own: (n_rows * k) */
     struct op_expert *groups;   /* own: (n_expert) */
     struct store_expert *given; /* own: (n_expert) */
+    struct trace *trace;        /* view; may be NULL */
     struct ahead ahead;
     bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
 };
 
-/* ERR_NOMEM. A dense model takes nothing. m is a view until moe_done. */
-int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead);
+/* ERR_NOMEM. A dense model takes nothing. m and trace are views until moe_done. */
+int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead, struct trace *trace);
 void moe_done(struct moe *moe);
 
 /* Run one OP_MOE: group the rows by the expert ids in op->src[1], borrow those experts, and let the device compute them as

@@ -12,6 +12,7 @@
 #include "src/model/layout.h"
 #include "src/run/store_load.h"
 #include "src/run/store_slots.h"
+#include "src/run/touch.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -124,13 +125,17 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
 
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
-    int rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
-    if (!rc)
-        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
-    if (!rc && a->plan->slot_ram_bytes)
+    struct touch *touch = NULL;
+    int rc = touch_start(s->memory, layout->bytes, &touch);
+    if (!rc && a->plan->slot_ram_bytes) /* before the dense weights: its memory is touched while they are read */
         rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
                               &s->slots);
-    else if (!rc)
+    if (!rc)
+        rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
+    touch_stop(touch);
+    if (!rc)
+        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
+    if (!rc && !s->slots)
         close_files(s);
     s->stats.resident_bytes = s->memory_bytes;
     return rc;
