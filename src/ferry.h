@@ -61,6 +61,7 @@ struct ferry_engine_opts {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
+    const char *device;        /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
 };
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);

@@ -33,6 +33,7 @@ static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_
     o.io = conf->io;
     o.prefill = conf->prefill;
     o.isa = conf->isa;
+    o.device = conf->device;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;

@@ -22,6 +22,8 @@ struct cache_args {
     int n_seq;                    /* sequences at full length that must fit */
     int64_t n_ctx;                /* most positions of a sequence */
     int64_t chunk_tok;            /* most positions reserved at once */
+    struct device
+        *device; /* view, outlives the cache: whose memory pages are in, if it has its own; NULL: the host's */
 };
 
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
@@ -39,8 +41,8 @@ void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
 /* Positions held. */
 int64_t cache_len(const struct cache_seq *s);
 
-/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing has changed.
- * ERR_LIMIT (past n_ctx, or more than chunk_tok: says the numbers). */
+/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing that is held
+ * has changed. ERR_LIMIT (past n_ctx, or more than chunk_tok: says the numbers), ERR_DEVICE. */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
 
 /* The pages as devices see them; views until the next call that changes the sequence. */
