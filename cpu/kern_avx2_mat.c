@@ -388,6 +388,7 @@ AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, 
                           const bool off)
 {
     struct xrows x = rows_x256(st, T);
+    const int n_min = 128 / SUB; /* before the loop: its division check would keep the loop from being unrolled */
     __m256 acc[2][4];
     acc_load(st, R, T, acc);
     for (int b = 0; b < st->n_block; b++, x.q += 256, x.s += (int64_t)sizeof(struct kern_act_s256)) {
@@ -403,7 +404,7 @@ AVX2_INLINE void run_u256(const struct avx2_step *st, const int R, const int T, 
                 xs + (SUB == 16 ? offsetof(struct kern_act_s256, sum16) : offsetof(struct kern_act_s256, sum32));
             __m256i msum[2];
             AVX2_UNROLL
-            for (int j = 0; j < 128 / SUB; j++) {
+            for (int j = 0; j < n_min; j++) {
                 __m256i xv = bcast4(xsum + j * 4);
                 AVX2_UNROLL
                 for (int g = 0; g < R; g++) {

@@ -225,6 +225,8 @@ struct template_str template_val_strip(struct template_str s, const struct templ
 const char *template_val_kind_name(const struct template_val *v);
 int template_val_spend(struct template_render *r, size_t n); /* n bytes or items of work */
 int template_val_copy(struct template_render *r, const char *p, size_t n, struct template_val *out);
+/* A finished text as a value, unless rc tells that it failed; buf is freed either way. Returns rc, or the copy's. */
+int template_val_take(struct template_render *r, struct template_buf *buf, int rc, struct template_val *out);
 int template_val_list(struct template_render *r, size_t n, struct template_val *out);
 int template_val_put(struct template_render *r, struct template_dict *dict, const struct template_val *key,
                      const struct template_val *val);
@@ -253,6 +255,8 @@ int template_lib_test(struct template_render *r, const struct template_str *name
                       const struct template_call *call, bool *out);
 int template_lib_attr(const struct template_val *v, const struct template_str *name, struct template_val *out);
 const struct template_val *template_lib_arg(const struct template_call *call, int i, const char *name);
+/* An integer argument; *out keeps its default where none is given. ERR_FORMAT for another kind. */
+int template_lib_int(const struct template_call *call, int i, const char *name, int64_t *out);
 
 /* template_method.c: methods of strings and dicts; *found false: no such method */
 int template_method_call(struct template_render *r, const struct template_val *self, const struct template_str *name,

@@ -7,7 +7,6 @@
 #include <utf8proc.h>
 
 #include "src/base/err.h"
-#include "src/base/mem.h"
 
 typedef struct template_val val; /* lint: the value's type stands in every line here */
 typedef struct template_str str; /* lint: as above */
@@ -28,8 +27,7 @@ static bool flag(const struct template_call *call, int i, const char *name)
     return v && template_val_true(v);
 }
 
-/* An integer argument; *out keeps its default if it is not given. */
-static int int_arg(const struct template_call *call, int i, const char *name, int64_t *out)
+int template_lib_int(const struct template_call *call, int i, const char *name, int64_t *out)
 {
     const val *v = template_lib_arg(call, i, name);
     if (!v || v->kind == VAL_NONE)
@@ -49,15 +47,6 @@ static int str_arg(const struct template_call *call, int i, const char *name, st
                    v ? template_val_kind_name(v) : "missing");
     *out = v->u.s;
     return 0;
-}
-
-/* Take a finished text over as a value. */
-static int finish(struct template_render *r, struct template_buf *buf, int rc, val *out)
-{
-    if (rc == 0)
-        rc = template_val_copy(r, buf->p ? buf->p : "", buf->n, out);
-    mem_free(buf->p);
-    return rc;
 }
 
 #define FILTER(name) \
@@ -91,7 +80,7 @@ static int change_case(struct template_render *r, const val *in, enum letter_cas
         begins = to == TITLE && (template_val_space(s.p + at, len, &ignored) || (c < 128 && strchr("-({[<", c)));
         at += len;
     }
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 FILTER(f_upper)
@@ -163,7 +152,7 @@ FILTER(f_indent)
     struct template_buf buf = BUF;
     int rc = template_val_text(r, in, &s);
     if (rc == 0 && !text_width)
-        rc = int_arg(call, 0, "width", &width);
+        rc = template_lib_int(call, 0, "width", &width);
     if (rc == 0 && (width < 0 || width > 1000))
         rc = err(ERR_LIMIT, "chat template, line %d: indent by %lld", call->line, (long long)width);
     bool due = flag(call, 1, "first");
@@ -175,21 +164,21 @@ FILTER(f_indent)
             rc = template_mem_add(&buf, s.p + at, 1);
         due = at < s.n && s.p[at] == '\n';
     }
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 FILTER(f_tojson)
 {
     struct template_buf buf = BUF;
     int64_t indent = -1;
-    int rc = int_arg(call, -1, "indent", &indent);
+    int rc = template_lib_int(call, -1, "indent", &indent);
     if (rc == 0 && template_lib_arg(call, -1, "separators"))
         rc = err(ERR_UNSUPPORTED, "chat template, line %d: tojson with 'separators' is not supported", call->line);
     if (rc == 0 && indent > 100)
         rc = err(ERR_LIMIT, "chat template, line %d: indent by %lld", call->line, (long long)indent);
     if (rc == 0)
         rc = template_val_json(r, &buf, in, (int)indent, flag(call, -1, "sort_keys"));
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 FILTER(f_same)
@@ -336,7 +325,7 @@ FILTER(f_reverse)
     struct template_buf buf = BUF;
     for (size_t i = 0; rc == 0 && i < out->u.list->n; i++)
         rc = template_mem_add(&buf, out->u.list->v[i].u.s.p, out->u.list->v[i].u.s.n);
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 /* An attribute path like "function.name". */
@@ -373,7 +362,7 @@ FILTER(f_join)
         if (rc == 0)
             rc = template_val_write(r, &buf, &item, false);
     }
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 static int pair_list(struct template_render *r, const val *in, val *out)
@@ -751,7 +740,7 @@ static int test_order(struct template_render *r, enum test test, const val *v, c
 static int test_number(enum test test, const val *v, const struct template_call *call, bool *out)
 {
     int64_t by = 2;
-    int rc = test == T_DIVISIBLE ? int_arg(call, 0, "num", &by) : 0;
+    int rc = test == T_DIVISIBLE ? template_lib_int(call, 0, "num", &by) : 0;
     if (rc)
         return rc;
     if ((v->kind != VAL_INT && v->kind != VAL_BOOL) || by == 0)

@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include "src/base/err.h"
-#include "src/base/mem.h"
 
 typedef struct template_val val; /* lint: the value's type stands in every line here */
 typedef struct template_str str; /* lint: as above */
@@ -20,27 +19,6 @@ static int need_str(const struct template_call *call, int i, str *out)
                    i < call->n ? template_val_kind_name(&call->v[i]) : "missing");
     *out = call->v[i].u.s;
     return 0;
-}
-
-/* An optional count; -1: no limit. */
-static int opt_count(const struct template_call *call, int i, const char *name, int64_t *out)
-{
-    const val *v = template_lib_arg(call, i, name);
-    *out = -1;
-    if (v && v->kind != VAL_INT && v->kind != VAL_NONE)
-        return err(ERR_FORMAT, "chat template, line %d: '%s' is %s, not an integer", call->line, name,
-                   template_val_kind_name(v));
-    if (v && v->kind == VAL_INT && v->u.i >= 0)
-        *out = v->u.i;
-    return 0;
-}
-
-static int finish(struct template_render *r, struct template_buf *buf, int rc, val *out)
-{
-    if (rc == 0)
-        rc = template_val_copy(r, buf->p ? buf->p : "", buf->n, out);
-    mem_free(buf->p);
-    return rc;
 }
 
 /* ---- strings ---- */
@@ -153,10 +131,10 @@ static int split(struct template_render *r, const val *self, const struct templa
     const val *by = template_lib_arg(call, 0, "sep");
     const str *s = &self->u.s;
     struct parts parts = {0};
-    int64_t max;
+    int64_t max = -1; /* or any below 0: no limit */
     size_t from = 0, end = s->n, at;
     bool more = back;
-    int rc = opt_count(call, 1, "maxsplit", &max);
+    int rc = template_lib_int(call, 1, "maxsplit", &max);
     if (rc == 0 && (!by || by->kind == VAL_NONE)) {
         if (back && max >= 0)
             return err(ERR_UNSUPPORTED, "chat template, line %d: rsplit at white space with a limit", call->line);
@@ -278,7 +256,7 @@ METHOD(m_replace)
     if (rc == 0)
         rc = need_str(call, 1, &new);
     if (rc == 0)
-        rc = opt_count(call, 2, "count", &max);
+        rc = template_lib_int(call, 2, "count", &max);
     if (rc == 0 && old.n == 0)
         rc = err(ERR_UNSUPPORTED, "chat template, line %d: replace of an empty text", call->line);
     for (int64_t n = 0; rc == 0 && (max < 0 || n < max) && (at = find(s, from, &old)) < s->n; n++) {
@@ -289,7 +267,7 @@ METHOD(m_replace)
     }
     if (rc == 0)
         rc = template_mem_add(&buf, s->p + from, s->n - from);
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 static int by_filter(struct template_render *r, const char *name, const val *self, const struct template_call *call,
@@ -335,7 +313,7 @@ METHOD(m_join)
         if (rc == 0)
             rc = template_mem_add(&buf, list->v[i].u.s.p, list->v[i].u.s.n);
     }
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 static int position(struct template_render *r, const val *self, const struct template_call *call, bool back, val *out)
@@ -414,7 +392,7 @@ METHOD(m_format)
         }
         at += len + 1;
     }
-    return finish(r, &buf, rc, out);
+    return template_val_take(r, &buf, rc, out);
 }
 
 METHOD(m_isdigit)

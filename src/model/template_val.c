@@ -151,6 +151,14 @@ int template_val_copy(struct template_render *r, const char *p, size_t n, val *o
     return 0;
 }
 
+int template_val_take(struct template_render *r, struct template_buf *buf, int rc, val *out)
+{
+    if (rc == 0)
+        rc = template_val_copy(r, buf->p ? buf->p : "", buf->n, out);
+    mem_free(buf->p);
+    return rc;
+}
+
 /* ---- lists and dicts ---- */
 
 int template_val_list(struct template_render *r, size_t n, val *out)

@@ -101,6 +101,9 @@ a {{- ' b ' -}} c
 {{ [1, [2, (3,)], {'k': none}] }} {{ [true, false] }}
 {% if x is defined and x %}a{% endif %}{% if messages and messages[0].role == 'user' %}u{% endif %}
 {%- for m in messages %}{{ '<' + m['role'] + '>' + m['content'] | trim + '</s>' }}{% endfor %}
+{{ 'a,b,c'.split(',', true) }}{{ 'a,b,c'.split(',', -3) }}{{ 'a,b,c'.split(',', 0) }}{{ 'aXbX'.replace('X', 'y', true) }}{{ 'aXbX'.replace('X', 'y', -1) }}
+{{ 'a'.split(',', 'b') }}
+{{ 'a'.replace('a', 'b', 1.5) }}
 {{ (1, 2)[0] }}{{ 'a'.upper().lower() }}{{ [[1, 2], [3]][0][1] }}{{ ('x' ~ 'y')|upper }}{{ {'a': [1, {'b': 'z'}]}.a[1].b }}
 {% set m = {'role': 'x'} %}{{ m.role }}{% set l = [] %}{% set l = l + [1] %}{{ l }}
 {%- set x = 'a' -%}   {{- x -}}   ¶
