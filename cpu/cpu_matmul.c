@@ -14,7 +14,7 @@
 /* Claims per worker that even out who is late. */
 #define TILES_PER_WORKER 12
 /* Kernels take weight rows in groups; a tile that is no multiple leaves them a slow rest. */
-#define TILE_ROW_STEP 8
+#define TILE_ROW_STEP 32
 /* Activations of one block of tokens: what the L2 cache of a small core holds beside the weights. */
 #define BLOCK_BYTES (384 * KIB)
 #define BLOCK_TOK_STEP 16

@@ -61,14 +61,12 @@ static const struct {
 
 static const char *const names[] = {
 #ifdef CPU_HAVE_AVX512
-    "avx512vnni",
-    "avx512",
+    "avx512vnni", "avx512",
 #endif
 #ifdef CPU_HAVE_AVX2
     "avx2",
 #endif
-    "ref",
-    NULL,
+    "ref",        NULL,
 };
 
 _Static_assert(sizeof isas / sizeof *isas + 1 == sizeof names / sizeof *names, "a name for every table");

@@ -240,7 +240,7 @@ static void pack_bytes(const struct kern_mat_block b[8], struct avx2_s256 *tile)
             struct kern_mat_block b[8];                                                                  \
             avx2_prefetch(p, off, sizeof(struct block_##type));                                          \
             for (int r = 0; r < 8; r++)                                                                  \
-                kern_avx2_unpack_##type(p->row[r] + off, &b[r]);                                                   \
+                kern_avx2_unpack_##type(p->row[r] + off, &b[r]);                                         \
             pack_bytes(b, tile);                                                                         \
         }                                                                                                \
     }

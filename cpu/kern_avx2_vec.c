@@ -26,22 +26,15 @@ AVX2_INLINE void rows_from(const struct kern_mat_args *a, int first, const int N
     }
 }
 
-/* Bytes of N rows under which the rows fetched are not the next but the ones after: there is not yet time otherwise. */
-#define NEAR_BYTES (18 * 1024)
-
-/* Fetch the same place of N rows that come soon: a row is too short for a hardware prefetcher, and what comes next in
- * memory belongs to a row that is being read already. */
-AVX2_INLINE void prefetch(const struct kern_mat_args *a, const int N, const uint8_t *const row[], int64_t off,
-                          const int block_bytes)
+/* Fetch what the next N rows will read, in the order of memory: so the prefetcher of the second-level cache sees one stream
+ * and runs ahead, which it does not for N streams as short as rows are. The step at `off` has a share of `bytes` for each
+ * of its rows; a burst of more would fill the queue of misses. */
+AVX2_INLINE void prefetch(const struct kern_mat_args *a, const int N, const uint8_t *const row[], int64_t off, int r,
+                          const int bytes)
 {
-    if (block_bytes < 64 && (off & 63) >= block_bytes)
-        return; /* the line was begun by the block before */
-    int64_t ahead = (int64_t)a->w_stride * N;
-    ahead = ahead < NEAR_BYTES ? ahead * 2 : ahead;
-    AVX2_UNROLL
-    for (int r = 0; r < N; r++)
-        for (int i = 0; i < block_bytes; i += 64)
-            _mm_prefetch((const char *)row[r] + ahead + off + i, _MM_HINT_T0);
+    const char *p = (const char *)row[0] + (int64_t)a->w_stride * N + off * N + r * bytes;
+    for (int i = 0; i < bytes; i += 64)
+        _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
 AVX2_INLINE void store_rows(const struct kern_mat_args *a, int first, const int N, const float *acc)
@@ -192,9 +185,9 @@ AVX2_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const in
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct head_k4 h = head_k4(row, off);
             __m256i s[4], sub = sub_of(&x.s[b]);
-            prefetch(a, 4, row, off, bytes);
             AVX2_UNROLL
             for (int r = 0; r < 4; r++) {
+                prefetch(a, 4, row, off, r, bytes);
                 const uint8_t *p = row[r] + off;
                 __m256i two = _mm256_mullo_epi16(_mm256_cvtepu8_epi16(h.scale[r / 2]), sub); /* rows r, r ^ 1 */
                 __m256i scale =
@@ -260,10 +253,11 @@ void kern_avx2_vec_q6_k(const struct kern_mat_args *a)
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += (int64_t)sizeof(struct block_q6_k)) {
             __m256i s[4];
             __m128i d = _mm_setzero_si128();
-            prefetch(a, 4, row, off, sizeof(struct block_q6_k));
             AVX2_UNROLL
-            for (int r = 0; r < 4; r++)
+            for (int r = 0; r < 4; r++) {
+                prefetch(a, 4, row, off, r, sizeof(struct block_q6_k));
                 s[r] = dot_q6_k(row[r] + off, x.q + b * 256, &x.s[b]);
+            }
             d = _mm_insert_epi16(d, avx2_u16_at(row[0] + off + OFF(q6_k, d)), 0);
             d = _mm_insert_epi16(d, avx2_u16_at(row[1] + off + OFF(q6_k, d)), 1);
             d = _mm_insert_epi16(d, avx2_u16_at(row[2] + off + OFF(q6_k, d)), 2);
@@ -308,9 +302,9 @@ AVX2_INLINE void run_32(const struct kern_mat_args *a, const int bytes, const in
         rows_from(a, first, 8, row);
         for (int64_t b = 0; b < a->n_cols / 32; b++, off += bytes) {
             __m256i s[8], xv = load32(x.q + b * 32), xsum = _mm256_set1_epi32(x.s[b].sum);
-            prefetch(a, 8, row, off, bytes);
             AVX2_UNROLL
             for (int r = 0; r < 8; r++) {
+                prefetch(a, 8, row, off, r, bytes);
                 const uint8_t *p = row[r] + off + qs;
                 __m256i w = n_bits == 4 ? codes4(p) : n_bits == 5 ? codes5(p) : load32(p);
                 __m256i prod = n_bits == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(xv, w))

@@ -5,7 +5,7 @@
 #define KERN_MATH_AVX512
 #include "cpu/kern_math.h"
 
-#include "cpu/kern_mat.h"
+#include "cpu/kern_avx512_mat.h"
 
 #include <assert.h>
 #include <math.h>
@@ -226,23 +226,12 @@ static void kv_read_avx512(enum quant_type type, const void *in, float *x, int64
 
 /* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by. */
 enum { TILE = 8, QUAD = 4 };
+/* Queries of a group that share what is loaded. */
+enum { QUERIES = 4 };
 
-/* q . k for four rows of n floats, n_stride apart. */
-static inline __m128 dot_quad(const float *q, const float *k, int64_t n)
+/* The tree of four sums at once: lanes l and l+8 of (0 | 1) and (2 | 3), l+4 of all, then l+2, l+1. */
+static inline __m128 tree_quad(const __m512 s[QUAD])
 {
-    __m512 s[QUAD];
-    int64_t i = 0;
-
-    for (int r = 0; r < QUAD; r++)
-        s[r] = _mm512_setzero_ps();
-    for (; i + V <= n; i += V) {
-        __m512 qv = _mm512_loadu_ps(q + i);
-        for (int r = 0; r < QUAD; r++)
-            s[r] = _mm512_fmadd_ps(qv, _mm512_loadu_ps(k + r * n + i), s[r]);
-    }
-    for (int r = 0; r < QUAD && i < n; r++)
-        s[r] = fma_n(q + i, k + r * n + i, s[r], n - i);
-    /* The tree of all four at once: lanes l and l+8 of rows (0 | 1) and (2 | 3), l+4 of all, then l+2, l+1. */
     __m512 s01 = _mm512_add_ps(_mm512_shuffle_f32x4(s[0], s[1], 0x44), _mm512_shuffle_f32x4(s[0], s[1], 0xee));
     __m512 s23 = _mm512_add_ps(_mm512_shuffle_f32x4(s[2], s[3], 0x44), _mm512_shuffle_f32x4(s[2], s[3], 0xee));
     __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(s01, s23, 0x88), _mm512_shuffle_f32x4(s01, s23, 0xdd));
@@ -251,18 +240,54 @@ static inline __m128 dot_quad(const float *q, const float *k, int64_t n)
     return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
 }
 
+/* p[key] = q . k for Q queries and the keys of four rows of head_dim_k floats: as many sums as hide the latency, and every
+ * row loaded serves all of them. */
+AVX512_INLINE void dot_quad(const struct kern_attn_args *args, const int Q, int q, const float *k, float *p)
+{
+    const float *qv = args->q + q * args->q_stride;
+    int64_t n = args->head_dim_k, i = 0;
+    __m512 s[QUERIES][QUAD];
+
+    AVX512_UNROLL
+    for (int r = 0; r < Q * QUAD; r++)
+        s[r / QUAD][r % QUAD] = _mm512_setzero_ps();
+    for (; i + V <= n; i += V) {
+        __m512 kv[QUAD];
+        AVX512_UNROLL
+        for (int r = 0; r < QUAD; r++)
+            kv[r] = _mm512_loadu_ps(k + r * n + i);
+        AVX512_UNROLL
+        for (int t = 0; t < Q; t++) {
+            __m512 v = _mm512_loadu_ps(qv + t * args->q_stride + i);
+            AVX512_UNROLL
+            for (int r = 0; r < QUAD; r++)
+                s[t][r] = _mm512_fmadd_ps(v, kv[r], s[t][r]);
+        }
+    }
+    AVX512_UNROLL
+    for (int t = 0; t < Q; t++) {
+        if (i < n) {
+            AVX512_UNROLL
+            for (int r = 0; r < QUAD; r++)
+                s[t][r] = fma_n(qv + t * args->q_stride + i, k + r * n + i, s[t][r], n - i);
+        }
+        _mm_storeu_ps(p + t * DEVICE_PAGE_TOK, tree_quad(s[t]));
+    }
+}
+
 /* p[key] = q . k for keys [begin, end) of rows at k, for every query. */
 static void scores(const struct kern_attn_args *args, const float *k, int begin, int end, float *p)
 {
-    for (int q = 0; q < args->n_q; q++) {
-        const float *qv = args->q + q * args->q_stride, *row = k;
-        float *pq = p + q * DEVICE_PAGE_TOK;
-        int key = begin;
-        for (; key + QUAD <= end; key += QUAD, row += QUAD * args->head_dim_k)
-            _mm_storeu_ps(pq + key, dot_quad(qv, row, args->head_dim_k));
-        for (; key < end; key++, row += args->head_dim_k)
-            pq[key] = dot_avx512(qv, row, args->head_dim_k);
+    for (; begin + QUAD <= end; begin += QUAD, k += QUAD * args->head_dim_k) {
+        int q = 0;
+        for (; q + QUERIES <= args->n_q; q += QUERIES)
+            dot_quad(args, QUERIES, q, k, p + q * DEVICE_PAGE_TOK + begin);
+        for (; q < args->n_q; q++)
+            dot_quad(args, 1, q, k, p + q * DEVICE_PAGE_TOK + begin);
     }
+    for (; begin < end; begin++, k += args->head_dim_k)
+        for (int q = 0; q < args->n_q; q++)
+            p[q * DEVICE_PAGE_TOK + begin] = dot_avx512(args->q + q * args->q_stride, k, args->head_dim_k);
 }
 
 /* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). */
@@ -293,20 +318,32 @@ static float weigh(const struct kern_attn_args *args, float *p, float *m_run, fl
     return shrink;
 }
 
-/* o = fmaf(p[key], v_key, o), keys ascending, for 64 elements of the head, or n of fewer. */
-static inline void add_rows_64(const float *p, const float *v, int n_keys, int64_t stride, float *o)
+/* o = fmaf(p[key], v_key, o), keys ascending, for Q queries and 64 elements of the head, or n of fewer. */
+AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, int q, const float *p, const float *v,
+                               int n_keys, int64_t at)
 {
-    __m512 acc[4];
+    float *o = args->o + q * args->o_stride + at;
+    __m512 acc[QUERIES][4];
 
-    for (int i = 0; i < 4; i++)
-        acc[i] = _mm512_loadu_ps(o + i * V);
-    for (int key = 0; key < n_keys; key++, v += stride) {
-        __m512 f = _mm512_set1_ps(p[key]);
+    AVX512_UNROLL
+    for (int i = 0; i < Q * 4; i++)
+        acc[i / 4][i % 4] = _mm512_loadu_ps(o + i / 4 * args->o_stride + i % 4 * V);
+    for (int key = 0; key < n_keys; key++, v += args->head_dim_v) {
+        __m512 row[4];
+        AVX512_UNROLL
         for (int i = 0; i < 4; i++)
-            acc[i] = _mm512_fmadd_ps(f, _mm512_loadu_ps(v + i * V), acc[i]);
+            row[i] = _mm512_loadu_ps(v + i * V);
+        AVX512_UNROLL
+        for (int t = 0; t < Q; t++) {
+            __m512 f = _mm512_set1_ps(p[t * DEVICE_PAGE_TOK + key]);
+            AVX512_UNROLL
+            for (int i = 0; i < 4; i++)
+                acc[t][i] = _mm512_fmadd_ps(f, row[i], acc[t][i]);
+        }
     }
-    for (int i = 0; i < 4; i++)
-        _mm512_storeu_ps(o + i * V, acc[i]);
+    AVX512_UNROLL
+    for (int i = 0; i < Q * 4; i++)
+        _mm512_storeu_ps(o + i / 4 * args->o_stride + i % 4 * V, acc[i / 4][i % 4]);
 }
 
 static inline void add_rows_n(const float *p, const float *v, int n_keys, int64_t stride, float *o, int64_t n)
@@ -320,17 +357,19 @@ static inline void add_rows_n(const float *p, const float *v, int n_keys, int64_
 
 static void add_rows(const struct kern_attn_args *args, const float *v, int begin, int end, const float *p)
 {
-    int64_t n = args->head_dim_v;
+    int64_t n = args->head_dim_v, at = 0;
 
-    for (int q = 0; q < args->n_q; q++) {
-        const float *pq = p + q * DEVICE_PAGE_TOK + begin;
-        float *o = args->o + q * args->o_stride;
-        int64_t i = 0;
-        for (; i + 64 <= n; i += 64)
-            add_rows_64(pq, v + i, end - begin, n, o + i);
-        for (; i < n; i += V)
-            add_rows_n(pq, v + i, end - begin, n, o + i, n - i);
+    for (; at + 64 <= n; at += 64) {
+        int q = 0;
+        for (; q + QUERIES <= args->n_q; q += QUERIES)
+            add_rows_64(args, QUERIES, q, p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, at);
+        for (; q < args->n_q; q++)
+            add_rows_64(args, 1, q, p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, at);
     }
+    for (; at < n; at += V)
+        for (int q = 0; q < args->n_q; q++)
+            add_rows_n(p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, n, args->o + q * args->o_stride + at,
+                       n - at);
 }
 
 static void attn_page_avx512(const struct kern_attn_args *args)
@@ -369,25 +408,13 @@ static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, fl
 }
 
 /* Activations are quantized by the AVX2 function: */
-#define TABLE(name, matmuls)              \
-    {                                     \
-        .isa = name,                      \
-        .mat = matmuls,                   \
-        .act_row = kern_avx2_act_row,     \
-        .dot = dot_avx512,                \
-        .sum_sq = sum_sq_avx512,          \
-        .rms_norm = rms_norm_avx512,      \
-        .add = add_avx512,                \
-        .scale = scale_avx512,            \
-        .glu = glu_avx512,                \
-        .softcap = softcap_avx512,        \
-        .axpy = axpy_avx512,              \
-        .rope = rope_avx512,              \
-        .softmax = softmax_avx512,        \
-        .kv_write = kv_write_avx512,      \
-        .kv_read = kv_read_avx512,        \
-        .attn_page = attn_page_avx512,    \
-        .attn_merge = attn_merge_avx512,  \
+#define TABLE(name, matmuls)                                                                                   \
+    {                                                                                                          \
+        .isa = name, .mat = matmuls, .act_row = kern_avx2_act_row, .dot = dot_avx512, .sum_sq = sum_sq_avx512, \
+        .rms_norm = rms_norm_avx512, .add = add_avx512, .scale = scale_avx512, .glu = glu_avx512,              \
+        .softcap = softcap_avx512, .axpy = axpy_avx512, .rope = rope_avx512, .softmax = softmax_avx512,        \
+        .kv_write = kv_write_avx512, .kv_read = kv_read_avx512, .attn_page = attn_page_avx512,                 \
+        .attn_merge = attn_merge_avx512,                                                                       \
     }
 
 const struct kern_table kern_avx512 = TABLE("avx512", kern_avx512_mat_table);

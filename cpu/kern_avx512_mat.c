@@ -66,8 +66,7 @@ static void run_tiles(const struct kern_mat_args *a, enum quant_type type, avx51
     int chunk = a->n_tok <= FEW_TOK ? CHUNK_COLS_FEW : CHUNK_COLS;
     w.run = run[w.type->form];
     w.tile_cols = is_t256 ? 256 : 32;
-    w.group_bytes =
-        (size_t)(chunk / w.tile_cols) * (is_t256 ? sizeof(struct avx512_t256) : sizeof(struct avx512_t32));
+    w.group_bytes = (size_t)(chunk / w.tile_cols) * (is_t256 ? sizeof(struct avx512_t256) : sizeof(struct avx512_t32));
     for (w.row = 0; w.row < a->n_rows; w.row += TILE_ROWS) {
         w.n_rows = a->n_rows - w.row < TILE_ROWS ? a->n_rows - w.row : TILE_ROWS;
         for (w.col = 0; w.col < a->n_cols; w.col += chunk) {
@@ -100,14 +99,14 @@ static void mat_int_vnni(const struct kern_mat_args *a, enum quant_type type)
     X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M) X(IQ4_XS) X(TQ1_0) X(TQ2_0)
 /* clang-format on */
 
-#define INT_FN(NAME)                                      \
-    static void mat_##NAME(const struct kern_mat_args *a) \
-    {                                                     \
-        mat_int(a, QUANT_##NAME);                         \
-    }                                                     \
+#define INT_FN(NAME)                                       \
+    static void mat_##NAME(const struct kern_mat_args *a)  \
+    {                                                      \
+        mat_int(a, QUANT_##NAME);                          \
+    }                                                      \
     static void vnni_##NAME(const struct kern_mat_args *a) \
-    {                                                     \
-        mat_int_vnni(a, QUANT_##NAME);                    \
+    {                                                      \
+        mat_int_vnni(a, QUANT_##NAME);                     \
     }
 INT_TYPES(INT_FN)
 

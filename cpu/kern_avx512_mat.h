@@ -177,8 +177,9 @@ AVX512_INLINE __m512i avx512_high4(__m512i v)
 /* Bits of every byte from place `from` to place `to`, kept where mask has them. */
 AVX512_INLINE __m512i avx512_move_bits(__m512i v, int from, int to, int mask)
 {
-    v = from > to ? _mm512_srli_epi16(v, (unsigned)(from - to))
-                  : from < to ? _mm512_slli_epi16(v, (unsigned)(to - from)) : v;
+    v = from > to   ? _mm512_srli_epi16(v, (unsigned)(from - to))
+        : from < to ? _mm512_slli_epi16(v, (unsigned)(to - from))
+                    : v;
     return _mm512_and_si512(v, _mm512_set1_epi8((char)mask));
 }
 

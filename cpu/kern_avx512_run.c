@@ -46,17 +46,17 @@ AVX512_INLINE __m512 add_scaled(__m512 acc, const float *d, __m512 dx, __m512i i
     return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(d), dx), _mm512_cvtepi32_ps(isum), acc);
 }
 
-#define FOR_G_T(T)            \
-    AVX512_UNROLL             \
+#define FOR_G_T(T)              \
+    AVX512_UNROLL               \
     for (int t = 0; t < T; t++) \
-        AVX512_UNROLL         \
+        AVX512_UNROLL           \
     for (int g = 0; g < 2; g++)
 
 AVX512_INLINE void acc_load(const struct avx512_step *st, const int T, __m512 acc[2][AVX512_TOKS])
 {
     FOR_G_T(T)
-    acc[g][t] = st->is_first ? _mm512_setzero_ps()
-                             : _mm512_maskz_loadu_ps(st->mask[g], st->acc + t * st->acc_stride + g * 16);
+    acc[g][t] =
+        st->is_first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(st->mask[g], st->acc + t * st->acc_stride + g * 16);
 }
 
 AVX512_INLINE void acc_store(const struct avx512_step *st, const int T, __m512 acc[2][AVX512_TOKS])
@@ -202,14 +202,14 @@ AVX512_INLINE void run_t256(const struct avx512_step *st, const int T, const int
 }
 
 /* The three sizes of a micro-kernel. */
-#define MICRO_FN(name, T, run, ...)                          \
-    static void name##_x##T(const struct avx512_step *s)     \
-    {                                                        \
-        run(s, T, __VA_ARGS__);                              \
+#define MICRO_FN(name, T, run, ...)                      \
+    static void name##_x##T(const struct avx512_step *s) \
+    {                                                    \
+        run(s, T, __VA_ARGS__);                          \
     }
-#define MICRO(name, run, ...)                                \
-    MICRO_FN(name, 1, run, __VA_ARGS__)                      \
-    MICRO_FN(name, 2, run, __VA_ARGS__)                      \
+#define MICRO(name, run, ...)           \
+    MICRO_FN(name, 1, run, __VA_ARGS__) \
+    MICRO_FN(name, 2, run, __VA_ARGS__) \
     MICRO_FN(name, 4, run, __VA_ARGS__)
 
 MICRO(t32_a8_min, run_t32, 8, true, 1)

@@ -1,6 +1,7 @@
 /* exp, tanh, sigmoid, silu and gelu as polynomials, and the tree that adds 16 lanes, written once for every width: a file
- * that defines KERN_MATH_AVX2 first gets kern_v as 8 floats, KERN_MATH_AVX512 as 16, any other as 1. Each step is one operation rounded once (the
- * build has -ffp-contract=off), so that all widths give the same bits. NaN comes out where NaN went in.
+ * that defines KERN_MATH_AVX2 first gets kern_v as 8 floats, KERN_MATH_AVX512 as 16, any other as 1. Each step is one
+ * operation rounded once (the build has -ffp-contract=off), so that all widths give the same bits. NaN comes out where NaN
+ * went in.
  * Against libm (tests/t_cpu_kern.c, every 997th float): exp 1.0 units in the last place, tanh 2.2, sigmoid 2.1, silu 2.0. */
 #ifndef FERRY_CPU_KERN_MATH_H
 #define FERRY_CPU_KERN_MATH_H
