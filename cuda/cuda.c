@@ -16,6 +16,9 @@
 /* Calls under way before the host waits for the first: a step of a dense model is one call. */
 enum { N_SLOTS = 4 };
 
+/* Rows, and of experts slots, are counted by the second dimension of grids. */
+enum { MAX_ROWS = 65535 };
+
 /* Downloads pass through pinned memory in pieces. */
 #define DOWN_BYTES (256 * KIB)
 
@@ -229,6 +232,8 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
             return err(ERR_LIMIT, "CUDA scratch: %" PRIu64 " bytes given, %" PRIu64 " needed for %s of %d rows",
                        c->scratch_bytes, bytes, device_op_name(ops[i].kind), rows->n);
     }
+    if (rows->n > c->opts.n_rows)
+        return err(ERR_LIMIT, "a step of %d rows; CUDA was opened for %d", rows->n, c->opts.n_rows);
     return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
 }
 
@@ -406,6 +411,10 @@ static int send_books(struct cuda *c)
 int cuda_open(const struct cuda_opts *opts, struct device **out)
 {
     *out = NULL;
+    int per_row = opts->n_expert_used > 0 ? opts->n_expert_used : 1;
+    if (opts->n_rows < 1 || opts->n_rows > MAX_ROWS / per_row)
+        return err(ERR_LIMIT, "steps of %d rows with %d experts each; CUDA takes 1 to %d rows", opts->n_rows,
+                   opts->n_expert_used, MAX_ROWS / per_row);
     struct cuda *c = mem_zalloc(1, sizeof *c, MEM_OTHER);
     if (!c)
         return err(ERR_NOMEM, "the CUDA device: %zu bytes", sizeof *c);

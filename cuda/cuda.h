@@ -17,7 +17,8 @@ struct cuda_opts {
     enum device_prefill prefill; /* BLAS: prompt rows go through the tensor cores */
 };
 
-/* ERR_DEVICE (no driver, no such GPU, the driver's own words), ERR_NOMEM. */
+/* ERR_DEVICE (no driver, no such GPU, the driver's own words), ERR_UNSUPPORTED (too old a GPU), ERR_LIMIT (n_rows times the
+ * experts of a row pass 65535), ERR_NOMEM. */
 int cuda_open(const struct cuda_opts *opts, struct device **out);
 
 /* The device's functions, without opening it: what a planner asks. */

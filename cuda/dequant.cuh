@@ -446,12 +446,11 @@ CU_BLOCK(TQ2_0, 256, 66, 1, CU_SECOND_NONE)
         out->q[i] = cu_sub4(cu_crumbs(b, g, i), 0x01010101u);
 }
 
-#define CU_QUANT_TYPES(X)                                                                                              \
-    X(Q4_0)                                                                                                            \
-    X(Q4_1)                                                                                                            \
-    X(Q5_0)                                                                                                            \
-    X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ1_S) \
-        X(IQ1_M) X(IQ4_NL) X(IQ4_XS) X(TQ1_0) X(TQ2_0) X(MXFP4) X(NVFP4)
+/* clang-format off */
+#define CU_QUANT_TYPES(X)                                                                                             \
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S)     \
+    X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M) X(IQ4_NL) X(IQ4_XS) X(TQ1_0) X(TQ2_0) X(MXFP4) X(NVFP4)
+/* clang-format on */
 #define CU_FLOAT_TYPES(X) X(F32) X(F16) X(BF16)
 
 /* ---- floats ---- */

@@ -764,6 +764,19 @@ START_TEST(failed_open_leaves_something)
 }
 END_TEST
 
+START_TEST(more_rows_than_a_grid_has_are_taken)
+{
+    struct device *dev;
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65536, .n_seqs = 1, .n_ctx = 64}, &dev), ERR_LIMIT);
+    ck_assert_int_eq(
+        cuda_open(&(struct cuda_opts){.n_rows = 8192, .n_seqs = 1, .n_ctx = 64, .n_expert = 9, .n_expert_used = 8},
+                  &dev),
+        ERR_LIMIT);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65535, .n_seqs = 1, .n_ctx = 64}, &dev), 0);
+    dev->ops->close(dev);
+}
+END_TEST
+
 START_TEST(failed_step_is_not_told_or_spoils_the_next)
 {
     static const int32_t token[] = {1, 2};
@@ -841,6 +854,7 @@ int main(void)
     tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
     tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);
     tcase_add_test(tc, failed_open_leaves_something);
+    tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
     tcase_add_test(tc, too_large_a_step_is_run);
     suite_add_tcase(suite, tc);
