@@ -4,11 +4,15 @@
 
 #include <inttypes.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <time.h>
 
 #include "cpu/cpu.h"
+#ifdef FERRY_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
@@ -188,6 +192,45 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
     return rc;
 }
 
+static int open_cpu(struct ferry_engine *e)
+{
+    const struct plan *p = &e->plan;
+    return cpu_open(
+        &(struct cpu_opts){
+            .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
+        &e->device);
+}
+
+/* GPU number `ordinal`, with all weights. */
+static int open_cuda(struct ferry_engine *e, int ordinal)
+{
+#ifdef FERRY_HAVE_CUDA
+    const struct plan *p = &e->plan;
+    int rc = cuda_open(&(struct cuda_opts){.ordinal = ordinal,
+                                           .n_rows = (int)p->chunk_tok,
+                                           .n_seqs = (int)p->n_seq,
+                                           .n_ctx = p->n_ctx,
+                                           .n_expert = e->model->hp.n_expert,
+                                           .n_expert_used = e->model->hp.n_expert_used,
+                                           .prefill = p->prefill},
+                       &e->device);
+    return rc ? rc : store_upload(e->store, e->device);
+#else
+    (void)e;
+    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", ordinal);
+#endif
+}
+
+static int open_device(struct ferry_engine *e, const char *name)
+{
+    int ordinal = 0, end = 0;
+    if (!name || strcmp(name, "cpu") == 0)
+        return open_cpu(e);
+    if (sscanf(name, "cuda:%4d%n", &ordinal, &end) != 1 || name[end] || ordinal < 0)
+        return err(ERR_ARG, "device = %.40s: expected cpu or cuda:N", name);
+    return open_cuda(e, ordinal);
+}
+
 static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
@@ -205,10 +248,7 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
     if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
         model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
     if (rc == 0)
-        rc = cpu_open(
-            &(struct cpu_opts){
-                .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
-            &e->device);
+        rc = open_device(e, o->device);
     struct kv_shape shape;
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
@@ -218,7 +258,8 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .n_ctx = p->n_ctx,
                                              .chunk_tok = p->chunk_tok,
                                              .pool_tok = p->kv_tok,
-                                             .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0},
+                                             .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
+                                             .device = e->device},
                         &e->cache);
     if (rc == 0)
         rc = exec_open(
@@ -297,9 +338,9 @@ void ferry_engine_close(struct ferry_engine *e)
     template_free(e->chat);
     exec_close(e->exec);
     cache_close(e->cache);
+    store_close(e->store); /* its weights may lie in the device's memory */
     if (e->device)
         e->device->ops->close(e->device);
-    store_close(e->store);
     trace_close(e->trace);
     tok_free(e->tok);
     model_close(e->model);
@@ -314,27 +355,28 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
     uint64_t file_bytes = 0;
     for (int i = 0; i < gguf_n_parts(e->model->gguf); i++)
         file_bytes += gguf_part(e->model->gguf, i)->bytes;
-    *out = (struct ferry_info){.name = e->model->name,
-                               .architecture = model_arch(e->model),
-                               .n_layer = (uint32_t)hp->n_layer,
-                               .n_embd = (uint32_t)hp->n_embd,
-                               .n_vocab = (uint32_t)hp->n_vocab,
-                               .n_ctx_train = (uint32_t)hp->n_ctx_train,
-                               .n_ctx = e->plan.n_ctx,
-                               .n_expert = (uint32_t)hp->n_expert,
-                               .n_expert_used = (uint32_t)hp->n_expert_used,
-                               .n_threads = e->plan.n_threads,
-                               .isa = cpu_isa_used(e->device),
-                               .file_bytes = file_bytes,
-                               .resident_bytes = st.resident_bytes,
-                               .bos = e->tok ? tok_bos(e->tok) : -1,
-                               .eos = e->tok ? tok_eos(e->tok) : -1,
-                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
-                               .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
-                               .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
-                               .is_measured = plan_is_measured(&e->plan, &e->machine),
-                               .identity = e->model->identity,
-                               .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
+    *out =
+        (struct ferry_info){.name = e->model->name,
+                            .architecture = model_arch(e->model),
+                            .n_layer = (uint32_t)hp->n_layer,
+                            .n_embd = (uint32_t)hp->n_embd,
+                            .n_vocab = (uint32_t)hp->n_vocab,
+                            .n_ctx_train = (uint32_t)hp->n_ctx_train,
+                            .n_ctx = e->plan.n_ctx,
+                            .n_expert = (uint32_t)hp->n_expert,
+                            .n_expert_used = (uint32_t)hp->n_expert_used,
+                            .n_threads = e->plan.n_threads,
+                            .isa = e->device->ops == &cpu_device_ops ? cpu_isa_used(e->device) : e->device->ops->name,
+                            .file_bytes = file_bytes,
+                            .resident_bytes = st.resident_bytes,
+                            .bos = e->tok ? tok_bos(e->tok) : -1,
+                            .eos = e->tok ? tok_eos(e->tok) : -1,
+                            .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                            .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
+                            .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
+                            .is_measured = plan_is_measured(&e->plan, &e->machine),
+                            .identity = e->model->identity,
+                            .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)

@@ -69,6 +69,7 @@ struct ferry_engine_opts {
     uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
     bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
     bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
+    const char *device; /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX

@@ -101,6 +101,8 @@ const struct conf_option conf_options[] = {
      "prompt tokens a step"},
     {"isa", 0, CONF_TEXT, ENGINES " plan", AT(isa), 0, "NAME", "the best there is", NULL, NULL, 0, 0,
      "kernels to use, by instruction set: avx512vnni, avx512, avx2, ref"},
+    {"device", 0, CONF_TEXT, ENGINES, AT(device), 0, "NAME", "cpu", NULL, NULL, 0, 0,
+     "who computes: cpu, or cuda:N (GPU N holds everything; where ferry was built with CUDA)"},
     {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
      "leave threads where the system puts them"},
 

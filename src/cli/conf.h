@@ -24,7 +24,7 @@ struct conf {
     /* engine */
     uint64_t ram_bytes, expert_ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
-    const char *kv_type, *io, *prefill, *isa;
+    const char *kv_type, *io, *prefill, *isa, *device;
     bool no_pin;
     const char *plan;
     /* sampling */

@@ -35,6 +35,7 @@ struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ct
     o.io = conf->io;
     o.prefill = conf->prefill;
     o.isa = conf->isa;
+    o.device = conf->device;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;

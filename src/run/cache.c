@@ -40,7 +40,8 @@ struct cache {
     int64_t n_ctx, chunk_tok;
     int64_t n_slots; /* pages that n_ctx positions have */
     struct group group[DEVICE_MAX_GROUPS];
-    char *pool; /* own: (pool_bytes) */
+    struct device *dev; /* view; NULL: the pool is host memory */
+    char *pool;         /* own: (pool_bytes) */
     uint64_t pool_bytes;
     struct cache_seq *seqs; /* own: (n_tables) */
     void **slots;           /* own: (n_tables, n_groups, n_slots) */
@@ -122,6 +123,20 @@ static void lay_out(struct cache *c, const struct cache_args *args)
     }
 }
 
+/* The pool, in the device's memory where it has its own. */
+static int take_pool(struct cache *c)
+{
+    void *pool = NULL;
+    int rc = 0;
+
+    if (c->dev)
+        rc = c->dev->ops->alloc(c->dev, c->pool_bytes, &pool);
+    else if (!(pool = mem_map(c->pool_bytes, MEM_KV)))
+        rc = ERR_NOMEM;
+    c->pool = pool;
+    return rc;
+}
+
 int cache_open(const struct cache_args *args, struct cache **out)
 {
     int rc = check_args(args);
@@ -136,6 +151,7 @@ int cache_open(const struct cache_args *args, struct cache **out)
     c->n_tables = tables_of(args);
     c->n_ctx = args->n_ctx;
     c->chunk_tok = args->chunk_tok;
+    c->dev = args->device && args->device->ops->alloc ? args->device : NULL;
     c->n_slots = slots_of(args->n_ctx);
     c->pool_bytes = cache_bytes(args);
     int64_t n_pages = 0;
@@ -143,8 +159,7 @@ int cache_open(const struct cache_args *args, struct cache **out)
         n_pages += group_pages(args, group);
 
     /* The pool first: where it does not fit, the tables are not taken (and cleared) in vain. */
-    if (!(c->pool = mem_map(c->pool_bytes, MEM_KV)) ||
-        !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
+    if (take_pool(c) || !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
         !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_tables), sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
         rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes,
@@ -164,7 +179,10 @@ void cache_close(struct cache *c)
     mem_free(c->counts);
     mem_free(c->slots);
     mem_free(c->seqs);
-    mem_unmap(c->pool, c->pool_bytes, MEM_KV);
+    if (c->dev)
+        c->dev->ops->release(c->dev, c->pool);
+    else
+        mem_unmap(c->pool, c->pool_bytes, MEM_KV);
     mem_free(c);
 }
 
@@ -259,16 +277,24 @@ int64_t cache_len(const struct cache_seq *s)
 
 /* Only the slot that len lies in can be shared and written: those after it hold no committed position, and what is not
  * committed is never shared. */
-static void own_slot(struct cache_seq *s, int group, int64_t slot)
+static int own_slot(struct cache_seq *s, int group, int64_t slot)
 {
     struct group *g = &s->c->group[group];
+    struct device *dev = s->c->dev;
     void *shared = s->page[group][slot];
+    int rc = 0;
 
     if (g->n_ref[page_number(g, shared)] == 1)
-        return;
-    s->page[group][slot] = take_page(g);
-    memcpy(s->page[group][slot], shared, g->page_bytes);
-    drop_page(g, shared);
+        return 0;
+    void *mine = take_page(g);
+    if (dev)
+        rc = dev->ops->copy(dev, mine, shared, g->page_bytes);
+    else
+        memcpy(mine, shared, g->page_bytes);
+    drop_page(g, rc ? mine : shared);
+    if (rc == 0)
+        s->page[group][slot] = mine;
+    return rc;
 }
 
 /* Pages of a group that reserving positions up to slot `end` takes. */
@@ -306,8 +332,9 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
     for (int group = 0; group < s->c->n_groups && n_tok; group++) {
         if (!s->c->group[group].page_bytes)
             continue;
-        if (first < s->end[group])
-            own_slot(s, group, first);
+        int rc = first < s->end[group] ? own_slot(s, group, first) : 0;
+        if (rc)
+            return rc;
         if (s->first[group] == s->end[group])
             s->first[group] = s->end[group] = first;
         for (; s->end[group] < end; s->end[group]++)

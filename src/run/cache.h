@@ -24,6 +24,8 @@ struct cache_args {
     int64_t chunk_tok;            /* most positions reserved at once */
     int64_t pool_tok;             /* positions that the pool holds for all sequences together; 0: n_seq full ones */
     int n_tables;                 /* sequences alive at once, those that only hold shared pages included; 0: n_seq */
+    struct device
+        *device; /* view, outlives the cache: whose memory pages are in, if it has its own; NULL: the host's */
 };
 
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
@@ -42,8 +44,8 @@ void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
 /* Positions held. */
 int64_t cache_len(const struct cache_seq *s);
 
-/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing has changed.
- * ERR_LIMIT (past n_ctx, more than chunk_tok, or more pages than are free: says the numbers). */
+/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing that is
+ * held has changed. ERR_LIMIT (past n_ctx, more than chunk_tok, or more pages than are free: says the numbers), ERR_DEVICE. */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
 
 /* Are there free pages for cache_reserve of so many? */

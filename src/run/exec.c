@@ -27,8 +27,9 @@ struct exec {
     struct store *store;       /* view */
     struct trace *trace;       /* view */
     struct program *program;   /* own */
-    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes) */
+    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes), in the device's memory */
     uint64_t scratch_bytes;
+    float *logits;       /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     struct kv_seq *seqs; /* own: (n_seqs) */
     int n_seqs;
     struct moe moe;
@@ -36,15 +37,56 @@ struct exec {
     struct exec_stats stats;
 };
 
-static int bind(struct exec *e)
+static bool has_memory(const struct exec *e)
 {
-    struct program *p = e->program;
-    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
+    return e->dev->ops->alloc != NULL;
+}
+
+static uint64_t logits_bytes(const struct exec *e)
+{
+    return tensor_bytes(e->program->logits);
+}
+
+static int take_memory(struct exec *e)
+{
+    const struct program *p = e->program;
     e->scratch_bytes = size_up(e->scratch_bytes, 64);
+    if (has_memory(e)) {
+        int rc = e->dev->ops->alloc(e->dev, p->arena_bytes, &e->arena);
+        if (rc == 0)
+            rc = e->dev->ops->alloc(e->dev, e->scratch_bytes, &e->scratch);
+        if (rc < 0)
+            return rc;
+        e->logits = mem_map(logits_bytes(e), MEM_SCRATCH);
+        return e->logits ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
+    }
+    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
     if (!e->arena || !e->scratch)
         return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes,
                    e->scratch_bytes);
+    return 0;
+}
+
+static void give_memory(struct exec *e)
+{
+    uint64_t arena_bytes = e->program ? e->program->arena_bytes : 0;
+    if (has_memory(e)) {
+        mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
+        e->dev->ops->release(e->dev, e->scratch);
+        e->dev->ops->release(e->dev, e->arena);
+    } else {
+        mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
+        mem_unmap(e->arena, arena_bytes, MEM_SCRATCH);
+    }
+}
+
+static int bind(struct exec *e)
+{
+    struct program *p = e->program;
+    int rc = take_memory(e);
+    if (rc < 0)
+        return rc;
     program_bind_arena(p, e->arena);
     for (int i = 0; i < e->model->n_weights; i++)
         p->weights[i].data = (void *)store_weight(e->store, i); /* weights are only ever an op's w, which is const */
@@ -108,8 +150,7 @@ void exec_close(struct exec *e)
         return;
     moe_done(&e->moe);
     mem_free(e->seqs);
-    mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
-    mem_unmap(e->arena, e->program ? e->program->arena_bytes : 0, MEM_SCRATCH);
+    give_memory(e);
     program_free(e->program);
     mem_free(e);
 }
@@ -206,13 +247,16 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .seqs = e->seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
     rc = run_step(e, &rows, cancel);
+    const struct tensor *out = e->program->logits;
+    if (rc == 0 && e->logits && batch->n_out > 0)
+        rc = e->dev->ops->download(e->dev, e->logits, out->data, out->stride[1] * (uint64_t)batch->n_out);
     if (rc < 0)
         return rc;
     e->stats.n_steps++;
     e->stats.n_rows += (uint64_t)batch->n_rows;
     e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
     if (batch->n_out > 0)
-        *logits = e->program->logits->data;
+        *logits = e->logits ? e->logits : out->data;
     return 0;
 }
 

@@ -21,6 +21,7 @@ struct moe {
     int32_t *first;             /* own: (n_expert) where its slots begin in slot */
     int32_t *ids;               /* own: (n_expert) the experts that have any, ascending */
     int32_t *slot;              /* own: (n_rows * k) */
+    int32_t *chosen;            /* own: (n_rows * k) the router's choice, where the device's memory is not the host's */
     struct op_expert *groups;   /* own: (n_expert) */
     struct store_expert *given; /* own: (n_expert) */
     struct trace *trace;        /* view; may be NULL */

@@ -23,8 +23,10 @@ struct store {
     const char **weight;       /* own: (n_weights) views of each one's first byte */
     struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
-    char *memory; /* own: (memory_bytes); NULL when mapped */
+    char *memory; /* own: (memory_bytes); NULL when mapped, or on a device */
     uint64_t memory_bytes;
+    struct device *dev;        /* view; NULL: weights are in host memory */
+    void *dev_memory;          /* own: (memory_bytes) on the device */
     struct store_slots *slots; /* own; NULL: all experts are resident */
     struct store_stats stats;
 };
@@ -172,10 +174,37 @@ out:
     return rc;
 }
 
+int store_upload(struct store *s, struct device *dev)
+{
+    if (!s->memory || s->slots)
+        return err(ERR_UNSUPPORTED,
+                   "weights that are %s do not go to device %s: all must fit, read by --io pread or uring",
+                   s->slots ? "read when they are wanted" : "mapped", dev->ops->name);
+    void *there;
+    int rc = dev->ops->alloc(dev, s->memory_bytes, &there);
+    if (rc == 0)
+        rc = dev->ops->upload(dev, there, s->memory, s->memory_bytes);
+    if (rc == 0)
+        rc = dev->ops->sync(dev);
+    if (rc < 0) {
+        dev->ops->release(dev, there);
+        return rc;
+    }
+    for (int i = 0; i < s->model->n_weights; i++)
+        s->weight[i] = (const char *)there + (s->weight[i] - s->memory);
+    mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
+    s->memory = NULL;
+    s->dev = dev;
+    s->dev_memory = there;
+    return 0;
+}
+
 void store_close(struct store *s)
 {
     if (!s)
         return;
+    if (s->dev)
+        s->dev->ops->release(s->dev, s->dev_memory);
     store_slots_close(s->slots);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);

@@ -39,6 +39,11 @@ uint64_t store_bytes(const struct model *m, enum plan_io io);
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
+/* Move all weights into the memory of a device that has its own (device.h): from here on store_weight and loans give addresses
+ * there, until close, which must come before the device's. The device is a view. ERR_UNSUPPORTED when the weights are mapped
+ * or experts are read when wanted; ERR_NOMEM, ERR_DEVICE: then nothing has changed. */
+int store_upload(struct store *s, struct device *dev);
+
 /* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8). View until close; NULL for
  * a stack of experts (lease those). */
 const void *store_weight(const struct store *s, int weight);
