@@ -125,7 +125,7 @@ static int print_gpu(const struct conf *conf, const struct plan_in *in, const st
     int rc = cost_gpu_plan(&gpu, in, p, &g);
     if (rc)
         return rc;
-    printf("\nGPU of %s: an estimate (no CUDA back end in this build)\n"
+    printf("\nGPU of %s: an estimate (ferry does not yet split a model between GPU and CPU)\n"
            "  it would hold %s of dense weights, %s of KV cache, %s of experts\n",
            size_format(gpu.vram_bytes, a, sizeof a), size_format(g.dense_bytes, b, sizeof b),
            size_format(g.kv_bytes, c, sizeof c), size_format(g.expert_bytes, d, sizeof d));
