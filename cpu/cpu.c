@@ -9,6 +9,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/device/device_check.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -67,7 +68,7 @@ static int check(const struct op *ops, int n_ops, const struct rows *rows)
         if (!cpu_can(&ops[i]))
             return err(ERR_ARG, "the CPU cannot run %s of layer %d with these types and shapes",
                        device_op_name(ops[i].kind), ops[i].layer);
-        int rc = cpu_can_step(&ops[i], rows);
+        int rc = device_check_step(&ops[i], rows);
         if (rc < 0)
             return rc;
     }

@@ -1,4 +1,4 @@
-/* Inside cpu/: which ops this device runs, and whether a step fits them. */
+/* Inside cpu/: which ops this device runs. */
 #ifndef FERRY_CPU_CPU_CAN_H
 #define FERRY_CPU_CPU_CAN_H
 
@@ -12,10 +12,6 @@ extern "C" {
 
 /* Types and shapes; data may be NULL. Any thread. */
 bool cpu_can(const struct op *op);
-
-/* What is known only now: memory bound, rows within the tensors, tokens, positions and slots in range. Given cpu_can().
- * ERR_ARG names op, layer and numbers. */
-int cpu_can_step(const struct op *op, const struct rows *rows);
 
 #ifdef __cplusplus
 }

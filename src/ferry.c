@@ -4,41 +4,39 @@
 
 #include <inttypes.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <time.h>
 
 #include "cpu/cpu.h"
+#ifdef FERRY_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/ferry_in.h"
 #include "src/model/gguf.h"
 #include "src/model/model.h"
 #include "src/model/template.h"
 #include "src/model/tok.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
+#include "src/plan/plan_batch.h"
 #include "src/plan/tune.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/sample.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
+#include "src/run/trace.h"
+
+/* What a trace keeps: about a thousand tokens of a large model; and the experts of some ten thousand. */
+enum { TRACE_EVENTS = 1 << 18, TRACE_IDS = 1 << 23 };
 
 _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
                "public codes are the internal ones");
-
-struct ferry_engine {
-    struct machine machine;
-    struct plan plan;
-    struct model *model; /* own, as all below */
-    struct tok *tok;     /* NULL: ids only */
-    struct store *store;
-    struct device *device;
-    struct cache *cache;
-    struct exec *exec;
-    struct template_code *chat; /* made when first asked for; NULL: not yet */
-};
 
 struct ferry_session {
     struct ferry_engine *engine; /* view */
@@ -142,36 +140,50 @@ static struct plan_in plan_inputs(const struct ferry_engine *e, const struct pla
     return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
 }
 
-static int take_profile(struct ferry_engine *e, const char *path)
+static int take_profile(const char *path, const char *model_path, struct machine *m)
 {
     char *text = NULL;
     int rc = read_text(path, &text);
     if (rc < 0)
         return rc;
-    rc = machine_take_rates(text, e->model->path, &e->machine);
+    rc = machine_take_rates(text, model_path, m);
     mem_free(text);
     return rc < 0 ? err(rc, "%s: %s (ferry probe writes it anew)", path, err_text()) : 0;
 }
 
-static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+/* This machine, with the rates that a profile knows. */
+static int find_machine(const struct ferry_engine_opts *o, const char *model_path, struct machine *out)
 {
-    struct plan_opts opts;
-    int rc = plan_options(o, &opts);
-    if (rc == 0)
-        rc = machine_find(&e->machine);
+    int rc = machine_find(out);
     if (rc < 0)
         return rc;
     const char *const *isa = cpu_isa_names(); /* best first; plain C, which every machine has, is the last */
     while (!cpu_isa_has(*isa))
         isa++;
-    strcpy(e->machine.isa, *isa);
-    if (o->profile_path)
-        rc = take_profile(e, o->profile_path);
+    strcpy(out->isa, *isa);
+    return o->profile_path ? take_profile(o->profile_path, model_path, out) : 0;
+}
+
+static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
+                      struct plan *plan)
+{
+    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
+                                         .seq_tok = o->batch_tok};
+    return plan_batch_make(in, &opts, batch, plan);
+}
+
+static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    struct plan_opts opts;
+    struct plan_batch batch;
+    int rc = plan_options(o, &opts);
+    if (rc == 0)
+        rc = find_machine(o, e->model->path, &e->machine);
     if (rc < 0)
         return rc;
     struct plan_in in = plan_inputs(e, &opts);
     if (!o->plan_path)
-        return plan_make(&in, &e->plan);
+        return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
     char *text = NULL;
     rc = read_text(o->plan_path, &text);
     if (rc == 0)
@@ -180,29 +192,114 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
     return rc;
 }
 
+static int open_cpu(struct ferry_engine *e)
+{
+    const struct plan *p = &e->plan;
+    return cpu_open(
+        &(struct cpu_opts){
+            .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
+        &e->device);
+}
+
+/* GPU number `ordinal`, with all weights. */
+static int open_cuda(struct ferry_engine *e, int ordinal)
+{
+#ifdef FERRY_HAVE_CUDA
+    const struct plan *p = &e->plan;
+    int rc = cuda_open(&(struct cuda_opts){.ordinal = ordinal,
+                                           .n_rows = (int)p->chunk_tok,
+                                           .n_seqs = (int)p->n_seq,
+                                           .n_ctx = p->n_ctx,
+                                           .n_expert = e->model->hp.n_expert,
+                                           .n_expert_used = e->model->hp.n_expert_used,
+                                           .prefill = p->prefill},
+                       &e->device);
+    return rc ? rc : store_upload(e->store, e->device);
+#else
+    (void)e;
+    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", ordinal);
+#endif
+}
+
+static int open_device(struct ferry_engine *e, const char *name)
+{
+    int ordinal = 0, end = 0;
+    if (!name || strcmp(name, "cpu") == 0)
+        return open_cpu(e);
+    if (sscanf(name, "cuda:%4d%n", &ordinal, &end) != 1 || name[end] || ordinal < 0)
+        return err(ERR_ARG, "device = %.40s: expected cpu or cuda:N", name);
+    return open_cuda(e, ordinal);
+}
+
 static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
-    int rc = store_open(
-        &(struct store_args){.model = e->model, .plan = p, .progress = o->progress, .progress_arg = o->progress_arg},
-        &e->store);
+    e->trace_experts = o->trace_experts;
+    int rc = trace_open(
+        &(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0},
+        &e->trace);
+    if (rc == 0)
+        rc = store_open(&(struct store_args){.model = e->model,
+                                             .plan = p,
+                                             .trace = e->trace,
+                                             .progress = o->progress,
+                                             .progress_arg = o->progress_arg},
+                        &e->store);
     if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
         model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
     if (rc == 0)
-        rc = cpu_open(
-            &(struct cpu_opts){
-                .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
-            &e->device);
+        rc = open_device(e, o->device);
     struct kv_shape shape;
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
     if (rc == 0)
-        rc = cache_open(
-            &(struct cache_args){.shape = &shape, .n_seq = (int)p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok},
-            &e->cache);
+        rc = cache_open(&(struct cache_args){.shape = &shape,
+                                             .n_seq = (int)p->n_seq,
+                                             .n_ctx = p->n_ctx,
+                                             .chunk_tok = p->chunk_tok,
+                                             .pool_tok = p->kv_tok,
+                                             .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
+                                             .device = e->device},
+                        &e->cache);
     if (rc == 0)
-        rc = exec_open(&(struct exec_args){.model = e->model, .plan = p, .device = e->device, .store = e->store},
-                       &e->exec);
+        rc = exec_open(
+            &(struct exec_args){
+                .model = e->model, .plan = p, .device = e->device, .store = e->store, .trace = e->trace},
+            &e->exec);
+    return rc;
+}
+
+static int engine_options(const struct ferry_engine_opts *in, struct ferry_engine_opts *out)
+{
+    ferry_engine_opts_init(out);
+    if (in && in->struct_bytes > sizeof *out)
+        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", in->struct_bytes, sizeof *out);
+    if (in)
+        memcpy(out, in, in->struct_bytes);
+    return 0;
+}
+
+int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out)
+{
+    struct ferry_engine e = {.tok = NULL};
+    struct ferry_engine_opts o;
+    struct plan_opts plan_opts;
+    struct plan_batch batch;
+
+    *out = NULL;
+    int rc = engine_options(opts, &o);
+    if (rc == 0)
+        rc = plan_options(&o, &plan_opts);
+    if (rc == 0)
+        rc = find_machine(&o, model_path, &e.machine);
+    if (rc == 0)
+        rc = model_open(model_path, NULL, &e.model);
+    struct plan_in in = plan_inputs(&e, &plan_opts);
+    if (rc == 0)
+        rc = batch_plan(&o, &in, &batch, &e.plan);
+    if (rc == 0)
+        rc = plan_batch_explain(&batch, out);
+    model_close(e.model);
     return rc;
 }
 
@@ -210,16 +307,13 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
 {
     *out = NULL;
     struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    if (opts && opts->struct_bytes > sizeof o)
-        return err(ERR_ARG, "options of %zu bytes; this library knows %zu", opts->struct_bytes, sizeof o);
-    if (opts)
-        memcpy(&o, opts, opts->struct_bytes);
-
+    int rc = engine_options(opts, &o);
+    if (rc < 0)
+        return rc;
     struct ferry_engine *e = mem_zalloc(1, sizeof *e, MEM_OTHER);
     if (!e)
         return err(ERR_NOMEM, "an engine");
-    int rc = model_open(model_path, NULL, &e->model);
+    rc = model_open(model_path, NULL, &e->model);
     if (rc == 0)
         rc = o.ids_only ? 0 : tok_from_gguf(e->model->gguf, &e->tok);
     if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
@@ -244,9 +338,10 @@ void ferry_engine_close(struct ferry_engine *e)
     template_free(e->chat);
     exec_close(e->exec);
     cache_close(e->cache);
+    store_close(e->store); /* its weights may lie in the device's memory */
     if (e->device)
         e->device->ops->close(e->device);
-    store_close(e->store);
+    trace_close(e->trace);
     tok_free(e->tok);
     model_close(e->model);
     mem_free(e);
@@ -260,31 +355,46 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
     uint64_t file_bytes = 0;
     for (int i = 0; i < gguf_n_parts(e->model->gguf); i++)
         file_bytes += gguf_part(e->model->gguf, i)->bytes;
-    *out = (struct ferry_info){.name = e->model->name,
-                               .architecture = model_arch(e->model),
-                               .n_layer = (uint32_t)hp->n_layer,
-                               .n_embd = (uint32_t)hp->n_embd,
-                               .n_vocab = (uint32_t)hp->n_vocab,
-                               .n_ctx_train = (uint32_t)hp->n_ctx_train,
-                               .n_ctx = e->plan.n_ctx,
-                               .n_expert = (uint32_t)hp->n_expert,
-                               .n_expert_used = (uint32_t)hp->n_expert_used,
-                               .n_threads = e->plan.n_threads,
-                               .isa = cpu_isa_used(e->device),
-                               .file_bytes = file_bytes,
-                               .resident_bytes = st.resident_bytes,
-                               .bos = e->tok ? tok_bos(e->tok) : -1,
-                               .eos = e->tok ? tok_eos(e->tok) : -1,
-                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
-                               .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
-                               .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
-                               .is_measured = plan_is_measured(&e->plan, &e->machine)};
+    *out =
+        (struct ferry_info){.name = e->model->name,
+                            .architecture = model_arch(e->model),
+                            .n_layer = (uint32_t)hp->n_layer,
+                            .n_embd = (uint32_t)hp->n_embd,
+                            .n_vocab = (uint32_t)hp->n_vocab,
+                            .n_ctx_train = (uint32_t)hp->n_ctx_train,
+                            .n_ctx = e->plan.n_ctx,
+                            .n_expert = (uint32_t)hp->n_expert,
+                            .n_expert_used = (uint32_t)hp->n_expert_used,
+                            .n_threads = e->plan.n_threads,
+                            .isa = e->device->ops == &cpu_device_ops ? cpu_isa_used(e->device) : e->device->ops->name,
+                            .file_bytes = file_bytes,
+                            .resident_bytes = st.resident_bytes,
+                            .bos = e->tok ? tok_bos(e->tok) : -1,
+                            .eos = e->tok ? tok_eos(e->tok) : -1,
+                            .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                            .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
+                            .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
+                            .is_measured = plan_is_measured(&e->plan, &e->machine),
+                            .identity = e->model->identity,
+                            .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
 {
     struct plan_in in = plan_inputs(e, NULL);
     return json ? plan_to_json(&e->plan, out) : plan_explain(&e->plan, &in, out);
+}
+
+int ferry_engine_trace(const struct ferry_engine *e, const char *path)
+{
+    return trace_has_timeline(e->trace) ? trace_write(e->trace, path)
+                                        : err(ERR_STATE, "no timeline was kept: the engine was opened without");
+}
+
+int ferry_engine_trace_experts(const struct ferry_engine *e, const char *path)
+{
+    return e->trace_experts ? trace_write_wanted(e->trace, path)
+                            : err(ERR_STATE, "no wanted experts were kept: the engine was opened without");
 }
 
 /* ---- text and tokens ---- */
@@ -452,7 +562,7 @@ void ferry_sample_opts_init(struct ferry_sample_opts *opts)
                                        .seed = d.seed};
 }
 
-static int sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
+int ferry_sample_options(const struct ferry_sample_opts *in, struct sample_opts *out)
 {
     struct ferry_sample_opts o;
     ferry_sample_opts_init(&o);
@@ -476,7 +586,7 @@ int ferry_session_make(struct ferry_engine *e, const struct ferry_sample_opts *s
 {
     *out = NULL;
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     if (rc < 0)
         return rc;
     struct ferry_session *fs = mem_zalloc(1, sizeof *fs, MEM_OTHER);
@@ -506,7 +616,7 @@ void ferry_session_free(struct ferry_session *fs)
 int ferry_session_sample_opts(struct ferry_session *fs, const struct ferry_sample_opts *sample)
 {
     struct sample_opts opts;
-    int rc = sample_options(sample, &opts);
+    int rc = ferry_sample_options(sample, &opts);
     return rc < 0 ? rc : session_sample(fs->s, &opts);
 }
 
@@ -584,6 +694,9 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .scratch_bytes = ex.scratch_bytes,
                                 .expert_hits = st.n_expert_hits,
                                 .expert_misses = st.n_expert_misses,
+                                .disk_busy_ns = st.disk_busy_ns,
+                                .dense_bytes = fs->engine->plan.dense_bytes,
+                                .expert_bytes = fs->engine->plan.expert_bytes,
                                 .hint_reads = st.n_hint_reads,
                                 .hint_hits = st.n_hint_hits};
 }

@@ -63,7 +63,16 @@ struct ferry_engine_opts {
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
     const char
         *profile_path; /* rates of this machine that `ferry probe` saved, for predictions; NULL: none are known */
+    /* Sequences that a ferry_batch runs at once; 0: this engine has no batch; FERRY_BATCH_AUTO: the plan's choice. A saved plan
+     * settles it, too. */
+    uint32_t n_batch;
+    uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
+    bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
+    bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
+    const char *device; /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
 };
+
+#define FERRY_BATCH_AUTO UINT32_MAX
 
 void ferry_engine_opts_init(struct ferry_engine_opts *opts);
 
@@ -87,6 +96,8 @@ struct ferry_info {
      * otherwise decode is the most that memory allows. */
     double predicted_prefill_tok_per_s, predicted_decode_tok_per_s;
     bool is_measured;
+    uint64_t identity; /* of the model: its header, size, time and sampled bytes */
+    uint32_t n_batch;  /* sequences that a batch runs at once; 0: opened without */
 };
 
 /* Facts about an open engine; strings are views until close. */
@@ -94,6 +105,11 @@ void ferry_engine_info(const struct ferry_engine *engine, struct ferry_info *out
 
 /* The plan as text for a person (json false) or as JSON. Caller frees with ferry_free. */
 int ferry_engine_plan(const struct ferry_engine *engine, bool json, char **out);
+
+/* Write what was kept since open: the timeline, as trace events in JSON that chrome://tracing and Perfetto open; the wanted
+ * experts, as lines "step ROWS" and "LAYER ID ID...". ERR_IO; ERR_STATE when the engine was not asked to keep them. */
+int ferry_engine_trace(const struct ferry_engine *engine, const char *path);
+int ferry_engine_trace_experts(const struct ferry_engine *engine, const char *path);
 
 /* ---- text and tokens ---- */
 
@@ -190,6 +206,8 @@ struct ferry_stats {
     uint64_t load_ns, load_bytes; /* of the engine */
     uint64_t kv_bytes, scratch_bytes;
     uint64_t expert_hits, expert_misses; /* experts that steps wanted: in memory already, read from disk */
+    uint64_t disk_busy_ns;               /* of disk_bytes: while any read was in flight */
+    uint64_t dense_bytes, expert_bytes;  /* memory for weights: always held, and for experts */
     uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
 };
 
@@ -199,6 +217,113 @@ void ferry_session_stats(const struct ferry_session *session, struct ferry_stats
  * off: one line into buf; "" when nothing was predicted or generated. Prompts may not have run in between. Returns buf. */
 const char *ferry_session_review(const struct ferry_session *session, const struct ferry_stats *from,
                                  const struct ferry_stats *to, char *buf, size_t buf_bytes);
+
+/* ---- many prompts at once ---- */
+
+/* A batch runs many prompts together: one row of each that is being answered and at most a chunk of prompt rows a step, so
+ * that each weight read serves all. They join and leave at every step, share the pages of equal beginnings, and give pages
+ * back when memory runs out. Each answer is bit for bit what a session alone would say. The engine was opened with n_batch. */
+struct ferry_batch;
+
+struct ferry_request {
+    size_t struct_bytes;   /* set by ferry_request_init */
+    const int32_t *tokens; /* (n_tokens) the prompt; copied, as all below */
+    size_t n_tokens;
+    size_t n_scored;         /* do not answer, but judge the last n_scored tokens: their log-probabilities */
+    size_t max_tokens;       /* of the answer; 0: until the model ends it or the context is full */
+    bool ignore_eos;         /* the model's end tokens do not end the answer */
+    const char *const *stop; /* (n_stop) texts that end the answer and are no part of it */
+    size_t n_stop;
+    int logprobs; /* log-probabilities of the tokens, and of so many best ones; -1: none. Scoring always gives them */
+    const struct ferry_sample_opts *sample; /* NULL: greedy */
+};
+
+void ferry_request_init(struct ferry_request *request);
+
+enum ferry_finish {
+    FERRY_FINISH_STOP,    /* the model ended it, or a stop text came */
+    FERRY_FINISH_LENGTH,  /* max_tokens */
+    FERRY_FINISH_CONTEXT, /* the context is full */
+    FERRY_FINISH_SCORED,
+    FERRY_FINISH_FAILED, /* this one alone: status and error say why */
+};
+
+struct ferry_answer {
+    uint64_t id;
+    enum ferry_finish finish;
+    const char *text; /* UTF-8, (n_bytes) and a NUL */
+    size_t n_bytes;
+    const int32_t *tokens; /* (n_tokens) drawn, without the one that ended it; or those scored */
+    size_t n_tokens;
+    size_t n_prompt, n_shared; /* prompt tokens; how many of them were not run, because another's pages held them */
+    size_t n_greedy;           /* of scored tokens, how many were the likeliest */
+    const float *logprobs;     /* (n_tokens); NULL: not asked for */
+    const int32_t *top_tokens; /* (n_tokens, n_top), best first */
+    const float *top_logprobs; /* (n_tokens, n_top) */
+    int n_top;
+    int status; /* of a failed one */
+    const char *error;
+    uint64_t wait_ns, run_ns; /* from submit to its first step, and from there to its end */
+    uint32_t n_preempted;     /* how often it gave its pages back and was run again */
+    void *own;                /* the library's */
+};
+
+/* How the plan chooses the number of sequences, as text: for several numbers what is held, what a step reads and how long it
+ * takes. Reads only the model's header. Caller frees *out with ferry_free. */
+int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out);
+
+int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
+void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
+
+/* *id is never 0. ERR_ARG, ERR_LIMIT (the prompt leaves no room for an answer), ERR_NOMEM: the batch is as it was. */
+int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *request, uint64_t *id);
+
+/* Give an answer that is finished, or else run one step and look again; *out NULL: none yet. The answer is the caller's, by
+ * ferry_answer_free. After an error nothing is lost, and the next call tries again. */
+int ferry_batch_poll(struct ferry_batch *batch, struct ferry_answer **out);
+void ferry_answer_free(struct ferry_answer *answer); /* takes NULL */
+
+/* Has it begun, and not ended? */
+bool ferry_batch_is_running(const struct ferry_batch *batch, uint64_t id);
+
+/* Drop a request. FERRY_ERR_ARG: there is none of that id any more. */
+int ferry_batch_cancel(struct ferry_batch *batch, uint64_t id);
+
+/* Make the poll that runs, or else the next one, return ERR_CANCEL soon. Safe in a signal handler and from other threads. */
+void ferry_batch_interrupt(struct ferry_batch *batch);
+
+struct ferry_batch_stats {
+    uint32_t n_waiting, n_running, n_finished, most_running;
+    uint64_t n_steps, step_ns;
+    uint64_t n_prompt, n_generated; /* tokens run as given; drawn */
+    uint64_t n_shared;              /* prompt tokens not run, because another's pages held them */
+    uint64_t n_preempted, n_rerun;  /* how often pages were given back; tokens run again for it */
+    uint64_t kv_pages, kv_pages_used;
+};
+void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
+
+/* ---- results that survive ---- */
+
+/* A file of lines, each a record. A run that was killed, lost its power or filled the disk leaves whole lines and at most one
+ * torn end, which the next open cuts off. The file is locked: one process at a time. */
+struct ferry_journal;
+
+/* Called at open for each whole line (without its end; off: where it begins). 0: a record; FERRY_ERR_FORMAT: none, so that it and
+ * all behind it are cut off; another error ends the opening. */
+typedef int ferry_journal_line(const char *line, size_t n_bytes, uint64_t off, void *arg);
+
+/* Open, or make an empty one. ERR_IO, ERR_STATE (another process has it), ERR_UNSUPPORTED (no regular file). */
+int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out);
+void ferry_journal_close(struct ferry_journal *journal);       /* without sync; takes NULL */
+uint64_t ferry_journal_n_cut(struct ferry_journal *journal);   /* bytes cut off at open */
+uint64_t ferry_journal_n_bytes(struct ferry_journal *journal); /* of whole lines */
+
+/* Add a line (n_bytes, no line end in it); it reaches the disk within about a second of appends, or with sync. ERR_IO: the file
+ * holds what it held before. *off (may be NULL): where the line begins. */
+int ferry_journal_append(struct ferry_journal *journal, const char *line, size_t n_bytes, uint64_t *off);
+int ferry_journal_sync(struct ferry_journal *journal);
+int ferry_journal_read(struct ferry_journal *journal, uint64_t off, void *p, size_t n_bytes);
+int ferry_journal_clear(struct ferry_journal *journal); /* forget all lines */
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,8 @@
 #define TINY TEST_DATA_DIR "/cli/tiny.gguf"
 enum { TINY_VOCAB = 260, MAX_OUT = 1 << 20 };
 
-static const char *const commands[] = {"chat", "run", "plan", "probe", "bench", "eval", "info", "tokenize", "quantize"};
+static const char *const commands[] = {"chat",  "run",  "batch", "plan",     "probe",
+                                       "bench", "eval", "info",  "tokenize", "quantize"};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static char folder[] = TEST_BUILD_DIR "/t_cli-XXXXXX";
@@ -152,7 +153,6 @@ static const struct {
     {"$F plan $M --ram lots", "not a size"},
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
-    {"$F batch x", "no subcommand \"batch\""},
     {"$F quantize", "wants a model"},
     {"$F quantize $M $T/q.gguf", "IN OUT TYPE"},
     {"$F quantize $M $T/q.gguf Q9", "knows no type \"Q9\""},
@@ -351,6 +351,21 @@ START_TEST(run_is_the_same_for_the_same_seed)
     ck_assert(says(out, "\"end\": \"length\""));
     must_run("$F run $M -p hello -n 4 --system short --stats");
     ck_assert(says(errors, "weights read"));
+    ck_assert(says(errors, "[disk: loaded"));
+}
+END_TEST
+
+/* The prompt of 4 tokens is one step; of 3 answer tokens the last is not run. */
+START_TEST(traces_are_not_those_of_the_steps)
+{
+    must_run("$F run $M --raw -p hello --temp 0 -n 3 -q --trace $T/t.json --trace-experts $T/e; cat $T/e");
+    ck_assert(says(out, "step 4\nstep 1\nstep 1\n"));
+    must_run("cat $T/t.json");
+    ck_assert(says(out, "\"traceEvents\""));
+    ck_assert(says(out, "\"name\":\"step\""));
+    ck_assert(says(out, "\"name\":\"dense\""));
+    ck_assert_int_eq(run("$F run $M --raw -p hello --temp 0 -n 1 --trace $T/no/such/folder"), 1);
+    ck_assert(says(errors, "no/such/folder"));
 }
 END_TEST
 
@@ -634,6 +649,7 @@ int main(void)
     tcase_add_test(t, plan_of_a_shape_and_of_a_beginning);
     tcase_add_test(t, saved_plan_is_run);
     tcase_add_test(t, run_is_the_same_for_the_same_seed);
+    tcase_add_test(t, traces_are_not_those_of_the_steps);
     tcase_add_test(t, full_context_is_told_with_numbers);
     tcase_add_test(t, closed_pipe_and_full_disk_are_failures);
     tcase_add_test(t, logits_do_not_depend_on_the_cut);

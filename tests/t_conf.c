@@ -11,6 +11,7 @@
 static const struct conf_command commands[] = {
     {"run", "answer", "MODEL", "About.", "ferry run m", 1, 1, NULL},
     {"chat", "talk", "MODEL", "About.", "ferry chat m", 1, 1, NULL},
+    {"batch", "many", "MODEL", "About.", "ferry batch m", 1, 1, NULL},
     {"bench", "speed", "MODEL", "About.", "ferry bench m", 1, 1, NULL},
     {"eval", "logits", "MODEL", "About.", "ferry eval m", 1, 1, NULL},
     {"plan", "plan", "MODEL", "About.", "ferry plan m", 1, 1, NULL},

@@ -6,10 +6,12 @@
 #include "src/model/slot_shape.h"
 
 #include <check.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
@@ -242,6 +244,78 @@ START_TEST(look_ahead_changes_words_or_reads_nothing)
     ck_assert_uint_gt(st.expert_misses, 0);
     ck_assert_uint_gt(st.hint_reads, 0);
     ck_assert_uint_le(st.hint_hits, st.hint_reads);
+}
+END_TEST
+
+/* Sums over a written timeline: bytes of reads that ended, and spans by name. */
+static uint64_t sum_timeline(const char *path, int *n_reads, int *n_steps)
+{
+    char line[512];
+    uint64_t sum = 0, bytes;
+    FILE *f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    *n_reads = *n_steps = 0;
+    while (fgets(line, sizeof line, f)) {
+        const char *at = strstr(line, "\"bytes\":");
+        *n_steps += strstr(line, "\"name\":\"step\"") != NULL;
+        if (at && sscanf(at, "\"bytes\":%" SCNu64, &bytes) == 1) {
+            ++*n_reads;
+            sum += bytes;
+        }
+    }
+    fclose(f);
+    return sum;
+}
+
+static uint64_t count_wanted(const char *path, int *n_steps)
+{
+    int c, before = '\n';
+    uint64_t n_blanks = 0, n_marks = 0;
+    FILE *f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    *n_steps = 0;
+    for (; (c = fgetc(f)) != EOF; before = c) {
+        n_blanks += c == ' ';
+        *n_steps += before == '\n' && c == 's';
+    }
+    n_marks = (uint64_t)*n_steps;
+    fclose(f);
+    return n_blanks - n_marks;
+}
+
+/* Every read and every wanted expert that the counters know stands in the traces, and no other. */
+START_TEST(traces_tell_other_things_than_the_counters)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = NULL;
+    struct ferry_stats st;
+    int n_reads, n_steps;
+    int32_t token;
+    char timeline[] = TEST_BUILD_DIR "/t_session-timeline", wanted[] = TEST_BUILD_DIR "/t_session-wanted";
+    o.expert_ram_bytes = least_slots("qwen3moe") * 2;
+    o.trace = o.trace_experts = true;
+    ck_assert_msg(ferry_engine_open(model_path("qwen3moe"), &o, &e) == 0, "%s", ferry_error());
+    struct ferry_session *s = session_of(e);
+    ck_assert_int_eq(ferry_session_append(s, ids, 5, NULL, NULL), 0);
+    for (int i = 0; i < 10; i++)
+        ck_assert_int_eq(ferry_session_step(s, &token), 0);
+    ferry_session_stats(s, &st);
+    ck_assert_int_eq(ferry_engine_trace(e, timeline), 0);
+    ck_assert_int_eq(ferry_engine_trace_experts(e, wanted), 0);
+    ck_assert_uint_eq(sum_timeline(timeline, &n_reads, &n_steps), st.disk_bytes);
+    ck_assert_uint_ge((uint64_t)n_reads, st.expert_misses);
+    ck_assert_int_eq(n_steps, 1 + 9);
+    ck_assert_uint_eq(count_wanted(wanted, &n_steps), st.expert_hits + st.expert_misses);
+    ck_assert_int_eq(n_steps, 1 + 9);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    o.trace = o.trace_experts = false;
+    ck_assert_int_eq(ferry_engine_open(model_path("qwen3moe"), &o, &e), 0);
+    ck_assert_int_eq(ferry_engine_trace(e, timeline), FERRY_ERR_STATE);
+    ck_assert_int_eq(ferry_engine_trace_experts(e, wanted), FERRY_ERR_STATE);
+    ferry_engine_close(e);
+    unlink(timeline);
+    unlink(wanted);
 }
 END_TEST
 
@@ -527,6 +601,7 @@ int main(void)
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
     tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
     tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
+    tcase_add_test(t, traces_tell_other_things_than_the_counters);
     tcase_add_test(t, joint_stack_of_gate_and_up_changes_bits);
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);

@@ -12,6 +12,8 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -24,7 +26,7 @@ START_TEST(recency_is_not_that_of_the_textbook)
 {
     static const int wanted[] = {7, 0, 1, 2, 0, 3, 0, 4, 2, 3, 0, 3, 2, 1, 2, 0, 1, 7, 0, 1};
     enum { N = sizeof wanted / sizeof *wanted, N_SLOTS = 3 };
-    struct evict_slot slots[N_SLOTS] = {{EVICT_FREE, 0, 0}};
+    struct evict_slot slots[N_SLOTS] = {{.state = EVICT_FREE}};
     int in_slot[N_SLOTS] = {-1, -1, -1}, n_faults = 0;
 
     for (int t = 0; t < N; t++) {
@@ -36,7 +38,7 @@ START_TEST(recency_is_not_that_of_the_textbook)
             at = evict_choose(slots, N_SLOTS);
             in_slot[at] = wanted[t];
         }
-        slots[at] = (struct evict_slot){EVICT_KEPT, 1, (uint64_t)t};
+        slots[at] = (struct evict_slot){EVICT_KEPT, 1, 0, (uint64_t)t};
     }
     ck_assert_int_eq(n_faults, 12);
 }
@@ -46,7 +48,7 @@ END_TEST
 START_TEST(circle_larger_than_the_slots_never_hits)
 {
     enum { N = 10, N_SLOTS = 4, N_ROUNDS = 5 };
-    struct evict_slot slots[N_SLOTS] = {{EVICT_FREE, 0, 0}};
+    struct evict_slot slots[N_SLOTS] = {{.state = EVICT_FREE}};
     int in_slot[N_SLOTS] = {-1, -1, -1, -1};
     uint32_t n_uses[N] = {0};
 
@@ -64,7 +66,7 @@ START_TEST(circle_larger_than_the_slots_never_hits)
             }
             at = evict_choose(slots, N_SLOTS);
             in_slot[at] = want;
-            slots[at] = (struct evict_slot){EVICT_PASSING, n_uses[want], (uint64_t)(round * N + want)};
+            slots[at] = (struct evict_slot){EVICT_PASSING, n_uses[want], 0, (uint64_t)(round * N + want)};
         }
         ck_assert_int_eq(n_hits, round ? N_SLOTS - 1 : 0);
     }
@@ -73,14 +75,31 @@ END_TEST
 
 START_TEST(held_slot_goes_or_free_one_does_not)
 {
-    struct evict_slot slots[] = {{EVICT_HELD, 0, 0},  {EVICT_KEPT, 5, 9},     {EVICT_KEPT, 4, 9},
-                                 {EVICT_KEPT, 1, 10}, {EVICT_PASSING, 7, 99}, {EVICT_FREE, 0, 0}};
+    struct evict_slot slots[] = {{EVICT_HELD, 0, 0, 0},  {EVICT_KEPT, 5, 2, 9},     {EVICT_KEPT, 4, 2, 9},
+                                 {EVICT_KEPT, 1, 2, 10}, {EVICT_PASSING, 7, 9, 99}, {EVICT_FREE, 0, 0, 0},
+                                 {EVICT_KEPT, 9, 1, 11}};
 
     ck_assert_int_eq(evict_choose(slots, 6), 5);
+    slots[4].state = slots[5].state = EVICT_HELD;
+    ck_assert_int_eq(evict_choose(slots, 7), 6); /* the colder one, though it is the newest */
+    slots[4].state = EVICT_PASSING;
     ck_assert_int_eq(evict_choose(slots, 5), 4); /* what passes, before what is kept */
     ck_assert_int_eq(evict_choose(slots, 4), 2); /* equally old: the rarer one */
     ck_assert_int_eq(evict_choose(slots, 1), -1);
     ck_assert_int_eq(evict_choose(slots, 0), -1);
+}
+END_TEST
+
+/* Used in steps 0, 4 and 8: 1 + 2 + 4 halves as the exponent says. Once in step 11 is less than that, in step 12 more. */
+START_TEST(heat_is_not_the_sum_of_faded_uses)
+{
+    double often = evict_heat(evict_heat(evict_heat(-INFINITY, 0), 4), 8);
+
+    ck_assert_double_eq_tol(often, log2(1 + 2 + 4), 4 * DBL_EPSILON * 3);
+    ck_assert_double_eq(evict_heat(-INFINITY, 12), 3);
+    ck_assert_double_lt(evict_heat(-INFINITY, 11), often);
+    ck_assert_double_gt(evict_heat(-INFINITY, 12), often);
+    ck_assert_double_eq(evict_heat(evict_heat(-INFINITY, 12), 12), 4);
 }
 END_TEST
 
@@ -432,14 +451,17 @@ START_TEST(guess_is_not_the_routers_likelier_half)
     write_file();
     ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
     ck_assert_int_eq(ahead_init(&by_hand.m, &a), 0);
-    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, 1, &ids), 2);
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, 1, 4}, &ids), 2);
     ck_assert_int_eq(ids[0], 4);
     ck_assert_int_eq(ids[1], 1);
-    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, 2, &ids), 3);
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, 2, 6}, &ids), 3);
     ck_assert_int_eq(ids[2], 3);
-    ck_assert_int_eq(ahead_guess(&a, s, 1, &rows, AHEAD_MAX_ROWS + 1, &ids), 0);
-    ck_assert_int_eq(ahead_guess(&a, s, 2, &rows, 1, &ids), 0); /* no router there */
-    ck_assert_int_eq(ahead_guess(&a, s, N_LAYER - 1, &rows, 1, &ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 5}, &ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 6}, &ids), N_EXPERT);
+    for (int e = 0; e < N_EXPERT; e++)
+        ck_assert_int_eq(ids[e], e);
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){2, &rows, 1, 4}, &ids), 0); /* no router there */
+    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){N_LAYER - 1, &rows, 1, 4}, &ids), 0);
     ahead_done(&a);
     store_close(s);
     unlink(by_hand.path);
@@ -637,6 +659,7 @@ int main(void)
     tcase_add_test(tc, recency_is_not_that_of_the_textbook);
     tcase_add_test(tc, circle_larger_than_the_slots_never_hits);
     tcase_add_test(tc, held_slot_goes_or_free_one_does_not);
+    tcase_add_test(tc, heat_is_not_the_sum_of_faded_uses);
     tcase_add_test(tc, slots_take_other_bytes_than_reckoned);
     tcase_add_loop_test(tc, loans_give_other_bytes_than_the_files, 0, 16);
     tcase_add_loop_test(tc, second_loan_takes_the_slots_of_the_first, 0, 2);

@@ -10,6 +10,7 @@ extern "C" {
 
 int cmd_chat(const struct conf *conf);
 int cmd_run(const struct conf *conf);
+int cmd_batch(const struct conf *conf);
 int cmd_tokenize(const struct conf *conf);
 int cmd_info(const struct conf *conf);
 int cmd_eval(const struct conf *conf);

@@ -15,6 +15,7 @@
 
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -36,7 +37,9 @@ struct result {
     char name[32];
     double tokens_per_s, least, most; /* median, slowest, fastest */
     double ram_bytes_per_tok, disk_bytes_per_tok;
-    double predicted;  /* by the plan; 0: not known, or not for so many tokens */
+    double predicted; /* by the plan; 0: not known, or not for so many tokens */
+    double disk_wait_s_per_tok;
+    double hit_share;  /* of the experts wanted, in memory or on their way; NAN: none were wanted */
     bool memory_bound; /* one token at a time: weights are read for each */
 };
 
@@ -80,6 +83,17 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static void take_disk(struct result *out, const struct ferry_stats *before, const struct ferry_stats *after,
+                      double n_tok)
+{
+    double n_hits = (double)(after->expert_hits - before->expert_hits);
+    double n_wanted = n_hits + (double)(after->expert_misses - before->expert_misses);
+
+    out->disk_bytes_per_tok = (double)(after->disk_bytes - before->disk_bytes) / n_tok;
+    out->disk_wait_s_per_tok = (double)(after->disk_wait_ns - before->disk_wait_ns) * 1e-9 / n_tok;
+    out->hit_share = n_wanted > 0 ? n_hits / n_wanted : NAN;
+}
+
 /* Warm-up, then the repetitions; each begins with an empty session and draws tokens of its own. */
 static int measure(struct bench *b, const char *name, size_t n, bool generate, struct result *out)
 {
@@ -117,7 +131,7 @@ static int measure(struct bench *b, const char *name, size_t n, bool generate, s
     uint64_t bytes = generate ? after.weight_bytes_generate - before.weight_bytes_generate
                               : after.weight_bytes_prompt - before.weight_bytes_prompt;
     out->ram_bytes_per_tok = (double)bytes / (double)(n * n_reps);
-    out->disk_bytes_per_tok = (double)(after.disk_bytes - before.disk_bytes) / (double)(n * n_reps);
+    take_disk(out, &before, &after, (double)(n * n_reps));
     return 0;
 }
 
@@ -149,6 +163,13 @@ static void print_text(const struct bench *b, const struct result *results, int 
         else
             printf(" %12s\n", "-");
     }
+    for (int i = 0; i < n; i++) {
+        const struct result *r = &results[i];
+        if (r->disk_bytes_per_tok > 0)
+            printf("%-10s %12.2f MB a token from disk, waited %.1f ms for them; of the experts wanted %.1f %% were "
+                   "there\n",
+                   r->name, r->disk_bytes_per_tok / 1e6, r->disk_wait_s_per_tok * 1e3, 100 * r->hit_share);
+    }
 }
 
 static json_t *json_result(const struct bench *b, const struct result *r)
@@ -161,6 +182,8 @@ static json_t *json_result(const struct bench *b, const struct result *r)
         json_pack("{s:s, s:f, s:f, s:f, s:{s:f, s:f, s:f}, s:o}", "name", r->name, "tokens_per_s", r->tokens_per_s,
                   "slowest_tokens_per_s", r->least, "fastest_tokens_per_s", r->most, "bytes_per_token", "ram",
                   r->ram_bytes_per_tok, "disk", r->disk_bytes_per_tok, "pcie", 0.0, "roof", roof);
+    json_object_set_new(o, "disk_wait_s_per_token", json_real(r->disk_wait_s_per_tok));
+    json_object_set_new(o, "expert_hit_share", isnan(r->hit_share) ? json_null() : json_real(r->hit_share));
     json_object_set_new(o, "predicted_tokens_per_s", r->predicted > 0 ? json_real(r->predicted) : json_null());
     return o;
 }
@@ -241,6 +264,8 @@ int cmd_bench(const struct conf *conf)
         rc = measure(&b, "pp", conf->bench_prompt, false, &results[n++]);
     if (!rc && conf->bench_generate)
         rc = measure(&b, "tg", conf->bench_generate, true, &results[n++]);
+    if (!rc)
+        rc = talk_trace(&b.talk);
     if (!rc && conf->json)
         rc = print_json(&b, results, n);
     else if (!rc)

@@ -259,6 +259,8 @@ int cmd_chat(const struct conf *conf)
         greet(&c);
         rc = loop(&c);
     }
+    if (!rc)
+        rc = talk_trace(&c.talk);
     if (stop_for_good() || (rc == 0 && stop_asked() && !lines_is_terminal(c.lines)))
         status = CONF_EXIT_INTERRUPTED;
     lines_close(c.lines);

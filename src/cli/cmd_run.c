@@ -97,6 +97,8 @@ int cmd_run(const struct conf *conf)
         rc = talk_open(conf, conf->n_ctx, 0, &t);
         if (!rc)
             rc = answer(&t, &prompt, &status);
+        if (!rc)
+            rc = talk_trace(&t);
         talk_close(&t);
     }
     text_done(&prompt);

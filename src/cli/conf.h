@@ -24,7 +24,7 @@ struct conf {
     /* engine */
     uint64_t ram_bytes, expert_ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
-    const char *kv_type, *io, *prefill, *isa;
+    const char *kv_type, *io, *prefill, *isa, *device;
     bool no_pin;
     const char *plan;
     /* sampling */
@@ -36,6 +36,10 @@ struct conf {
     const char *system, *prompt, *file;
     uint32_t n_tokens;
     bool raw;
+    /* batch */
+    const char *input, *output, *order;
+    uint32_t n_sequences;
+    bool score, restart, accept_changes;
     /* tokenize */
     bool decode, special, bos;
     /* eval */
@@ -48,7 +52,7 @@ struct conf {
     double mem_bytes_per_s, disk_bytes_per_s, gpu_bytes_per_s, pcie_bytes_per_s, skew;
     uint64_t vram_bytes;
     uint32_t n_cores;
-    bool explain;
+    bool explain; /* batch, too */
     const char *save;
     /* quantize */
     const char *imatrix;
@@ -56,6 +60,7 @@ struct conf {
     bool pure, dry_run, verbose;
     /* output */
     bool stats, json, quiet, tensors;
+    const char *trace, *trace_experts;
     /* from the environment */
     char *cache_dir, *state_dir; /* own: ".../ferry"; NULL: the environment names no place */
     bool no_color;

@@ -23,6 +23,18 @@ static const struct conf_command commands[] = {
     {"run", "answer one prompt", "MODEL (-p TEXT | -f FILE) [options]",
      "Answer one prompt: the answer goes to stdout, statistics go to stderr. Ctrl-C stops; what was said so far stays.",
      "ferry run model.gguf -p 'Why is the sky blue?' --temp 0 -n 200", 1, 1, cmd_run},
+    {"batch", "answer many prompts, resumable", "MODEL -i IN.jsonl -o OUT.jsonl [options]",
+     "Answer many prompts together, at the best total speed. A request is an object of JSON on a line of its own: "
+     "{\"id\", \"prompt\" or \"messages\", and options}, or OpenAI's batch form. prompt is continued as it is, "
+     "messages "
+     "go through the model's template. Options: max_tokens, n, temperature, top_p, top_k, min_p, seed, stop, "
+     "ignore_eos, logprobs, penalties; what a request leaves out is taken from the command line. A line that cannot be "
+     "read becomes a record with an \"error\".\n"
+     "After a crash or Ctrl-C the same command goes on where it stopped. Ctrl-C finishes the answers in flight; a "
+     "second one stops at once.\n"
+     "Each answer is bit for bit what ferry run says alone, whatever runs beside it. Without a seed of its own, answer "
+     "i (from 0) of line l has the seed --seed + 64 (l - 1) + i.",
+     "ferry batch model.gguf -i prompts.jsonl -o answers.jsonl --temp 0 -n 200", 1, 1, cmd_batch},
     {"plan", "what would go where, how fast, and why", "MODEL [options]",
      "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
      "the model's header: the beginning of a download is enough, and MODEL may also be the name of a shape: "

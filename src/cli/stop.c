@@ -8,12 +8,14 @@
 enum { AT_ONCE = 3 };
 
 static _Atomic(struct ferry_session *) watched;
+static _Atomic(struct ferry_batch *) watched_batch;
 static volatile sig_atomic_t n_asked, for_good;
 static struct sigaction old_int, old_term;
 
 static void on_signal(int number)
 {
     struct ferry_session *session = atomic_load(&watched);
+    struct ferry_batch *batch = atomic_load(&watched_batch);
 
     n_asked = n_asked + 1;
     if (number == SIGTERM)
@@ -24,6 +26,8 @@ static void on_signal(int number)
     }
     if (session)
         ferry_session_cancel(session);
+    if (batch && (n_asked > 1 || for_good))
+        ferry_batch_interrupt(batch);
 }
 
 void stop_begin(void)
@@ -40,6 +44,7 @@ void stop_begin(void)
 void stop_end(void)
 {
     stop_watch(NULL);
+    stop_watch_batch(NULL);
     sigaction(SIGINT, &old_int, NULL);
     sigaction(SIGTERM, &old_term, NULL);
 }
@@ -47,6 +52,11 @@ void stop_end(void)
 void stop_watch(struct ferry_session *session)
 {
     atomic_store(&watched, session);
+}
+
+void stop_watch_batch(struct ferry_batch *batch)
+{
+    atomic_store(&watched_batch, batch);
 }
 
 bool stop_asked(void)

@@ -18,6 +18,9 @@ void stop_end(void);
 /* The session that a signal cancels; NULL: none. */
 void stop_watch(struct ferry_session *session);
 
+/* The batch whose step the second signal, or a SIGTERM, cancels: after the first, what runs may be finished. NULL: none. */
+void stop_watch_batch(struct ferry_batch *batch);
+
 bool stop_asked(void);
 /* SIGTERM came: not only this answer, the program shall end. */
 bool stop_for_good(void);

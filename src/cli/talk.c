@@ -19,8 +19,8 @@ static bool on_load(uint64_t done, uint64_t total, void *arg)
     return !stop_asked();
 }
 
-static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
-                                            struct term_progress *progress)
+struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
+                                          struct term_progress *progress)
 {
     struct ferry_engine_opts o;
 
@@ -35,9 +35,12 @@ static struct ferry_engine_opts engine_opts(const struct conf *conf, uint32_t n_
     o.io = conf->io;
     o.prefill = conf->prefill;
     o.isa = conf->isa;
+    o.device = conf->device;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;
+    o.trace = conf->trace != NULL;
+    o.trace_experts = conf->trace_experts != NULL;
     o.progress = on_load;
     o.progress_arg = progress;
     return o;
@@ -69,7 +72,7 @@ static bool draws(const struct conf *conf)
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out)
 {
     struct term_progress progress;
-    struct ferry_engine_opts opts = engine_opts(conf, n_ctx, n_out, &progress);
+    struct ferry_engine_opts opts = talk_engine_opts(conf, n_ctx, n_out, &progress);
     struct ferry_sample_opts sample = sample_opts(conf);
     char *profile = NULL;
 
@@ -248,39 +251,71 @@ static double rate(uint64_t n, uint64_t ns)
     return ns ? (double)n * 1e9 / (double)ns : 0;
 }
 
+static double percent(uint64_t part, uint64_t of)
+{
+    return of ? 100 * (double)part / (double)of : 0;
+}
+
+/* What lies in memory, and how much of it was read for each token. */
+static void print_memory(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t n = now->n_generated - start->n_generated, ns = now->generate_ns - start->generate_ns;
+    uint64_t bytes = now->weight_bytes_generate - start->weight_bytes_generate;
+    uint64_t n_hits = now->expert_hits - start->expert_hits, n_misses = now->expert_misses - start->expert_misses;
+
+    fprintf(stderr, "[memory: dense %.1f MB, experts %.1f MB, KV %.1f MB, scratch %.1f MB",
+            (double)now->dense_bytes / 1e6, (double)now->expert_bytes / 1e6, (double)now->kv_bytes / 1e6,
+            (double)now->scratch_bytes / 1e6);
+    if (n_hits + n_misses)
+        fprintf(stderr, "; of %" PRIu64 " experts wanted %.1f %% were there or on their way", n_hits + n_misses,
+                percent(n_hits, n_hits + n_misses));
+    if (n)
+        fprintf(stderr, "; weights read %.1f MB a token, %.1f GB/s", (double)bytes / (double)n / 1e6,
+                rate(bytes, ns) / 1e9);
+    fprintf(stderr, "]\n");
+}
+
+/* What came from disk, how fast, and for how much of the time nothing could be done meanwhile. */
+static void print_disk(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t ns = now->generate_ns - start->generate_ns + now->prompt_ns - start->prompt_ns;
+    uint64_t bytes = now->disk_bytes - start->disk_bytes, wait_ns = now->disk_wait_ns - start->disk_wait_ns;
+    uint64_t n_hints = now->hint_reads - start->hint_reads, n_right = now->hint_hits - start->hint_hits;
+
+    fprintf(stderr, "[disk: loaded %.1f MB in %.2f s", (double)now->load_bytes / 1e6, (double)now->load_ns * 1e-9);
+    if (bytes)
+        fprintf(stderr,
+                "; then %.1f MB, %.2f GB/s while reads were in flight, waited %.2f s (%.1f %% of the time); %" PRIu64
+                " experts read ahead, %.1f %% of them rightly",
+                (double)bytes / 1e6, rate(bytes, now->disk_busy_ns - start->disk_busy_ns) / 1e9, (double)wait_ns * 1e-9,
+                percent(wait_ns, ns), n_hints, percent(n_right, n_hints));
+    fprintf(stderr, "]\n");
+}
+
 void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all)
 {
     struct ferry_stats now;
 
     ferry_session_stats(t->session, &now);
     uint64_t n_prompt = now.n_prompt - start->n_prompt, n_generated = now.n_generated - start->n_generated;
-    uint64_t generate_ns = now.generate_ns - start->generate_ns;
-    uint64_t generate_bytes = now.weight_bytes_generate - start->weight_bytes_generate;
     fprintf(stderr,
             "[prompt %" PRIu64 " tokens, %.1f tokens/s; answer %" PRIu64
             " tokens, %.1f tokens/s; context %zu of %" PRIu32 "]\n",
-            n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated, rate(n_generated, generate_ns),
-            ferry_session_n_tokens(t->session), t->info.n_ctx);
+            n_prompt, rate(n_prompt, now.prompt_ns - start->prompt_ns), n_generated,
+            rate(n_generated, now.generate_ns - start->generate_ns), ferry_session_n_tokens(t->session), t->info.n_ctx);
     if (!all)
         return;
     char review[256];
     if (ferry_session_review(t->session, &t->fed, &now, review, sizeof review)[0])
         fprintf(stderr, "[%s]\n", review);
-    if (n_generated)
-        fprintf(stderr, "[weights read %.1f MB a token, %.1f GB/s]\n",
-                (double)generate_bytes / (double)n_generated / 1e6, rate(generate_bytes, generate_ns) / 1e9);
-    uint64_t n_hits = now.expert_hits - start->expert_hits, n_misses = now.expert_misses - start->expert_misses;
-    uint64_t n_hints = now.hint_reads - start->hint_reads, n_right = now.hint_hits - start->hint_hits;
-    if (n_hits + n_misses)
-        fprintf(stderr,
-                "[experts wanted %" PRIu64 ", in memory or on their way %.1f %%; read ahead %" PRIu64
-                ", %.1f %% of them rightly]\n",
-                n_hits + n_misses, 100 * (double)n_hits / (double)(n_hits + n_misses), n_hints,
-                n_hints ? 100 * (double)n_right / (double)n_hints : 0);
-    fprintf(stderr,
-            "[disk %.1f MB, waited %.2f s; loaded %.1f MB in %.2f s; KV %.1f MB, scratch %.1f MB; %" PRIu32
-            " threads, %s]\n",
-            (double)(now.disk_bytes - start->disk_bytes) / 1e6, (double)(now.disk_wait_ns - start->disk_wait_ns) * 1e-9,
-            (double)now.load_bytes / 1e6, (double)now.load_ns * 1e-9, (double)now.kv_bytes / 1e6,
-            (double)now.scratch_bytes / 1e6, t->info.n_threads, t->info.isa);
+    print_memory(&now, start);
+    print_disk(&now, start);
+    fprintf(stderr, "[%" PRIu32 " threads, %s]\n", t->info.n_threads, t->info.isa);
+}
+
+int talk_trace(const struct talk *t)
+{
+    int rc = t->conf->trace ? ferry_engine_trace(t->engine, t->conf->trace) : 0;
+
+    return !rc && t->conf->trace_experts ? ferry_engine_trace_experts(t->engine, t->conf->trace_experts) : rc;
 }

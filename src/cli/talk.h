@@ -22,6 +22,11 @@ struct talk {
     struct ferry_stats fed; /* when the prompt had been read, and the answer began */
 };
 
+/* The engine's options that conf says; progress (begun by the caller) shows the loading, and must live until the engine is open. */
+struct term_progress;
+struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
+                                          struct term_progress *progress);
+
 /* Load the model, with progress, and make one session. n_ctx, n_out: as in the engine's options. Signals are watched from here to
  * talk_close. Codes of ferry_engine_open(); ERR_CANCEL when the user stopped it. */
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out);
@@ -57,6 +62,9 @@ int talk_reply(struct talk *t, bool shown, struct talk_answer *out);
 /* Counters at the start of an answer; then the difference, on one line of stderr, or several if all is wanted. */
 void talk_stats_begin(const struct talk *t, struct ferry_stats *start);
 void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all);
+
+/* Write the traces that were asked for (--trace, --trace-experts). ERR_IO. */
+int talk_trace(const struct talk *t);
 
 #ifdef __cplusplus
 }

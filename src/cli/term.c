@@ -64,22 +64,35 @@ static void format_line(const struct term_progress *p, uint64_t done, uint64_t t
         snprintf(line + n, line_bytes - (size_t)n, ", %.0f s left", (double)(total - done) / per_s);
 }
 
+/* Is it time for a line? */
+static bool is_due(const struct term_progress *p, uint64_t now_ns)
+{
+    bool is_terminal = isatty(STDERR_FILENO) == 1;
+
+    if (p->quiet || now_ns - p->start_ns < SILENT_NS)
+        return false;
+    if (p->shown && now_ns - p->last_ns < (is_terminal ? REDRAW_NS : LINE_NS))
+        return false;
+    return p->shown || is_terminal || now_ns - p->start_ns >= LINE_NS;
+}
+
 void term_progress_at(struct term_progress *p, uint64_t done, uint64_t total)
 {
     char line[160];
-    bool is_terminal = isatty(STDERR_FILENO) == 1;
+
+    format_line(p, done, total, (double)(clock_ns() - p->start_ns) * 1e-9, line, sizeof line);
+    term_progress_text(p, line);
+}
+
+void term_progress_text(struct term_progress *p, const char *line)
+{
     uint64_t now_ns = clock_ns();
 
-    if (p->quiet || now_ns - p->start_ns < SILENT_NS)
-        return;
-    if (p->shown && now_ns - p->last_ns < (is_terminal ? REDRAW_NS : LINE_NS))
-        return;
-    if (!p->shown && !is_terminal && now_ns - p->start_ns < LINE_NS)
+    if (!is_due(p, now_ns))
         return;
     p->shown = true;
     p->last_ns = now_ns;
-    format_line(p, done, total, (double)(now_ns - p->start_ns) * 1e-9, line, sizeof line);
-    if (is_terminal)
+    if (isatty(STDERR_FILENO) == 1)
         fprintf(stderr, "\r\033[K%s", line);
     else
         fprintf(stderr, "%s\n", line);

@@ -28,7 +28,8 @@ struct term_progress {
 
 void term_progress_begin(struct term_progress *p, const struct conf *conf, const char *what, const char *unit);
 void term_progress_at(struct term_progress *p, uint64_t done, uint64_t total);
-void term_progress_end(struct term_progress *p); /* wipes the line */
+void term_progress_text(struct term_progress *p, const char *text); /* the same, with words of one's own */
+void term_progress_end(struct term_progress *p);                    /* wipes the line */
 
 #ifdef __cplusplus
 }

@@ -166,6 +166,17 @@ struct device_ops {
     /* Wait until everything queued has been done. */
     int (*sync)(struct device *dev);
 
+    /* Memory of the device where it is not the host's: all five are NULL where it is (CPU). Ops then take addresses that alloc
+     * gave, and pages and experts with them; what a step says (struct rows, slots) stays host memory.
+     * alloc: 256-byte aligned, uninitialised; ERR_NOMEM. release takes NULL. Neither inside a step. */
+    int (*alloc)(struct device *dev, uint64_t bytes, void **out);
+    void (*release)(struct device *dev, void *ptr);
+    /* In the order of what was queued before. upload: src may be changed on return. download returns when dst is there. copy:
+     * within the device, queued. ERR_DEVICE. */
+    int (*upload)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*download)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*copy)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+
     /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */
     void (*op_ns)(const struct device *dev, uint64_t *ns, bool reset);
 

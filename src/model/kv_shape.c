@@ -77,3 +77,18 @@ int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64
     int64_t n_window = n < 2 ? 1 : (n - 2) / DEVICE_PAGE_TOK + 2;
     return n_window < n_all ? n_window : n_all;
 }
+
+int64_t model_kv_pool_pages(const struct kv_shape *s, int group, const struct kv_pool *pool)
+{
+    int64_t one = model_kv_pages(s, group, pool->n_ctx, pool->chunk_tok), all;
+
+    if (__builtin_mul_overflow(one, pool->n_seq, &all))
+        return -1;
+    if (pool->pool_tok <= 0)
+        return all;
+    /* Whoever holds a page of a window group holds one of the full group for the same positions: no group needs more. */
+    int64_t shared = pool->pool_tok / DEVICE_PAGE_TOK + (pool->pool_tok % DEVICE_PAGE_TOK != 0);
+    if (shared < one)
+        shared = one;
+    return shared < all ? shared : all;
+}

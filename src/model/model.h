@@ -128,6 +128,13 @@ int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape 
 /* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
 int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);
 
+/* Pages of a group for n_seq sequences of up to n_ctx positions; pool_tok > 0: that hold at most so many together (never less
+ * than one full sequence). -1 past 63 bits. */
+struct kv_pool {
+    int64_t n_seq, n_ctx, chunk_tok, pool_tok;
+};
+int64_t model_kv_pool_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
+
 #ifdef __cplusplus
 }
 #endif

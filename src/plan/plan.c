@@ -33,8 +33,9 @@ uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
     uint64_t sum = 0, bytes;
 
     for (int group = 0; group < shape->n_groups; group++) {
-        uint64_t n_pages = (uint64_t)model_kv_pages(shape, group, p->n_ctx, p->chunk_tok);
-        if (!size_mul(n_pages, p->n_seq, &n_pages) || !size_mul(n_pages, shape->page_bytes[group], &bytes) ||
+        const struct kv_pool pool = {p->n_seq, p->n_ctx, p->chunk_tok, p->kv_tok};
+        int64_t n_pages = model_kv_pool_pages(shape, group, &pool);
+        if (n_pages < 0 || !size_mul((uint64_t)n_pages, shape->page_bytes[group], &bytes) ||
             !size_add(sum, bytes, &sum))
             return UINT64_MAX;
     }
@@ -115,11 +116,19 @@ static int count_weights(const struct model *m, struct plan *p)
     return 0;
 }
 
-/* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack. */
+/* The kernel's own page tables for memory, which a cgroup counts: 8 bytes for each small page. */
+#define PAGE_TABLE_PART (MAP_BYTES / 8)
+
+/* The header is kept, the tokenizer makes tables of about three times its size, and every thread has a stack; the program and
+ * its libraries are files, some of whose pages stay. */
 static uint64_t meta_bytes(const struct model *m, const struct plan *p)
 {
     uint64_t header_bytes = m->gguf ? gguf_header_bytes(m->gguf) : 0;
-    return 4 * header_bytes + 8 * MIB + (uint64_t)p->n_threads * 256 * KIB;
+    uint64_t mapped_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes;
+
+    if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes))
+        mapped_bytes = UINT64_MAX;
+    return 4 * header_bytes + 64 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART;
 }
 
 static void count_rest(const struct model *m, struct plan *p)
@@ -231,7 +240,9 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
     p->prefill = o->prefill;
     p->skew = o->skew;
     p->pin = !o->no_pin;
-    p->chunk_tok = least(p->chunk_tok, p->n_ctx);
+    p->kv_tok = o->kv_tok;
+    if (!p->kv_tok)
+        p->chunk_tok = least(p->chunk_tok, p->n_ctx);
     p->n_out = least(or_else(o->n_out, 1), p->chunk_tok);
     snprintf(p->isa, sizeof p->isa, "%s", o->isa[0] ? o->isa : in->machine->isa);
     return choose_budget(in->machine, o, p);
@@ -253,7 +264,7 @@ static void set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint
  * (scratch was counted with it), so a context is never shorter than that. */
 static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p)
 {
-    uint32_t was = p->n_ctx, lo = floor > p->chunk_tok ? floor : p->chunk_tok, hi = was;
+    uint32_t was = p->n_ctx, lo = floor > p->chunk_tok || p->kv_tok ? floor : p->chunk_tok, hi = was;
 
     lo = (lo + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
     hi /= DEVICE_PAGE_TOK;
@@ -302,7 +313,8 @@ static int try_slots(const struct plan_in *in, const struct plan_opts *o, const 
     if (rc)
         return rc;
     if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
-        return set_slots(in, shape, least_bytes + (p->budget_bytes - p->total_bytes), p);
+        return set_slots(in, shape,
+                         least_bytes + (p->budget_bytes - p->total_bytes) / (PAGE_TABLE_PART + 1) * PAGE_TABLE_PART, p);
     return set_slots(in, shape, 0, p);
 }
 

@@ -34,11 +34,15 @@ struct plan_opts {
     char isa[16]; /* "": the machine's best */
     bool no_pin;
     double skew; /* how far the router has favourites (cost_router_init()); 0: none, the most that is read */
+    /* Sequences of a batch share the KV pool: positions that it holds for all together; 0: n_seq full ones. A step may then have
+     * more rows than a sequence has positions. */
+    uint32_t kv_tok;
 };
 
 struct plan {
     uint64_t machine_id, model_id;
     uint32_t n_threads, n_ctx, n_seq, chunk_tok, n_out;
+    uint32_t kv_tok; /* 0: the pool holds n_seq full sequences */
     enum quant_type kv_type;
     enum plan_io io; /* never AUTO */
     enum device_prefill prefill;
@@ -50,7 +54,7 @@ struct plan {
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
     uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
-    uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, whole pages */
+    uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, or kv_tok positions; whole pages */
     uint64_t scratch_bytes;           /* activations of a step, and the device's scratch */
     uint64_t stage_bytes;             /* bounce buffers of the reader */
     uint64_t meta_bytes; /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */

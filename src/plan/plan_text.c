@@ -74,10 +74,15 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     const char *how = p->io == PLAN_IO_MMAP    ? "mapped: the system may drop and read them again"
                       : p->io == PLAN_IO_URING ? "read by io_uring into memory of our own"
                                                : "read by pread into memory of our own";
-    char kv[96];
+    const char *kv_type = p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16";
+    char kv[128];
 
-    snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq,
-             p->n_seq == 1 ? "" : "s", p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16");
+    if (p->kv_tok)
+        snprintf(kv, sizeof kv, "%" PRIu32 " positions for %" PRIu32 " sequences together, %s", p->kv_tok, p->n_seq,
+                 kv_type);
+    else
+        snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq,
+                 p->n_seq == 1 ? "" : "s", kv_type);
     say(t, "\nmemory                      size  of budget\n");
     say_bytes(t, p, "dense weights", p->dense_bytes, how);
     if (p->slot_ram_bytes) {
@@ -277,6 +282,8 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "threads", json_integer(p->n_threads));
     json_object_set_new(o, "ctx", json_integer(p->n_ctx));
     json_object_set_new(o, "sessions", json_integer(p->n_seq));
+    if (p->kv_tok)
+        json_object_set_new(o, "kv_tok", json_integer(p->kv_tok));
     json_object_set_new(o, "chunk_tok", json_integer(p->chunk_tok));
     json_object_set_new(o, "logit_rows", json_integer(p->n_out));
     json_object_set_new(o, "kv_type", json_string(p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16"));
@@ -421,6 +428,8 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     read_count(&r, "threads", &p->n_threads);
     read_count(&r, "ctx", &p->n_ctx);
     read_count(&r, "sessions", &p->n_seq);
+    if (json_object_get(o, "kv_tok"))
+        read_count(&r, "kv_tok", &p->kv_tok);
     read_count(&r, "chunk_tok", &p->chunk_tok);
     read_count(&r, "logit_rows", &p->n_out);
     read_choice(&r, "kv_type", kv_names, 0, 2, &kv);
@@ -433,7 +442,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
         r.rc = err(ERR_FORMAT, "plan: \"isa\" has to be a text of at most %zu bytes", sizeof p->isa - 1);
     if (!r.rc && !json_is_boolean(json_object_get(o, "pin")))
         r.rc = err(ERR_FORMAT, "plan: \"pin\" has to be true or false");
-    if (!r.rc && (p->chunk_tok > p->n_ctx || p->n_out > p->chunk_tok))
+    if (!r.rc && ((p->chunk_tok > p->n_ctx && !p->kv_tok) || p->n_out > p->chunk_tok))
         r.rc = err(ERR_FORMAT,
                    "plan: ctx %" PRIu32 ", chunk_tok %" PRIu32 ", logit_rows %" PRIu32 ": each at most the one before",
                    p->n_ctx, p->chunk_tok, p->n_out);

@@ -17,7 +17,8 @@ int ahead_init(const struct model *m, struct ahead *out)
         return 0;
     out->x = mem_zalloc((size_t)hp->n_embd, sizeof *out->x, MEM_META);
     out->score = mem_zalloc((size_t)hp->n_expert, sizeof *out->score, MEM_META);
-    out->ids = mem_zalloc((size_t)hp->n_expert_used * AHEAD_MAX_ROWS, sizeof *out->ids, MEM_META);
+    int n_ids = hp->n_expert_used * AHEAD_MAX_ROWS;
+    out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
     if (out->x && out->score && out->ids)
         return 0;
     ahead_done(out);
@@ -76,22 +77,32 @@ static int take_best(struct ahead *a, int n)
     return n;
 }
 
-int ahead_guess(struct ahead *a, const struct store *store, int layer, const struct tensor *x, int n_rows,
-                const int32_t **ids)
+/* Three of four: after a chunk of a prompt that wanted so many, few of the others' reads are in vain. */
+static bool is_nearly_all(const struct ahead *a, int n_ids)
+{
+    return n_ids * 4 >= a->model->hp.n_expert * 3;
+}
+
+static int take_all(struct ahead *a)
+{
+    for (int e = 0; e < a->model->hp.n_expert; e++)
+        a->ids[e] = e;
+    return a->model->hp.n_expert;
+}
+
+/* The likelier ones of the next layer by what its router says of these rows. */
+static int ask_router(struct ahead *a, const struct store *store, const struct ahead_from *from)
 {
     const struct hparams *hp = &a->model->hp;
     int n = 0;
 
-    *ids = a->ids;
-    if (n_rows > AHEAD_MAX_ROWS || layer + 1 >= hp->n_layer || x->type != QUANT_F32 ||
-        a->model->layers[layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
+    const float *router = floats(a, store, from->layer + 1, ROLE_ROUTER);
+    const float *norm = floats(a, store, from->layer, ROLE_FFN_NORM);
+    const float *next_norm = floats(a, store, from->layer + 1, ROLE_FFN_NORM);
+    if (!router || from->x->type != QUANT_F32 || a->model->layers[from->layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
         return 0;
-    const float *router = floats(a, store, layer + 1, ROLE_ROUTER);
-    const float *norm = floats(a, store, layer, ROLE_FFN_NORM), *next_norm = floats(a, store, layer + 1, ROLE_FFN_NORM);
-    if (!router)
-        return 0;
-    for (int row = 0; row < n_rows; row++) {
-        memcpy(a->x, tensor_row(x, row), (size_t)hp->n_embd * sizeof *a->x);
+    for (int row = 0; row < from->n_rows; row++) {
+        memcpy(a->x, tensor_row(from->x, row), (size_t)hp->n_embd * sizeof *a->x);
         for (int i = 0; norm && next_norm && i < hp->n_embd; i++) /* as if the next layer's norm had scaled it */
             a->x[i] *= norm[i] != 0 ? next_norm[i] / norm[i] : 0;
         for (int e = 0; e < hp->n_expert; e++)
@@ -99,4 +110,14 @@ int ahead_guess(struct ahead *a, const struct store *store, int layer, const str
         n = take_best(a, n);
     }
     return n;
+}
+
+int ahead_guess(struct ahead *a, const struct store *store, const struct ahead_from *from, const int32_t **ids)
+{
+    *ids = a->ids;
+    if (from->layer + 1 >= a->model->hp.n_layer)
+        return 0;
+    if (from->n_rows <= AHEAD_MAX_ROWS)
+        return ask_router(a, store, from);
+    return is_nearly_all(a, from->n_ids) ? take_all(a) : 0;
 }

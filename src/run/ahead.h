@@ -14,25 +14,32 @@ extern "C" {
 
 struct store;
 
-/* Steps of more rows than this (prompts) want nearly all experts: there is nothing to guess. */
+/* The router is asked for steps of so many rows. Larger ones (prompts) want nearly all experts, or so many that a few wrong ones
+ * cost more than the little time that the disk has left. */
 #define AHEAD_MAX_ROWS 4
 
 struct ahead {
     const struct model *model; /* view */
     float *x;                  /* own: (n_embd) */
     float *score;              /* own: (n_expert) */
-    int32_t *ids;              /* own: (AHEAD_MAX_ROWS * n_expert_used) */
+    int32_t *ids;              /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
 /* ERR_NOMEM. A dense model takes nothing. */
 int ahead_init(const struct model *m, struct ahead *out);
 void ahead_done(struct ahead *a);
 
-/* The experts of the layer after `layer` that these rows of its router's input make likely: *ids, a view until the next call,
- * each once. Returns how many; 0 when nothing can be said: many rows, no such layer, a router of another kind than F32 without
- * selection bias. */
-int ahead_guess(struct ahead *a, const struct store *store, int layer, const struct tensor *x, int n_rows,
-                const int32_t **ids);
+/* What is known of a layer when its router has chosen. */
+struct ahead_from {
+    int layer;
+    const struct tensor *x; /* its router's input, view: (n_rows, n_embd) */
+    int n_rows, n_ids;      /* n_ids: different experts chosen */
+};
+
+/* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many; all of
+ * them after a layer that wanted nearly all; 0 when nothing can be said: many rows that did not, no such layer, a router of
+ * another kind than F32 without selection bias. */
+int ahead_guess(struct ahead *a, const struct store *store, const struct ahead_from *from, const int32_t **ids);
 
 #ifdef __cplusplus
 }

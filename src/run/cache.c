@@ -1,9 +1,10 @@
 /* Owns the pool of KV pages, how often each is in use, and the tables that say which page holds which positions of a
  * sequence. Leaves to others what a page holds (device.h) and how large it is (model/kv_shape.c).
  *
- * A sequence holds, of each group, a page for every position that a later one can look at, and for those reserved. The
- * pool has room for n_seq sequences that hold the most they can, there are never more sequences than that, and a page in
- * two tables counts once: so the pool cannot run dry, and reserving fails only past n_ctx. One thread at a time. */
+ * A sequence holds, of each group, a page for every position that a later one can look at, and for those reserved. Unless
+ * pool_tok or n_tables say otherwise, the pool has room for n_seq sequences that hold the most they can, there are never more
+ * sequences than that, and a page in two tables counts once: so it cannot run dry, and reserving fails only past n_ctx. One
+ * thread at a time. */
 #include "src/run/cache.h"
 
 #include "src/base/err.h"
@@ -35,14 +36,15 @@ struct cache_seq {
 };
 
 struct cache {
-    int n_groups, n_seq;
+    int n_groups, n_tables;
     int64_t n_ctx, chunk_tok;
     int64_t n_slots; /* pages that n_ctx positions have */
     struct group group[DEVICE_MAX_GROUPS];
-    char *pool; /* own: (pool_bytes) */
+    struct device *dev; /* view; NULL: the pool is host memory */
+    char *pool;         /* own: (pool_bytes) */
     uint64_t pool_bytes;
-    struct cache_seq *seqs; /* own: (n_seq) */
-    void **slots;           /* own: (n_seq, n_groups, n_slots) */
+    struct cache_seq *seqs; /* own: (n_tables) */
+    void **slots;           /* own: (n_tables, n_groups, n_slots) */
     int32_t *counts;        /* own: n_ref and free_page of every group */
 };
 
@@ -61,7 +63,13 @@ static int64_t slots_of(int64_t n_tok)
 
 static int64_t group_pages(const struct cache_args *args, int group)
 {
-    return args->n_seq * model_kv_pages(args->shape, group, args->n_ctx, args->chunk_tok);
+    const struct kv_pool pool = {args->n_seq, args->n_ctx, args->chunk_tok, args->pool_tok};
+    return model_kv_pool_pages(args->shape, group, &pool);
+}
+
+static int tables_of(const struct cache_args *args)
+{
+    return args->n_tables ? args->n_tables : args->n_seq;
 }
 
 uint64_t cache_bytes(const struct cache_args *args)
@@ -77,12 +85,13 @@ uint64_t cache_bytes(const struct cache_args *args)
 
 static int check_args(const struct cache_args *args)
 {
-    if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1)
+    if (args->n_seq < 1 || args->n_ctx < 1 || args->chunk_tok < 1 || args->pool_tok < 0 ||
+        tables_of(args) < args->n_seq)
         return err(ERR_ARG,
                    "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
                    args->n_seq, args->n_ctx, args->chunk_tok);
     /* Positions are int32 (device.h), and so are page numbers here. */
-    if (args->n_ctx > INT32_MAX || args->n_seq > INT32_MAX / slots_of(args->n_ctx))
+    if (args->n_ctx > INT32_MAX || tables_of(args) > INT32_MAX / slots_of(args->n_ctx))
         return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted",
                    args->n_seq, args->n_ctx);
     return 0;
@@ -107,11 +116,25 @@ static void lay_out(struct cache *c, const struct cache_args *args)
         base += (uint64_t)g->n_pages * g->page_bytes;
         counts += 2 * g->n_pages;
     }
-    for (int i = 0; i < c->n_seq; i++) {
+    for (int i = 0; i < c->n_tables; i++) {
         c->seqs[i].c = c;
         for (int group = 0; group < c->n_groups; group++)
             c->seqs[i].page[group] = c->slots + ((int64_t)i * c->n_groups + group) * c->n_slots;
     }
+}
+
+/* The pool, in the device's memory where it has its own. */
+static int take_pool(struct cache *c)
+{
+    void *pool = NULL;
+    int rc = 0;
+
+    if (c->dev)
+        rc = c->dev->ops->alloc(c->dev, c->pool_bytes, &pool);
+    else if (!(pool = mem_map(c->pool_bytes, MEM_KV)))
+        rc = ERR_NOMEM;
+    c->pool = pool;
+    return rc;
 }
 
 int cache_open(const struct cache_args *args, struct cache **out)
@@ -125,9 +148,10 @@ int cache_open(const struct cache_args *args, struct cache **out)
     if (!c)
         return err(ERR_NOMEM, "KV cache: %zu bytes", sizeof *c);
     c->n_groups = args->shape->n_groups;
-    c->n_seq = args->n_seq;
+    c->n_tables = tables_of(args);
     c->n_ctx = args->n_ctx;
     c->chunk_tok = args->chunk_tok;
+    c->dev = args->device && args->device->ops->alloc ? args->device : NULL;
     c->n_slots = slots_of(args->n_ctx);
     c->pool_bytes = cache_bytes(args);
     int64_t n_pages = 0;
@@ -135,12 +159,11 @@ int cache_open(const struct cache_args *args, struct cache **out)
         n_pages += group_pages(args, group);
 
     /* The pool first: where it does not fit, the tables are not taken (and cleared) in vain. */
-    if (!(c->pool = mem_map(c->pool_bytes, MEM_KV)) ||
-        !(c->seqs = mem_zalloc((size_t)c->n_seq, sizeof *c->seqs, MEM_META)) ||
-        !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_seq), sizeof *c->slots, MEM_META)) ||
+    if (take_pool(c) || !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
+        !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_tables), sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
         rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes,
-                 c->n_seq, c->n_ctx);
+                 args->n_seq, c->n_ctx);
         cache_close(c);
         return rc;
     }
@@ -156,7 +179,10 @@ void cache_close(struct cache *c)
     mem_free(c->counts);
     mem_free(c->slots);
     mem_free(c->seqs);
-    mem_unmap(c->pool, c->pool_bytes, MEM_KV);
+    if (c->dev)
+        c->dev->ops->release(c->dev, c->pool);
+    else
+        mem_unmap(c->pool, c->pool_bytes, MEM_KV);
     mem_free(c);
 }
 
@@ -167,7 +193,7 @@ static int32_t page_number(const struct group *g, const void *page)
 
 static void *take_page(struct group *g)
 {
-    assert(g->n_free > 0); /* see the top of the file */
+    assert(g->n_free > 0); /* cache_reserve counted them */
     int32_t i = g->free_page[--g->n_free];
     g->n_ref[i] = 1;
     return g->base + (uint64_t)i * g->page_bytes;
@@ -225,13 +251,13 @@ static void keep_seen(struct cache_seq *s)
 int cache_seq_make(struct cache *c, struct cache_seq **out)
 {
     *out = NULL;
-    for (int i = 0; i < c->n_seq; i++)
+    for (int i = 0; i < c->n_tables; i++)
         if (!c->seqs[i].alive) {
             c->seqs[i].alive = true;
             *out = &c->seqs[i];
             return 0;
         }
-    return err(ERR_LIMIT, "KV cache: all %d sequences that it was made for are in use", c->n_seq);
+    return err(ERR_LIMIT, "KV cache: all %d sequences that it was made for are in use", c->n_tables);
 }
 
 void cache_seq_free(struct cache_seq *s)
@@ -251,16 +277,44 @@ int64_t cache_len(const struct cache_seq *s)
 
 /* Only the slot that len lies in can be shared and written: those after it hold no committed position, and what is not
  * committed is never shared. */
-static void own_slot(struct cache_seq *s, int group, int64_t slot)
+static int own_slot(struct cache_seq *s, int group, int64_t slot)
 {
     struct group *g = &s->c->group[group];
+    struct device *dev = s->c->dev;
     void *shared = s->page[group][slot];
+    int rc = 0;
 
     if (g->n_ref[page_number(g, shared)] == 1)
-        return;
-    s->page[group][slot] = take_page(g);
-    memcpy(s->page[group][slot], shared, g->page_bytes);
-    drop_page(g, shared);
+        return 0;
+    void *mine = take_page(g);
+    if (dev)
+        rc = dev->ops->copy(dev, mine, shared, g->page_bytes);
+    else
+        memcpy(mine, shared, g->page_bytes);
+    drop_page(g, rc ? mine : shared);
+    if (rc == 0)
+        s->page[group][slot] = mine;
+    return rc;
+}
+
+/* Pages of a group that reserving positions up to slot `end` takes. */
+static int64_t pages_wanted(const struct cache_seq *s, int group, int64_t end)
+{
+    const struct group *g = &s->c->group[group];
+    int64_t first = slot_of(s->len), held_end = s->first[group] == s->end[group] ? first : s->end[group];
+    bool copies = first < s->end[group] && g->n_ref[page_number(g, s->page[group][first])] > 1;
+
+    return (end > held_end ? end - held_end : 0) + copies;
+}
+
+bool cache_has_room(const struct cache_seq *s, int64_t n_tok)
+{
+    for (int group = 0; group < s->c->n_groups && n_tok > 0; group++) {
+        const struct group *g = &s->c->group[group];
+        if (g->page_bytes && pages_wanted(s, group, slots_of(s->len + n_tok)) > g->n_free)
+            return false;
+    }
+    return true;
 }
 
 int cache_reserve(struct cache_seq *s, int64_t n_tok)
@@ -272,12 +326,15 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
     if (n_tok > s->c->chunk_tok)
         return err(ERR_LIMIT, "KV cache: %" PRId64 " positions at once, but it was made for chunks of %" PRId64, n_tok,
                    s->c->chunk_tok);
+    if (!cache_has_room(s, n_tok))
+        return err(ERR_LIMIT, "KV cache: no free pages for %" PRId64 " positions after %" PRId64, n_tok, s->len);
     int64_t first = slot_of(s->len), end = slots_of(s->len + n_tok);
     for (int group = 0; group < s->c->n_groups && n_tok; group++) {
         if (!s->c->group[group].page_bytes)
             continue;
-        if (first < s->end[group])
-            own_slot(s, group, first);
+        int rc = first < s->end[group] ? own_slot(s, group, first) : 0;
+        if (rc)
+            return rc;
         if (s->first[group] == s->end[group])
             s->first[group] = s->end[group] = first;
         for (; s->end[group] < end; s->end[group]++)
@@ -302,7 +359,7 @@ void cache_commit(struct cache_seq *s, int64_t n_tok)
     keep_seen(s);
 }
 
-int64_t cache_truncate(struct cache_seq *s, int64_t n)
+int64_t cache_whole(const struct cache_seq *s, int64_t n)
 {
     if (n > s->len)
         n = s->len;
@@ -314,9 +371,14 @@ int64_t cache_truncate(struct cache_seq *s, int64_t n)
         if (s->c->group[group].page_bytes && seen < n && (slot_of(seen) < s->first[group] || s->end[group] == 0))
             n = 0;
     }
-    s->len = n;
-    keep_seen(s);
     return n;
+}
+
+int64_t cache_truncate(struct cache_seq *s, int64_t n)
+{
+    s->len = cache_whole(s, n);
+    keep_seen(s);
+    return s->len;
 }
 
 int cache_fork(const struct cache_seq *s, struct cache_seq **out)
@@ -353,4 +415,14 @@ int64_t cache_pages_used(const struct cache *c, int group)
 int64_t cache_pages(const struct cache *c, int group)
 {
     return c->group[group].n_pages;
+}
+
+int64_t cache_free_tok(const struct cache *c)
+{
+    return c->group[0].page_bytes ? c->group[0].n_free * DEVICE_PAGE_TOK : c->n_ctx;
+}
+
+bool cache_has_windows(const struct cache *c)
+{
+    return c->n_groups > 1;
 }

@@ -22,26 +22,34 @@ struct cache_args {
     int n_seq;                    /* sequences at full length that must fit */
     int64_t n_ctx;                /* most positions of a sequence */
     int64_t chunk_tok;            /* most positions reserved at once */
+    int64_t pool_tok;             /* positions that the pool holds for all sequences together; 0: n_seq full ones */
+    int n_tables;                 /* sequences alive at once, those that only hold shared pages included; 0: n_seq */
+    struct device
+        *device; /* view, outlives the cache: whose memory pages are in, if it has its own; NULL: the host's */
 };
 
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
 uint64_t cache_bytes(const struct cache_args *args);
 
-/* Take the pool: all memory is taken here, none later. The pool cannot run dry before n_seq sequences are at their full
- * length. One thread at a time uses a cache and its sequences. ERR_ARG, ERR_LIMIT (sizes past int32), ERR_NOMEM. */
+/* Take the pool: all memory is taken here, none later. Without pool_tok and n_tables it cannot run dry before n_seq sequences
+ * are at their full length; with them, one sequence alone always fits. One thread at a time uses a cache and its sequences.
+ * ERR_ARG, ERR_LIMIT (sizes past int32), ERR_NOMEM. */
 int cache_open(const struct cache_args *args, struct cache **out);
 void cache_close(struct cache *c); /* after its sequences; takes NULL */
 
-/* An empty sequence. ERR_LIMIT when n_seq are alive (their tables, too, were taken at open). */
+/* An empty sequence. ERR_LIMIT when n_tables are alive (they, too, were taken at open). */
 int cache_seq_make(struct cache *c, struct cache_seq **out);
 void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
 
 /* Positions held. */
 int64_t cache_len(const struct cache_seq *s);
 
-/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing has changed.
- * ERR_LIMIT (past n_ctx, or more than chunk_tok: says the numbers). */
+/* Make positions [len, len + n_tok) writable: pages from the pool, a copy of a shared page. On failure nothing that is
+ * held has changed. ERR_LIMIT (past n_ctx, more than chunk_tok, or more pages than are free: says the numbers), ERR_DEVICE. */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
+
+/* Are there free pages for cache_reserve of so many? */
+bool cache_has_room(const struct cache_seq *s, int64_t n_tok);
 
 /* The pages as devices see them; views until the next call that changes the sequence. */
 void cache_view(const struct cache_seq *s, struct kv_seq *out);
@@ -54,12 +62,19 @@ void cache_commit(struct cache_seq *s, int64_t n_tok);
  * position n would look at (then everything is dropped to that length, 0 at worst, and the caller runs those tokens again). */
 int64_t cache_truncate(struct cache_seq *s, int64_t n);
 
+/* What cache_truncate would return; changes nothing. */
+int64_t cache_whole(const struct cache_seq *s, int64_t n);
+
 /* A new sequence that shares all pages of what is committed. ERR_LIMIT as cache_seq_make. */
 int cache_fork(const struct cache_seq *s, struct cache_seq **out);
 
 /* Pages of a group in use by anybody, and in all; for statistics and tests. */
 int64_t cache_pages_used(const struct cache *c, int group);
 int64_t cache_pages(const struct cache *c, int group);
+
+/* Positions for which there are free pages; where all layers have windows, what the windows let through is not bounded by it. */
+int64_t cache_free_tok(const struct cache *c);
+bool cache_has_windows(const struct cache *c);
 
 #ifdef __cplusplus
 }

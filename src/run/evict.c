@@ -1,6 +1,7 @@
 /* Owns the policy of the expert slots; the slots themselves are store_slots.c's. */
 #include "src/run/evict.h"
 
+#include <math.h>
 #include <stdbool.h>
 
 static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
@@ -9,7 +10,15 @@ static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
         return a->state == EVICT_PASSING;
     if (a->state == EVICT_PASSING)
         return a->n_uses != b->n_uses ? a->n_uses < b->n_uses : a->at > b->at;
+    if (a->heat != b->heat)
+        return a->heat < b->heat;
     return a->at != b->at ? a->at < b->at : a->n_uses < b->n_uses;
+}
+
+double evict_heat(double heat, uint64_t step)
+{
+    double now = (double)step / EVICT_HALF_STEPS, most = heat > now ? heat : now, least = heat > now ? now : heat;
+    return most + log2(1 + exp2(least - most));
 }
 
 int evict_choose(const struct evict_slot *slots, int n)

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "src/base/clock.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
@@ -12,6 +13,7 @@
 #include "src/run/cache.h"
 #include "src/run/moe.h"
 #include "src/run/store.h"
+#include "src/run/trace.h"
 
 /* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
 #define CANCEL_ROWS 8
@@ -23,9 +25,11 @@ struct exec {
     const struct model *model; /* view */
     struct device *dev;        /* view */
     struct store *store;       /* view */
+    struct trace *trace;       /* view */
     struct program *program;   /* own */
-    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes) */
+    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes), in the device's memory */
     uint64_t scratch_bytes;
+    float *logits;       /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     struct kv_seq *seqs; /* own: (n_seqs) */
     int n_seqs;
     struct moe moe;
@@ -33,15 +37,56 @@ struct exec {
     struct exec_stats stats;
 };
 
-static int bind(struct exec *e)
+static bool has_memory(const struct exec *e)
 {
-    struct program *p = e->program;
-    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
+    return e->dev->ops->alloc != NULL;
+}
+
+static uint64_t logits_bytes(const struct exec *e)
+{
+    return tensor_bytes(e->program->logits);
+}
+
+static int take_memory(struct exec *e)
+{
+    const struct program *p = e->program;
     e->scratch_bytes = size_up(e->scratch_bytes, 64);
+    if (has_memory(e)) {
+        int rc = e->dev->ops->alloc(e->dev, p->arena_bytes, &e->arena);
+        if (rc == 0)
+            rc = e->dev->ops->alloc(e->dev, e->scratch_bytes, &e->scratch);
+        if (rc < 0)
+            return rc;
+        e->logits = mem_map(logits_bytes(e), MEM_SCRATCH);
+        return e->logits ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
+    }
+    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
     if (!e->arena || !e->scratch)
         return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes,
                    e->scratch_bytes);
+    return 0;
+}
+
+static void give_memory(struct exec *e)
+{
+    uint64_t arena_bytes = e->program ? e->program->arena_bytes : 0;
+    if (has_memory(e)) {
+        mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
+        e->dev->ops->release(e->dev, e->scratch);
+        e->dev->ops->release(e->dev, e->arena);
+    } else {
+        mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
+        mem_unmap(e->arena, arena_bytes, MEM_SCRATCH);
+    }
+}
+
+static int bind(struct exec *e)
+{
+    struct program *p = e->program;
+    int rc = take_memory(e);
+    if (rc < 0)
+        return rc;
     program_bind_arena(p, e->arena);
     for (int i = 0; i < e->model->n_weights; i++)
         p->weights[i].data = (void *)store_weight(e->store, i); /* weights are only ever an op's w, which is const */
@@ -69,6 +114,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->model = m;
     e->dev = args->device;
     e->store = args->store;
+    e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
     int rc = program_make(
         &(struct program_args){
@@ -78,7 +124,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
         rc = check_ops(e);
     if (rc == 0) {
         e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
-        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead)
+        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead, e->trace)
                      : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
     }
     if (rc == 0) {
@@ -104,8 +150,7 @@ void exec_close(struct exec *e)
         return;
     moe_done(&e->moe);
     mem_free(e->seqs);
-    mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
-    mem_unmap(e->arena, e->program ? e->program->arena_bytes : 0, MEM_SCRATCH);
+    give_memory(e);
     program_free(e->program);
     mem_free(e);
 }
@@ -138,6 +183,20 @@ static int segment_end(const struct program *p, int first, const struct rows *ro
     return i;
 }
 
+/* Run ops that want no experts. */
+static int run_dense(struct exec *e, int first, int n, const struct rows *rows)
+{
+    const struct op *ops = &e->program->ops[first];
+
+    if (!trace_has_timeline(e->trace))
+        return e->dev->ops->run(e->dev, ops, n, rows);
+    struct trace_event event = {.what = TRACE_DENSE, .layer = ops->layer, .id = rows->n, .begin_ns = clock_ns()};
+    int rc = e->dev->ops->run(e->dev, ops, n, rows);
+    event.end_ns = clock_ns();
+    trace_add(e->trace, &event);
+    return rc;
+}
+
 static int walk(struct exec *e, const struct rows *rows, const int *cancel)
 {
     const struct program *p = e->program;
@@ -149,12 +208,25 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
             return 0;
         int rc = p->ops[i].kind == OP_MOE
                      ? moe_run(&e->moe, e->model, e->store, e->dev, &p->ops[i], rows, &e->stats.expert_bytes)
-                     : e->dev->ops->run(e->dev, &p->ops[i], end - i, rows);
+                     : run_dense(e, i, end - i, rows);
         if (rc < 0)
             return rc;
         i = end;
     }
     return 0;
+}
+
+static int run_step(struct exec *e, const struct rows *rows, const int *cancel)
+{
+    struct trace_event event = {.what = TRACE_STEP, .id = rows->n, .begin_ns = e->trace ? clock_ns() : 0};
+
+    trace_step(e->trace, rows->n);
+    int rc = walk(e, rows, cancel);
+    if (rc == 0)
+        rc = e->dev->ops->sync(e->dev);
+    event.end_ns = e->trace ? clock_ns() : 0;
+    trace_add(e->trace, &event);
+    return rc;
 }
 
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
@@ -174,16 +246,17 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .out_row = batch->out_row,
                               .seqs = e->seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
-    rc = walk(e, &rows, cancel);
-    if (rc == 0)
-        rc = e->dev->ops->sync(e->dev);
+    rc = run_step(e, &rows, cancel);
+    const struct tensor *out = e->program->logits;
+    if (rc == 0 && e->logits && batch->n_out > 0)
+        rc = e->dev->ops->download(e->dev, e->logits, out->data, out->stride[1] * (uint64_t)batch->n_out);
     if (rc < 0)
         return rc;
     e->stats.n_steps++;
     e->stats.n_rows += (uint64_t)batch->n_rows;
     e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
     if (batch->n_out > 0)
-        *logits = e->program->logits->data;
+        *logits = e->logits ? e->logits : out->data;
     return 0;
 }
 

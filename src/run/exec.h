@@ -16,12 +16,14 @@ extern "C" {
 
 struct exec;
 struct store;
+struct trace;
 
 struct exec_args {
-    const struct model *model; /* this and the next three: views, outlive the executor */
+    const struct model *model; /* this and all below: views, outlive the executor */
     const struct plan *plan;
     struct device *device;
     struct store *store;
+    struct trace *trace; /* NULL: nobody wants to know */
 };
 
 /* ERR_NOMEM, ERR_UNSUPPORTED (names the op that the device cannot run). */

@@ -176,6 +176,18 @@ int sample_reset(struct sample *s, const struct sample_opts *opts)
     return 0;
 }
 
+void sample_get(const struct sample *s, struct sample_state *out)
+{
+    out->opts = s->opts;
+    memcpy(out->rng, s->rng, sizeof out->rng);
+}
+
+void sample_put(struct sample *s, const struct sample_state *state)
+{
+    s->opts = state->opts;
+    memcpy(s->rng, state->rng, sizeof s->rng);
+}
+
 /* ---- penalties ---- */
 
 static bool has_penalties(const struct sample_opts *o)
@@ -396,4 +408,20 @@ int sample_draw(struct sample *s, const float *logits, const int32_t *history, i
     weigh(s, o->temperature);
     *token = draw_weighted(s);
     return 0;
+}
+
+double sample_log_sum(const float *logits, int n_vocab)
+{
+    float max = -INFINITY;
+    double sum = 0;
+
+    for (int i = 0; i < n_vocab; i++)
+        if (logits[i] > max)
+            max = logits[i];
+    if (!isfinite(max))
+        return (double)max;
+    for (int i = 0; i < n_vocab; i++)
+        if (!isnan(logits[i]))
+            sum += exp_neg((double)logits[i] - max);
+    return log(sum) + max;
 }

@@ -39,6 +39,18 @@ int sample_copy(const struct sample *s, struct sample **out);
 /* New options, random state from opts->seed. ERR_ARG leaves the old ones. */
 int sample_reset(struct sample *s, const struct sample_opts *opts);
 
+/* What makes a sampler draw as it does, without its scratch: many sequences share one sampler in turn. get gives it as it is now,
+ * put goes on from there. */
+struct sample_state {
+    struct sample_opts opts;
+    uint64_t rng[4];
+};
+void sample_get(const struct sample *s, struct sample_state *out);
+void sample_put(struct sample *s, const struct sample_state *state);
+
+/* log of the sum of e^logit: a token's log-probability is its logit less this. NaN logits count as absent. */
+double sample_log_sum(const float *logits, int n_vocab);
+
 /* Draw from logits (n_vocab), which are not changed; history (n_history): the sequence's tokens so far, for penalties
  * (ids outside the vocabulary do not count).
  * Never allocates. ERR_FORMAT when no logit is finite (a broken model): says how many were NaN. */

@@ -12,6 +12,7 @@
 #include "src/model/layout.h"
 #include "src/run/store_load.h"
 #include "src/run/store_slots.h"
+#include "src/run/touch.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -22,8 +23,10 @@ struct store {
     const char **weight;       /* own: (n_weights) views of each one's first byte */
     struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
-    char *memory; /* own: (memory_bytes); NULL when mapped */
+    char *memory; /* own: (memory_bytes); NULL when mapped, or on a device */
     uint64_t memory_bytes;
+    struct device *dev;        /* view; NULL: weights are in host memory */
+    void *dev_memory;          /* own: (memory_bytes) on the device */
     struct store_slots *slots; /* own; NULL: all experts are resident */
     struct store_stats stats;
 };
@@ -124,13 +127,17 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
 
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
-    int rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
-    if (!rc)
-        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
-    if (!rc && a->plan->slot_ram_bytes)
+    struct touch *touch = NULL;
+    int rc = touch_start(s->memory, layout->bytes, &touch);
+    if (!rc && a->plan->slot_ram_bytes) /* before the dense weights: its memory is touched while they are read */
         rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
                               &s->slots);
-    else if (!rc)
+    if (!rc)
+        rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
+    touch_stop(touch);
+    if (!rc)
+        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
+    if (!rc && !s->slots)
         close_files(s);
     s->stats.resident_bytes = s->memory_bytes;
     return rc;
@@ -167,10 +174,37 @@ out:
     return rc;
 }
 
+int store_upload(struct store *s, struct device *dev)
+{
+    if (!s->memory || s->slots)
+        return err(ERR_UNSUPPORTED,
+                   "weights that are %s do not go to device %s: all must fit, read by --io pread or uring",
+                   s->slots ? "read when they are wanted" : "mapped", dev->ops->name);
+    void *there;
+    int rc = dev->ops->alloc(dev, s->memory_bytes, &there);
+    if (rc == 0)
+        rc = dev->ops->upload(dev, there, s->memory, s->memory_bytes);
+    if (rc == 0)
+        rc = dev->ops->sync(dev);
+    if (rc < 0) {
+        dev->ops->release(dev, there);
+        return rc;
+    }
+    for (int i = 0; i < s->model->n_weights; i++)
+        s->weight[i] = (const char *)there + (s->weight[i] - s->memory);
+    mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
+    s->memory = NULL;
+    s->dev = dev;
+    s->dev_memory = there;
+    return 0;
+}
+
 void store_close(struct store *s)
 {
     if (!s)
         return;
+    if (s->dev)
+        s->dev->ops->release(s->dev, s->dev_memory);
     store_slots_close(s->slots);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);

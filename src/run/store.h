@@ -14,12 +14,14 @@ extern "C" {
 #endif
 
 struct store;
+struct trace;
 struct file_ops;
 
 struct store_args {
     const struct model *model;  /* view, outlives the store */
     const struct plan *plan;    /* copied: io and sizes */
     const struct file_ops *ops; /* view, outlives the store; NULL: plain files */
+    struct trace *trace;        /* view, outlives the store; NULL: nobody wants to know */
     /* While loading; false stops (ERR_CANCEL). May be NULL. */
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
@@ -36,6 +38,11 @@ uint64_t store_bytes(const struct model *m, enum plan_io io);
  * ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
+
+/* Move all weights into the memory of a device that has its own (device.h): from here on store_weight and loans give addresses
+ * there, until close, which must come before the device's. The device is a view. ERR_UNSUPPORTED when the weights are mapped
+ * or experts are read when wanted; ERR_NOMEM, ERR_DEVICE: then nothing has changed. */
+int store_upload(struct store *s, struct device *dev);
 
 /* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8). View until close; NULL for
  * a stack of experts (lease those). */
@@ -67,16 +74,18 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
- * are resident, are read by pread, or the open loan is larger than a layer's share of the slots, it does nothing. ids are copied. */
+ * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
 void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
 /* End the loan, also one that failed or was not walked to its end. */
 void store_release(struct store *s, struct store_lease *lease);
 
 struct store_stats {
-    uint64_t load_bytes, load_ns;            /* at open */
-    uint64_t resident_bytes;                 /* memory for weights: slots too, filled or not */
-    uint64_t disk_bytes, disk_wait_ns;       /* since open, after loading */
+    uint64_t load_bytes, load_ns;      /* at open */
+    uint64_t resident_bytes;           /* memory for weights: slots too, filled or not */
+    uint64_t disk_bytes, disk_wait_ns; /* since open, after loading */
+    uint64_t
+        disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };

@@ -12,8 +12,11 @@
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
 #include "src/run/evict.h"
+#include "src/run/touch.h"
+#include "src/run/trace.h"
 
 #include <assert.h>
+#include <math.h>
 
 /* Reads in flight. A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more to come to its rate; 32 are
  * ten experts: all that a token wants of a layer in most models. */
@@ -22,41 +25,52 @@ enum { DEPTH = 32, N_MATRICES = 3 };
 /* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
 #define GIVE_AT_ONCE 4
 
+/* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
+enum { AHEAD_PART = 2 };
+
 _Static_assert(RING_ALIGN == LAYOUT_BLOCK_BYTES, "slots are counted in the blocks that are read");
 
 enum want { WANT_WAITING, WANT_COMING, WANT_READY, WANT_GIVEN };
 
 struct slot {
-    char *memory;                /* view: of its place in the slots' memory */
-    const void *w[N_MATRICES];   /* view: into memory */
-    int layer;                   /* of the expert that lies here or is on its way; valid where key >= 0 */
-    int key;                     /* index of that expert in slot_of; -1: none, or one that could not be read */
-    int want;                    /* index in the loan; -1: not wanted by it */
-    int n_reads;                 /* in flight */
-    bool is_hint;                /* read because of a hint, and not wanted by a loan yet */
+    char *memory;              /* view: of its place in the slots' memory */
+    const void *w[N_MATRICES]; /* view: into memory */
+    int layer;                 /* of the expert that lies here or is on its way; valid where key >= 0 */
+    int key;                   /* index of that expert in slot_of; -1: none, or one that could not be read */
+    int want;                  /* index in the loan; -1: not wanted by it */
+    int n_reads;               /* in flight */
+    bool is_hint;              /* read because of a hint, and not wanted by a loan yet */
+    bool is_ahead;     /* hinted at, and the loan that will likely want it has not begun: it stays held until then */
+    uint64_t begin_ns; /* when it began to be filled, if there is a trace */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
 struct store_slots {
     const struct model *model; /* view */
     struct file *const *files; /* view */
+    struct trace *trace;       /* view; may be NULL */
     struct slot_shape shape;
     char *memory;             /* own: (shape.bytes) */
+    struct touch *touch;      /* own */
     struct slot *slots;       /* own: (shape.n_slots), class after class */
     struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
     int *class_first;         /* own: (shape.n_classes) index into slots */
     int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
     int *slot_of;             /* own: (shape.n_experts) index into slots; -1: absent */
     uint32_t *n_uses;         /* own: (shape.n_experts) loans that wanted it so far */
+    double *heat;             /* own: (shape.n_experts) evict.h */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
     int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
     int n_hints, next_hint, hint_layer;
+    int n_ahead;       /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
-    uint64_t n_loans;
+    uint64_t n_loans, n_steps;
+    int last_layer;           /* of the last loan */
+    uint64_t busy_since_ns;   /* valid while reads are in flight */
     struct store_stats stats; /* of it, what store_slots_stats adds */
 };
 
@@ -106,11 +120,12 @@ static int take_memory(struct store_slots *s)
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
     s->slot_of = mem_zalloc(n_experts, sizeof *s->slot_of, MEM_META);
     s->n_uses = mem_zalloc(n_experts, sizeof *s->n_uses, MEM_META);
+    s->heat = mem_zalloc(n_experts, sizeof *s->heat, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
-    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->wants &&
-        s->given && s->hints)
+    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
+        s->wants && s->given && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -132,6 +147,8 @@ static void number(struct store_slots *s)
     }
     for (int i = 0; i < s->shape.n_experts; i++)
         s->slot_of[i] = -1;
+    for (int i = 0; i < s->shape.n_experts; i++)
+        s->heat[i] = -INFINITY;
 }
 
 int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
@@ -144,6 +161,7 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         return err(ERR_NOMEM, "a handle of %zu bytes", sizeof *s);
     s->model = a->args->model;
     s->files = a->files;
+    s->trace = a->args->trace;
     int rc = slot_shape_init(s->model, plan->slot_ram_bytes, &s->shape);
     if (!rc)
         rc = take_memory(s);
@@ -151,6 +169,8 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         number(s);
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
+    if (!rc)
+        rc = touch_start(s->memory, s->shape.bytes, &s->touch);
     if (rc) {
         store_slots_close(s);
         return rc;
@@ -163,10 +183,12 @@ void store_slots_close(struct store_slots *s)
 {
     if (!s)
         return;
+    touch_stop(s->touch);
     ring_close(s->ring);
     mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
+    mem_free(s->heat);
     mem_free(s->n_uses);
     mem_free(s->slot_of);
     mem_free(s->layer_first);
@@ -196,7 +218,7 @@ static void set_free(struct store_slots *s, struct slot *slot)
     if (slot->key >= 0)
         s->slot_of[slot->key] = -1;
     slot->key = slot->want = -1;
-    slot->is_hint = false;
+    slot->is_hint = slot->is_ahead = false;
     slot->when_free = (struct evict_slot){.state = EVICT_FREE};
     s->evict[index_of(s, slot)] = slot->when_free;
 }
@@ -205,19 +227,20 @@ static void set_free(struct store_slots *s, struct slot *slot)
 static void let_go(struct store_slots *s, struct slot *slot)
 {
     slot->want = -1;
-    if (!slot->n_reads)
+    if (!slot->n_reads && !slot->is_ahead)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     s->stats.n_hint_hits += slot->is_hint;
-    slot->is_hint = false;
+    slot->is_hint = slot->is_ahead = false;
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
-        slot->when_free = (struct evict_slot){EVICT_KEPT, 0, s->n_loans};
+        slot->when_free = (struct evict_slot){.state = EVICT_KEPT, .at = s->n_loans};
     slot->when_free.n_uses = s->n_uses[slot->key];
+    slot->when_free.heat = s->heat[slot->key];
 }
 
 /* Take a slot for an expert: NULL when all of its size are held. */
@@ -234,6 +257,7 @@ static struct slot *take_slot(struct store_slots *s, int layer, int expert)
     slot->key = s->layer_first[layer] + expert;
     s->slot_of[slot->key] = first + at;
     s->evict[first + at].state = EVICT_HELD;
+    slot->begin_ns = trace_has_timeline(s->trace) ? clock_ns() : 0;
     return slot;
 }
 
@@ -242,7 +266,7 @@ static struct slot *take_wanted_slot(struct store_slots *s, const struct store_l
     struct slot *slot = take_slot(s, lease->layer, lease->ids[want]);
 
     if (slot) {
-        slot->when_free = (struct evict_slot){EVICT_PASSING, 0, s->n_loans};
+        slot->when_free = (struct evict_slot){.state = EVICT_PASSING, .at = s->n_loans};
         hold(s, slot, want);
         s->wants[want] = WANT_COMING;
     }
@@ -279,11 +303,24 @@ static void give_up(struct store_slots *s, struct slot *slot)
         s->evict[index_of(s, slot)].state = EVICT_HELD;
 }
 
+static void tell(struct store_slots *s, const struct slot *slot)
+{
+    if (!trace_has_timeline(s->trace))
+        return;
+    trace_add(s->trace, &(struct trace_event){.what = slot->is_hint ? TRACE_AHEAD : TRACE_READ,
+                                              .layer = slot->layer,
+                                              .id = slot->key - s->layer_first[slot->layer],
+                                              .begin_ns = slot->begin_ns,
+                                              .end_ns = clock_ns(),
+                                              .bytes = model_expert_bytes(s->model, slot->layer)});
+}
+
 /* All its bytes have come. What was read of a file that is no longer the one whose header was read is of no use. */
 static int take_whole(struct store_slots *s, struct slot *slot)
 {
     int rc = 0;
 
+    tell(s, slot);
     for (int i = 0; i < N_MATRICES && !rc; i++) {
         struct file *f = s->files[stack_of(s, slot->layer, i)->file];
         if (i == 0 || f != s->files[stack_of(s, slot->layer, i - 1)->file])
@@ -331,6 +368,8 @@ static int reap(struct store_slots *s, int n_min)
     int rc = ring_wait(s->ring, n_min, done, DEPTH, &n);
     int done_rc = take_done(s, done, n);
 
+    if (n && !ring_n_in_flight(s->ring))
+        s->stats.disk_busy_ns += clock_ns() - s->busy_since_ns;
     return done_rc ? done_rc : rc;
 }
 
@@ -339,6 +378,8 @@ static int submit(struct store_slots *s, struct slot *slot)
     struct ring_read reads[N_MATRICES];
     int n_before = ring_n_in_flight(s->ring);
 
+    if (!n_before)
+        s->busy_since_ns = clock_ns();
     place_reads(s, slot, reads);
     int rc = ring_submit(s->ring, reads, N_MATRICES);
     slot->n_reads = ring_n_in_flight(s->ring) - n_before; /* a ring that broke may have taken them nevertheless */
@@ -354,24 +395,50 @@ static bool find_waiting(struct store_slots *s, const struct store_lease *lease)
     return s->first_waiting < lease->n;
 }
 
-/* Start reads that were hinted at. Experts that are there are marked as used, so that they stay. */
+/* Those of the last hint are no more held than others are. */
+static void let_hints_go(struct store_slots *s)
+{
+    for (int i = 0; i < s->next_hint; i++) {
+        int at = s->slot_of[s->layer_first[s->hint_layer] + s->hints[i]];
+        if (at >= 0 && s->slots[at].is_ahead) {
+            s->slots[at].is_ahead = false;
+            let_go(s, &s->slots[at]);
+        }
+    }
+    s->n_hints = s->next_hint = s->n_ahead = 0;
+}
+
+/* An expert that will likely be wanted. False: no slot is to be had. */
+static bool submit_hint(struct store_slots *s, int expert, int *rc)
+{
+    int key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
+    struct slot *slot = at >= 0 ? &s->slots[at] : take_slot(s, s->hint_layer, expert);
+
+    if (!slot)
+        return false;
+    slot->is_ahead = true;
+    s->n_ahead++;
+    s->evict[index_of(s, slot)].state = EVICT_HELD;
+    if (at >= 0)
+        return true;
+    slot->is_hint = true;
+    slot->when_free = (struct evict_slot){.state = s->is_large ? EVICT_PASSING : EVICT_KEPT,
+                                          .n_uses = s->n_uses[key],
+                                          .heat = s->heat[key],
+                                          .at = s->n_loans};
+    s->stats.n_hint_reads++;
+    *rc = submit(s, slot);
+    return true;
+}
+
 static void submit_hints(struct store_slots *s)
 {
+    int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints) {
-        int expert = s->hints[s->next_hint++], key = s->layer_first[s->hint_layer] + expert, at = s->slot_of[key];
-        struct evict_slot used = {EVICT_KEPT, s->n_uses[key], s->n_loans};
-        if (at >= 0 && s->evict[at].state == EVICT_KEPT)
-            s->evict[at] = s->slots[at].when_free = used;
-        struct slot *slot = at >= 0 ? NULL : take_slot(s, s->hint_layer, expert);
-        if (!slot)
-            continue;
-        slot->when_free = used;
-        slot->is_hint = true;
-        s->stats.n_hint_reads++;
-        rc = submit(s, slot);
-    }
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints && s->n_ahead < most &&
+           submit_hint(s, s->hints[s->next_hint], &rc))
+        s->next_hint++;
 }
 
 /* Start as many reads as there are places and slots. */
@@ -420,10 +487,13 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->is_lent = true;
     s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
     s->n_loans++;
-    s->n_given = s->first_waiting = s->n_hints = 0;
+    s->n_steps += lease->layer <= s->last_layer; /* layers come in order: another step has begun */
+    s->last_layer = lease->layer;
+    s->n_given = s->first_waiting = 0;
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
         s->n_uses[key]++;
+        s->heat[key] = evict_heat(s->heat[key], s->n_steps);
         s->wants[i] = WANT_WAITING;
         if (at >= 0) {
             hold(s, &s->slots[at], i);
@@ -431,6 +501,7 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
         }
         *(at >= 0 ? &s->stats.n_expert_hits : &s->stats.n_expert_misses) += 1;
     }
+    let_hints_go(s); /* but those that this loan holds now */
     int rc = submit_waiting(s, lease);
     if (rc)
         store_slots_release(s, lease);
@@ -463,7 +534,10 @@ static int wait_for_one(struct store_slots *s, const struct store_lease *lease)
     uint64_t start_ns = clock_ns();
     assert(!s->ring || ring_n_in_flight(s->ring));
     int rc = s->ring ? reap(s, 1) : read_one(s, lease);
-    s->stats.disk_wait_ns += clock_ns() - start_ns;
+    uint64_t end_ns = clock_ns();
+    s->stats.disk_wait_ns += end_ns - start_ns;
+    s->stats.disk_busy_ns += s->ring ? 0 : end_ns - start_ns;
+    trace_add(s->trace, &(struct trace_event){TRACE_WAIT, lease->layer, 0, start_ns, end_ns, 0});
     return rc;
 }
 
@@ -491,8 +565,8 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
 
 void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
 {
-    s->n_hints = s->next_hint = 0;
-    if (!s->ring || s->is_large || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
+    let_hints_go(s);
+    if (!s->ring || layer < 0 || layer >= s->model->hp.n_layer || s->shape.class_of[layer] < 0)
         return;
     int n_experts = (int)stack_of(s, layer, 0)->t.ne[2];
     for (int i = 0; i < n && s->n_hints < n_experts; i++) {
@@ -518,6 +592,7 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->resident_bytes += s->shape.bytes;
     stats->disk_bytes += s->stats.disk_bytes;
     stats->disk_wait_ns += s->stats.disk_wait_ns;
+    stats->disk_busy_ns += s->stats.disk_busy_ns;
     stats->n_expert_hits += s->stats.n_expert_hits;
     stats->n_expert_misses += s->stats.n_expert_misses;
     stats->n_hint_reads += s->stats.n_hint_reads;

@@ -1,0 +1,449 @@
+/* Owns the device handle: its stream, its memory, and what goes up with each call of run. One stream holds everything, so that
+ * nothing but the host has to wait for anything. What a call needs (tokens, positions, page tables, experts) is written into a
+ * slot of pinned memory and copied to its twin on the device; a slot is used again when its call is done. */
+#include "cuda/cuda.h"
+
+#include "cuda/ops.h"
+#include "quant/iq_grid.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/device/device_check.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Calls under way before the host waits for the first: a step of a dense model is one call. */
+enum { N_SLOTS = 4 };
+
+/* Rows, and of experts slots, are counted by the second dimension of grids. */
+enum { MAX_ROWS = 65535 };
+
+/* Downloads pass through pinned memory in pieces. */
+#define DOWN_BYTES (256 * KIB)
+
+struct slot {
+    char *host, *dev; /* own: (slot_bytes) pinned, and on the device */
+    cudaEvent_t done; /* own */
+};
+
+struct cuda {
+    struct device device; /* first: the handle */
+    struct cuda_opts opts;
+    cudaStream_t stream; /* own, as all below */
+    struct slot slots[N_SLOTS];
+    uint64_t slot_bytes, n_calls;
+    char *down; /* pinned (DOWN_BYTES) */
+    struct cu_books *books;
+    char *scratch; /* view */
+    uint64_t scratch_bytes;
+};
+
+static struct cuda *cuda_of(struct device *dev)
+{
+    return (struct cuda *)dev;
+}
+
+static int failed(cudaError_t e, const char *what)
+{
+    return e ? err(ERR_DEVICE, "CUDA: %s: %s", what, cudaGetErrorString(e)) : 0;
+}
+
+/* ---- memory ---- */
+
+static int dev_alloc(struct device *dev, uint64_t bytes, void **out)
+{
+    (void)dev;
+    cudaError_t e = cudaMalloc(out, bytes);
+    if (!e)
+        return 0;
+    *out = NULL;
+    cudaGetLastError(); /* an error that was told is not told again by the next launch */
+    return e == cudaErrorMemoryAllocation ? err(ERR_NOMEM, "%" PRIu64 " bytes on the GPU", bytes)
+                                          : failed(e, "cudaMalloc");
+}
+
+static void dev_release(struct device *dev, void *ptr)
+{
+    (void)dev;
+    cudaFree(ptr);
+}
+
+static int upload(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    return failed(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, cuda_of(dev)->stream), "upload");
+}
+
+static int download(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+
+    for (uint64_t at = 0; at < bytes; at += DOWN_BYTES) {
+        uint64_t n = bytes - at < DOWN_BYTES ? bytes - at : DOWN_BYTES;
+        cudaError_t e = cudaMemcpyAsync(c->down, (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream);
+        if (!e)
+            e = cudaStreamSynchronize(c->stream);
+        if (e)
+            return failed(e, "download");
+        memcpy((char *)dst + at, c->down, n);
+    }
+    return 0;
+}
+
+static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    return failed(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(dev)->stream), "copy");
+}
+
+/* ---- what goes up with a call ---- */
+
+/* Fills a slot; places are the same on both sides. */
+struct packer {
+    const struct slot *slot;
+    uint64_t bytes, used;
+    bool is_full;
+};
+
+/* The same bytes on both sides. */
+struct place {
+    void *host, *dev;
+};
+
+/* Room for bytes; host is NULL when there is none left. */
+static struct place pack(struct packer *p, uint64_t bytes)
+{
+    uint64_t at = size_up(p->used, 64);
+
+    p->is_full = p->is_full || bytes > p->bytes || at > p->bytes - bytes;
+    if (p->is_full)
+        return (struct place){NULL, NULL};
+    p->used = at + bytes;
+    return (struct place){p->slot->host + at, p->slot->dev + at};
+}
+
+/* A copy of bytes, of which the device's address is returned; NULL for NULL. */
+static void *pack_copy(struct packer *p, const void *x, uint64_t bytes)
+{
+    struct place at = x ? pack(p, bytes) : (struct place){NULL, NULL};
+
+    if (at.host && bytes)
+        memcpy(at.host, x, bytes);
+    return at.dev;
+}
+
+static const int32_t *pack_ints(struct packer *p, const int32_t *x, int n)
+{
+    return pack_copy(p, x, (uint64_t)n * sizeof *x);
+}
+
+static int64_t pages_of(int64_t n_tok)
+{
+    return (n_tok + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
+}
+
+/* Positions of a sequence as far as the step's rows reach. */
+static int64_t reach_of(const struct rows *rows, int seq)
+{
+    int64_t n_tok = 0;
+
+    for (int i = 0; i < rows->n; i++)
+        if (rows->seq[i] == seq && rows->pos[i] >= n_tok)
+            n_tok = (int64_t)rows->pos[i] + 1;
+    return n_tok;
+}
+
+static void *const *const *pack_pages(struct packer *p, const struct rows *rows, int n_seqs)
+{
+    struct place at = pack(p, (uint64_t)n_seqs * DEVICE_MAX_GROUPS * sizeof(void *));
+    void **tables = at.host;
+
+    for (int i = 0; i < n_seqs * DEVICE_MAX_GROUPS && !p->is_full; i++) {
+        void *const *table = rows->seqs[i / DEVICE_MAX_GROUPS].page[i % DEVICE_MAX_GROUPS];
+        uint64_t n_pages = (uint64_t)pages_of(reach_of(rows, i / DEVICE_MAX_GROUPS));
+        tables[i] = n_pages ? pack_copy(p, table, n_pages * sizeof *table) : NULL;
+    }
+    return at.dev;
+}
+
+static void fill_moe(const struct op_moe *m, int tile_tok, struct cu_expert *experts, struct cu_tile *tile)
+{
+    for (int e = 0; e < m->n_experts; e++) {
+        const struct op_expert *x = &m->experts[e];
+        for (int i = 0; i < 3; i++) {
+            experts[e].w[i] = x->w[i];
+            experts[e].scale[i] = x->scale[i];
+        }
+        for (int at = 0; at < x->n; at += tile_tok)
+            *tile++ = (struct cu_tile){e, x->first + at, x->n - at < tile_tok ? x->n - at : tile_tok};
+    }
+}
+
+/* Experts, their rows cut into tiles, and the slots. */
+static void pack_moe(struct packer *p, const struct op_moe *m, int tile_tok, struct ops_run *run)
+{
+    for (int e = 0; e < m->n_experts; e++) {
+        int end = m->experts[e].first + m->experts[e].n;
+        run->n_place = end > run->n_place ? end : run->n_place;
+        run->n_tiles += (m->experts[e].n + tile_tok - 1) / tile_tok;
+    }
+    struct place experts = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
+    struct place tiles = pack(p, (uint64_t)run->n_tiles * sizeof(struct cu_tile));
+    run->experts = experts.dev;
+    run->tiles = tiles.dev;
+    run->slot = pack_ints(p, m->slot, run->n_place);
+    if (!p->is_full)
+        fill_moe(m, tile_tok, experts.host, tiles.host);
+}
+
+static uint64_t slot_bytes_of(const struct cuda_opts *o)
+{
+    uint64_t n_rows = (uint64_t)o->n_rows, n_seqs = (uint64_t)o->n_seqs, n_slots = n_rows * (uint64_t)o->n_expert_used;
+    uint64_t rows = 4 * size_up(n_rows * sizeof(int32_t), 64);
+    uint64_t table = size_up((uint64_t)pages_of(o->n_ctx) * sizeof(void *), 64) + 64;
+    uint64_t experts = (uint64_t)o->n_expert * sizeof(struct cu_expert) +
+                       n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 3 * UINT64_C(64);
+    return rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256;
+}
+
+/* ---- run ---- */
+
+static int n_seqs_of(const struct rows *rows)
+{
+    int n = 0;
+    for (int i = 0; rows->seq && i < rows->n; i++)
+        n = rows->seq[i] >= n ? rows->seq[i] + 1 : n;
+    return n;
+}
+
+static int check(const struct cuda *c, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    int n_moe = 0;
+
+    for (int i = 0; i < n_ops; i++) {
+        if (!ops_can(&ops[i]))
+            return err(ERR_ARG, "CUDA cannot run %s of layer %d with these types and shapes",
+                       device_op_name(ops[i].kind), ops[i].layer);
+        int rc = device_check_step(&ops[i], rows);
+        if (rc < 0)
+            return rc;
+        n_moe += ops[i].kind == OP_MOE;
+        uint64_t bytes = ops_scratch_bytes(&ops[i], rows->n > rows->n_out ? rows->n : rows->n_out);
+        if (bytes > c->scratch_bytes)
+            return err(ERR_LIMIT, "CUDA scratch: %" PRIu64 " bytes given, %" PRIu64 " needed for %s of %d rows",
+                       c->scratch_bytes, bytes, device_op_name(ops[i].kind), rows->n);
+    }
+    if (rows->n > c->opts.n_rows)
+        return err(ERR_LIMIT, "a step of %d rows; CUDA was opened for %d", rows->n, c->opts.n_rows);
+    return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
+}
+
+/* Write the slot and queue its copy. */
+static int send(struct cuda *c, const struct op *ops, int n_ops, const struct rows *rows, struct ops_run *run)
+{
+    const struct slot *slot = &c->slots[c->n_calls % N_SLOTS];
+    struct packer p = {.slot = slot, .bytes = c->slot_bytes};
+
+    run->step.token = pack_ints(&p, rows->token, rows->n);
+    run->step.pos = pack_ints(&p, rows->pos, rows->n);
+    run->step.seq = pack_ints(&p, rows->seq, rows->n);
+    run->out_row = pack_ints(&p, rows->out_row, rows->n_out);
+    if (rows->seqs && rows->seq && rows->pos)
+        run->step.page = pack_pages(&p, rows, n_seqs_of(rows));
+    for (int i = 0; i < n_ops; i++)
+        if (ops[i].kind == OP_MOE)
+            pack_moe(&p, &ops[i].p.moe, ops_tile_tok(rows->n), run);
+    if (p.is_full)
+        return err(ERR_LIMIT, "a step of %d rows needs more than the %" PRIu64 " bytes that CUDA was opened for",
+                   rows->n, c->slot_bytes);
+    return p.used ? failed(cudaMemcpyAsync(slot->dev, slot->host, p.used, cudaMemcpyHostToDevice, c->stream), "rows")
+                  : 0;
+}
+
+static int run(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    struct cuda *c = cuda_of(dev);
+    const struct slot *slot = &c->slots[c->n_calls % N_SLOTS];
+    struct ops_run r = {.stream = c->stream,
+                        .rows = rows,
+                        .books = c->books,
+                        .scratch = c->scratch,
+                        .prefill = c->opts.prefill,
+                        .ops = ops,
+                        .n_ops = n_ops};
+    int rc = check(c, ops, n_ops, rows);
+
+    if (rc == 0) /* the copy of the call that had the slot last reads it */
+        rc = failed(cudaEventSynchronize(slot->done), "wait");
+    if (rc == 0)
+        rc = send(c, ops, n_ops, rows, &r);
+    for (int i = 0; i < n_ops && rc == 0; i++)
+        rc = failed(ops_launch(&r, &ops[i]), device_op_name(ops[i].kind));
+    if (rc == 0)
+        rc = failed(cudaEventRecord(slot->done, c->stream), "record");
+    if (rc < 0) /* what was queued must not run on into memory that the caller takes back */
+        cudaStreamSynchronize(c->stream);
+    else
+        c->n_calls++;
+    return rc;
+}
+
+static int sync_device(struct device *dev)
+{
+    return failed(cudaStreamSynchronize(cuda_of(dev)->stream), "step");
+}
+
+static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
+{
+    uint64_t most = 256;
+
+    (void)n_threads;
+    for (int i = 0; i < n_ops; i++) {
+        uint64_t bytes = ops_scratch_bytes(&ops[i], n_rows);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+static int set_scratch(struct device *dev, void *scratch, uint64_t bytes)
+{
+    if ((uintptr_t)scratch % 256)
+        return err(ERR_ARG, "CUDA scratch is not 256-byte aligned");
+    cuda_of(dev)->scratch = scratch;
+    cuda_of(dev)->scratch_bytes = bytes;
+    return 0;
+}
+
+/* Ops run when the host has gone on: their times are not known here. */
+static void op_ns(const struct device *dev, uint64_t *ns, bool reset)
+{
+    (void)dev;
+    (void)reset;
+    memset(ns, 0, OP_N_KIND * sizeof *ns);
+}
+
+/* ---- open and close ---- */
+
+static void close_device(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+
+    if (!c)
+        return;
+    if (c->stream)
+        cudaStreamSynchronize(c->stream);
+    cudaFree(c->books);
+    cudaFreeHost(c->down);
+    for (int i = 0; i < N_SLOTS; i++) {
+        if (c->slots[i].done)
+            cudaEventDestroy(c->slots[i].done);
+        cudaFree(c->slots[i].dev);
+        cudaFreeHost(c->slots[i].host);
+    }
+    if (c->stream)
+        cudaStreamDestroy(c->stream);
+    mem_free(c);
+}
+
+static int find_gpu(int ordinal)
+{
+    int n = 0, major = 0, minor = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+
+    if (e)
+        return failed(e, "looking for GPUs");
+    if (ordinal < 0 || ordinal >= n)
+        return err(ERR_DEVICE, "CUDA: there is no GPU %d; GPUs found: %d", ordinal, n);
+    e = cudaSetDevice(ordinal);
+    if (!e)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
+    if (!e)
+        e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
+    if (e)
+        return failed(e, "choosing the GPU");
+    if (major * 10 + minor < 75)
+        return err(ERR_UNSUPPORTED, "CUDA: GPU %d has compute capability %d.%d; 7.5 is the least", ordinal, major,
+                   minor);
+    return 0;
+}
+
+static int make_slots(struct cuda *c)
+{
+    cudaError_t e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+
+    c->slot_bytes = slot_bytes_of(&c->opts);
+    for (int i = 0; i < N_SLOTS && !e; i++) {
+        e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
+        if (!e)
+            e = cudaMalloc((void **)&c->slots[i].dev, c->slot_bytes);
+        if (!e)
+            e = cudaEventCreateWithFlags(&c->slots[i].done, cudaEventDisableTiming);
+    }
+    if (!e)
+        e = cudaHostAlloc((void **)&c->down, DOWN_BYTES, cudaHostAllocDefault);
+    if (e == cudaErrorMemoryAllocation)
+        return err(ERR_NOMEM, "CUDA: %d times %" PRIu64 " bytes for what goes up with a step", N_SLOTS, c->slot_bytes);
+    return failed(e, "making a stream");
+}
+
+static int send_books(struct cuda *c)
+{
+    struct cu_books *books = mem_alloc(sizeof *books, MEM_OTHER);
+    void *dev = NULL;
+
+    if (!books)
+        return err(ERR_NOMEM, "code-books: %zu bytes", sizeof *books);
+    memcpy(books->iq2_xxs, iq_grid_iq2_xxs, sizeof books->iq2_xxs);
+    memcpy(books->iq2_xs, iq_grid_iq2_xs, sizeof books->iq2_xs);
+    memcpy(books->iq2_s, iq_grid_iq2_s, sizeof books->iq2_s);
+    memcpy(books->iq1_s, iq_grid_iq1_s, sizeof books->iq1_s);
+    memcpy(books->iq3_xxs, iq_grid_iq3_xxs, sizeof books->iq3_xxs);
+    memcpy(books->iq3_s, iq_grid_iq3_s, sizeof books->iq3_s);
+    int rc = dev_alloc(&c->device, sizeof *books, &dev);
+    c->books = dev;
+    if (rc == 0)
+        rc = upload(&c->device, dev, books, sizeof *books);
+    if (rc == 0)
+        rc = sync_device(&c->device);
+    mem_free(books);
+    return rc;
+}
+
+int cuda_open(const struct cuda_opts *opts, struct device **out)
+{
+    *out = NULL;
+    int per_row = opts->n_expert_used > 0 ? opts->n_expert_used : 1;
+    if (opts->n_rows < 1 || opts->n_rows > MAX_ROWS / per_row)
+        return err(ERR_LIMIT, "steps of %d rows with %d experts each; CUDA takes 1 to %d rows", opts->n_rows,
+                   opts->n_expert_used, MAX_ROWS / per_row);
+    struct cuda *c = mem_zalloc(1, sizeof *c, MEM_OTHER);
+    if (!c)
+        return err(ERR_NOMEM, "the CUDA device: %zu bytes", sizeof *c);
+    c->device.ops = &cuda_device_ops;
+    c->opts = *opts;
+    int rc = find_gpu(opts->ordinal);
+    if (rc == 0)
+        rc = make_slots(c);
+    if (rc == 0)
+        rc = send_books(c);
+    if (rc < 0)
+        close_device(&c->device);
+    else
+        *out = &c->device;
+    return rc;
+}
+
+const struct device_ops cuda_device_ops = {
+    .name = "cuda",
+    .can = ops_can,
+    .scratch_bytes = scratch_bytes,
+    .set_scratch = set_scratch,
+    .run = run,
+    .sync = sync_device,
+    .alloc = dev_alloc,
+    .release = dev_release,
+    .upload = upload,
+    .download = download,
+    .copy = copy,
+    .op_ns = op_ns,
+    .close = close_device,
+};

@@ -1,0 +1,519 @@
+/* Weight blocks as integers, 32 elements at a time: the twin of cpu/kern_ref_mat_unpack.c for threads that each take a group.
+ * cu_block<TYPE> says how long a block is and unpacks group g of it; element e of the group is
+ *     (d * scale[e / 16]) * q[e] + m * min[e / 16]
+ * Types whose block size is even lie at even addresses (cuda.c refuses others), and are read by 16 bits at least. */
+#ifndef FERRY_CUDA_DEQUANT_CUH
+#define FERRY_CUDA_DEQUANT_CUH
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+struct cu_group {
+    float d, m;
+    uint32_t q[8]; /* 4 codes each */
+    int scale[2], min[2];
+};
+
+/* What a minimum or the second scale means. */
+enum cu_second {
+    CU_SECOND_NONE,
+    CU_SECOND_MIN,  /* acc = fmaf(m * dx, sum of min * x, acc) */
+    CU_SECOND_HALF, /* m is the scale of the group's upper 16 elements: another block of its own (NVFP4) */
+};
+
+template <int TYPE> struct cu_block;
+
+/* ---- loads ---- */
+
+static __device__ inline uint32_t cu_u16(const uint8_t *p)
+{
+    return *reinterpret_cast<const uint16_t *>(p);
+}
+
+static __device__ inline uint32_t cu_u32(const uint8_t *p)
+{
+    return cu_u16(p) | cu_u16(p + 2) << 16;
+}
+
+static __device__ inline uint32_t cu_u32_bytes(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static __device__ inline float cu_half_at(const uint8_t *p)
+{
+    return cu_half_to_f32((uint16_t)cu_u16(p));
+}
+
+/* ---- bytes of a word ---- */
+
+/* Bit i of the low four to bit 0 of byte i. */
+static __device__ inline uint32_t cu_spread4(uint32_t bits)
+{
+    return (bits & 15) * 0x00204081u & 0x01010101u;
+}
+
+/* 4 magnitudes, negated where the sign bit is set. */
+static __device__ inline uint32_t cu_signed4(uint32_t magnitudes, uint32_t signs)
+{
+    uint32_t mask = cu_spread4(signs) * 255;
+    return cu_sub4(magnitudes ^ mask, mask);
+}
+
+/* 16 bytes of nibbles: low ones are elements 0..15, high ones 16..31. */
+static __device__ inline void cu_nibbles(uint32_t word, int i, uint32_t *q)
+{
+    q[i] = word & 0x0f0f0f0fu;
+    q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+}
+
+/* Four levels out of 16 signed bytes, by nibbles in the bytes of `index`. */
+static __device__ inline uint32_t cu_levels4(uint64_t low, uint64_t high, uint32_t index)
+{
+    uint32_t out = 0;
+    for (int i = 0; i < 32; i += 8) {
+        uint32_t at = index >> i & 15;
+        out |= (uint32_t)((at & 8 ? high : low) >> (at & 7) * 8 & 255) << i;
+    }
+    return out;
+}
+
+/* -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113 */
+static __device__ inline uint32_t cu_iq4_levels(uint32_t index)
+{
+    return cu_levels4(UINT64_C(0xf6eaddcfbfad9881), UINT64_C(0x7159453526190d01), index);
+}
+
+/* E2M1 doubled: 0 1 2 3 4 6 8 12 and their negatives. */
+static __device__ inline uint32_t cu_fp4_levels(uint32_t index)
+{
+    return cu_levels4(UINT64_C(0x0c08060403020100), UINT64_C(0xf4f8fafcfdfeff00), index);
+}
+
+/* Sign bits of 8 elements from 7: the eighth makes their number even. */
+static __device__ inline uint32_t cu_signs8(uint32_t index)
+{
+    uint32_t parity = index & 127;
+    parity ^= parity >> 4;
+    parity ^= parity >> 2;
+    parity ^= parity >> 1;
+    return (index & 127) | (parity & 1) << 7;
+}
+
+static __device__ inline void cu_no_factors(struct cu_group *out)
+{
+    out->scale[0] = out->scale[1] = out->min[0] = out->min[1] = 1;
+    out->m = 0.0f;
+}
+
+static __device__ inline void cu_one_scale(struct cu_group *out, int scale)
+{
+    out->scale[0] = out->scale[1] = scale;
+}
+
+#define CU_BLOCK(NAME, len, bytes, x256, second)                                                                   \
+    template <> struct cu_block<QUANT_##NAME> {                                                                    \
+        static constexpr int LEN = len, BYTES = bytes, X256 = x256, SECOND = second;                               \
+        static __device__ inline void group(const uint8_t *b, int g, const struct cu_books *books, cu_group *out); \
+    };                                                                                                             \
+    __device__ inline void cu_block<QUANT_##NAME>::group(const uint8_t *b, int g, const struct cu_books *books,    \
+                                                         cu_group *out)
+
+/* ---- blocks of 32 ---- */
+
+CU_BLOCK(Q4_0, 32, 18, 0, CU_SECOND_NONE)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32(b + 2 + 4 * i), i, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_sub4(out->q[i], 0x08080808u);
+}
+
+CU_BLOCK(Q4_1, 32, 20, 0, CU_SECOND_MIN)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    out->m = cu_half_at(b + 2);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32(b + 4 + 4 * i), i, out->q);
+}
+
+/* Codes of 5 bits: the fifth bits of all, then nibbles. */
+static __device__ inline void cu_five_bits(const uint8_t *qh, uint32_t *q)
+{
+    uint32_t high = cu_u32(qh);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32(qh + 4 + 4 * i), i, q);
+    for (int i = 0; i < 8; i++)
+        q[i] |= cu_spread4(high >> 4 * i) << 4;
+}
+
+CU_BLOCK(Q5_0, 32, 22, 0, CU_SECOND_NONE)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    cu_five_bits(b + 2, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_sub4(out->q[i], 0x10101010u);
+}
+
+CU_BLOCK(Q5_1, 32, 24, 0, CU_SECOND_MIN)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    out->m = cu_half_at(b + 2);
+    cu_five_bits(b + 4, out->q);
+}
+
+CU_BLOCK(Q8_0, 32, 34, 0, CU_SECOND_NONE)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_u32(b + 2 + 4 * i);
+}
+
+CU_BLOCK(IQ4_NL, 32, 18, 0, CU_SECOND_NONE)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32(b + 2 + 4 * i), i, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_iq4_levels(out->q[i]);
+}
+
+CU_BLOCK(MXFP4, 32, 17, 0, CU_SECOND_NONE)
+{
+    (void)g, (void)books;
+    cu_no_factors(out);
+    out->d = cu_f32_of_bits(b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32_bytes(b + 1 + 4 * i), i, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_fp4_levels(out->q[i]);
+}
+
+/* Half of an unsigned E4M3; its NaN counts as 0. */
+static __device__ inline float cu_ue4m3_half(uint32_t x)
+{
+    uint32_t exp = x >> 3 & 15, man = x & 7;
+    if (x == 0x7f)
+        return 0.0f;
+    return exp ? cu_f32_of_bits((exp + 119) << 23 | man << 20) : (float)man * 0.0009765625f;
+}
+
+CU_BLOCK(NVFP4, 64, 36, 0, CU_SECOND_HALF)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_ue4m3_half(b[2 * g]);
+    out->m = cu_ue4m3_half(b[2 * g + 1]);
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < 2; i++) {
+            uint32_t word = cu_u32(b + 4 + (2 * g + part) * 8 + 4 * i);
+            out->q[4 * part + i] = cu_fp4_levels(word & 0x0f0f0f0fu);
+            out->q[4 * part + i + 2] = cu_fp4_levels(word >> 4 & 0x0f0f0f0fu);
+        }
+}
+
+/* ---- super-blocks of 256 ---- */
+
+/* 32 codes of 2 bits of group g, as Q2_K, Q3_K and TQ2_0 have them. */
+static __device__ inline uint32_t cu_crumbs(const uint8_t *qs, int g, int i)
+{
+    return cu_u32(qs + g / 4 * 32 + 4 * i) >> g % 4 * 2 & 0x03030303u;
+}
+
+CU_BLOCK(Q2_K, 256, 84, 1, CU_SECOND_MIN)
+{
+    (void)books;
+    out->d = cu_half_at(b + 80);
+    out->m = -cu_half_at(b + 82);
+    for (int j = 0; j < 2; j++) {
+        out->scale[j] = b[2 * g + j] & 15;
+        out->min[j] = b[2 * g + j] >> 4;
+    }
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_crumbs(b + 16, g, i);
+}
+
+CU_BLOCK(Q3_K, 256, 110, 1, CU_SECOND_NONE)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b + 108);
+    const uint8_t *scales = b + 96;
+    for (int j = 0; j < 2; j++) {
+        int at = 2 * g + j;
+        int low = at < 8 ? scales[at] & 15 : scales[at - 8] >> 4;
+        out->scale[j] = (low | (scales[8 + at % 4] >> at / 4 * 2 & 3) << 4) - 32;
+    }
+    for (int i = 0; i < 8; i++) {
+        uint32_t high = cu_u32(b + 4 * i) >> g & 0x01010101u;
+        out->q[i] = cu_sub4(cu_crumbs(b + 32, g, i) | high << 2, 0x04040404u);
+    }
+}
+
+/* Scale and minimum of Q4_K and Q5_K. */
+static __device__ inline void cu_scale_min_k4(const uint8_t *s, int g, struct cu_group *out)
+{
+    int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+    int min = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
+    out->scale[0] = out->scale[1] = scale;
+    out->min[0] = out->min[1] = min;
+}
+
+CU_BLOCK(Q4_K, 256, 144, 1, CU_SECOND_MIN)
+{
+    (void)books;
+    out->d = cu_half_at(b);
+    out->m = -cu_half_at(b + 2);
+    cu_scale_min_k4(b + 4, g, out);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_u32(b + 16 + g / 2 * 32 + 4 * i) >> g % 2 * 4 & 0x0f0f0f0fu;
+}
+
+CU_BLOCK(Q5_K, 256, 176, 1, CU_SECOND_MIN)
+{
+    (void)books;
+    out->d = cu_half_at(b);
+    out->m = -cu_half_at(b + 2);
+    cu_scale_min_k4(b + 4, g, out);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = (cu_u32(b + 48 + g / 2 * 32 + 4 * i) >> g % 2 * 4 & 0x0f0f0f0fu) |
+                    (cu_u32(b + 16 + 4 * i) >> g & 0x01010101u) << 4;
+}
+
+CU_BLOCK(Q6_K, 256, 210, 1, CU_SECOND_NONE)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b + 208);
+    for (int j = 0; j < 2; j++)
+        out->scale[j] = (int8_t)b[192 + 2 * g + j];
+    for (int i = 0; i < 8; i++) {
+        uint32_t low = cu_u32(b + g / 4 * 64 + g % 2 * 32 + 4 * i) >> g % 4 / 2 * 4 & 0x0f0f0f0fu;
+        out->q[i] = cu_sub4(low | cu_crumbs(b + 128, g, i) << 4, 0x20202020u);
+    }
+}
+
+/* 8 codes at q[at], q[at + 1] from a book's row and sign bits. */
+static __device__ inline void cu_put8(uint64_t row, uint32_t signs, uint32_t *q)
+{
+    q[0] = cu_signed4((uint32_t)row, signs);
+    q[1] = cu_signed4((uint32_t)(row >> 32), signs >> 4);
+}
+
+CU_BLOCK(IQ2_XXS, 256, 66, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b) * 0.125f;
+    const uint8_t *index = b + 2 + g * 8;
+    uint32_t word = cu_u32(index + 4);
+    cu_one_scale(out, (int)(2 * (word >> 28) + 1));
+    for (int k = 0; k < 4; k++)
+        cu_put8(books->iq2_xxs[index[k]], cu_signs8(word >> 7 * k), out->q + 2 * k);
+}
+
+CU_BLOCK(IQ2_XS, 256, 74, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b) * 0.125f;
+    for (int j = 0; j < 2; j++)
+        out->scale[j] = 2 * (b[66 + g] >> 4 * j & 15) + 1;
+    for (int k = 0; k < 4; k++) {
+        uint32_t word = cu_u16(b + 2 + 2 * (4 * g + k));
+        cu_put8(books->iq2_xs[word & 511], cu_signs8(word >> 9), out->q + 2 * k);
+    }
+}
+
+CU_BLOCK(IQ2_S, 256, 82, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b) * 0.125f;
+    for (int j = 0; j < 2; j++)
+        out->scale[j] = 2 * (b[74 + g] >> 4 * j & 15) + 1;
+    for (int k = 0; k < 4; k++) {
+        int index = b[2 + 4 * g + k] | (b[66 + g] >> 2 * k & 3) << 8;
+        cu_put8(books->iq2_s[index], b[34 + 4 * g + k], out->q + 2 * k);
+    }
+}
+
+CU_BLOCK(IQ3_XXS, 256, 98, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b) * 0.25f;
+    const uint8_t *index = b + 2 + g * 8;
+    uint32_t word = cu_u32(b + 66 + 4 * g);
+    cu_one_scale(out, (int)(2 * (word >> 28) + 1));
+    for (int k = 0; k < 8; k++)
+        out->q[k] = cu_signed4(books->iq3_xxs[index[k]], cu_signs8(word >> 7 * (k / 2)) >> k % 2 * 4);
+}
+
+CU_BLOCK(IQ3_S, 256, 110, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    cu_one_scale(out, 2 * (b[106 + g / 2] >> g % 2 * 4 & 15) + 1);
+    for (int k = 0; k < 8; k++) {
+        int index = b[2 + 8 * g + k] | (b[66 + g] >> k & 1) << 8;
+        out->q[k] = cu_signed4(books->iq3_s[index], (uint32_t)b[74 + 4 * g + k / 2] >> k % 2 * 4);
+    }
+}
+
+/* 8 elements of IQ1 in eighths: rows of -1, 0, 1, each shifted by one eighth up or down. */
+static __device__ inline void cu_put_shifted(uint64_t row, bool down, uint32_t *q)
+{
+    uint32_t shift = down ? 0x01010101u : 0xffffffffu;
+    q[0] = cu_sub4(((uint32_t)row & 0x1f1f1f1fu) << 3, shift);
+    q[1] = cu_sub4(((uint32_t)(row >> 32) & 0x1f1f1f1fu) << 3, shift);
+}
+
+CU_BLOCK(IQ1_S, 256, 50, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    out->d = cu_half_at(b) * 0.125f;
+    uint32_t qh = cu_u16(b + 34 + 2 * g);
+    cu_one_scale(out, (int)(2 * (qh >> 12 & 7) + 1));
+    for (int k = 0; k < 4; k++)
+        cu_put_shifted(books->iq1_s[b[2 + 4 * g + k] | (qh >> 3 * k & 7) << 8], qh & 0x8000, out->q + 2 * k);
+}
+
+CU_BLOCK(IQ1_M, 256, 56, 1, CU_SECOND_NONE)
+{
+    cu_no_factors(out);
+    uint32_t half = 0;
+    for (int k = 0; k < 4; k++)
+        half |= cu_u16(b + 48 + 2 * k) >> 12 << 4 * k;
+    out->d = cu_half_to_f32((uint16_t)half) * 0.125f;
+    for (int j = 0; j < 2; j++)
+        out->scale[j] = (int)(2 * (cu_u16(b + 48 + 2 * (g / 2)) >> (2 * g + j) % 4 * 3 & 7) + 1);
+    for (int k = 0; k < 4; k++) {
+        uint32_t qh = b[32 + 2 * g + k / 2] >> k % 2 * 4;
+        cu_put_shifted(books->iq1_s[b[4 * g + k] | (qh & 7) << 8], qh & 8, out->q + 2 * k);
+    }
+}
+
+CU_BLOCK(IQ4_XS, 256, 136, 1, CU_SECOND_NONE)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b);
+    int low = b[4 + g / 2] >> g % 2 * 4 & 15;
+    cu_one_scale(out, (low | (int)(cu_u16(b + 2) >> 2 * g & 3) << 4) - 32);
+    for (int i = 0; i < 4; i++)
+        cu_nibbles(cu_u32(b + 8 + g * 16 + 4 * i), i, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_iq4_levels(out->q[i]);
+}
+
+/* Element e of TQ1_0: a digit of base 3 of a byte that is a fraction of 256. */
+static __device__ inline int cu_tq1_digit(const uint8_t *b, int e)
+{
+    int byte = e < 160 ? e % 32 : e < 240 ? 32 + (e - 160) % 16 : 48 + (e - 240) % 4;
+    int place = e < 160 ? e / 32 : e < 240 ? (e - 160) / 16 : (e - 240) / 4;
+    uint8_t power = (uint8_t)(UINT64_C(0x511b090301) >> 8 * place); /* 3^place */
+    return (uint8_t)(b[byte] * power) * 3 >> 8;
+}
+
+CU_BLOCK(TQ1_0, 256, 54, 1, CU_SECOND_NONE)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b + 52);
+    for (int i = 0; i < 8; i++) {
+        out->q[i] = 0;
+        for (int k = 0; k < 4; k++)
+            out->q[i] |= (uint32_t)((cu_tq1_digit(b, 32 * g + 4 * i + k) - 1) & 255) << 8 * k;
+    }
+}
+
+CU_BLOCK(TQ2_0, 256, 66, 1, CU_SECOND_NONE)
+{
+    (void)books;
+    cu_no_factors(out);
+    out->d = cu_half_at(b + 64);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_sub4(cu_crumbs(b, g, i), 0x01010101u);
+}
+
+/* clang-format off */
+#define CU_QUANT_TYPES(X)                                                                                             \
+    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S)     \
+    X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M) X(IQ4_NL) X(IQ4_XS) X(TQ1_0) X(TQ2_0) X(MXFP4) X(NVFP4)
+/* clang-format on */
+#define CU_FLOAT_TYPES(X) X(F32) X(F16) X(BF16)
+
+/* ---- floats ---- */
+
+template <int TYPE> struct cu_float;
+
+template <> struct cu_float<QUANT_F32> {
+    typedef float word;
+    static __device__ inline float value(float x)
+    {
+        return x;
+    }
+};
+
+template <> struct cu_float<QUANT_F16> {
+    typedef uint16_t word;
+    static __device__ inline float value(uint16_t x)
+    {
+        return cu_half_to_f32(x);
+    }
+};
+
+template <> struct cu_float<QUANT_BF16> {
+    typedef uint16_t word;
+    static __device__ inline float value(uint16_t x)
+    {
+        return cu_f32_of_bits((uint32_t)x << 16);
+    }
+};
+
+/* Element e of an unpacked group. */
+template <int SECOND> static __device__ inline float cu_element(const struct cu_group *w, int e)
+{
+    float q = (float)(int8_t)(w->q[e / 4] >> e % 4 * 8);
+    if (SECOND == CU_SECOND_HALF)
+        return (e < 16 ? w->d : w->m) * q;
+    float x = w->d * (float)w->scale[e / 16] * q;
+    return SECOND == CU_SECOND_MIN ? x + w->m * (float)w->min[e / 16] : x;
+}
+
+/* Elements [32 at, 32 at + 32) of a weight row as floats. */
+template <int TYPE> struct cu_row {
+    static __device__ inline void load32(const void *row, int64_t at, const struct cu_books *books, float *out)
+    {
+        typedef cu_block<TYPE> block;
+        const int per = block::LEN / 32;
+        struct cu_group w;
+        block::group(static_cast<const uint8_t *>(row) + at / per * block::BYTES, (int)(at % per), books, &w);
+        for (int e = 0; e < 32; e++)
+            out[e] = cu_element<block::SECOND>(&w, e);
+    }
+};
+
+#define CU_FLOAT_ROW(NAME)                                                                                          \
+    template <> struct cu_row<QUANT_##NAME> {                                                                       \
+        static __device__ inline void load32(const void *row, int64_t at, const struct cu_books *books, float *out) \
+        {                                                                                                           \
+            typedef cu_float<QUANT_##NAME> type;                                                                    \
+            (void)books;                                                                                            \
+            for (int e = 0; e < 32; e++)                                                                            \
+                out[e] = type::value(static_cast<const type::word *>(row)[32 * at + e]);                            \
+        }                                                                                                           \
+    };
+CU_FLOAT_TYPES(CU_FLOAT_ROW)
+
+#endif

@@ -1,0 +1,159 @@
+/* The seam between the kernels and whoever compiles them: nvcc, or a plain C++ compiler on the emulated runtime. Kernels use
+ * what stands here and what both languages share. Products and sums are rounded one by one unless fmaf is written (nvcc gets
+ * --fmad=false), so that both give the bits of cpu/kern_ref.c. */
+#ifndef FERRY_CUDA_DEVICE_CUH
+#define FERRY_CUDA_DEVICE_CUH
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define CU_STRIP(...) __VA_ARGS__
+/* kernel in parentheses; args: the one POD argument of a kernel. Gives a cudaError_t. */
+#define CU_LAUNCH(kernel, grid, block, bytes, stream, args) \
+    (CU_STRIP kernel<<<grid, block, bytes, stream>>>(args), cudaGetLastError())
+/* All shared memory is dynamic: (bytes) of the launch, cut by hand. */
+#define CU_SHARED_DYN(T, name)                              \
+    extern __shared__ __align__(16) char cu_shared_bytes[]; \
+    T *name = reinterpret_cast<T *>(cu_shared_bytes)
+
+#define CU_ALL_LANES 0xffffffffu
+
+static __device__ inline int cu_shfl_xor(int x, int mask)
+{
+    return __shfl_xor_sync(CU_ALL_LANES, x, mask);
+}
+
+static __device__ inline float cu_shfl_xor(float x, int mask)
+{
+    return __shfl_xor_sync(CU_ALL_LANES, x, mask);
+}
+
+static __device__ inline void cu_syncwarp()
+{
+    __syncwarp();
+}
+
+static __device__ inline int cu_dp4a(int a, int b, int sum)
+{
+    return __dp4a(a, b, sum);
+}
+
+static __device__ inline float cu_half_to_f32(uint16_t h)
+{
+    return __half2float(__ushort_as_half(h));
+}
+
+static __device__ inline uint16_t cu_f32_to_half(float x)
+{
+    return __half_as_ushort(__float2half_rn(x));
+}
+
+#else
+
+#include <emu.h> /* the emulated runtime's folder is on the path of such builds */
+
+#include "quant/quant.h"
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned nx = 1, unsigned ny = 1, unsigned nz = 1) : x(nx), y(ny), z(nz)
+    {
+    }
+};
+
+#define threadIdx (emu_here.thread_idx)
+#define blockIdx (emu_here.block_idx)
+#define blockDim (emu_here.block_dim)
+#define gridDim (emu_here.grid_dim)
+#define __syncthreads() emu_barrier()
+
+template <typename A> struct cu_closure {
+    void (*kernel)(A);
+    A args;
+};
+
+template <typename A> void cu_closure_call(const void *p)
+{
+    const cu_closure<A> *c = static_cast<const cu_closure<A> *>(p);
+    c->kernel(c->args);
+}
+
+template <typename A>
+cudaError_t cu_closure_launch(const char *name, dim3 grid, dim3 block, size_t bytes, cudaStream_t stream,
+                              void (*kernel)(A), const A &args)
+{
+    cu_closure<A> c = {kernel, args};
+    struct emu_launch l = {
+        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c};
+    return emu_launch(&l, stream);
+}
+
+#define CU_STRIP(...) __VA_ARGS__
+#define CU_LAUNCH(kernel, grid, block, bytes, stream, args) \
+    cu_closure_launch(#kernel, grid, block, bytes, stream, CU_STRIP kernel, args)
+#define CU_SHARED_DYN(T, name) T *name = reinterpret_cast<T *>(emu_here.shared)
+
+template <typename T> static inline T cu_shfl_xor(T x, int mask)
+{
+    const T *all = static_cast<const T *>(emu_warp(&x, sizeof x));
+    return all[(threadIdx.x % 32) ^ (unsigned)mask];
+}
+
+static inline void cu_syncwarp()
+{
+    int nothing = 0;
+    emu_warp(&nothing, sizeof nothing);
+}
+
+static inline int cu_dp4a(int a, int b, int sum)
+{
+    for (int i = 0; i < 32; i += 8)
+        sum += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return sum;
+}
+
+static inline float cu_half_to_f32(uint16_t h)
+{
+    return quant_f16_to_f32(h);
+}
+
+static inline uint16_t cu_f32_to_half(float x)
+{
+    return quant_f32_to_f16(x);
+}
+
+#endif
+
+static __device__ inline float cu_f32_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static __device__ inline uint32_t cu_bits_of_f32(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* a - b in each byte. */
+static __device__ inline uint32_t cu_sub4(uint32_t a, uint32_t b)
+{
+    const uint32_t top = 0x80808080u;
+    return ((a | top) - (b & ~top)) ^ ((a ^ ~b) & top);
+}
+
+#endif

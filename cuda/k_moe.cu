@@ -1,0 +1,159 @@
+/* Experts: rows grouped by expert, so that each weight is read once for up to CU_GEMV_TOK of them. The matrices are those of
+ * k_matmul.cu; here is the order of things and the room between them. */
+#include "cuda/launch.h"
+
+#include "cuda/device.cuh"
+
+enum { THREADS = 256, GATE = 0, UP = 1, DOWN = 2, N_FORM = 4 };
+
+/* Where things lie in scratch. */
+struct layout {
+    uint64_t x_off[N_FORM], x_bytes[N_FORM]; /* (n_rows) in each form that gate and up read; 0: form not used */
+    uint64_t row_off;                        /* (n_slots) slot / k */
+    uint64_t gate_off, up_off;               /* (n_slots, n_ff) floats, by place */
+    uint64_t h_off, h_bytes;                 /* (n_slots) in the form that down reads */
+    uint64_t total_bytes;
+};
+
+static uint64_t place(struct layout *l, uint64_t bytes)
+{
+    uint64_t off = l->total_bytes;
+    l->total_bytes += (bytes + 255) & ~(uint64_t)255;
+    return off;
+}
+
+static enum quant_act form_of(enum quant_type type)
+{
+    return quant_info((int)type)->act;
+}
+
+static struct layout layout_of(const struct cu_moe_args *a)
+{
+    struct layout l = {};
+    uint64_t n_slots = (uint64_t)a->n_rows * (uint64_t)a->k, ff_bytes = (uint64_t)a->n_ff * sizeof(float);
+
+    for (int i = GATE; i <= UP; i++) {
+        enum quant_act form = form_of(a->type[i]);
+        if (l.x_bytes[form])
+            continue;
+        l.x_bytes[form] = cu_act_bytes(form, a->n_embd);
+        l.x_off[form] = place(&l, (uint64_t)a->n_rows * l.x_bytes[form]);
+    }
+    l.row_off = place(&l, n_slots * sizeof(int32_t));
+    l.gate_off = place(&l, n_slots * ff_bytes);
+    l.up_off = place(&l, n_slots * ff_bytes);
+    l.h_bytes = cu_act_bytes(form_of(a->type[DOWN]), a->n_ff);
+    l.h_off = place(&l, n_slots * l.h_bytes);
+    return l;
+}
+
+uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a)
+{
+    return layout_of(a).total_bytes;
+}
+
+struct slot_rows_args {
+    const int32_t *slot;
+    int32_t *row;
+    int n, k;
+};
+
+static __global__ void slot_rows(const struct slot_rows_args a)
+{
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+
+    if (i < a.n)
+        a.row[i] = a.slot[i] / a.k;
+}
+
+static struct cu_mat_args mat_of(const struct cu_moe_args *a, int which)
+{
+    struct cu_mat_args m = {};
+
+    m.books = a->books;
+    m.type = a->type[which];
+    m.w_stride = a->w_stride[which];
+    m.n_cols = which == DOWN ? a->n_ff : a->n_embd;
+    m.n_rows = (int)(which == DOWN ? a->n_out : a->n_ff);
+    m.n_place = a->n_place;
+    m.tile_tok = a->tile_tok;
+    m.tiles = a->tiles;
+    m.n_tiles = a->n_tiles;
+    m.experts = a->experts;
+    m.which = which;
+    return m;
+}
+
+/* Gate and up of every place, then act(gate) * up where gate was. */
+static cudaError_t hidden(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
+{
+    char *s = static_cast<char *>(a->scratch);
+    float *to[2] = {reinterpret_cast<float *>(s + l->gate_off), reinterpret_cast<float *>(s + l->up_off)};
+    cudaError_t e = cudaSuccess;
+
+    for (int i = GATE; i <= UP && !e; i++) {
+        struct cu_mat_args m = mat_of(a, i);
+        enum quant_act form = form_of(a->type[i]);
+        m.x = s + l->x_off[form];
+        m.x_stride = l->x_bytes[form];
+        m.x_row = reinterpret_cast<const int32_t *>(s + l->row_off);
+        m.dst = to[i];
+        m.dst_stride = a->n_ff;
+        e = cu_gemv(&m, stream);
+    }
+    struct cu_rows_args glu = {};
+    glu.n = a->n_place;
+    glu.width = glu.dst_stride = glu.a_stride = glu.b_stride = a->n_ff;
+    glu.dst = to[0];
+    glu.a = to[0];
+    glu.b = to[1];
+    glu.act = a->act;
+    return e ? e : cu_glu(&glu, stream);
+}
+
+static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
+{
+    char *s = static_cast<char *>(a->scratch);
+    struct cu_act_args h = {};
+    struct cu_mat_args m = mat_of(a, DOWN);
+
+    h.act = form_of(a->type[DOWN]);
+    h.n_rows = a->n_place;
+    h.width = h.x_stride = a->n_ff;
+    h.x = reinterpret_cast<const float *>(s + l->gate_off);
+    h.out = s + l->h_off;
+    h.out_stride = l->h_bytes;
+    cudaError_t e = cu_act(&h, stream);
+    m.x = h.out;
+    m.x_stride = h.out_stride;
+    m.dst = a->dst;
+    m.dst_stride = a->dst_stride;
+    m.dst_row = a->slot;
+    return e ? e : cu_gemv(&m, stream);
+}
+
+cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
+{
+    struct layout l = layout_of(a);
+    char *s = static_cast<char *>(a->scratch);
+    struct slot_rows_args rows = {a->slot, reinterpret_cast<int32_t *>(s + l.row_off), a->n_place, a->k};
+    cudaError_t e =
+        CU_LAUNCH((slot_rows), dim3((unsigned)((a->n_place + THREADS - 1) / THREADS)), dim3(THREADS), 0, stream, rows);
+
+    for (int form = 0; form < N_FORM && !e; form++) {
+        if (!l.x_bytes[form])
+            continue;
+        struct cu_act_args x = {};
+        x.act = (enum quant_act)form;
+        x.n_rows = a->n_rows;
+        x.width = a->n_embd;
+        x.x = a->x;
+        x.x_stride = a->x_stride;
+        x.out = s + l.x_off[form];
+        x.out_stride = l.x_bytes[form];
+        e = cu_act(&x, stream);
+    }
+    if (!e)
+        e = hidden(a, &l, stream);
+    return e ? e : down(a, &l, stream);
+}

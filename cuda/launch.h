@@ -1,0 +1,220 @@
+/* What host code may ask of the kernels. A launcher queues its kernels on the stream and returns what the runtime said; it
+ * checks nothing. Arguments are plain values; their pointers are device memory. */
+#ifndef FERRY_CUDA_LAUNCH_H
+#define FERRY_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "quant/quant.h"
+#include "src/device/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- rows ------------------------------------------------------------------------------------------------------------ */
+
+/* A step's rows in device memory, as struct rows has them. */
+struct cu_step {
+    const int32_t *token, *pos, *seq;
+    const int32_t *out_row;   /* NULL: an op's row i is the step's row i */
+    void *const *const *page; /* (n_seqs, DEVICE_MAX_GROUPS) tables of page addresses */
+};
+
+/* dst = f(a, b, w) over n rows of `width`; strides in floats. */
+struct cu_rows_args {
+    int n;
+    int64_t width;
+    float *dst;
+    const float *a, *b;
+    const float *w; /* weights: a norm's, a bias, a scale */
+    int64_t dst_stride, a_stride, b_stride;
+    float f;     /* epsilon, factor, cap */
+    int64_t len; /* norm: width of a group; combine: experts a token */
+    enum op_act act;
+    const int32_t *row; /* get_rows: (n) */
+};
+cudaError_t cu_rms_norm(const struct cu_rows_args *a, cudaStream_t stream);
+cudaError_t cu_add(const struct cu_rows_args *a, cudaStream_t stream);      /* dst = a + b */
+cudaError_t cu_add_bias(const struct cu_rows_args *a, cudaStream_t stream); /* dst = a + w */
+cudaError_t cu_scale(const struct cu_rows_args *a, cudaStream_t stream);    /* dst = a * (w ? w[0] : f) */
+cudaError_t cu_softcap(const struct cu_rows_args *a, cudaStream_t stream);
+cudaError_t cu_glu(const struct cu_rows_args *a, cudaStream_t stream);
+cudaError_t cu_gate(const struct cu_rows_args *a, cudaStream_t stream);    /* b (n, 1) */
+cudaError_t cu_combine(const struct cu_rows_args *a, cudaStream_t stream); /* a (n*len, width), b (n, len) */
+cudaError_t cu_get_rows(const struct cu_rows_args *a, cudaStream_t stream);
+
+/* Code-books of the IQ types (quant/iq_grid.h) in device memory. */
+struct cu_books {
+    uint64_t iq2_xxs[256], iq2_xs[512], iq2_s[1024], iq1_s[2048];
+    uint32_t iq3_xxs[256], iq3_s[512];
+};
+
+struct cu_embed_args {
+    const struct cu_books *books;
+    enum quant_type type;
+    const void *w;
+    uint64_t w_stride; /* bytes */
+    struct cu_step step;
+    int n;
+    int64_t width;
+    float *dst;
+    int64_t dst_stride;
+    float f;
+};
+cudaError_t cu_embed(const struct cu_embed_args *a, cudaStream_t stream);
+
+#define CU_ROPE_MAX_FREQ 256
+struct cu_rope_table_args {
+    struct cu_step step;
+    int n, n_freq;
+    float mscale;
+    float *dst;
+    int64_t dst_stride;
+    double freq[CU_ROPE_MAX_FREQ];
+};
+cudaError_t cu_rope_table(const struct cu_rope_table_args *a, cudaStream_t stream);
+
+struct cu_rope_args {
+    struct op_rope p;
+    int n;
+    float *x;
+    const float *table;
+    int64_t x_stride, table_stride;
+};
+cudaError_t cu_rope(const struct cu_rope_args *a, cudaStream_t stream);
+
+#define CU_ROUTE_MAX_EXPERTS 4096
+struct cu_route_args {
+    struct op_route p;
+    int n;
+    const float *logits, *bias; /* bias may be NULL */
+    int32_t *ids;
+    float *gates;
+    int64_t logits_stride, ids_stride, gates_stride; /* in elements */
+};
+cudaError_t cu_route(const struct cu_route_args *a, cudaStream_t stream);
+
+/* ---- attention ------------------------------------------------------------------------------------------------------- */
+
+/* Keys and values of n rows into their pages. */
+struct cu_append_args {
+    struct op_attn p;
+    struct cu_step step;
+    int n;
+    const float *k, *v;
+    int64_t k_stride, v_stride;
+};
+cudaError_t cu_kv_append(const struct cu_append_args *a, cudaStream_t stream);
+
+/* Rows of q over the pages. With states: segments [first, first + n_segments) of each row's, counted from the first it sees,
+ * go each to a state of their own, for cu_attn_merge; else all are folded and merged where they are computed. */
+struct cu_attn_args {
+    struct op_attn p;
+    struct cu_step step;
+    int n;
+    int tile_rows; /* rows that share a block: cu_attn_tile_rows() */
+    const float *q;
+    float *dst;
+    int64_t q_stride, dst_stride;
+    float *states; /* (n, n_head, n_segments, head_dim_v + 2): o, m, l; NULL: not split */
+    float *sums;   /* (n, n_head, head_dim_v + 2) */
+    int first, n_segments;
+    bool is_last; /* merge: write dst */
+};
+/* 0: heads so large that not even one row fits a block's shared memory. */
+int cu_attn_tile_rows(const struct op_attn *p);
+cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream);
+cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream);
+
+/* ---- matmul ---------------------------------------------------------------------------------------------------------- */
+
+/* Bytes of one activation row of n elements in that form; a multiple of 16. */
+uint64_t cu_act_bytes(enum quant_act act, int64_t n);
+
+/* n_rows rows of floats into the form. */
+struct cu_act_args {
+    enum quant_act act;
+    int n_rows;
+    int64_t width;
+    const float *x;
+    int64_t x_stride;
+    void *out;
+    uint64_t out_stride; /* bytes */
+};
+cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream);
+
+/* One expert's matrices, and what their products are multiplied by. */
+struct cu_expert {
+    const void *w[3];
+    float scale[3];
+};
+
+/* Tokens that a block multiplies with the weights it has read: places [first, first + n) of one expert. */
+struct cu_tile {
+    int32_t expert, first, n;
+};
+
+/* dst[place][row] = x[place] . w[row], by the arithmetic of cpu/kern.h. Dense: tiles is NULL, and places 0..n_place-1 are the
+ * rows. Of experts: tiles of at most tile_tok places, whose x row and dst row may be looked up. */
+struct cu_mat_args {
+    const struct cu_books *books;
+    enum quant_type type;
+    const void *w;     /* dense */
+    uint64_t w_stride; /* bytes */
+    int64_t n_cols;
+    int n_rows;
+    const void *x;     /* rows of the type's form; cu_gemm: of halves (cu_half) */
+    uint64_t x_stride; /* bytes */
+    float *dst;
+    int64_t dst_stride; /* floats */
+    int n_place, tile_tok;
+    const struct cu_tile *tiles; /* (n_tiles) */
+    int n_tiles;
+    const struct cu_expert *experts;
+    int which;                      /* of cu_expert.w */
+    const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
+};
+/* Tokens that cu_gemv shares one reading of the weights among: tile_tok is 1 or this. */
+#define CU_GEMV_TOK 8
+cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream);
+
+/* Rows as halves for cu_gemm: each times the power of two that brings its largest magnitude between 2^14 and 2^15; its
+ * inverse stands behind the row. */
+uint64_t cu_half_bytes(int64_t n);
+cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream);
+
+/* The same product by tensor cores on halves, for many places; rounding differs (cuda/README.md). n_cols a multiple of 32,
+ * tile_tok CU_GEMM_TOK. */
+#define CU_GEMM_TOK 64
+cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream);
+
+/* ---- experts --------------------------------------------------------------------------------------------------------- */
+
+/* The listed experts' slots: their row of dst = down(act(gate(x)) * up(x)), each product times its scale. */
+struct cu_moe_args {
+    const struct cu_books *books;
+    enum quant_type type[3];
+    uint64_t w_stride[3];
+    int64_t n_embd, n_ff, n_out;
+    enum op_act act;
+    int k, n_rows;
+    const float *x; /* (n_rows, n_embd) */
+    int64_t x_stride;
+    float *dst; /* (n_rows * k, n_out) */
+    int64_t dst_stride;
+    const int32_t *slot; /* (n_place) token * k + rank, grouped by expert */
+    int n_place, tile_tok, n_tiles;
+    const struct cu_tile *tiles;
+    const struct cu_expert *experts;
+    void *scratch; /* (cu_moe_scratch_bytes) */
+};
+uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a); /* of types, widths, k and n_rows */
+cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

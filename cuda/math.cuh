@@ -1,0 +1,97 @@
+/* Twins of the scalar functions in cpu/kern_math.h, operation by operation: tests hold them to the same bits. */
+#ifndef FERRY_CUDA_MATH_CUH
+#define FERRY_CUDA_MATH_CUH
+
+#include "cuda/device.cuh"
+
+#define CU_INFINITY cu_f32_of_bits(0x7f800000u)
+
+/* b where one is NaN. */
+static __device__ inline float cu_max(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+static __device__ inline float cu_min(float a, float b)
+{
+    return a < b ? a : b;
+}
+
+static __device__ inline void cu_exp_parts(float x, float *q, float *half, float *rest)
+{
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float magic = fmaf(x, 1.44269502162933349609375f, shift);
+    float n = magic - shift;
+    float r = fmaf(n, -0.693145751953125f, x); /* ln 2 in two parts, the upper of 15 bits */
+    r = fmaf(n, -1.428606765330187045037746429443359375e-06f, r);
+    float p = 1.0f / 5040.0f;
+    p = fmaf(p, r, 1.0f / 720.0f);
+    p = fmaf(p, r, 1.0f / 120.0f);
+    p = fmaf(p, r, 1.0f / 24.0f);
+    p = fmaf(p, r, 1.0f / 6.0f);
+    p = fmaf(p, r, 0.5f);
+    *q = fmaf(p * r, r, r);
+    uint32_t k = cu_bits_of_f32(magic) - 0x4b400000u;
+    uint32_t k_half = k >> 1 | (k & 0x80000000u);
+    *half = cu_f32_of_bits((k_half + 127) << 23);
+    *rest = cu_f32_of_bits((k - k_half + 127) << 23);
+}
+
+static __device__ inline float cu_exp(float x)
+{
+    float q, half, rest;
+
+    x = cu_min(89.0f, cu_max(-104.0f, x));
+    cu_exp_parts(x, &q, &half, &rest);
+    return (q + 1.0f) * half * rest;
+}
+
+static __device__ inline float cu_tanh(float x)
+{
+    float q, half, rest, y = cu_min(20.0f, fabsf(x));
+
+    cu_exp_parts(y + y, &q, &half, &rest);
+    float two_n = half * rest;
+    float e = fmaf(two_n, q, two_n - 1.0f);
+    return copysignf(e / (e + 2.0f), x);
+}
+
+static __device__ inline float cu_sigmoid(float x)
+{
+    return 1.0f / (1.0f + cu_exp(0.0f - x));
+}
+
+static __device__ inline float cu_silu(float x)
+{
+    return x / (1.0f + cu_exp(0.0f - x));
+}
+
+static __device__ inline float cu_gelu_tanh(float x)
+{
+    float cubic = fmaf(0.044715f * x, x, 1.0f) * x;
+    return x / (1.0f + cu_exp(-1.5957691216057308f * cubic));
+}
+
+static __device__ inline float cu_softcap(float x, float cap)
+{
+    return cap * cu_tanh(x / cap);
+}
+
+/* Lanes l and l+8, l+4, l+2, l+1 of 16. */
+static __device__ inline float cu_tree16(float *lane)
+{
+    for (int step = 8; step; step /= 2)
+        for (int l = 0; l < step; l++)
+            lane[l] += lane[l + step];
+    return lane[0];
+}
+
+/* The same over 16 neighbouring threads of a warp; every one of them gets the sum. */
+static __device__ inline float cu_tree16_shfl(float x)
+{
+    for (int step = 8; step; step /= 2)
+        x += cu_shfl_xor(x, step);
+    return x;
+}
+
+#endif

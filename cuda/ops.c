@@ -1,0 +1,430 @@
+/* Owns the way from an op to its launchers: arguments from tensors, activations quantized once for each form, scratch cut. */
+#include "cuda/ops.h"
+
+#include "src/base/size.h"
+#include "src/device/device_check.h"
+
+#include <string.h>
+
+/* Rows up to which attention is split by segment, so that one long sequence keeps the whole GPU busy; segments at once. */
+enum { SPLIT_ROWS = 8, SPLIT_SEGMENTS = 32, N_FORM = 4 };
+
+static int n_of(const struct ops_run *r, const struct op *op)
+{
+    return op->rows == OP_ROWS_OUT ? r->rows->n_out : r->rows->n;
+}
+
+static struct cu_step step_of(const struct ops_run *r, const struct op *op)
+{
+    struct cu_step s = r->step;
+    s.out_row = op->rows == OP_ROWS_OUT ? r->out_row : NULL;
+    return s;
+}
+
+static int64_t stride_of(const struct tensor *t)
+{
+    return (int64_t)(t->stride[1] / sizeof(float));
+}
+
+/* ---- what it can ---- */
+
+static bool is_aligned(const struct tensor *w)
+{
+    uint64_t step = w->type == QUANT_F32 ? 4 : w->type == QUANT_MXFP4 ? 1 : 2;
+    return w->stride[1] % step == 0 && w->stride[2] % step == 0;
+}
+
+static bool can_weights(const struct op *op, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (!is_aligned(op->w[i]))
+            return false;
+    return true;
+}
+
+bool ops_can(const struct op *op)
+{
+    if (!device_check_shapes(op))
+        return false;
+    switch (op->kind) {
+    case OP_EMBED:
+        return op->w[0]->ne[0] % 32 == 0 && is_aligned(op->w[0]);
+    case OP_MATMUL:
+        return can_weights(op, op->n_w);
+    case OP_MOE:
+        return can_weights(op, 3);
+    case OP_ROPE_TABLE:
+        return op->dst[0]->ne[0] / 2 <= CU_ROPE_MAX_FREQ;
+    case OP_ROUTE: /* scores, their biased copy and marks lie in 48 KiB */
+        return op->p.route.n_expert <= CU_ROUTE_MAX_EXPERTS;
+    case OP_ATTENTION:
+        return cu_attn_tile_rows(&op->p.attn) > 0;
+    default:
+        return true;
+    }
+}
+
+/* ---- rows ---- */
+
+static struct cu_rows_args rows_of(const struct ops_run *r, const struct op *op)
+{
+    const struct tensor *a = op->src[0], *b = op->src[1];
+    struct cu_rows_args x = {.n = n_of(r, op), .width = op->dst[0]->ne[0], .dst = op->dst[0]->data};
+
+    x.dst_stride = stride_of(op->dst[0]);
+    x.a = a->data;
+    x.a_stride = stride_of(a);
+    x.b = b ? b->data : NULL;
+    x.b_stride = b ? stride_of(b) : 0;
+    x.w = op->w[0] ? op->w[0]->data : NULL;
+    return x;
+}
+
+static cudaError_t rms_norm(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.f = op->p.norm.eps;
+    x.len = op->w[0]->ne[0];
+    return cu_rms_norm(&x, r->stream);
+}
+
+static cudaError_t add(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    return cu_add(&x, r->stream);
+}
+
+static cudaError_t add_bias(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    return cu_add_bias(&x, r->stream);
+}
+
+static cudaError_t scale(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.f = op->p.scale.f;
+    return cu_scale(&x, r->stream);
+}
+
+static cudaError_t softcap(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.f = op->p.scale.f;
+    return cu_softcap(&x, r->stream);
+}
+
+static cudaError_t glu(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.act = op->p.glu.act;
+    return cu_glu(&x, r->stream);
+}
+
+static cudaError_t gate(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    return cu_gate(&x, r->stream);
+}
+
+static cudaError_t combine(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.len = op->src[1]->ne[0];
+    return cu_combine(&x, r->stream);
+}
+
+static cudaError_t get_rows(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.row = r->out_row;
+    return cu_get_rows(&x, r->stream);
+}
+
+static cudaError_t embed(const struct ops_run *r, const struct op *op)
+{
+    const struct tensor *w = op->w[0];
+    struct cu_embed_args x = {.books = r->books, .type = w->type, .w = w->data, .w_stride = w->stride[1]};
+
+    x.step = step_of(r, op);
+    x.n = n_of(r, op);
+    x.width = w->ne[0];
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    x.f = op->p.scale.f;
+    return cu_embed(&x, r->stream);
+}
+
+static cudaError_t rope_table(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rope_table_args x = {.step = step_of(r, op), .n = n_of(r, op), .mscale = op->p.rope_table.mscale};
+
+    x.n_freq = (int)(op->dst[0]->ne[0] / 2);
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    memcpy(x.freq, op->p.rope_table.freq, (size_t)x.n_freq * sizeof *x.freq);
+    return cu_rope_table(&x, r->stream);
+}
+
+static cudaError_t rope(const struct ops_run *r, const struct op *op)
+{
+    struct cu_rope_args x = {.p = op->p.rope, .n = n_of(r, op), .x = op->dst[0]->data, .table = op->src[1]->data};
+
+    x.x_stride = stride_of(op->dst[0]);
+    x.table_stride = stride_of(op->src[1]);
+    return cu_rope(&x, r->stream);
+}
+
+static cudaError_t route(const struct ops_run *r, const struct op *op)
+{
+    struct cu_route_args x = {.p = op->p.route, .n = n_of(r, op), .logits = op->src[0]->data};
+
+    x.bias = op->w[0] ? op->w[0]->data : NULL;
+    x.ids = op->dst[0]->data;
+    x.gates = op->dst[1]->data;
+    x.logits_stride = stride_of(op->src[0]);
+    x.ids_stride = stride_of(op->dst[0]);
+    x.gates_stride = stride_of(op->dst[1]);
+    return cu_route(&x, r->stream);
+}
+
+/* ---- attention ---- */
+
+static cudaError_t kv_append(const struct ops_run *r, const struct op *op)
+{
+    struct cu_append_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
+
+    x.k = op->src[0]->data;
+    x.v = op->src[1]->data;
+    x.k_stride = stride_of(op->src[0]);
+    x.v_stride = stride_of(op->src[1]);
+    return cu_kv_append(&x, r->stream);
+}
+
+static uint64_t attn_scratch(const struct op *op, int n_rows)
+{
+    const struct op_attn *p = &op->p.attn;
+    uint64_t n = (uint64_t)(n_rows < SPLIT_ROWS ? n_rows : SPLIT_ROWS) * (uint64_t)p->n_head;
+    return n * (SPLIT_SEGMENTS + 1) * (uint64_t)(p->head_dim_v + 2) * sizeof(float);
+}
+
+/* Most segments that a row of the step sees. */
+static int most_segments(const struct ops_run *r, const struct op *op, int n)
+{
+    int most = 0, window = op->p.attn.window;
+
+    for (int i = 0; i < n; i++) {
+        int32_t pos = r->rows->pos[op->rows == OP_ROWS_OUT ? r->rows->out_row[i] : i];
+        int32_t first = window && pos >= window ? pos - window + 1 : 0;
+        int segments = pos / DEVICE_ATTN_SEGMENT_TOK - first / DEVICE_ATTN_SEGMENT_TOK + 1;
+        most = segments > most ? segments : most;
+    }
+    return most;
+}
+
+static cudaError_t attention(const struct ops_run *r, const struct op *op)
+{
+    struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
+    int n_segments = x.n <= SPLIT_ROWS ? most_segments(r, op, x.n) : 1;
+    cudaError_t e = cudaSuccess;
+
+    x.tile_rows = cu_attn_tile_rows(&x.p);
+    x.q = op->src[0]->data;
+    x.q_stride = stride_of(op->src[0]);
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    if (n_segments == 1)
+        return cu_attn(&x, r->stream);
+    x.n_segments = n_segments < SPLIT_SEGMENTS ? n_segments : SPLIT_SEGMENTS;
+    x.states = (float *)r->scratch;
+    x.sums = x.states + (int64_t)x.n * x.p.n_head * x.n_segments * (x.p.head_dim_v + 2);
+    for (; x.first < n_segments && !e; x.first += x.n_segments) {
+        x.is_last = x.first + x.n_segments >= n_segments;
+        e = cu_attn(&x, r->stream);
+        e = e ? e : cu_attn_merge(&x, r->stream);
+    }
+    return e;
+}
+
+/* ---- matmul ---- */
+
+static enum quant_act form_of(const struct tensor *w)
+{
+    return quant_info((int)w->type)->act;
+}
+
+/* Where each form of the activations lies in scratch; returns the bytes of all. */
+static uint64_t place_forms(const struct op *op, int n_rows, uint64_t off[N_FORM], bool is_used[N_FORM])
+{
+    uint64_t bytes = 0;
+
+    memset(is_used, 0, N_FORM * sizeof *is_used);
+    for (int i = 0; i < op->n_w; i++)
+        is_used[form_of(op->w[i])] = true;
+    for (int form = 0; form < N_FORM; form++) {
+        off[form] = bytes;
+        if (is_used[form])
+            bytes += size_up((uint64_t)n_rows * cu_act_bytes((enum quant_act)form, op->src[0]->ne[0]), 256);
+    }
+    return bytes;
+}
+
+static uint64_t matmul_scratch(const struct op *op, int n_rows)
+{
+    uint64_t off[N_FORM], halves = size_up((uint64_t)n_rows * cu_half_bytes(op->src[0]->ne[0]), 256);
+    bool is_used[N_FORM];
+    return place_forms(op, n_rows, off, is_used) + halves;
+}
+
+/* A router's logits decide which experts a row gets, so they come from float dots for every row. */
+static bool is_router(const struct ops_run *r, const struct op *op)
+{
+    for (const struct op *later = op + 1; later < r->ops + r->n_ops && later <= op + 3; later++)
+        if (later->kind == OP_ROUTE && later->src[0]->data == op->dst[0]->data)
+            return true;
+    return false;
+}
+
+/* The first so many rows go through the tensor cores. */
+static int n_gemm_rows(const struct ops_run *r, const struct op *op)
+{
+    if (r->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || op->src[0]->ne[0] % 32 || is_router(r, op))
+        return 0;
+    return r->rows->n_prompt < r->rows->n ? r->rows->n_prompt : r->rows->n;
+}
+
+/* Rows [first, first + n) of src0 in a form at `out`. */
+static struct cu_act_args act_of(const struct op *op, int first, int n, enum quant_act form, void *out)
+{
+    struct cu_act_args x = {.act = form, .n_rows = n, .width = op->src[0]->ne[0], .out = out};
+
+    x.x = tensor_row(op->src[0], first);
+    x.x_stride = stride_of(op->src[0]);
+    x.out_stride = cu_act_bytes(form, x.width);
+    return x;
+}
+
+static struct cu_mat_args mat_of(const struct ops_run *r, const struct op *op, int i, int first, int n)
+{
+    struct cu_mat_args m = {.books = r->books, .type = op->w[i]->type, .w = op->w[i]->data};
+
+    m.w_stride = op->w[i]->stride[1];
+    m.n_cols = op->w[i]->ne[0];
+    m.n_rows = (int)op->w[i]->ne[1];
+    m.dst = tensor_row(op->dst[i], first);
+    m.dst_stride = stride_of(op->dst[i]);
+    m.n_place = n;
+    return m;
+}
+
+static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, int n, void *halves)
+{
+    struct cu_act_args x = act_of(op, 0, n, QUANT_ACT_F32, halves);
+
+    x.out_stride = cu_half_bytes(x.width);
+    cudaError_t e = cu_half(&x, r->stream);
+    for (int i = 0; i < op->n_w && !e; i++) {
+        struct cu_mat_args m = mat_of(r, op, i, 0, n);
+        m.x = x.out;
+        m.x_stride = x.out_stride;
+        m.tile_tok = CU_GEMM_TOK;
+        e = cu_gemm(&m, r->stream);
+    }
+    return e;
+}
+
+static cudaError_t matmul(const struct ops_run *r, const struct op *op)
+{
+    uint64_t off[N_FORM];
+    bool is_used[N_FORM];
+    int first = n_gemm_rows(r, op), n = n_of(r, op) - first;
+    uint64_t bytes = place_forms(op, n, off, is_used);
+    cudaError_t e = first ? matmul_halves(r, op, first, r->scratch + bytes) : cudaSuccess;
+
+    if (n == 0)
+        return e;
+    for (int form = 0; form < N_FORM && !e; form++)
+        if (is_used[form]) {
+            struct cu_act_args x = act_of(op, first, n, (enum quant_act)form, r->scratch + off[form]);
+            e = cu_act(&x, r->stream);
+        }
+    for (int i = 0; i < op->n_w && !e; i++) {
+        struct cu_mat_args m = mat_of(r, op, i, first, n);
+        m.x = r->scratch + off[form_of(op->w[i])];
+        m.x_stride = cu_act_bytes(form_of(op->w[i]), m.n_cols);
+        m.tile_tok = ops_tile_tok(n);
+        e = cu_gemv(&m, r->stream);
+    }
+    return e;
+}
+
+/* ---- experts ---- */
+
+int ops_tile_tok(int n_rows)
+{
+    return n_rows == 1 ? 1 : CU_GEMV_TOK;
+}
+
+static struct cu_moe_args moe_of(const struct op *op, int n_rows)
+{
+    struct cu_moe_args x = {.act = op->p.moe.act, .k = op->p.moe.k, .n_rows = n_rows};
+
+    for (int i = 0; i < 3; i++) {
+        x.type[i] = op->w[i]->type;
+        x.w_stride[i] = op->w[i]->stride[1];
+    }
+    x.n_embd = op->w[0]->ne[0];
+    x.n_ff = op->w[0]->ne[1];
+    x.n_out = op->w[2]->ne[1];
+    return x;
+}
+
+static cudaError_t moe(const struct ops_run *r, const struct op *op)
+{
+    struct cu_moe_args x = moe_of(op, n_of(r, op));
+
+    if (r->n_place == 0)
+        return cudaSuccess;
+    x.books = r->books;
+    x.x = op->src[0]->data;
+    x.x_stride = stride_of(op->src[0]);
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    x.slot = r->slot;
+    x.n_place = r->n_place;
+    x.tile_tok = ops_tile_tok(x.n_rows);
+    x.tiles = r->tiles;
+    x.n_tiles = r->n_tiles;
+    x.experts = r->experts;
+    x.scratch = r->scratch;
+    return cu_moe(&x, r->stream);
+}
+
+/* ---- all ---- */
+
+uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
+{
+    if (op->kind == OP_MATMUL)
+        return matmul_scratch(op, n_rows);
+    if (op->kind == OP_ATTENTION)
+        return attn_scratch(op, n_rows);
+    if (op->kind != OP_MOE)
+        return 0;
+    struct cu_moe_args x = moe_of(op, n_rows);
+    return cu_moe_scratch_bytes(&x);
+}
+
+typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op);
+
+static launch_fn *const fns[OP_N_KIND] = {
+    [OP_EMBED] = embed,         [OP_RMS_NORM] = rms_norm,     [OP_MATMUL] = matmul,   [OP_ADD] = add,
+    [OP_ADD_BIAS] = add_bias,   [OP_SCALE] = scale,           [OP_SOFTCAP] = softcap, [OP_GLU] = glu,
+    [OP_GATE] = gate,           [OP_ROPE_TABLE] = rope_table, [OP_ROPE] = rope,       [OP_KV_APPEND] = kv_append,
+    [OP_ATTENTION] = attention, [OP_ROUTE] = route,           [OP_MOE] = moe,         [OP_COMBINE] = combine,
+    [OP_GET_ROWS] = get_rows,
+};
+
+cudaError_t ops_launch(const struct ops_run *run, const struct op *op)
+{
+    return n_of(run, op) ? fns[op->kind](run, op) : cudaSuccess;
+}

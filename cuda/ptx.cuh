@@ -1,0 +1,130 @@
+/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products and
+ * asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
+#ifndef FERRY_CUDA_PTX_CUH
+#define FERRY_CUDA_PTX_CUH
+
+#include "cuda/device.cuh"
+
+/* What a lane holds of A (16 x 16, rows) and B (16 x 8, columns): pairs of halves. */
+struct cu_frag_a {
+    uint32_t x[4];
+};
+
+struct cu_frag_b {
+    uint32_t x[2];
+};
+
+/* A lane's part of A whose row r begins at p + r * stride; of B whose column c does. Halves; both even. */
+static __device__ inline struct cu_frag_a cu_load_a(const uint16_t *p, int stride)
+{
+    int lane = (int)threadIdx.x % 32, row = lane / 4, col = lane % 4 * 2;
+    struct cu_frag_a f;
+
+    f.x[0] = *reinterpret_cast<const uint32_t *>(p + row * stride + col);
+    f.x[1] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col);
+    f.x[2] = *reinterpret_cast<const uint32_t *>(p + row * stride + col + 8);
+    f.x[3] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col + 8);
+    return f;
+}
+
+static __device__ inline struct cu_frag_b cu_load_b(const uint16_t *p, int stride)
+{
+    int lane = (int)threadIdx.x % 32, col = lane / 4, row = lane % 4 * 2;
+    struct cu_frag_b f;
+
+    f.x[0] = *reinterpret_cast<const uint32_t *>(p + col * stride + row);
+    f.x[1] = *reinterpret_cast<const uint32_t *>(p + col * stride + row + 8);
+    return f;
+}
+
+#ifdef __CUDACC__
+
+/* acc (16 x 8) += A B; acc[0], acc[1]: row lane / 4, columns 2 * (lane % 4) and + 1; acc[2], acc[3]: 8 rows below. */
+static __device__ inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a->x[0]), "r"(a->x[1]), "r"(a->x[2]), "r"(a->x[3]), "r"(b->x[0]), "r"(b->x[1]));
+#else
+    for (int half = 0; half < 2; half++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                     : "r"(a->x[2 * half]), "r"(a->x[2 * half + 1]), "r"(b->x[half]));
+#endif
+}
+
+/* 16 bytes from device to shared memory; there when waited for. */
+static __device__ inline void cu_async_copy16(void *dst, const void *src)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(dst)), "l"(src)
+                 : "memory");
+#else
+    *static_cast<int4 *>(dst) = *static_cast<const int4 *>(src);
+#endif
+}
+
+/* What was asked for since the last call is a group. */
+static __device__ inline void cu_async_commit()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/* Until at most the N latest groups of this thread are under way. */
+template <int N> static __device__ inline void cu_async_wait()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+#else
+
+/* Products of halves are exact in floats; the sum's order is one of those that tensor cores may have. */
+static inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)
+{
+    struct {
+        struct cu_frag_a a;
+        struct cu_frag_b b;
+    } mine = {*a, *b};
+    const unsigned bytes = sizeof mine;
+    const char *all = static_cast<const char *>(emu_warp(&mine, bytes));
+    int lane = (int)threadIdx.x % 32;
+
+    for (int i = 0; i < 4; i++) {
+        int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; k++) {
+            /* A(row, k): lane row % 8 * 4 + k % 8 / 2, word row / 8 + k / 8 * 2; B(k, col): lane col * 4 + k % 8 / 2. */
+            int at = k % 8 / 2;
+            const uint32_t *wa = reinterpret_cast<const uint32_t *>(all + (unsigned)(row % 8 * 4 + at) * bytes);
+            const uint32_t *wb = reinterpret_cast<const uint32_t *>(all + (unsigned)(col * 4 + at) * bytes) + 4;
+            float x = cu_half_to_f32((uint16_t)(wa[row / 8 + k / 8 * 2] >> k % 2 * 16));
+            float y = cu_half_to_f32((uint16_t)(wb[k / 8] >> k % 2 * 16));
+            acc[i] += x * y;
+        }
+    }
+}
+
+static inline void cu_async_copy16(void *dst, const void *src)
+{
+    emu_async_copy(dst, src, 16);
+}
+
+static inline void cu_async_commit()
+{
+    emu_async_commit();
+}
+
+template <int N> static inline void cu_async_wait()
+{
+    emu_async_wait(N);
+}
+
+#endif
+
+#endif

@@ -1,0 +1,177 @@
+/* The public face of run/jobs: translates requests and answers. */
+#include <string.h>
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/ferry.h"
+#include "src/ferry_in.h"
+#include "src/model/model.h"
+#include "src/run/cache.h"
+#include "src/run/jobs.h"
+
+struct ferry_batch {
+    struct ferry_engine *engine; /* view */
+    struct jobs *jobs;           /* own */
+};
+
+int ferry_batch_make(struct ferry_engine *e, struct ferry_batch **out)
+{
+    *out = NULL;
+    if (!e->plan.kv_tok)
+        return err(ERR_STATE, "the engine was opened without a batch (n_batch)");
+    struct ferry_batch *b = mem_zalloc(1, sizeof *b, MEM_OTHER);
+    if (!b)
+        return err(ERR_NOMEM, "a batch of prompts");
+    b->engine = e;
+    int rc = jobs_open(
+        &(struct jobs_args){
+            .exec = e->exec, .cache = e->cache, .tok = e->tok, .plan = &e->plan, .n_vocab = e->model->hp.n_vocab},
+        &b->jobs);
+    if (rc < 0) {
+        mem_free(b);
+        return rc;
+    }
+    *out = b;
+    return 0;
+}
+
+void ferry_batch_free(struct ferry_batch *b)
+{
+    if (!b)
+        return;
+    jobs_close(b->jobs);
+    mem_free(b);
+}
+
+void ferry_request_init(struct ferry_request *request)
+{
+    *request = (struct ferry_request){.struct_bytes = sizeof *request, .logprobs = -1};
+}
+
+int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *request, uint64_t *id)
+{
+    struct ferry_request r;
+    struct sample_opts sample;
+
+    ferry_request_init(&r);
+    if (request->struct_bytes > sizeof r)
+        return err(ERR_ARG, "a request of %zu bytes; this library knows %zu", request->struct_bytes, sizeof r);
+    memcpy(&r, request, request->struct_bytes);
+    if (r.n_stop && !b->engine->tok)
+        return err(ERR_STATE, "stop texts need the vocabulary (ids_only)");
+    if (r.logprobs > b->engine->model->hp.n_vocab)
+        return err(ERR_ARG, "%d best tokens of a vocabulary of %d", r.logprobs, b->engine->model->hp.n_vocab);
+    int rc = ferry_sample_options(r.sample, &sample);
+    if (rc < 0)
+        return rc;
+    int n_top = r.logprobs < 0 ? (r.n_scored ? 0 : -1) : r.logprobs;
+    return jobs_submit(b->jobs,
+                       &(struct jobs_request){.tokens = r.tokens,
+                                              .n_tok = r.n_tokens,
+                                              .n_scored = r.n_scored,
+                                              .rules = {.max_tok = r.max_tokens,
+                                                        .ignore_end = r.ignore_eos,
+                                                        .stop = r.stop,
+                                                        .n_stop = r.n_stop,
+                                                        .n_top = n_top},
+                                              .sample = sample},
+                       id);
+}
+
+static void describe(struct job *job, struct ferry_answer *out)
+{
+    static const enum ferry_finish finishes[] = {[ANSWER_STOP] = FERRY_FINISH_STOP,
+                                                 [ANSWER_LENGTH] = FERRY_FINISH_LENGTH,
+                                                 [ANSWER_CONTEXT] = FERRY_FINISH_CONTEXT,
+                                                 [ANSWER_SCORED] = FERRY_FINISH_SCORED,
+                                                 [ANSWER_FAILED] = FERRY_FINISH_FAILED};
+    struct jobs_facts f;
+
+    jobs_facts(job, &f);
+    const struct answer *a = f.answer;
+    *out = (struct ferry_answer){.id = f.id,
+                                 .finish = finishes[a->end],
+                                 .text = a->text,
+                                 .n_bytes = a->n_text,
+                                 .tokens = a->token,
+                                 .n_tokens = a->n_tok,
+                                 .n_prompt = f.n_given,
+                                 .n_shared = f.n_shared,
+                                 .n_greedy = a->n_greedy,
+                                 .logprobs = a->logprob,
+                                 .top_tokens = a->top,
+                                 .top_logprobs = a->top_logprob,
+                                 .n_top = a->rules.n_top > 0 ? a->rules.n_top : 0,
+                                 .status = a->status,
+                                 .error = a->error,
+                                 .wait_ns = f.wait_ns,
+                                 .run_ns = f.run_ns,
+                                 .n_preempted = f.n_preempted,
+                                 .own = job};
+}
+
+int ferry_batch_poll(struct ferry_batch *b, struct ferry_answer **out)
+{
+    struct jobs_stats s;
+
+    *out = NULL;
+    /* First its memory: an answer that was taken cannot be put back. */
+    struct ferry_answer *a = mem_zalloc(1, sizeof *a, MEM_OTHER);
+    if (!a)
+        return err(ERR_NOMEM, "an answer");
+    jobs_stats(b->jobs, &s);
+    int rc = s.n_finished ? 0 : jobs_step(b->jobs);
+    struct job *job = rc < 0 ? NULL : jobs_take(b->jobs);
+    if (!job) {
+        mem_free(a);
+        return rc;
+    }
+    describe(job, a);
+    *out = a;
+    return 0;
+}
+
+void ferry_answer_free(struct ferry_answer *a)
+{
+    if (!a)
+        return;
+    jobs_free(a->own);
+    mem_free(a);
+}
+
+bool ferry_batch_is_running(const struct ferry_batch *b, uint64_t id)
+{
+    return jobs_is_running(b->jobs, id);
+}
+
+int ferry_batch_cancel(struct ferry_batch *b, uint64_t id)
+{
+    return jobs_cancel(b->jobs, id) ? 0 : err(ERR_ARG, "no request %llu", (unsigned long long)id);
+}
+
+void ferry_batch_interrupt(struct ferry_batch *b)
+{
+    jobs_interrupt(b->jobs);
+}
+
+void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *out)
+{
+    struct jobs_stats s;
+
+    jobs_stats(b->jobs, &s);
+    *out = (struct ferry_batch_stats){.n_waiting = (uint32_t)s.n_waiting,
+                                      .n_running = (uint32_t)s.n_running,
+                                      .n_finished = (uint32_t)s.n_finished,
+                                      .most_running = (uint32_t)s.most_running,
+                                      .n_steps = s.n_steps,
+                                      .step_ns = s.step_ns,
+                                      .n_prompt = s.n_prompt,
+                                      .n_generated = s.n_drawn,
+                                      .n_shared = s.n_shared,
+                                      .n_preempted = s.n_preempted,
+                                      .n_rerun = s.n_rerun};
+    for (int group = 0; group < 2; group++) {
+        out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
+        out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);
+    }
+}

@@ -1,0 +1,49 @@
+/* How many sequences a batch runs at once: each one more shares what a step reads, but takes KV pages that expert slots could
+ * have had. */
+#ifndef FERRY_PLAN_PLAN_BATCH_H
+#define FERRY_PLAN_PLAN_BATCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "src/plan/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { PLAN_BATCH_MOST_POINTS = 16 };
+
+struct plan_batch_opts {
+    uint32_t n_seq;   /* 0: choose */
+    uint32_t seq_tok; /* positions that a sequence is expected to take; 0: 512 */
+};
+
+/* One number of sequences: what a step of all of them takes. Seconds are 0 where the machine's rate is not known. */
+struct plan_batch_point {
+    uint32_t n_seq;
+    bool fits;
+    uint64_t kv_bytes, slot_bytes;       /* held: KV pages, experts */
+    uint64_t expert_bytes, missed_bytes; /* that a step wants of experts, each once; of these, from disk */
+    double memory_s, disk_s, compute_s;  /* of a step */
+    double tok_per_s;                    /* 0: not known */
+};
+
+struct plan_batch {
+    struct plan_batch_point points[PLAN_BATCH_MOST_POINTS];
+    int n_points, chosen;
+    bool has_rates;
+};
+
+/* The plan of a batch. The number of sequences grows as long as the predicted speed does; without rates it is 32, or what
+ * fits. Pure. As plan_make; ERR_LIMIT when not even one fits. */
+int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts, struct plan_batch *out,
+                    struct plan *plan);
+
+/* The curve as text for a person. Caller frees with mem_free. ERR_NOMEM. */
+int plan_batch_explain(const struct plan_batch *b, char **out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,559 @@
+/* Many prompts answered together. Every job is in one place: the list of those who wait (oldest first), the array of those who
+ * run (oldest first), or the list of those who are done. Between steps a running job has cache_len(seq) tokens run, of n_tok;
+ * what is missing is run next, and where nothing is missing but one token, that one is a decode row. */
+#include "src/run/jobs.h"
+
+#include <string.h>
+
+#include "src/base/clock.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/run/batch.h"
+#include "src/run/cache.h"
+#include "src/run/exec.h"
+#include "src/run/prefix.h"
+#include "src/run/sched.h"
+
+struct job {
+    struct prefix_user user; /* first: a user is found again as its job */
+    struct job *next;        /* view: in its list */
+    uint64_t id;
+    int32_t *token; /* own: (cap_tok) given, then drawn */
+    size_t n_tok, n_given, n_scored, cap_tok;
+    struct sample_state sample;
+    struct answer answer;
+    int64_t stop_at;  /* somebody waits there for the pages; 0: nowhere */
+    int64_t most_run; /* how far it came before it gave its pages back */
+    size_t n_shared;
+    uint32_t n_preempted;
+    uint64_t submit_ns, start_ns, end_ns;
+};
+
+struct job_list {
+    struct job *first, **last; /* view; last: where the next one is hung in */
+};
+
+struct jobs {
+    struct jobs_args args; /* views; plan not used after open */
+    int n_most;            /* jobs that run at once */
+    int64_t n_ctx;
+    struct sched_limits limits;
+    struct prefix *prefix; /* own, as all below */
+    struct sample *sample; /* one scratch for all; states are with the jobs */
+    struct batch batch;
+    struct job **running;    /* (n_most) oldest first */
+    struct sched_seq *turns; /* (n_most) of the running */
+    int n_running;
+    struct job_list waiting, finished;
+    uint64_t last_id;
+    int cancel; /* written by jobs_interrupt, read by exec */
+    struct jobs_stats stats;
+};
+
+/* ---- lists ---- */
+
+static void push(struct job_list *list, struct job *job)
+{
+    job->next = NULL;
+    *list->last = job;
+    list->last = &job->next;
+}
+
+static void push_front(struct job_list *list, struct job *job)
+{
+    job->next = list->first;
+    if (!list->first)
+        list->last = &job->next;
+    list->first = job;
+}
+
+/* Take out the one that *at points to. */
+static struct job *take(struct job_list *list, struct job **at)
+{
+    struct job *job = *at;
+    *at = job->next;
+    if (!*at)
+        list->last = at;
+    job->next = NULL;
+    return job;
+}
+
+static struct job *take_id(struct job_list *list, uint64_t id)
+{
+    for (struct job **at = &list->first; *at; at = &(*at)->next)
+        if ((*at)->id == id)
+            return take(list, at);
+    return NULL;
+}
+
+void jobs_free(struct job *job)
+{
+    if (!job)
+        return;
+    answer_done(&job->answer);
+    mem_free(job->token);
+    mem_free(job);
+}
+
+/* ---- open and close ---- */
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+int jobs_open(const struct jobs_args *args, struct jobs **out)
+{
+    const struct plan *plan = args->plan;
+    struct sample_opts greedy;
+
+    *out = NULL;
+    struct jobs *j = mem_zalloc(1, sizeof *j, MEM_META);
+    if (!j)
+        return err(ERR_NOMEM, "a batch of prompts");
+    j->args = *args;
+    j->args.plan = NULL;
+    j->n_ctx = plan->n_ctx;
+    j->n_most = least(least((int)plan->n_seq, (int)plan->n_out), (int)plan->chunk_tok);
+    j->limits = (struct sched_limits){(int)plan->chunk_tok, (int)plan->chunk_tok - j->n_most, (int)plan->n_out};
+    if (j->limits.chunk_tok < 1)
+        j->limits.chunk_tok = 1;
+    j->waiting.last = &j->waiting.first;
+    j->finished.last = &j->finished.first;
+    sample_opts_init(&greedy);
+    int rc = prefix_open(args->cache, &j->prefix);
+    if (rc == 0)
+        rc = sample_make(&greedy, args->n_vocab, &j->sample);
+    if (rc == 0)
+        rc = batch_init(&j->batch, (int)plan->chunk_tok, j->n_most);
+    if (rc == 0) {
+        j->running = mem_zalloc((size_t)j->n_most, sizeof *j->running, MEM_META);
+        j->turns = mem_zalloc((size_t)j->n_most, sizeof *j->turns, MEM_META);
+        if (!j->running || !j->turns)
+            rc = err(ERR_NOMEM, "a batch of %d prompts", j->n_most);
+    }
+    if (rc < 0) {
+        jobs_close(j);
+        return rc;
+    }
+    *out = j;
+    return 0;
+}
+
+static void free_list(struct job_list *list)
+{
+    while (list->first)
+        jobs_free(take(list, &list->first));
+}
+
+void jobs_close(struct jobs *j)
+{
+    if (!j)
+        return;
+    for (int i = 0; i < j->n_running; i++) {
+        prefix_leave(j->prefix, &j->running[i]->user, true);
+        jobs_free(j->running[i]);
+    }
+    free_list(&j->waiting);
+    free_list(&j->finished);
+    mem_free(j->turns);
+    mem_free(j->running);
+    batch_done(&j->batch);
+    sample_free(j->sample);
+    prefix_close(j->prefix);
+    mem_free(j);
+}
+
+/* ---- coming and going ---- */
+
+static int check_request(const struct jobs *j, const struct jobs_request *r)
+{
+    if (r->n_tok == 0)
+        return err(ERR_ARG, "the prompt is empty");
+    if (r->n_scored >= r->n_tok)
+        return err(ERR_ARG, "%zu tokens to score of %zu: at least one has to stand before them", r->n_scored, r->n_tok);
+    if (r->n_tok >= (size_t)j->n_ctx)
+        return err(ERR_LIMIT, "the prompt takes %zu tokens, the context holds %lld (--ctx N makes it larger)", r->n_tok,
+                   (long long)j->n_ctx);
+    for (size_t i = 0; i < r->n_tok; i++)
+        if (r->tokens[i] < 0 || r->tokens[i] >= j->args.n_vocab)
+            return err(ERR_ARG, "token %d of a vocabulary of %d", r->tokens[i], j->args.n_vocab);
+    return 0;
+}
+
+int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id)
+{
+    int rc = check_request(j, r);
+    if (rc == 0)
+        rc = sample_reset(j->sample, &r->sample);
+    if (rc < 0)
+        return rc;
+    struct job *job = mem_zalloc(1, sizeof *job, MEM_OTHER);
+    if (!job)
+        return err(ERR_NOMEM, "a prompt of %zu tokens", r->n_tok);
+    sample_get(j->sample, &job->sample);
+    job->n_tok = job->n_given = job->cap_tok = r->n_tok;
+    job->n_scored = r->n_scored;
+    job->token = mem_alloc(r->n_tok * sizeof *job->token, MEM_OTHER);
+    rc = job->token ? answer_init(&job->answer, &r->rules, j->args.tok)
+                    : err(ERR_NOMEM, "a prompt of %zu tokens", r->n_tok);
+    if (rc < 0) {
+        jobs_free(job);
+        return rc;
+    }
+    memcpy(job->token, r->tokens, r->n_tok * sizeof *job->token);
+    job->id = *id = ++j->last_id;
+    job->submit_ns = clock_ns();
+    push(&j->waiting, job);
+    j->stats.n_waiting++;
+    return 0;
+}
+
+static struct job *remove_running(struct jobs *j, int i)
+{
+    struct job *job = j->running[i];
+
+    j->n_running--;
+    memmove(&j->running[i], &j->running[i + 1], (size_t)(j->n_running - i) * sizeof *j->running);
+    memmove(&j->turns[i], &j->turns[i + 1], (size_t)(j->n_running - i) * sizeof *j->turns);
+    return job;
+}
+
+bool jobs_cancel(struct jobs *j, uint64_t id)
+{
+    struct job *job = take_id(&j->waiting, id);
+
+    if (job) {
+        j->stats.n_waiting--;
+    } else if ((job = take_id(&j->finished, id))) {
+        j->stats.n_finished--;
+    } else {
+        for (int i = 0; i < j->n_running && !job; i++)
+            if (j->running[i]->id == id) {
+                job = remove_running(j, i);
+                prefix_leave(j->prefix, &job->user, false);
+            }
+    }
+    jobs_free(job);
+    return job != NULL;
+}
+
+bool jobs_is_running(const struct jobs *j, uint64_t id)
+{
+    for (int i = 0; i < j->n_running; i++)
+        if (j->running[i]->id == id)
+            return true;
+    for (const struct job *job = j->waiting.first; job; job = job->next)
+        if (job->id == id)
+            return job->start_ns != 0;
+    return false;
+}
+
+static void finish(struct jobs *j, int i)
+{
+    struct job *job = remove_running(j, i);
+
+    prefix_leave(j->prefix, &job->user, false);
+    job->end_ns = clock_ns();
+    push(&j->finished, job);
+    j->stats.n_finished++;
+}
+
+struct job *jobs_take(struct jobs *j)
+{
+    if (!j->finished.first)
+        return NULL;
+    j->stats.n_finished--;
+    return take(&j->finished, &j->finished.first);
+}
+
+/* ---- who begins ---- */
+
+/* Tokens that have to be run before anything is known: of those that are scored, the last is only looked up. */
+static int64_t n_to_run(const struct job *job)
+{
+    return (int64_t)job->n_tok - (job->n_scored > 0);
+}
+
+/* Tokens whose pages others may share with it: the rows behind them give logits, which pages do not hold. */
+static int64_t n_sharable(const struct job *job)
+{
+    return (int64_t)job->n_given - 1 - (int64_t)job->n_scored;
+}
+
+/* Does somebody compute what this job begins with? Then it waits, and where windows forbid to go back, its forerunner stops at
+ * the place. */
+static bool waits_for_another(struct jobs *j, const struct job *job, int64_t *n_now)
+{
+    struct prefix_match match;
+
+    prefix_look(j->prefix, job->token, n_sharable(job), &match);
+    *n_now = match.n_now;
+    if (!match.maker)
+        return false;
+    struct job *maker = (struct job *)match.maker;
+    if (cache_has_windows(j->args.cache) &&
+        (maker->stop_at <= cache_len(maker->user.seq) || match.n_soon < maker->stop_at))
+        maker->stop_at = match.n_soon;
+    return true;
+}
+
+static int begin(struct jobs *j, struct job **at)
+{
+    struct job *job = *at;
+    int rc = prefix_join(j->prefix, job->token, n_sharable(job), &job->user);
+
+    if (rc < 0)
+        return rc;
+    take(&j->waiting, at);
+    j->stats.n_waiting--;
+    int64_t len = cache_len(job->user.seq);
+    if (!job->start_ns) {
+        job->start_ns = clock_ns();
+        job->n_shared = (size_t)len;
+    }
+    j->stats.n_shared += (uint64_t)len;
+    job->stop_at = 0;
+    j->running[j->n_running++] = job;
+    if (j->n_running > j->stats.most_running)
+        j->stats.most_running = j->n_running;
+    return 0;
+}
+
+/* Let those begin for whom there is room. Who waits for another's pages is passed over; who waits for room is not. */
+static int admit(struct jobs *j)
+{
+    for (struct job **at = &j->waiting.first; *at && j->n_running < j->n_most;) {
+        int64_t n_now;
+        if (waits_for_another(j, *at, &n_now)) {
+            at = &(*at)->next;
+            continue;
+        }
+        if (!sched_admits(n_to_run(*at) - n_now, cache_free_tok(j->args.cache), j->n_running)) {
+            if (prefix_shrink(j->prefix)) /* maybe what it would have shared: look again */
+                continue;
+            break;
+        }
+        int rc = begin(j, at);
+        if (rc == ERR_LIMIT && j->n_running > 0)
+            break;
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* ---- one step ---- */
+
+static void plan_turns(struct jobs *j)
+{
+    for (int i = 0; i < j->n_running; i++) {
+        const struct job *job = j->running[i];
+        int64_t len = cache_len(job->user.seq), n_given = (int64_t)job->n_given;
+        struct sched_seq *s = &j->turns[i];
+        *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job)};
+        s->first_out = job->n_scored ? n_sharable(job) : s->n_tok - 1;
+        /* Given and drawn tokens are different kinds of rows (batch.h). */
+        s->cut = len < n_given ? n_given : 0;
+        if (job->stop_at > len && (s->cut == 0 || job->stop_at < s->cut))
+            s->cut = job->stop_at;
+    }
+    sched_rows(j->turns, j->n_running, &j->limits);
+}
+
+/* The youngest gives its pages back and waits before all others. */
+static void preempt(struct jobs *j)
+{
+    struct job *job = remove_running(j, j->n_running - 1);
+    int64_t len = cache_len(job->user.seq);
+
+    if (len > job->most_run)
+        job->most_run = len;
+    prefix_leave(j->prefix, &job->user, true);
+    job->n_preempted++;
+    j->stats.n_preempted++;
+    push_front(&j->waiting, job);
+    j->stats.n_waiting++;
+}
+
+/* Reserve pages for every turn, the oldest first. For the youngest alone nobody gives way: it sits the step out. */
+static int make_room(struct jobs *j)
+{
+    for (int i = 0; i < j->n_running; i++) {
+        struct cache_seq *seq = j->running[i]->user.seq;
+        int n_rows = j->turns[i].n_rows;
+        while (!cache_has_room(seq, n_rows)) {
+            if (prefix_shrink(j->prefix))
+                continue;
+            if (i == j->n_running - 1)
+                break;
+            preempt(j);
+        }
+        if (i > 0 && !cache_has_room(seq, n_rows)) {
+            j->turns[i].n_rows = j->turns[i].n_out = 0;
+            continue;
+        }
+        int rc = cache_reserve(seq, n_rows);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static bool is_prompt_turn(const struct jobs *j, int i)
+{
+    return j->turns[i].len < (int64_t)j->running[i]->n_given;
+}
+
+/* Rows of given tokens stand before rows of drawn ones. */
+static void fill_batch(struct jobs *j)
+{
+    batch_clear(&j->batch);
+    for (int prompt = 1; prompt >= 0; prompt--)
+        for (int i = 0; i < j->n_running; i++) {
+            const struct sched_seq *s = &j->turns[i];
+            const struct job *job = j->running[i];
+            if (s->n_rows > 0 && is_prompt_turn(j, i) == prompt)
+                batch_add(&j->batch, job->user.seq, job->token + s->len, s->n_rows, (int32_t)s->len, s->n_out, prompt);
+        }
+}
+
+static bool add_token(struct job *job, int32_t token)
+{
+    if (job->n_tok == job->cap_tok) {
+        size_t cap = job->cap_tok + job->cap_tok / 2 + 32;
+        int32_t *p = mem_realloc(job->token, cap * sizeof *p, MEM_OTHER);
+        if (!p)
+            return false;
+        job->token = p;
+        job->cap_tok = cap;
+    }
+    job->token[job->n_tok++] = token;
+    return true;
+}
+
+static void draw(struct jobs *j, struct job *job, const float *logits)
+{
+    int32_t token;
+
+    sample_put(j->sample, &job->sample);
+    int rc = sample_draw(j->sample, logits, job->token, (int64_t)job->n_tok, &token);
+    sample_get(j->sample, &job->sample);
+    if (rc == 0 && !add_token(job, token))
+        rc = err(ERR_NOMEM, "an answer of %zu tokens", job->n_tok);
+    if (rc < 0) {
+        answer_fail(&job->answer, rc);
+        return;
+    }
+    j->stats.n_drawn++;
+    answer_take(&job->answer, token, logits, j->args.n_vocab);
+    if (job->answer.end == ANSWER_GOES_ON && (int64_t)job->n_tok >= j->n_ctx)
+        answer_finish(&job->answer, ANSWER_CONTEXT);
+}
+
+/* Logits (n_out) of the last rows of a turn. */
+static void use_logits(struct jobs *j, int i, const float *logits)
+{
+    struct job *job = j->running[i];
+    const struct sched_seq *s = &j->turns[i];
+    int64_t end = s->len + s->n_rows;
+
+    if (!job->n_scored) {
+        draw(j, job, logits);
+        return;
+    }
+    for (int64_t pos = end - s->n_out; pos < end && job->answer.end == ANSWER_GOES_ON; pos++) {
+        /* One that gave its pages back has been here before. */
+        if ((size_t)pos + 1 - (job->n_given - job->n_scored) == job->answer.n_tok)
+            answer_score(&job->answer, job->token[pos + 1], logits, j->args.n_vocab);
+        logits += j->args.n_vocab;
+    }
+    if (end == n_to_run(job) && job->answer.end == ANSWER_GOES_ON)
+        answer_finish(&job->answer, ANSWER_SCORED);
+}
+
+static void count_rows(struct jobs *j, int i)
+{
+    const struct job *job = j->running[i];
+    const struct sched_seq *s = &j->turns[i];
+    int64_t again = (s->len + s->n_rows < job->most_run ? s->len + s->n_rows : job->most_run) - s->len;
+
+    if (again > 0)
+        j->stats.n_rerun += (uint64_t)again;
+    if (is_prompt_turn(j, i))
+        j->stats.n_prompt += (uint64_t)(s->n_rows - (again > 0 ? again : 0));
+}
+
+/* The step's rows count from here on. */
+static void commit(struct jobs *j, const float *logits)
+{
+    const size_t n_vocab = (size_t)j->args.n_vocab;
+
+    for (int prompt = 1; prompt >= 0; prompt--)
+        for (int i = 0; i < j->n_running; i++) {
+            const struct sched_seq *s = &j->turns[i];
+            if (s->n_rows == 0 || is_prompt_turn(j, i) != prompt)
+                continue;
+            cache_commit(j->running[i]->user.seq, s->n_rows);
+            count_rows(j, i);
+            if (s->n_out > 0)
+                use_logits(j, i, logits);
+            logits += (size_t)s->n_out * n_vocab;
+        }
+    for (int i = 0; i < j->n_running;) {
+        if (j->running[i]->answer.end != ANSWER_GOES_ON)
+            finish(j, i);
+        else
+            i++;
+    }
+}
+
+int jobs_step(struct jobs *j)
+{
+    const float *logits;
+
+    if (__atomic_exchange_n(&j->cancel, 0, __ATOMIC_RELAXED))
+        return err(ERR_CANCEL, "stopped before a step");
+    uint64_t start_ns = clock_ns();
+    int rc = admit(j);
+    if (rc < 0 || j->n_running == 0)
+        return rc;
+    plan_turns(j);
+    rc = make_room(j);
+    if (rc < 0)
+        return rc;
+    fill_batch(j);
+    rc = exec_run(j->args.exec, &j->batch, &j->cancel, &logits);
+    if (rc < 0) {
+        __atomic_store_n(&j->cancel, 0, __ATOMIC_RELAXED);
+        return rc;
+    }
+    commit(j, logits);
+    j->stats.n_steps++;
+    j->stats.step_ns += clock_ns() - start_ns;
+    return 0;
+}
+
+void jobs_interrupt(struct jobs *j)
+{
+    __atomic_store_n(&j->cancel, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- facts ---- */
+
+void jobs_facts(const struct job *job, struct jobs_facts *out)
+{
+    *out = (struct jobs_facts){.id = job->id,
+                               .answer = &job->answer,
+                               .n_given = job->n_given,
+                               .n_shared = job->n_shared,
+                               .n_preempted = job->n_preempted,
+                               .wait_ns = job->start_ns - job->submit_ns,
+                               .run_ns = job->end_ns - job->start_ns};
+}
+
+void jobs_stats(const struct jobs *j, struct jobs_stats *out)
+{
+    *out = j->stats;
+    out->n_running = j->n_running;
+}

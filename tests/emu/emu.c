@@ -1,0 +1,578 @@
+/* Owns the emulated device: its memory, streams, events, and the order in which queued operations run. */
+#include "tests/emu/emu.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define ARENA_BYTES ((size_t)1 << 30)
+#define ALIGN_BYTES 256
+#define GUARD_BYTES 256
+#define GUARD 0xa5
+enum { MAX_ALLOCS = 1024, MAX_STREAMS = 16 };
+
+enum kind { COPY, SET, KERNEL, RECORD, WAIT };
+
+struct op {
+    enum kind kind;
+    void *dst;
+    const void *src;
+    size_t bytes;
+    int value;
+    void *staged; /* own: a copy of pageable memory, or of a kernel's closure */
+    struct emu_launch launch;
+    cudaEvent_t event;
+    uint64_t turn; /* of the event: which of its records is meant */
+    struct op *next;
+};
+
+struct CUstream_st {
+    struct op *head, *tail;
+    uint64_t n_queued, n_done;
+};
+
+struct CUevent_st {
+    uint64_t n_recorded, n_done; /* records queued, records run */
+};
+
+struct alloc {
+    char *base; /* NULL: not used */
+    size_t bytes;
+    bool is_host;
+};
+
+static struct alloc allocs[MAX_ALLOCS];
+static cudaStream_t streams[MAX_STREAMS];
+static int n_events;
+static char *arena; /* (ARENA_BYTES), no access for the host */
+static size_t vram_bytes, device_bytes;
+static uint64_t rng = 1, n_launches;
+static int fail_at, n_calls, drop_at;
+static bool in_step;
+
+void emu_die(const char *fmt, ...)
+{
+    va_list ap;
+
+    fprintf(stderr, "emulated CUDA: ");
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, " (seed of the order: state %llu)\n", (unsigned long long)rng);
+    abort();
+}
+
+uint32_t emu_random(uint32_t n)
+{
+    rng ^= rng >> 12;
+    rng ^= rng << 25;
+    rng ^= rng >> 27;
+    return (uint32_t)(rng * UINT64_C(0x2545f4914f6cdd1d) >> 32) % n;
+}
+
+/* ---- what tests turn ---- */
+
+void emu_seed(uint64_t seed)
+{
+    rng = seed * UINT64_C(0x9e3779b97f4a7c15) | 1;
+}
+
+void emu_reset(uint64_t seed)
+{
+    if (emu_n_live())
+        emu_die("%d allocations, streams or events are left over", emu_n_live());
+    emu_seed(seed);
+    vram_bytes = ARENA_BYTES;
+    fail_at = n_calls = drop_at = 0;
+    n_launches = 0;
+    in_step = false;
+}
+
+void emu_set_vram(size_t bytes)
+{
+    vram_bytes = bytes < ARENA_BYTES ? bytes : ARENA_BYTES;
+}
+
+void emu_fail_nth(int n)
+{
+    fail_at = n;
+    n_calls = 0;
+}
+
+int emu_n_calls(void)
+{
+    return n_calls;
+}
+
+void emu_in_step(bool is_in)
+{
+    in_step = is_in;
+}
+
+void emu_drop_wait(int n)
+{
+    drop_at = n;
+}
+
+size_t emu_device_bytes(void)
+{
+    return device_bytes;
+}
+
+uint64_t emu_n_launches(void)
+{
+    return n_launches;
+}
+
+bool emu_is_device(const void *ptr)
+{
+    return arena && (const char *)ptr >= arena && (const char *)ptr < arena + ARENA_BYTES;
+}
+
+int emu_n_live(void)
+{
+    int n = n_events;
+
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        n += allocs[i].base != NULL;
+    for (int i = 0; i < MAX_STREAMS; i++)
+        n += streams[i] != NULL;
+    return n;
+}
+
+static bool fails(void)
+{
+    return ++n_calls == fail_at;
+}
+
+static void no_step(const char *what)
+{
+    if (in_step)
+        emu_die("%s inside a step", what);
+}
+
+/* ---- memory ---- */
+
+static void open_arena(bool is_open)
+{
+    if (arena && mprotect(arena, ARENA_BYTES, is_open ? PROT_READ | PROT_WRITE : PROT_NONE))
+        emu_die("mprotect of device memory failed");
+}
+
+static struct alloc *alloc_of(const void *ptr)
+{
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        if (allocs[i].base && (const char *)ptr >= allocs[i].base &&
+            (const char *)ptr < allocs[i].base + allocs[i].bytes)
+            return &allocs[i];
+    return NULL;
+}
+
+static struct alloc *alloc_slot(void)
+{
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        if (!allocs[i].base)
+            return &allocs[i];
+    emu_die("more than %d allocations", MAX_ALLOCS);
+}
+
+/* The lowest place that has room; NULL: none. */
+static char *find_place(size_t bytes)
+{
+    char *at = arena;
+
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int i = 0; i < MAX_ALLOCS; i++) {
+            struct alloc *a = &allocs[i];
+            if (a->base && !a->is_host && at < a->base + a->bytes + GUARD_BYTES && a->base < at + bytes + GUARD_BYTES) {
+                at += (size_t)(a->base - at) + (a->bytes + GUARD_BYTES + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+                moved = true;
+            }
+        }
+    }
+    return bytes + GUARD_BYTES <= (size_t)(arena + ARENA_BYTES - at) ? at : NULL;
+}
+
+cudaError_t cudaMalloc(void **ptr, size_t bytes)
+{
+    no_step("cudaMalloc");
+    *ptr = NULL;
+    if (!arena) {
+        arena = mmap(NULL, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (arena == MAP_FAILED)
+            emu_die("no addresses for device memory");
+    }
+    char *place = find_place(bytes);
+    if (fails() || bytes > vram_bytes - device_bytes || !place)
+        return cudaErrorMemoryAllocation;
+    *alloc_slot() = (struct alloc){place, bytes ? bytes : 1, false};
+    device_bytes += bytes;
+    open_arena(true);
+    memset(place, 0xff, bytes);
+    memset(place + (bytes ? bytes : 1), GUARD, GUARD_BYTES);
+    open_arena(false);
+    *ptr = place;
+    return cudaSuccess;
+}
+
+static void check_guard(const struct alloc *a)
+{
+    for (int i = 0; i < GUARD_BYTES; i++)
+        if ((unsigned char)a->base[a->bytes + (size_t)i] != GUARD)
+            emu_die("something was written %d bytes past the end of %zu bytes of device memory", i, a->bytes);
+}
+
+static void drain(const cudaStream_t stream, uint64_t n_done);
+
+cudaError_t cudaFree(void *ptr)
+{
+    struct alloc *a = ptr ? alloc_of(ptr) : NULL;
+
+    no_step("cudaFree");
+    if (!ptr)
+        return cudaSuccess;
+    if (!a || a->base != ptr || a->is_host)
+        emu_die("cudaFree of %p, which cudaMalloc did not give", ptr);
+    cudaDeviceSynchronize();
+    open_arena(true);
+    check_guard(a);
+    open_arena(false);
+    device_bytes -= a->bytes;
+    a->base = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned flags)
+{
+    (void)flags;
+    no_step("cudaHostAlloc");
+    *ptr = NULL;
+    if (fails())
+        return cudaErrorMemoryAllocation;
+    char *p = aligned_alloc(4096, (bytes + 4096) / 4096 * 4096);
+    if (!p)
+        return cudaErrorMemoryAllocation;
+    memset(p, 0xff, bytes);
+    *alloc_slot() = (struct alloc){p, bytes ? bytes : 1, true};
+    *ptr = p;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *ptr)
+{
+    struct alloc *a = ptr ? alloc_of(ptr) : NULL;
+
+    no_step("cudaFreeHost");
+    if (!ptr)
+        return cudaSuccess;
+    if (!a || a->base != ptr || !a->is_host)
+        emu_die("cudaFreeHost of %p, which cudaHostAlloc did not give", ptr);
+    cudaDeviceSynchronize();
+    a->base = NULL;
+    free(ptr);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    if (fails())
+        return cudaErrorUnknown;
+    *free_bytes = vram_bytes - device_bytes;
+    *total_bytes = vram_bytes;
+    return cudaSuccess;
+}
+
+/* ---- queues ---- */
+
+static void op_run(struct op *op)
+{
+    switch (op->kind) {
+    case COPY:
+        memcpy(op->dst, op->staged ? op->staged : op->src, op->bytes);
+        break;
+    case SET:
+        memset(op->dst, op->value, op->bytes);
+        break;
+    case KERNEL:
+        op->launch.closure = op->staged;
+        emu_grid_run(&op->launch);
+        n_launches++;
+        break;
+    case RECORD:
+        if (op->event->n_done < op->turn)
+            op->event->n_done = op->turn;
+        break;
+    case WAIT:
+        break;
+    }
+    free(op->staged);
+    free(op);
+}
+
+static bool is_ready(const struct op *op)
+{
+    return op && (op->kind != WAIT || op->event->n_done >= op->turn);
+}
+
+/* Run one operation of a stream that is ready, drawn by lot; false: none is. */
+static bool run_any(void)
+{
+    cudaStream_t ready[MAX_STREAMS];
+    uint32_t n = 0;
+
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (streams[i] && is_ready(streams[i]->head))
+            ready[n++] = streams[i];
+    if (!n)
+        return false;
+    cudaStream_t s = ready[emu_random(n)];
+    struct op *op = s->head;
+    s->head = op->next;
+    s->n_done++;
+    op_run(op);
+    return true;
+}
+
+/* Until that many operations of the stream are done. */
+static void drain(const cudaStream_t stream, uint64_t n_done)
+{
+    if (stream->n_done >= n_done)
+        return;
+    open_arena(true);
+    while (stream->n_done < n_done)
+        if (!run_any())
+            emu_die("a stream waits for an event that cannot come");
+    open_arena(false);
+}
+
+static void enqueue(cudaStream_t stream, const struct op *op)
+{
+    if (!stream)
+        emu_die("the default stream waits for all others: use one of your own");
+    struct op *copy = malloc(sizeof *copy);
+    if (!copy)
+        emu_die("no memory for an operation");
+    *copy = *op;
+    copy->next = NULL;
+    if (stream->head)
+        stream->tail->next = copy;
+    else
+        stream->head = copy;
+    stream->tail = copy;
+    stream->n_queued++;
+}
+
+static void *copy_of(const void *p, size_t bytes)
+{
+    void *copy = malloc(bytes ? bytes : 1);
+    if (!copy)
+        emu_die("no memory for %zu bytes", bytes);
+    memcpy(copy, p, bytes);
+    return copy;
+}
+
+static bool is_pinned(const void *ptr)
+{
+    const struct alloc *a = alloc_of(ptr);
+    return a && a->is_host;
+}
+
+static void check_place(const void *ptr, size_t bytes, bool is_device)
+{
+    const struct alloc *a = alloc_of(ptr);
+
+    if (is_device != emu_is_device(ptr))
+        emu_die("a copy to or from %s memory got an address of the other", is_device ? "device" : "host");
+    if (is_device && (!a || (size_t)((const char *)ptr - a->base) + bytes > a->bytes))
+        emu_die("a copy of %zu bytes leaves its allocation", bytes);
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream)
+{
+    struct op op = {.kind = COPY, .dst = dst, .src = src, .bytes = bytes};
+
+    if (fails())
+        return cudaErrorUnknown;
+    if (!bytes)
+        return cudaSuccess;
+    check_place(dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
+    check_place(src, bytes, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
+    if (kind == cudaMemcpyHostToDevice && !is_pinned(src))
+        op.staged = copy_of(src, bytes);
+    enqueue(stream, &op);
+    if (kind == cudaMemcpyDeviceToHost && !is_pinned(dst)) {
+        no_step("a copy to memory that is not pinned, which waits,");
+        drain(stream, stream->n_queued);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream)
+{
+    if (fails())
+        return cudaErrorUnknown;
+    check_place(dst, bytes, true);
+    enqueue(stream, &(struct op){.kind = SET, .dst = dst, .value = value, .bytes = bytes});
+    return cudaSuccess;
+}
+
+cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
+{
+    if (fails())
+        return cudaErrorLaunchFailure;
+    if (!launch->grid.x || !launch->grid.y || !launch->grid.z || launch->closure_bytes > 4096)
+        return cudaErrorInvalidConfiguration;
+    enqueue(stream,
+            &(struct op){.kind = KERNEL, .staged = copy_of(launch->closure, launch->closure_bytes), .launch = *launch});
+    return cudaSuccess;
+}
+
+/* ---- streams and events ---- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+{
+    *stream = NULL;
+    if (fails())
+        return cudaErrorUnknown;
+    if (flags != cudaStreamNonBlocking)
+        emu_die("a stream that waits for the default stream");
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (!streams[i]) {
+            *stream = streams[i] = calloc(1, sizeof **stream);
+            return *stream ? cudaSuccess : cudaErrorMemoryAllocation;
+        }
+    emu_die("more than %d streams", MAX_STREAMS);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    drain(stream, stream->n_queued);
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (streams[i] == stream)
+            streams[i] = NULL;
+    free(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    drain(stream, stream->n_queued);
+    return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    no_step("cudaDeviceSynchronize");
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (streams[i])
+            drain(streams[i], streams[i]->n_queued);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
+{
+    (void)flags;
+    *event = NULL;
+    if (fails())
+        return cudaErrorUnknown;
+    *event = calloc(1, sizeof **event);
+    n_events += *event != NULL;
+    return *event ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    for (int i = 0; i < MAX_STREAMS; i++) /* what waits in queues points to it */
+        if (streams[i])
+            drain(streams[i], streams[i]->n_queued);
+    free(event);
+    n_events--;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    if (fails())
+        return cudaErrorUnknown;
+    enqueue(stream, &(struct op){.kind = RECORD, .event = event, .turn = ++event->n_recorded});
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    (void)flags;
+    if (fails())
+        return cudaErrorUnknown;
+    if (drop_at && --drop_at == 0)
+        return cudaSuccess;
+    enqueue(stream, &(struct op){.kind = WAIT, .event = event, .turn = event->n_recorded});
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    return event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    open_arena(true);
+    while (event->n_done < event->n_recorded)
+        if (!run_any())
+            emu_die("an event is waited for that cannot come");
+    open_arena(false);
+    return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+/* ---- the rest ---- */
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = 1;
+    return fails() ? cudaErrorNoDevice : cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    return fails() ? cudaErrorUnknown : device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
+{
+    (void)device;
+    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    switch (error) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorInvalidValue:
+        return "invalid argument";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorNoDevice:
+        return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+        return "invalid device ordinal";
+    case cudaErrorNotReady:
+        return "device not ready";
+    case cudaErrorLaunchFailure:
+        return "unspecified launch failure";
+    case cudaErrorUnknown:
+        break;
+    }
+    return "unknown error";
+}

@@ -1,0 +1,79 @@
+/* The emulated CUDA runtime: what tests turn, and what kernels compiled by a plain C++ compiler stand on (cuda/device.cuh).
+ *
+ * A stream is a queue that nothing runs before somebody waits; then operations of all streams run one after another, in a
+ * seeded order that streams and events allow, so that a missing event is a wrong order sooner or later. Fresh device and shared
+ * memory is NaN. Device memory cannot be touched by host code. A kernel's threads are fibers that meet at barriers and warp
+ * exchanges; blocks and threads run in a seeded order. What real hardware would leave undefined ends the process with a
+ * message. One host thread. */
+#ifndef FERRY_TESTS_EMU_EMU_H
+#define FERRY_TESTS_EMU_EMU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cuda_runtime_api.h> /* the one in this folder: builds on the emulator have it on their path */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- for tests ---- */
+
+/* Forget everything of the tests before: no call fails, default limit, no step. Streams, events and memory must be gone. */
+void emu_reset(uint64_t seed);
+
+void emu_seed(uint64_t seed);        /* of the orders */
+void emu_set_vram(size_t bytes);     /* cudaMalloc gives no more than this in all; at most 1 GiB */
+void emu_fail_nth(int n);            /* the nth runtime call from now on (1 = the next) fails once; 0: none */
+int emu_n_calls(void);               /* runtime calls since emu_fail_nth() */
+void emu_in_step(bool in_step);      /* within a step malloc, free and whole-device waits end the process */
+void emu_drop_wait(int n);           /* the nth cudaStreamWaitEvent from now on does nothing; 0: none */
+size_t emu_device_bytes(void);       /* device memory alive */
+int emu_n_live(void);                /* allocations, streams and events alive */
+uint64_t emu_n_launches(void);       /* kernels run since emu_reset() */
+bool emu_is_device(const void *ptr); /* is it in device memory? */
+
+/* ---- for kernels ---- */
+
+struct emu_dim {
+    unsigned x, y, z;
+};
+
+/* Who runs now. */
+struct emu_here {
+    struct emu_dim thread_idx, block_idx, block_dim, grid_dim;
+    char *shared; /* dynamic shared memory of the block */
+};
+extern struct emu_here emu_here;
+
+void emu_barrier(void);
+
+/* All 32 lanes of the warp meet and learn what each brought: (32, bytes), valid until the next exchange. bytes <= 64. */
+const void *emu_warp(const void *mine, unsigned bytes);
+
+/* cp.async: a copy that is queued is done at the latest moment that waiting allows. */
+void emu_async_copy(void *dst, const void *src, unsigned bytes);
+void emu_async_commit(void);
+void emu_async_wait(int n_left); /* until at most the n_left latest groups are under way */
+
+struct emu_launch {
+    const char *name;
+    struct emu_dim grid, block;
+    size_t shared_bytes;
+    void (*call)(const void *closure); /* one thread's life */
+    const void *closure;               /* copied: (closure_bytes) */
+    size_t closure_bytes;
+};
+cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
+
+/* ---- between the two halves of the emulator ---- */
+
+void emu_grid_run(const struct emu_launch *launch);
+uint32_t emu_random(uint32_t n); /* 0..n-1 */
+void emu_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+#ifdef __cplusplus
+}
+#endif
+#endif

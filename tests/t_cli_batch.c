@@ -1,0 +1,389 @@
+/* ferry batch as its users meet it: requests in, records out, and the same command again after whatever ended the run. The model
+ * is tests/data/cli/tiny.gguf, which says nonsense. */
+#include <check.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_OUT = 1 << 20, N_LINES = 120 };
+
+static char folder[] = TEST_BUILD_DIR "/t_cli_batch-XXXXXX";
+static char out[MAX_OUT], errors[MAX_OUT];
+
+static void write_input(void)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/in", folder);
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    for (int i = 0; i < N_LINES; i++) {
+        if (i % 10 == 3)
+            fprintf(f,
+                    "{\"custom_id\":\"c%d\",\"method\":\"POST\",\"url\":\"/v1/"
+                    "completions\",\"body\":{\"prompt\":\"word %d\","
+                    "\"max_tokens\":%d,\"n\":2}}\n",
+                    i, i, 5 + i % 30);
+        else if (i % 10 == 7)
+            fprintf(f, "{\"id\":%d,\"messages\":[{\"role\":\"user\",\"content\":\"say %d\"}],\"n\":3,\"seed\":%d}\n", i,
+                    i, i);
+        else if (i == 50)
+            fprintf(f, "no json\n\n");
+        else
+            fprintf(f, "{\"id\":\"l%d\",\"prompt\":\"a tale of %d\",\"max_tokens\":%d,\"ignore_eos\":true}\n", i, i,
+                    10 + i);
+    }
+    fclose(f);
+}
+
+static void setup(void)
+{
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    setenv("XDG_CACHE_HOME", folder, 1);
+    setenv("T", folder, 1);
+    setenv("M", TEST_DATA_DIR "/cli/tiny.gguf", 1);
+    write_input();
+}
+
+static void teardown(void)
+{
+    char line[512];
+    snprintf(line, sizeof line, "rm -rf '%s'", folder);
+    ck_assert_int_eq(system(line), 0);
+}
+
+static void read_all(const char *name, char *into)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "rb");
+    ck_assert_msg(f != NULL, "no %s", path);
+    size_t n = fread(into, 1, MAX_OUT - 1, f);
+    into[n] = '\0';
+    fclose(f);
+}
+
+/* A shell line in which $B runs the program on the input; the exit status. */
+static int run(const char *line)
+{
+    char full[2048];
+    snprintf(
+        full, sizeof full,
+        "F='%s/ferry'; B=\"$F batch $M -i $T/in --ctx 256 -n 60 --threads 1 --no-pin\"; { %s ; } >'%s/out' 2>'%s/err'",
+        TEST_BUILD_DIR, line, folder, folder);
+    int status = system(full);
+    read_all("out", out);
+    read_all("err", errors);
+    ck_assert_msg(status != -1 && WIFEXITED(status), "%s: %s", line, errors);
+    return WEXITSTATUS(status);
+}
+
+static void must_run(const char *line)
+{
+    int status = run(line);
+    ck_assert_msg(status == 0, "%s: exit %d: %s", line, status, errors);
+}
+
+static bool says(const char *text, const char *words)
+{
+    if (strstr(text, words))
+        return true;
+    fprintf(stderr, "no \"%s\" in: %.2000s\n", words, text);
+    return false;
+}
+
+/* What two runs must have in common: records without "stats", in the order of the file or sorted. */
+static void must_equal(const char *a, const char *b, bool sorted)
+{
+    char line[512];
+    for (int i = 0; i < 2; i++) {
+        snprintf(line, sizeof line, "sed 's/,\"stats\":.*//' $T/%s %s >$T/bare%d", i ? b : a, sorted ? "| sort" : "",
+                 i);
+        must_run(line);
+    }
+    ck_assert_msg(run("cmp $T/bare0 $T/bare1 && wc -l <$T/bare0") == 0, "%s and %s differ: %s%s", a, b, out, errors);
+    ck_assert_int_eq(atoi(out), 12 + 12 * 3 + (N_LINES - 24)); /* an OpenAI line is one record, "n" 3 are three */
+}
+
+/* ---- forms ---- */
+
+static json_t *record(const char *name, int n)
+{
+    static char text[MAX_OUT];
+    read_all(name, text);
+    char *p = text;
+    for (; n > 0; n--)
+        p += strcspn(p, "\n") + 1;
+    p[strcspn(p, "\n")] = '\0';
+    json_t *o = json_loads(p, 0, NULL);
+    ck_assert_msg(o != NULL, "record is not JSON: %s", p);
+    return o;
+}
+
+static const char *text_at(const json_t *o, const char *path)
+{
+    char part[64];
+    while (*path) {
+        size_t n = strcspn(path, ".");
+        snprintf(part, sizeof part, "%.*s", (int)n, path);
+        o = json_is_array(o) ? json_array_get(o, (size_t)atoi(part)) : json_object_get(o, part);
+        path += n + (path[n] == '.');
+    }
+    ck_assert_msg(json_is_string(o), "no text at %s", path);
+    return json_string_value(o);
+}
+
+/* Every line by itself, in short and in OpenAI's form, is what ferry run says. */
+START_TEST(answer_is_not_that_of_run)
+{
+    must_run(
+        "printf '%s\\n' '{\"id\":1,\"prompt\":\"hello\",\"seed\":3}' '{\"id\":2,\"messages\":[{\"role\":\"system\","
+        "\"content\":\"be\"},{\"role\":\"user\",\"content\":\"hi\"}],\"seed\":9,\"temperature\":1.5}' "
+        "'{\"custom_id\":\"x\",\"body\":{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
+        "\"hi\"}]}],\"temperature\":0}}' >$T/in; $B -o $T/o --order input");
+    static const char *const alone[] = {"$F run $M --ctx 256 -n 60 -q --raw -p hello --seed 3",
+                                        "$F run $M --ctx 256 -n 60 -q --system be -p hi --seed 9 --temp 1.5",
+                                        "$F run $M --ctx 256 -n 60 -q -p hi --temp 0"};
+    static const char *const where[] = {"text", "text", "response.body.choices.0.message.content"};
+    for (int i = 0; i < 3; i++) {
+        must_run(alone[i]);
+        out[strlen(out) - 1] = '\0'; /* the line end that run adds */
+        json_t *o = record("o", i);
+        ck_assert_str_eq(text_at(o, where[i]), out);
+        json_decref(o);
+    }
+}
+END_TEST
+
+static const struct {
+    const char *line, *says;
+} bad[] = {
+    {"nonsense", "not JSON"},
+    {"[1]", "not a JSON object"},
+    {"{\"id\":1}", "one of \\\"prompt\\\" and \\\"messages\\\""},
+    {"{\"id\":1,\"prompt\":\"a\",\"messages\":[]}", "one of"},
+    {"{\"id\":[],\"prompt\":\"a\"}", "\\\"id\\\" has to be"},
+    {"{\"prompt\":\"a\",\"temprature\":1}", "\\\"temprature\\\" is not supported"},
+    {"{\"prompt\":\"a\",\"temperature\":-1}", "from 0 to 100"},
+    {"{\"prompt\":\"a\",\"n\":65}", "whole number from 1 to 64"},
+    {"{\"prompt\":\"a\",\"max_tokens\":0}", "from 1"},
+    {"{\"prompt\":\"a\",\"stop\":[\"\"]}", "none empty"},
+    {"{\"prompt\":\"\"}", "the prompt is empty"},
+    {"{\"prompt\":[1,2,999]}", "vocabulary of 260"},
+    {"{\"prompt\":[1,\"a\"]}", "list of token ids"},
+    {"{\"prompt\":\"a\",\"completion\":\"b\"}", "--score"},
+    {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", "no text"},
+    {"{\"messages\":[{\"content\":\"x\"}]}", "no \\\"role\\\""},
+    {"{\"custom_id\":\"a\",\"body\":{\"prompt\":\"x\",\"tools\":[]}}", "\\\"tools\\\" is not supported"},
+    {"{\"custom_id\":\"a\",\"url\":\"/v1/embeddings\",\"body\":{\"prompt\":\"x\"}}", "/v1/completions"},
+    {"{\"custom_id\":7,\"body\":{\"prompt\":\"x\"}}", "custom_id"},
+};
+
+START_TEST(bad_line_stops_the_run_or_is_passed_over)
+{
+    char line[1024];
+    snprintf(line, sizeof line, "printf '%%s\\n' '' '%s' '{\"prompt\":\"b\"}' >$T/in; $B -o $T/o", bad[_i].line);
+    must_run(line);
+    read_all("o", out);
+    ck_assert(says(out, bad[_i].says));
+    ck_assert(says(out, "\"line\":2"));
+    ck_assert(says(out, "{\"id\":3,\"index\":0,\"text\":"));
+    ck_assert(says(errors, "1 failed"));
+}
+END_TEST
+
+START_TEST(options_of_a_line_are_lost)
+{
+    must_run("$F run $M --ctx 256 -n 60 -q --raw -p hello --temp 0");
+    const char *at = out; /* two letters that JSON and the shell take as they are */
+    while (!(strspn(at, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") >= 2))
+        ck_assert_msg(*at++ != '\0', "no two letters in %s", out);
+    char piece[3] = {at[0], at[1], '\0'};
+    setenv("PIECE", piece, 1);
+    must_run(
+        "printf '%s\\n' '{\"prompt\":\"hello\",\"temperature\":0,\"stop\":\"'\"$PIECE\"'\"}' "
+        "'{\"prompt\":\"hello\",\"temperature\":0,\"max_tokens\":4,\"logprobs\":2}' >$T/in; $B -o $T/o --order input");
+    json_t *o = record("o", 0);
+    ck_assert_ptr_null(strstr(text_at(o, "text"), piece));
+    ck_assert_str_eq(text_at(o, "finish_reason"), "stop");
+    json_decref(o);
+    o = record("o", 1);
+    ck_assert_str_eq(text_at(o, "finish_reason"), "length");
+    const json_t *content = json_object_get(json_object_get(o, "logprobs"), "content");
+    ck_assert_uint_eq(json_array_size(content), 4);
+    for (size_t i = 0; i < 4; i++) { /* greedy: the token is the best one, and says so */
+        const json_t *one = json_array_get(content, i), *top = json_object_get(one, "top_logprobs");
+        ck_assert_uint_eq(json_array_size(top), 2);
+        ck_assert(json_equal(json_object_get(one, "id"), json_object_get(json_array_get(top, 0), "id")));
+        ck_assert(json_number_value(json_object_get(one, "logprob")) >=
+                  json_number_value(json_object_get(json_array_get(top, 1), "logprob")));
+        ck_assert(json_number_value(json_object_get(one, "logprob")) < 0);
+    }
+    json_decref(o);
+}
+END_TEST
+
+/* ---- ends and beginnings ---- */
+
+START_TEST(killed_run_loses_or_doubles_answers)
+{
+    const char *order = _i ? "input" : "finished";
+    char line[1024];
+    snprintf(line, sizeof line, "$B -o $T/whole --order %s -s 7", order);
+    must_run(line);
+    /* Ever longer, so that some kill falls into every part of the run and a slow machine ends all the same. */
+    snprintf(
+        line, sizeof line,
+        "n=0; until timeout -s KILL 0.$(printf %%03d $((25 + n * 8))) $B -o $T/o --order %s -s 5; do n=$((n + 1)); "
+        "[ $n -lt 110 ] || { $B -o $T/o --order %s -s 3; break; }; done; echo $n",
+        order, order);
+    must_run(line);
+    ck_assert_int_gt(atoi(out), 0);
+    must_equal("whole", "o", _i == 0);
+    must_run("$B -o $T/o -s 5 --order input || $B -o $T/o -s 5");
+    must_equal("whole", "o", _i == 0);
+}
+END_TEST
+
+START_TEST(torn_end_or_rubbish_is_kept)
+{
+    must_run(
+        "$B -o $T/whole; $B -o $T/o; head -c -40 $T/o >$T/o2; printf '\\0\\0\\0' >>$T/o2; cp $T/o.ferry $T/o2.ferry; "
+        "$B -o $T/o2");
+    ck_assert(says(errors, "torn end"));
+    must_equal("whole", "o2", true);
+}
+END_TEST
+
+START_TEST(full_disk_loses_answers)
+{
+    const char *order = _i ? "input" : "finished";
+    char line[512];
+    must_run("$B -o $T/whole --order input");
+    snprintf(line, sizeof line, "trap '' XFSZ; ulimit -f 12; $B -o $T/o --order %s", order);
+    ck_assert_int_eq(run(line), 1);
+    ck_assert(says(errors, "File too large"));
+    snprintf(line, sizeof line, "$B -o $T/o --order %s", order);
+    must_run(line);
+    must_equal("whole", "o", _i == 0);
+}
+END_TEST
+
+START_TEST(another_run_is_taken_for_this_one)
+{
+    must_run("$B -o $T/o; cp $T/o $T/first");
+    ck_assert_int_eq(run("$B -o $T/o --temp 0.1"), 1);
+    ck_assert(says(errors, "temp was 0.8"));
+    ck_assert_int_eq(run("$B -o $T/o -n 61"), 1);
+    ck_assert(says(errors, "max-tokens was 60, is 61"));
+    ck_assert_int_eq(run("cp $M $T/m.gguf; $F batch $T/m.gguf -i $T/in -o $T/o --ctx 256 -n 60"), 1);
+    ck_assert(says(errors, "another model"));
+    ck_assert_int_eq(run("echo '{\"prompt\":\"more\"}' >>$T/in; $B -o $T/o"), 1);
+    ck_assert(says(errors, "another input"));
+    must_run("cmp $T/o $T/first");
+    must_run("$B -o $T/o --accept-changes"); /* the new line only */
+    must_run("head -c $(wc -c <$T/first) $T/o | cmp - $T/first; tail -n 1 $T/o");
+    ck_assert(says(out, "\"line\":122"));
+    must_run("$B -o $T/o");
+    must_run("$B -o $T/o --temp 0.1 --restart; wc -l <$T/o");
+    ck_assert_int_eq(atoi(out), 145);
+    ck_assert_int_eq(run("echo mine >$T/p; $B -o $T/p"), 1);
+    ck_assert(says(errors, "--restart"));
+    must_run("cat $T/p");
+    ck_assert_str_eq(out, "mine\n");
+}
+END_TEST
+
+/* Ctrl-C: what runs is finished; again: not even that. */
+START_TEST(interrupt_loses_answers)
+{
+    must_run("$B -o $T/whole");
+    ck_assert_int_eq(run("sed 's/\"max_tokens\":[0-9]*/\"max_tokens\":200/' $T/in >$T/in2; mv $T/in2 $T/in; "
+                         "timeout -s INT 0.15 $B -o $T/o -s 4; s=$?; [ $s != 124 ] || s=130; exit $s"),
+                     130);
+    ck_assert(says(errors, "interrupted"));
+    write_input();
+    must_run("$B -o $T/o --accept-changes; wc -l <$T/o");
+    ck_assert_int_eq(atoi(out), 144);
+}
+END_TEST
+
+START_TEST(stdin_differs_from_a_file)
+{
+    must_run("$B -o $T/whole; $F batch $M -i - --ctx 256 -n 60 -o $T/o <$T/in");
+    must_equal("whole", "o", true);
+    ck_assert_int_eq(run("$F batch $M -i $T/none -o $T/p"), 1);
+    ck_assert(says(errors, "No such file"));
+    ck_assert_int_eq(run("$B -o $T/no/folder"), 1);
+    ck_assert(says(errors, "no/folder"));
+    ck_assert_int_eq(run("$F batch $M -i $T/in"), 2);
+}
+END_TEST
+
+START_TEST(progress_is_no_json)
+{
+    must_run("$B -o $T/o --json -q; tail -n 1 $T/err");
+    json_t *o = json_loads(out, 0, NULL);
+    ck_assert_ptr_nonnull(o);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "done")), 144);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "total")), 144);
+    ck_assert(json_is_true(json_object_get(o, "end")));
+    json_decref(o);
+}
+END_TEST
+
+/* The score of a greedy answer: each of its tokens was the likeliest, and the sum is that of its log-probabilities. */
+START_TEST(score_differs_from_the_answers_logprobs)
+{
+    must_run("echo '{\"prompt\":\"hello\",\"temperature\":0,\"max_tokens\":6,\"logprobs\":true}' >$T/in; $B -o $T/o");
+    json_t *o = record("o", 0);
+    const json_t *content = json_object_get(json_object_get(o, "logprobs"), "content");
+    double sum = 0;
+    for (size_t i = 0; i < json_array_size(content); i++)
+        sum += json_number_value(json_object_get(json_array_get(content, i), "logprob"));
+    json_t *request = json_pack("{s:s, s:s}", "prompt", "hello", "completion", text_at(o, "text"));
+    char path[512];
+    snprintf(path, sizeof path, "%s/in", folder);
+    ck_assert_int_eq(json_dump_file(request, path, JSON_COMPACT), 0);
+    must_run("$B -o $T/s --score");
+    json_t *s = record("s", 0);
+    const json_t *score = json_object_get(s, "score");
+    ck_assert_ptr_nonnull(score);
+    if (json_integer_value(json_object_get(score, "tokens")) == 6) { /* the text may be cut into other tokens */
+        ck_assert(json_is_true(json_object_get(score, "is_greedy")));
+        ck_assert(json_number_value(json_object_get(score, "logprob")) - sum < 1e-5);
+        ck_assert(json_number_value(json_object_get(score, "logprob")) - sum > -1e-5);
+    }
+    json_decref(s);
+    json_decref(request);
+    json_decref(o);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("cli_batch");
+    TCase *t = tcase_create("cli_batch");
+    tcase_set_timeout(t, 300);
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, answer_is_not_that_of_run);
+    tcase_add_loop_test(t, bad_line_stops_the_run_or_is_passed_over, 0, (int)(sizeof bad / sizeof *bad));
+    tcase_add_test(t, options_of_a_line_are_lost);
+    tcase_add_loop_test(t, killed_run_loses_or_doubles_answers, 0, 2);
+    tcase_add_test(t, torn_end_or_rubbish_is_kept);
+    tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);
+    tcase_add_test(t, another_run_is_taken_for_this_one);
+    tcase_add_test(t, interrupt_loses_answers);
+    tcase_add_test(t, stdin_differs_from_a_file);
+    tcase_add_test(t, progress_is_no_json);
+    tcase_add_test(t, score_differs_from_the_answers_logprobs);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}

@@ -1,0 +1,866 @@
+/* Every op of ops.def on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit. All
+ * memory of an op - results, arguments, pages - is mirrored on the device, and compared afterwards to its last byte: what should
+ * not have been written must still be there. */
+#include "tests/cpu_step.h"
+
+#include "cuda/cuda.h"
+#include "tests/emu/emu.h"
+
+#include <float.h>
+
+enum { MAX_MIRRORS = 64 };
+
+struct mirror {
+    char *host, *dev;
+    uint64_t bytes;
+};
+
+/* A device with copies of the host's memory. */
+struct pair {
+    struct device *cuda;
+    struct mirror mirrors[MAX_MIRRORS];
+    int n_mirrors;
+    void *scratch;
+};
+
+static struct pair pair_open(enum device_prefill prefill)
+{
+    struct pair p = {.n_mirrors = 0};
+    struct cuda_opts opts = {
+        .n_rows = 160, .n_seqs = 4, .n_ctx = 20000, .n_expert = 64, .n_expert_used = 8, .prefill = prefill};
+    ck_assert_msg(cuda_open(&opts, &p.cuda) == 0, "%s", err_text());
+    return p;
+}
+
+static void pair_close(struct pair *p)
+{
+    for (int i = 0; i < p->n_mirrors; i++)
+        p->cuda->ops->release(p->cuda, p->mirrors[i].dev);
+    p->cuda->ops->release(p->cuda, p->scratch);
+    p->cuda->ops->close(p->cuda);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+/* Where the device has what the host has at that address; it must have been mirrored. */
+static void *there(const struct pair *p, const void *host)
+{
+    for (int i = 0; i < p->n_mirrors; i++)
+        if ((const char *)host >= p->mirrors[i].host && (const char *)host < p->mirrors[i].host + p->mirrors[i].bytes)
+            return p->mirrors[i].dev + ((const char *)host - p->mirrors[i].host);
+    ck_abort_msg("an address without a mirror");
+}
+
+static void mirror(struct pair *p, void *host, uint64_t bytes)
+{
+    void *dev;
+
+    for (int i = 0; i < p->n_mirrors; i++)
+        if (p->mirrors[i].host == host)
+            return;
+    ck_assert_int_lt(p->n_mirrors, MAX_MIRRORS);
+    ck_assert_msg(p->cuda->ops->alloc(p->cuda, bytes, &dev) == 0, "%s", err_text());
+    ck_assert_msg(p->cuda->ops->upload(p->cuda, dev, host, bytes) == 0, "%s", err_text());
+    p->mirrors[p->n_mirrors++] = (struct mirror){host, dev, bytes};
+}
+
+static void mirror_tensor(struct pair *p, const struct tensor *t)
+{
+    if (t)
+        mirror(p, t->data, tensor_bytes(t));
+}
+
+/* The same words; any NaN is as good as another. */
+static void same_memory(struct pair *p, const char *what)
+{
+    for (int i = 0; i < p->n_mirrors; i++) {
+        const struct mirror *m = &p->mirrors[i];
+        char *got = mem_alloc(m->bytes, MEM_OTHER);
+        ck_assert_msg(p->cuda->ops->download(p->cuda, got, m->dev, m->bytes) == 0, "%s", err_text());
+        for (uint64_t at = 0; at < m->bytes; at += 4) {
+            uint64_t n = m->bytes - at < 4 ? m->bytes - at : 4;
+            float a = 0, b = 0;
+            memcpy(&a, got + at, n);
+            memcpy(&b, m->host + at, n);
+            ck_assert_msg(!memcmp(&a, &b, n) || (n == 4 && isnan(a) && isnan(b)),
+                          "%s: byte %d of %d of memory %d: %.9g instead of %.9g", what, (int)at, (int)m->bytes, i,
+                          (double)a, (double)b);
+        }
+        mem_free(got);
+    }
+}
+
+enum { MAX_OPS = 8 };
+
+/* An op with the device's addresses; t: room for its tensors. */
+static struct op moved(const struct pair *p, const struct op *op, struct tensor t[3 * OP_MAX_IO])
+{
+    struct op o = *op;
+
+    for (int i = 0; i < OP_MAX_IO; i++) {
+        const struct tensor **io[3] = {&o.dst[i], &o.src[i], &o.w[i]};
+        for (int k = 0; k < 3; k++) {
+            if (!*io[k])
+                continue;
+            t[3 * i + k] = **io[k];
+            t[3 * i + k].data = there(p, t[3 * i + k].data);
+            *io[k] = &t[3 * i + k];
+        }
+    }
+    return o;
+}
+
+/* Run on the device; the rows' pages and the ops' experts are the device's already. */
+static int run_there(struct pair *p, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    static struct tensor t[MAX_OPS][3 * OP_MAX_IO];
+    struct op there_ops[MAX_OPS];
+    const struct device_ops *d = p->cuda->ops;
+    int n = rows->n > rows->n_out ? rows->n : rows->n_out;
+
+    for (int i = 0; i < n_ops; i++)
+        there_ops[i] = moved(p, &ops[i], t[i]);
+    if (!p->scratch) {
+        uint64_t bytes = d->scratch_bytes(there_ops, n_ops, n, 1);
+        ck_assert_int_eq(d->alloc(p->cuda, bytes, &p->scratch), 0);
+        ck_assert_int_eq(d->set_scratch(p->cuda, p->scratch, bytes), 0);
+    }
+    emu_in_step(true);
+    int rc = d->run(p->cuda, there_ops, n_ops, rows);
+    if (rc == 0)
+        rc = d->sync(p->cuda);
+    emu_in_step(false);
+    return rc;
+}
+
+static void mirror_ops(struct pair *p, const struct op *ops, int n_ops)
+{
+    for (int i = 0; i < n_ops; i++)
+        for (int k = 0; k < OP_MAX_IO; k++) {
+            mirror_tensor(p, ops[i].dst[k]);
+            mirror_tensor(p, ops[i].src[k]);
+            mirror_tensor(p, ops[i].w[k]);
+        }
+}
+
+static void run_here(const struct op *ops, int n_ops, const struct rows *rows)
+{
+    struct fixture f = fixture_open("ref", 1, DEVICE_PREFILL_INT);
+    fixture_run(&f, ops, n_ops, rows);
+    fixture_close(&f);
+}
+
+/* Ops whose memory is all in their tensors. */
+static void same_result(const struct op *ops, int n_ops, const struct rows *rows, const char *what)
+{
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    mirror_ops(&p, ops, n_ops);
+    for (int i = 0; i < n_ops; i++)
+        ck_assert_msg(p.cuda->ops->can(&ops[i]), "%s", what);
+    ck_assert_msg(run_there(&p, ops, n_ops, rows) == 0, "%s: %s", what, err_text());
+    run_here(ops, n_ops, rows);
+    same_memory(&p, what);
+    pair_close(&p);
+}
+
+/* A tensor whose rows are further apart than they are long. */
+static struct tensor t_apart(int64_t width, int64_t n, int apart)
+{
+    struct tensor t = t_make(QUANT_F32, width + apart, n, 1);
+    t.ne[0] = width;
+    return t;
+}
+
+static void t_done(struct tensor *t)
+{
+    t->ne[0] = (int64_t)(t->stride[1] / quant_row_bytes(t->type, quant_info((int)t->type)->block_len)) *
+               quant_info((int)t->type)->block_len;
+    t_free(t);
+}
+
+/* ---- weights ---- */
+
+/* Where a block's half scales are; -1: none. */
+static void half_places(enum quant_type type, int place[2])
+{
+    place[0] = type == QUANT_IQ1_M || type == QUANT_MXFP4 || type == QUANT_NVFP4 ? -1
+               : type == QUANT_Q2_K                                              ? 80
+               : type == QUANT_Q3_K                                              ? 108
+               : type == QUANT_Q6_K                                              ? 208
+               : type == QUANT_TQ1_0                                             ? 52
+               : type == QUANT_TQ2_0                                             ? 64
+                                                                                 : 0;
+    place[1] = type == QUANT_Q4_1 || type == QUANT_Q5_1 || type == QUANT_Q4_K || type == QUANT_Q5_K ? 2
+               : type == QUANT_Q2_K                                                                 ? 82
+                                                                                                    : -1;
+}
+
+/* Any codes and sub-scales, with ordinary float scales. */
+static struct tensor t_codes(enum quant_type type, int64_t ne0, int64_t ne1, int64_t ne2)
+{
+    const struct quant_info *info = quant_info((int)type);
+    struct tensor t = tensor_make(type, ne0, ne1, ne2, NULL);
+    int place[2];
+
+    if (info->block_len == 1)
+        return t_weight(type, ne0, ne1, ne2);
+    t.data = guarded_make(tensor_bytes(&t));
+    half_places(type, place);
+    for (uint64_t at = 0; at < tensor_bytes(&t); at += (uint64_t)info->block_bytes) {
+        uint8_t *block = (uint8_t *)t.data + at;
+        for (int i = 0; i < info->block_bytes; i++)
+            block[i] = (uint8_t)rnd_bits();
+        for (int i = 0; i < 2; i++)
+            if (place[i] >= 0) {
+                uint16_t h = quant_f32_to_f16(rnd());
+                memcpy(block + place[i], &h, sizeof h);
+            }
+        if (type == QUANT_MXFP4)
+            block[0] = (uint8_t)(120 + rnd_int(16));
+        for (int i = 0; i < 4 && type == QUANT_IQ1_M; i++) /* a half from 0.5 to 1 on top of four words */
+            block[49 + 2 * i] = (uint8_t)((block[49 + 2 * i] & 15) | (0x3801 >> 4 * i & 15) << 4);
+    }
+    return t;
+}
+
+static const enum quant_type weight_types[] = {
+#define T(NAME, text, id, len, bytes, act, fn) QUANT_##NAME,
+#include "quant/types.def"
+#undef T
+};
+enum { N_WEIGHT_TYPES = sizeof weight_types / sizeof *weight_types };
+
+/* ---- rows ---- */
+
+START_TEST(embed_differs)
+{
+    static const int32_t token[] = {4, 0, 6, 4};
+    enum quant_type type = weight_types[_i];
+    struct tensor w = t_codes(type, 512, 7, 1), out = t_apart(512, 5, 3);
+    struct op op = {.kind = OP_EMBED, .dst = {&out}, .w = {&w}, .p.scale.f = 3.25f};
+
+    same_result(&op, 1, &(struct rows){.n = 4, .token = token}, quant_info((int)type)->name);
+    t_done(&out);
+    t_free(&w);
+}
+END_TEST
+
+START_TEST(embed_of_rows_that_want_logits_differs)
+{
+    static const int32_t token[] = {4, 0, 6, 5}, out_row[] = {3, 1};
+    struct tensor w = t_codes(QUANT_Q4_K, 256, 7, 1), out = t_apart(256, 4, 3);
+    struct op op = {.kind = OP_EMBED, .rows = OP_ROWS_OUT, .dst = {&out}, .w = {&w}, .p.scale.f = 1};
+
+    same_result(&op, 1, &(struct rows){.n = 4, .n_out = 2, .token = token, .out_row = out_row}, "embed");
+    t_done(&out);
+    t_free(&w);
+}
+END_TEST
+
+static void norm_case(int64_t width, int64_t len, bool in_place)
+{
+    struct tensor x = t_apart(width, 4, 5), y = t_apart(width, 4, 1), w = t_make(QUANT_F32, len, 1, 1);
+    struct op op = {.kind = OP_RMS_NORM, .dst = {in_place ? &x : &y}, .src = {&x}, .w = {&w}, .p.norm.eps = 1e-2f};
+
+    same_result(&op, 1, &(struct rows){.n = 3}, "norm");
+    t_done(&x);
+    t_done(&y);
+    t_free(&w);
+}
+
+START_TEST(norm_differs)
+{
+    norm_case(257, 257, false);
+    norm_case(9000, 9000, true); /* three pieces */
+    norm_case(192, 64, true);
+    norm_case(21, 7, false);
+    norm_case(1, 1, false);
+}
+END_TEST
+
+struct elementwise {
+    enum op_kind kind;
+    float f;
+    enum op_act act;
+    int64_t b_width; /* of src1; -1: the row's; 0: none */
+    int64_t w_width;
+};
+
+static const struct elementwise elementwise[] = {
+    {OP_ADD, 0, OP_ACT_SILU, -1, 0},      {OP_ADD_BIAS, 0, OP_ACT_SILU, 0, -1},  {OP_SCALE, 1.5f, OP_ACT_SILU, 0, 0},
+    {OP_SCALE, 9, OP_ACT_SILU, 0, 1},     {OP_SOFTCAP, 0.5f, OP_ACT_SILU, 0, 0}, {OP_GLU, 0, OP_ACT_SILU, -1, 0},
+    {OP_GLU, 0, OP_ACT_GELU_TANH, -1, 0}, {OP_GATE, 0, OP_ACT_SILU, 1, 0},
+};
+
+/* Values of every size, some not finite. */
+static void fill_wild(struct tensor *t)
+{
+    static const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 88.8f, -104.5f, 3e38f};
+
+    for (int64_t row = 0; row < t->ne[1]; row++)
+        for (int64_t i = 0; i < t->ne[0]; i++)
+            t_f32(t, row)[i] = i % 7 == 3 ? special[rnd_int(9)] : rnd() * exp2f((float)rnd_int(16) - 8);
+}
+
+static void elementwise_case(const struct elementwise *e, int64_t width, bool in_place)
+{
+    struct tensor a = t_apart(width, 4, 3), y = t_apart(width, 4, 2);
+    struct tensor b = t_apart(e->b_width < 0 ? width : 1, 4, 1),
+                  w = t_make(QUANT_F32, e->w_width < 0 ? width : 1, 1, 1);
+    struct op op = {.kind = e->kind,
+                    .dst = {in_place ? &a : &y},
+                    .src = {&a, e->b_width ? &b : NULL},
+                    .w = {e->w_width ? &w : NULL}};
+
+    fill_wild(&a);
+    fill_wild(&b);
+    if (e->kind == OP_GLU)
+        op.p.glu.act = e->act;
+    else
+        op.p.scale.f = e->f;
+    same_result(&op, 1, &(struct rows){.n = 3}, device_op_name(e->kind));
+    t_done(&a);
+    t_done(&y);
+    t_done(&b);
+    t_free(&w);
+}
+
+START_TEST(elementwise_op_differs)
+{
+    for (size_t e = 0; e < sizeof elementwise / sizeof *elementwise; e++) {
+        elementwise_case(&elementwise[e], 301, false);
+        elementwise_case(&elementwise[e], 64, true);
+        elementwise_case(&elementwise[e], 1, true);
+    }
+}
+END_TEST
+
+static void rope_case(bool neox, int head_dim, int n_rot)
+{
+    enum { N = 3, HEADS = 5 };
+    static const int32_t pos[N] = {0, 17, 70000};
+    double freq[64];
+    struct tensor table = t_make(QUANT_F32, n_rot, N, 1), x = t_apart(HEADS * head_dim, N, 3);
+    struct op ops[2] = {
+        {.kind = OP_ROPE_TABLE, .dst = {&table}, .p.rope_table = {freq, 1.25f}},
+        {.kind = OP_ROPE, .dst = {&x}, .src = {&x, &table}, .p.rope = {HEADS, head_dim, n_rot, neox}},
+    };
+
+    for (int i = 0; i < n_rot / 2; i++)
+        freq[i] = pow(10000, -2.0 * i / n_rot);
+    same_result(ops, 2, &(struct rows){.n = N, .pos = pos}, "rope");
+    t_free(&table);
+    t_done(&x);
+}
+
+START_TEST(rope_differs)
+{
+    rope_case(true, 128, 128);
+    rope_case(false, 64, 64);
+    rope_case(true, 96, 40);
+    rope_case(false, 20, 10);
+}
+END_TEST
+
+static void route_case(enum op_route_fn fn, int n_expert, int k, bool has_bias, bool normalize, int broken)
+{
+    struct tensor x = t_apart(n_expert, 6, 1), ids = t_make(QUANT_I32, k, 6, 1), gates = t_apart(k, 6, 2),
+                  bias = t_make(QUANT_F32, n_expert, 1, 1);
+    struct op op = {.kind = OP_ROUTE,
+                    .dst = {&ids, &gates},
+                    .src = {&x},
+                    .w = {has_bias ? &bias : NULL},
+                    .p.route = {n_expert, k, fn, normalize, 2.5f}};
+
+    for (int row = 0; row < 6; row++)
+        for (int e = 0; e < n_expert; e++) {
+            t_f32(&x, row)[e] *= 4;
+            if (broken && row < 3) /* equal ones, and no numbers */
+                t_f32(&x, row)[e] = row == 0 ? 1.0f : row == 1 ? NAN : (float)(e % 3) * 0.5f;
+        }
+    same_result(&op, 1, &(struct rows){.n = 6}, "route");
+    t_done(&x);
+    t_free(&ids);
+    t_done(&gates);
+    t_free(&bias);
+}
+
+START_TEST(route_differs)
+{
+    static const enum op_route_fn fns[] = {OP_ROUTE_SOFTMAX, OP_ROUTE_SOFTMAX_TOPK, OP_ROUTE_SIGMOID};
+    for (int f = 0; f < 3; f++)
+        for (int broken = 0; broken < 2; broken++) {
+            route_case(fns[f], 8, 2, false, true, broken);
+            route_case(fns[f], 128, 8, true, false, broken);
+            route_case(fns[f], 37, 37, true, true, broken);
+            route_case(fns[f], 300, 10, false, false, broken);
+        }
+}
+END_TEST
+
+START_TEST(combine_or_get_rows_differs)
+{
+    static const int32_t out_row[] = {1, 4};
+    struct tensor y = t_apart(301, 5 * 4, 1), gates = t_apart(4, 5, 3), out = t_apart(301, 5, 7);
+    struct op combine = {.kind = OP_COMBINE, .dst = {&out}, .src = {&y, &gates}};
+    struct op get = {.kind = OP_GET_ROWS, .rows = OP_ROWS_OUT, .dst = {&out}, .src = {&y}};
+
+    same_result(&combine, 1, &(struct rows){.n = 5}, "combine");
+    same_result(&get, 1, &(struct rows){.n = 5, .n_out = 2, .out_row = out_row}, "get_rows");
+    t_done(&y);
+    t_done(&gates);
+    t_done(&out);
+}
+END_TEST
+
+/* ---- matmul ---- */
+
+/* The forms of activations at their edges: zeros, one large value, equal ones, what is not finite, what is tiny. */
+static void fill_rows(struct tensor *x)
+{
+    for (int64_t row = 0; row < x->ne[1]; row++)
+        for (int64_t i = 0; i < x->ne[0]; i++) {
+            float *v = &t_f32(x, row)[i];
+            switch (row % 9) {
+            case 2:
+                *v = 0;
+                break;
+            case 3:
+                *v = i % 3 ? 1.5f : -1.5f;
+                break;
+            case 4:
+                *v = i == 5 ? 1e30f : *v;
+                break;
+            case 5:
+                *v *= 1e-39f;
+                break;
+            case 6:
+                *v = i == x->ne[0] - 1 ? INFINITY : *v;
+                break;
+            case 7:
+                *v = i == 33 % x->ne[0] ? NAN : *v * exp2f((float)(i % 20));
+                break;
+            default:
+                break;
+            }
+        }
+}
+
+static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, int n, int w_apart)
+{
+    const struct quant_info *info = quant_info((int)type);
+    struct tensor w = t_codes(type, n_cols + (int64_t)w_apart * info->block_len, n_rows, 1);
+    struct tensor x = t_apart(n_cols, n, 4), y = t_apart(n_rows, n, 3);
+    struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1};
+    char what[64];
+
+    w.ne[0] = n_cols;
+    fill_rows(&x);
+    snprintf(what, sizeof what, "%s %d x %d, %d rows", info->name, (int)n_cols, (int)n_rows, n);
+    same_result(&op, 1, &(struct rows){.n = n}, what);
+    w.ne[0] = n_cols + (int64_t)w_apart * info->block_len;
+    t_free(&w);
+    t_done(&x);
+    t_done(&y);
+}
+
+START_TEST(product_differs)
+{
+    enum quant_type type = weight_types[_i];
+    const struct quant_info *info = quant_info((int)type);
+    int64_t least = info->act == QUANT_ACT_Q8X256 ? 256
+                    : info->block_len == 64       ? 64
+                    : info->act == QUANT_ACT_F32  ? 1
+                                                  : 32;
+
+    for (uint64_t seed = 1; seed <= 2; seed++) {
+        rnd_seed(seed);
+        emu_seed(seed);
+        matmul_case(type, least, 9, 1, 0);
+        matmul_case(type, least * 3, 16, 9, 2);
+        matmul_case(type, 1280, 21, 1, 0); /* a warp's 1024 columns and a part */
+        matmul_case(type, 1280, 5, 8, 1);
+    }
+    matmul_case(type, 4864, 2, 1, 0); /* more than one fold */
+    matmul_case(type, 256, 33, 18, 0);
+}
+END_TEST
+
+START_TEST(products_that_share_their_rows_differ)
+{
+    enum { N = 11 };
+    static const int32_t out_row[] = {9, 2, 3};
+    static const enum quant_type types[4] = {QUANT_F32, QUANT_Q8_0, QUANT_Q4_K, QUANT_Q6_K};
+    struct tensor x = t_make(QUANT_F32, 512, N, 1), w[4], y[4];
+    struct op op = {.kind = OP_MATMUL, .src = {&x}, .n_w = 4};
+
+    for (int i = 0; i < 4; i++) {
+        w[i] = t_codes(types[i], 512, 10 + 3 * i, 1);
+        y[i] = t_make(QUANT_F32, w[i].ne[1], N, 1);
+        op.dst[i] = &y[i];
+        op.w[i] = &w[i];
+    }
+    same_result(&op, 1, &(struct rows){.n = N}, "four");
+    op.rows = OP_ROWS_OUT;
+    same_result(&op, 1, &(struct rows){.n = N, .n_out = 3, .out_row = out_row}, "four of the rows that want logits");
+    for (int i = 0; i < 4; i++) {
+        t_free(&w[i]);
+        t_free(&y[i]);
+    }
+    t_free(&x);
+}
+END_TEST
+
+/* Tensor cores: each factor is rounded to a half (2^-11 of it, or 2^-25 where it is subnormal; rows are scaled so that this
+ * matters for weights alone), products are exact, and the sum's roundings, in any order, are n * 2^-23 of the sum of
+ * magnitudes: tensor cores cut off instead of rounding. */
+static void gemm_case(enum quant_type type, int64_t n_cols, int64_t n_rows, int n, int n_prompt)
+{
+    struct tensor w = t_codes(type, n_cols, n_rows, 1), x = t_apart(n_cols, n, 4), y = t_apart(n_rows, n, 3);
+    struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1};
+    struct rows rows = {.n = n, .n_prompt = n_prompt};
+    struct pair p = pair_open(DEVICE_PREFILL_BLAS);
+
+    for (int64_t i = 0; i < n_cols; i++)
+        t_f32(&x, n - 1)[i] *= 1e9f; /* past the largest half */
+    mirror_ops(&p, &op, 1);
+    ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
+    float *got = mem_alloc(tensor_bytes(&y), MEM_OTHER);
+    ck_assert_int_eq(p.cuda->ops->download(p.cuda, got, there(&p, y.data), tensor_bytes(&y)), 0);
+    run_here(&op, 1, &rows);
+    for (int64_t r = 0; r < n_rows; r++) {
+        float *row = t_row_floats(&w, 0, r);
+        for (int t = 0; t < n; t++) {
+            double sum = 0, sum_abs = 0, subnormal = 0, is = (double)got[t * (int64_t)(y.stride[1] / 4) + r];
+            for (int64_t i = 0; i < n_cols; i++) {
+                double xi = (double)t_f32(&x, t)[i];
+                sum += (double)row[i] * xi;
+                sum_abs += fabs((double)row[i] * xi);
+                subnormal += 0x1p-25 * fabs(xi);
+            }
+            double bound = sum_abs * (2.002 * 0x1p-11 + (double)n_cols * 0x1p-23) + subnormal * 1.001;
+            if (t >= n_prompt)
+                ck_assert_msg(is == (double)t_f32(&y, t)[r], "generated row %d differs: %g", t, is);
+            else
+                ck_assert_msg(fabs(is - sum) <= bound, "%s row %d of token %d: %g instead of %g +- %g",
+                              quant_info((int)type)->name, (int)r, t, is, sum, bound);
+        }
+        mem_free(row);
+    }
+    mem_free(got);
+    pair_close(&p);
+    t_free(&w);
+    t_done(&x);
+    t_done(&y);
+}
+
+START_TEST(tensor_cores_multiply_wrongly)
+{
+    enum quant_type type = weight_types[_i];
+
+    gemm_case(type, 256, 70, 5, 5);
+    gemm_case(type, 512, 64, 67, 66);
+}
+END_TEST
+
+/* ---- attention ---- */
+
+struct attn_case {
+    int n_head, n_head_kv, head_dim_k, head_dim_v, window;
+    float softcap;
+    enum quant_type kv_type;
+    int n_pos[2]; /* of two sequences */
+    int n_q[2];   /* their last rows, which are appended and ask */
+};
+
+/* Positions before those of the step hold random bytes that are numbers. */
+static void fill_pages(struct seq_pages *s, enum quant_type type)
+{
+    uint64_t bytes = (uint64_t)s->n_pages * s->page_bytes;
+
+    for (uint64_t at = 0; at + 2 <= bytes; at += 2) {
+        uint16_t h = quant_f32_to_f16(rnd());
+        memcpy(s->memory + at, &h, sizeof h);
+    }
+    for (uint64_t at = 64; type == QUANT_Q8_0 && at + 34 <= bytes; at += 34)
+        for (int i = 2; i < 34; i++)
+            s->memory[at + (uint64_t)i] = (char)rnd_bits();
+}
+
+static void attn_run(const struct attn_case *c)
+{
+    struct op_attn a = {
+        c->n_head, c->n_head_kv, c->head_dim_k, c->head_dim_v, 0.7f, c->softcap, c->window, 1, c->kv_type, 64, 0};
+    uint64_t k_bytes = (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_k);
+    a.v_off = 64 + (k_bytes + 63) / 64 * 64;
+    uint64_t page_bytes =
+        a.v_off + (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_v);
+    int n = c->n_q[0] + c->n_q[1], n_seqs = c->n_q[1] ? 2 : 1;
+    struct tensor q = t_apart((int64_t)c->n_head * c->head_dim_k, n, 4),
+                  k = t_apart((int64_t)c->n_head_kv * c->head_dim_k, n, 1);
+    struct tensor v = t_apart((int64_t)c->n_head_kv * c->head_dim_v, n, 2),
+                  y = t_apart((int64_t)c->n_head * c->head_dim_v, n, 3);
+    struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&k, &v}, .p.attn = a},
+                        {.kind = OP_ATTENTION, .dst = {&y}, .src = {&q}, .p.attn = a}};
+    struct seq_pages s[2];
+    struct kv_seq here[2], away[2];
+    int32_t *pos = malloc((size_t)n * sizeof *pos), *seq = malloc((size_t)n * sizeof *seq);
+    void **table[2];
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    page_bytes = (page_bytes + 63) / 64 * 64;
+    for (int i = 0, row = 0; i < n_seqs; i++) {
+        s[i] = seq_pages_make((c->n_pos[i] + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK, page_bytes, 1);
+        fill_pages(&s[i], c->kv_type);
+        mirror(&p, s[i].memory, (uint64_t)s[i].n_pages * page_bytes);
+        here[i] = away[i] = s[i].view;
+        table[i] = malloc((size_t)s[i].n_pages * sizeof *table[i]);
+        for (int64_t page = 0; page < s[i].n_pages; page++)
+            table[i][page] = there(&p, s[i].page[page]);
+        away[i].page[1] = table[i];
+        for (int k_row = c->n_pos[i] - c->n_q[i]; k_row < c->n_pos[i]; k_row++, row++)
+            pos[row] = k_row, seq[row] = i;
+    }
+    mirror_ops(&p, ops, 2);
+    struct rows rows = {.n = n, .pos = pos, .seq = seq, .seqs = away};
+    ck_assert_msg(run_there(&p, ops, 2, &rows) == 0, "%s", err_text());
+    rows.seqs = here;
+    run_here(ops, 2, &rows);
+    same_memory(&p, "attention");
+    pair_close(&p);
+    for (int i = 0; i < n_seqs; i++) {
+        seq_pages_free(&s[i]);
+        free(table[i]);
+    }
+    t_done(&q);
+    t_done(&k);
+    t_done(&v);
+    t_done(&y);
+    free(pos);
+    free(seq);
+}
+
+static const struct attn_case attn_cases[] = {
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},         {4, 2, 64, 32, 0, 0, QUANT_F16, {150, 0}, {150, 0}},
+    {3, 1, 32, 64, 0, 30, QUANT_F16, {70, 129}, {3, 2}},     {8, 2, 64, 64, 20, 0, QUANT_F16, {200, 90}, {40, 33}},
+    {2, 2, 128, 128, 0, 0, QUANT_Q8_0, {65, 64}, {7, 9}},    {16, 1, 32, 32, 100, 5, QUANT_Q8_0, {330, 0}, {5, 0}},
+    {4, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {11, 0}},    /* keys in two tiles */
+    {4, 4, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {1, 0}},      /* three segments, split */
+    {4, 2, 32, 32, 600, 0, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
+    {2, 1, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},     /* the same, walked by one block */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {16500, 0}, {1, 0}},     /* 33 segments: more than are split at once */
+};
+
+START_TEST(attention_differs)
+{
+    rnd_seed((uint64_t)_i + 1);
+    emu_seed((uint64_t)_i + 1);
+    attn_run(&attn_cases[_i]);
+}
+END_TEST
+
+/* ---- experts ---- */
+
+struct moe_case {
+    enum quant_type type[3];
+    int n_tok, n_expert, k;
+    int64_t n_embd, n_ff;
+    bool one_takes_all; /* rank 0 is always expert 2 */
+};
+
+static const struct moe_case moe_cases[] = {
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true},
+};
+
+/* Slots grouped by expert, experts in falling order; those left out have no slots. */
+static int group(const struct moe_case *c, const struct tensor w[3], struct op_expert *experts, int32_t *slot)
+{
+    int n = 0, n_experts = 0;
+
+    for (int e = c->n_expert - 1; e >= 0; e--) {
+        struct op_expert x = {.first = n};
+        for (int i = 0; i < 3; i++) {
+            x.w[i] = tensor_slice(&w[i], e);
+            x.scale[i] = e == 1 ? 1.0f : 0.5f + (float)(e + i);
+        }
+        for (int s = 0; s < c->n_tok * c->k; s++) {
+            int rank = s % c->k, id = c->one_takes_all ? (rank == 0   ? 2
+                                                          : rank == 2 ? 0
+                                                                      : rank)
+                                                       : (s / c->k * 7 + rank) % c->n_expert;
+            if (id == e)
+                slot[n++] = s;
+        }
+        x.n = n - x.first;
+        if (x.n)
+            experts[n_experts++] = x;
+    }
+    return n_experts;
+}
+
+START_TEST(experts_differ)
+{
+    const struct moe_case *c = &moe_cases[_i];
+    struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
+                          t_codes(c->type[1], c->n_embd, c->n_ff, c->n_expert),
+                          t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
+    struct tensor x = t_apart(c->n_embd, c->n_tok, 4), y = t_apart(c->n_embd, (int64_t)c->n_tok * c->k, 3);
+    struct op_expert experts[8], away[8];
+    int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
+    int n_experts = group(c, w, experts, slot), n_half = n_experts / 2;
+    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
+    struct rows rows = {.n = c->n_tok};
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    mirror_ops(&p, &op, 1);
+    for (int e = 0; e < n_experts; e++) {
+        away[e] = experts[e];
+        for (int i = 0; i < 3; i++)
+            away[e].w[i] = there(&p, experts[e].w[i]);
+    }
+    /* First some of them, so that what is not listed must stay; then the others. */
+    for (int part = 0; part < 2; part++) {
+        int first = part ? 0 : n_half, n = part ? n_half : n_experts - n_half;
+        op.p.moe = (struct op_moe){c->k, OP_ACT_SILU, away + first, n, slot};
+        ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
+        op.p.moe.experts = experts + first;
+        run_here(&op, 1, &rows);
+        same_memory(&p, "experts");
+    }
+    pair_close(&p);
+    for (int i = 0; i < 3; i++)
+        t_free(&w[i]);
+    t_done(&x);
+    t_done(&y);
+    free(slot);
+}
+END_TEST
+
+/* ---- when it fails ---- */
+
+START_TEST(failed_open_leaves_something)
+{
+    struct cuda_opts opts = {.n_rows = 4, .n_seqs = 1, .n_ctx = 64};
+    int n = 1, rc = -1;
+
+    for (; rc < 0; n++) {
+        struct device *dev;
+        emu_fail_nth(n);
+        rc = cuda_open(&opts, &dev);
+        int n_calls = emu_n_calls();
+        emu_fail_nth(0);
+        if (rc < 0)
+            ck_assert_ptr_null(dev);
+        else
+            dev->ops->close(dev);
+        ck_assert_int_eq(emu_n_live(), 0);
+        ck_assert(rc == 0 || rc == ERR_DEVICE || rc == ERR_NOMEM);
+        ck_assert_int_ge(n_calls, rc < 0 ? n : n - 1);
+    }
+    ck_assert_int_gt(n, 15); /* 4 slots of 3 calls, and others */
+}
+END_TEST
+
+START_TEST(more_rows_than_a_grid_has_are_taken)
+{
+    struct device *dev;
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65536, .n_seqs = 1, .n_ctx = 64}, &dev), ERR_LIMIT);
+    ck_assert_int_eq(
+        cuda_open(&(struct cuda_opts){.n_rows = 8192, .n_seqs = 1, .n_ctx = 64, .n_expert = 9, .n_expert_used = 8},
+                  &dev),
+        ERR_LIMIT);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65535, .n_seqs = 1, .n_ctx = 64}, &dev), 0);
+    dev->ops->close(dev);
+}
+END_TEST
+
+START_TEST(failed_step_is_not_told_or_spoils_the_next)
+{
+    static const int32_t token[] = {1, 2};
+    struct tensor w = t_codes(QUANT_Q8_0, 64, 4, 1), x = t_make(QUANT_F32, 64, 2, 1), y = t_make(QUANT_F32, 4, 2, 1);
+    struct op ops[2] = {{.kind = OP_EMBED, .dst = {&x}, .w = {&w}, .p.scale.f = 1},
+                        {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1}};
+    struct rows rows = {.n = 2, .token = token};
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    int rc = ERR_DEVICE;
+
+    mirror_ops(&p, ops, 2);
+    ck_assert_int_eq(run_there(&p, ops, 2, &rows), 0);
+    run_here(ops, 2, &rows);
+    for (int n = 1; rc; n++) {
+        emu_fail_nth(n);
+        rc = run_there(&p, ops, 2, &rows);
+        emu_fail_nth(0);
+        ck_assert(rc == 0 || rc == ERR_DEVICE);
+        ck_assert_int_eq(run_there(&p, ops, 2, &rows), 0);
+        same_memory(&p, "after a failure");
+    }
+    pair_close(&p);
+    t_free(&w);
+    t_free(&x);
+    t_free(&y);
+}
+END_TEST
+
+START_TEST(too_large_a_step_is_run)
+{
+    struct tensor a = t_make(QUANT_F32, 8, 300, 1);
+    struct op op = {.kind = OP_ADD, .dst = {&a}, .src = {&a, &a}};
+    int32_t *token = calloc(3000, sizeof *token);
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    struct rows rows = {.n = 301, .token = token};
+
+    mirror_ops(&p, &op, 1);
+    ck_assert_int_eq(run_there(&p, &op, 1, &rows), ERR_ARG); /* more than the tensor has */
+    pair_close(&p);
+    p = pair_open(DEVICE_PREFILL_INT);
+    p.cuda->ops->close(p.cuda);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 1, .n_seqs = 1, .n_ctx = 64}, &p.cuda), 0);
+    mirror_ops(&p, &op, 1);
+    rows = (struct rows){.n = 300, .token = token, .pos = token, .seq = token};
+    ck_assert_int_eq(run_there(&p, &op, 1, &rows), ERR_LIMIT); /* more than it was opened for */
+    pair_close(&p);
+    free(token);
+    t_free(&a);
+}
+END_TEST
+
+static void setup(void)
+{
+    emu_reset(1);
+    rnd_seed(1);
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_ops");
+    TCase *tc = tcase_create("cuda_ops");
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, embed_differs, 0, N_WEIGHT_TYPES);
+    tcase_add_test(tc, embed_of_rows_that_want_logits_differs);
+    tcase_add_test(tc, norm_differs);
+    tcase_add_test(tc, elementwise_op_differs);
+    tcase_add_test(tc, rope_differs);
+    tcase_add_test(tc, route_differs);
+    tcase_add_test(tc, combine_or_get_rows_differs);
+    tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
+    tcase_add_test(tc, products_that_share_their_rows_differ);
+    tcase_add_loop_test(tc, tensor_cores_multiply_wrongly, 0, N_WEIGHT_TYPES);
+    tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
+    tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);
+    tcase_add_test(tc, failed_open_leaves_something);
+    tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
+    tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
+    tcase_add_test(tc, too_large_a_step_is_run);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}

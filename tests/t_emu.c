@@ -1,0 +1,433 @@
+/* The emulated CUDA runtime: what it must catch, caught. Kernels here are plain functions of one thread. */
+#include "tests/emu/emu.h"
+
+#include <check.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 256, WARP = 32, N_SEEDS = 40 };
+
+#ifdef HAVE_ASAN
+/* The signal of a forbidden read is what a test waits for. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "handle_segv=0";
+}
+#endif
+
+static cudaStream_t stream_make(void)
+{
+    cudaStream_t s;
+    ck_assert_int_eq(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), cudaSuccess);
+    return s;
+}
+
+static float *device_make(size_t n)
+{
+    void *p;
+    ck_assert_int_eq(cudaMalloc(&p, n * sizeof(float)), cudaSuccess);
+    return p;
+}
+
+static float *pinned_make(size_t n)
+{
+    void *p;
+    ck_assert_int_eq(cudaHostAlloc(&p, n * sizeof(float), cudaHostAllocDefault), cudaSuccess);
+    return p;
+}
+
+/* What every kernel here gets. */
+struct args {
+    float *out;
+    const float *in;
+    int way;
+};
+
+static void launch(void (*call)(const void *), struct args args, unsigned n_blocks, size_t shared_bytes, cudaStream_t s)
+{
+    struct emu_launch l = {.name = "kernel of t_emu",
+                           .grid = {n_blocks, 1, 1},
+                           .block = {N, 1, 1},
+                           .shared_bytes = shared_bytes,
+                           .call = call,
+                           .closure = &args,
+                           .closure_bytes = sizeof args};
+    ck_assert_int_eq(emu_launch(&l, s), cudaSuccess);
+}
+
+static void download(float *host, const float *dev, size_t n, cudaStream_t s)
+{
+    ck_assert_int_eq(cudaMemcpyAsync(host, dev, n * sizeof *host, cudaMemcpyDeviceToHost, s), cudaSuccess);
+    ck_assert_int_eq(cudaStreamSynchronize(s), cudaSuccess);
+}
+
+/* ---- streams and events ---- */
+
+static void twice(const void *p)
+{
+    const struct args *a = p;
+    unsigned i = emu_here.block_idx.x * N + emu_here.thread_idx.x;
+    a->out[i] = 2 * a->in[i];
+}
+
+/* The way of every engine with a copy stream: a few pieces go through two buffers. The copy waits until the buffer was read,
+ * the kernel until it was filled. drop: the wait to leave out; 0: none. Returns how many results are wrong. */
+static int pipeline(uint64_t seed, int drop)
+{
+    enum { N_PIECES = 5, N_BUFFERS = 2, N_WAITS = 2 * N_PIECES - N_BUFFERS };
+    cudaStream_t copy = stream_make(), compute = stream_make();
+    float *host = pinned_make(N_PIECES * N), *back = pinned_make(N_PIECES * N), *out = device_make(N_PIECES * N);
+    float *buffer = device_make(N_BUFFERS * N);
+    cudaEvent_t filled[N_BUFFERS], read[N_BUFFERS];
+    int n_wrong = 0;
+
+    for (int i = 0; i < N_BUFFERS; i++) {
+        cudaEventCreateWithFlags(&filled[i], cudaEventDisableTiming);
+        cudaEventCreateWithFlags(&read[i], cudaEventDisableTiming);
+    }
+    for (int i = 0; i < N_PIECES * N; i++)
+        host[i] = (float)i;
+    emu_seed(seed);
+    emu_drop_wait(drop);
+    for (int i = 0; i < N_PIECES; i++) {
+        int b = i % N_BUFFERS;
+        if (i >= N_BUFFERS)
+            cudaStreamWaitEvent(copy, read[b], 0);
+        cudaMemcpyAsync(buffer + b * N, host + i * N, N * sizeof *host, cudaMemcpyHostToDevice, copy);
+        cudaEventRecord(filled[b], copy);
+        cudaStreamWaitEvent(compute, filled[b], 0);
+        launch(twice, (struct args){out + i * N, buffer + b * N, 0}, 1, 0, compute);
+        cudaEventRecord(read[b], compute);
+    }
+    emu_drop_wait(0);
+    ck_assert_int_le(drop, N_WAITS);
+    download(back, out, N_PIECES * N, compute);
+    for (int i = 0; i < N_PIECES * N; i++)
+        n_wrong += !(back[i] == 2 * (float)i);
+    for (int i = 0; i < N_BUFFERS; i++) {
+        cudaEventDestroy(filled[i]);
+        cudaEventDestroy(read[i]);
+    }
+    cudaFree(buffer);
+    cudaFree(out);
+    cudaFreeHost(back);
+    cudaFreeHost(host);
+    cudaStreamDestroy(compute);
+    cudaStreamDestroy(copy);
+    return n_wrong;
+}
+
+START_TEST(orders_that_events_allow_change_a_result)
+{
+    for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
+        ck_assert_msg(pipeline(seed, 0) == 0, "seed %d", (int)seed);
+}
+END_TEST
+
+/* Which waits there are: filled 0, filled 1, then read and filled in turn. */
+START_TEST(left_out_wait_goes_unnoticed)
+{
+    int n_noticed = 0;
+    for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
+        n_noticed += pipeline(seed, _i) > 0;
+    ck_assert_msg(n_noticed > 0, "wait %d was left out, and no seed of %d showed it", _i, N_SEEDS);
+}
+END_TEST
+
+START_TEST(queued_work_runs_before_somebody_waits)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *dev = device_make(N);
+    cudaEvent_t event;
+
+    host[0] = 1;
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    cudaMemcpyAsync(dev, host, sizeof *host, cudaMemcpyHostToDevice, s);
+    cudaEventRecord(event, s);
+    ck_assert_int_eq(cudaEventQuery(event), cudaErrorNotReady);
+    host[0] = 2; /* too early: the copy reads pinned memory when it runs */
+    cudaEventSynchronize(event);
+    ck_assert_int_eq(cudaEventQuery(event), cudaSuccess);
+    download(host, dev, 1, s);
+    ck_assert(host[0] == 2);
+    cudaEventDestroy(event);
+    cudaFreeHost(host);
+    cudaFree(dev);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+/* ---- memory ---- */
+
+START_TEST(fresh_memory_is_a_number)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *dev = device_make(N);
+
+    memset(host, 0, N * sizeof *host);
+    download(host, dev, N, s);
+    for (int i = 0; i < N; i++)
+        ck_assert(isnan(host[i]));
+    cudaFreeHost(host);
+    cudaFree(dev);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+START_TEST(host_reads_device_memory)
+{
+    float *dev = device_make(N);
+    volatile float x = *(volatile float *)dev;
+    (void)x;
+}
+END_TEST
+
+START_TEST(limit_of_memory_is_passed)
+{
+    void *a, *b;
+
+    emu_set_vram(1000);
+    ck_assert_int_eq(cudaMalloc(&a, 600), cudaSuccess);
+    ck_assert_int_eq(cudaMalloc(&b, 600), cudaErrorMemoryAllocation);
+    ck_assert_ptr_null(b);
+    ck_assert_uint_eq(emu_device_bytes(), 600);
+    cudaFree(a);
+    ck_assert_int_eq(cudaMalloc(&b, 600), cudaSuccess);
+    cudaFree(b);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+END_TEST
+
+START_TEST(nth_call_succeeds)
+{
+    void *p;
+
+    emu_fail_nth(2);
+    ck_assert_int_eq(cudaMalloc(&p, 8), cudaSuccess);
+    cudaFree(p);
+    ck_assert_int_eq(cudaMalloc(&p, 8), cudaErrorMemoryAllocation);
+    ck_assert_int_eq(emu_n_calls(), 2);
+    ck_assert_int_eq(cudaMalloc(&p, 8), cudaSuccess);
+    cudaFree(p);
+}
+END_TEST
+
+static void write_one_more(const void *p)
+{
+    const struct args *a = p;
+    if (emu_here.thread_idx.x == 0)
+        a->out[N] = 1;
+}
+
+START_TEST(write_past_the_end_goes_unnoticed)
+{
+    cudaStream_t s = stream_make();
+    float *dev = device_make(N);
+
+    launch(write_one_more, (struct args){dev, NULL, 0}, 1, 0, s);
+    cudaStreamSynchronize(s);
+    cudaFree(dev);
+}
+END_TEST
+
+START_TEST(copy_past_the_end_goes_unnoticed)
+{
+    cudaStream_t s = stream_make();
+    float *dev = device_make(N), *host = pinned_make(N + 1);
+    cudaMemcpyAsync(dev, host, (N + 1) * sizeof *host, cudaMemcpyHostToDevice, s);
+}
+END_TEST
+
+/* ---- inside a step ---- */
+
+static void step_malloc(float *dev)
+{
+    void *p;
+    (void)dev;
+    cudaMalloc(&p, 8);
+}
+
+static void step_free(float *dev)
+{
+    cudaFree(dev);
+}
+
+static void step_wait_for_all(float *dev)
+{
+    (void)dev;
+    cudaDeviceSynchronize();
+}
+
+/* To memory that is not pinned: the driver waits for it. */
+static void step_download(float *dev)
+{
+    float host[N];
+    cudaMemcpyAsync(host, dev, sizeof host, cudaMemcpyDeviceToHost, stream_make());
+}
+
+static void (*const in_step[])(float *) = {step_malloc, step_free, step_wait_for_all, step_download};
+
+START_TEST(what_a_step_must_not_do_goes_unnoticed)
+{
+    float *dev = device_make(N);
+    emu_in_step(true);
+    in_step[_i](dev);
+}
+END_TEST
+
+/* ---- threads ---- */
+
+/* out[block] = sum of the block's part of in: first by warps, then over shared memory. */
+static void sum(const void *p)
+{
+    const struct args *a = p;
+    unsigned t = emu_here.thread_idx.x;
+    float x = a->in[emu_here.block_idx.x * N + t], *part = (float *)emu_here.shared;
+
+    for (unsigned step = WARP / 2; step; step /= 2) {
+        const float *all = emu_warp(&x, sizeof x);
+        x += all[t % WARP ^ step];
+    }
+    if (t % WARP == 0)
+        part[t / WARP] = x;
+    emu_barrier();
+    if (t == 0) {
+        for (int i = 1; i < N / WARP; i++)
+            x += part[i];
+        a->out[emu_here.block_idx.x] = x;
+    }
+}
+
+START_TEST(exchanges_and_barriers_mix_up_threads)
+{
+    enum { BLOCKS = 7 };
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(BLOCKS * N), *in = device_make(BLOCKS * N), *out = device_make(BLOCKS);
+
+    for (int i = 0; i < BLOCKS * N; i++)
+        host[i] = (float)i;
+    cudaMemcpyAsync(in, host, BLOCKS * N * sizeof *host, cudaMemcpyHostToDevice, s);
+    for (uint64_t seed = 1; seed < 10; seed++) {
+        emu_seed(seed);
+        launch(sum, (struct args){out, in, 0}, BLOCKS, N / WARP * sizeof(float), s);
+        download(host, out, BLOCKS, s);
+        for (int b = 0; b < BLOCKS; b++) /* of 256 numbers from 256 b on; all sums are whole and below 2^24 */
+            ck_assert(host[b] == (float)(N * b * N + N * (N - 1) / 2));
+    }
+    ck_assert_uint_eq(emu_n_launches(), 9);
+    cudaFreeHost(host);
+    cudaFree(in);
+    cudaFree(out);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+/* One way each of being wrong. */
+static void misbehave(const void *p)
+{
+    const struct args *a = p;
+    unsigned t = emu_here.thread_idx.x;
+
+    if (a->way == 0 && t != 77) /* a thread returns before a barrier */
+        emu_barrier();
+    if (a->way == 1 && t % WARP != 3) /* a lane stays away from an exchange */
+        emu_warp(&t, sizeof t);
+    if (a->way == 2) /* some wait at a barrier, a warp elsewhere */
+        (void)(t < WARP ? emu_warp(&t, sizeof t) : (emu_barrier(), NULL));
+    if (a->way == 3) /* shared memory ends at 64 bytes */
+        emu_here.shared[64] = 1;
+    if (a->way == 4) { /* a copy that nobody waits for */
+        emu_async_copy(emu_here.shared, a->in, 16);
+        emu_async_commit();
+    }
+    if (a->way == 5)
+        emu_async_copy(emu_here.shared + 4, a->in, 16);
+}
+enum { N_WAYS = 6 };
+
+START_TEST(misbehaving_threads_go_unnoticed)
+{
+    cudaStream_t s = stream_make();
+    float *dev = device_make(N);
+    launch(misbehave, (struct args){dev, dev, _i}, 1, 64, s);
+    cudaStreamSynchronize(s);
+    exit(0);
+}
+END_TEST
+
+/* out[0] before waiting, out[1] after one group, out[2] after all. */
+static void copy_late(const void *p)
+{
+    const struct args *a = p;
+    float *x = (float *)emu_here.shared;
+
+    if (emu_here.thread_idx.x)
+        return;
+    for (int i = 0; i < 2; i++) {
+        emu_async_copy(x + 4 * i, a->in + 4 * i, 16);
+        emu_async_commit();
+    }
+    a->out[0] = x[0];
+    emu_async_wait(1);
+    a->out[1] = x[0];
+    a->out[2] = x[4];
+    emu_async_wait(0);
+    a->out[3] = x[4];
+}
+
+START_TEST(asynchronous_copies_come_before_they_are_waited_for)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *in = device_make(N), *out = device_make(N);
+
+    for (int i = 0; i < N; i++)
+        host[i] = 5;
+    cudaMemcpyAsync(in, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    launch(copy_late, (struct args){out, in, 0}, 1, 32, s);
+    download(host, out, 4, s);
+    ck_assert(isnan(host[0]) && host[1] == 5 && isnan(host[2]) && host[3] == 5);
+    cudaFreeHost(host);
+    cudaFree(in);
+    cudaFree(out);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+static void setup(void)
+{
+    emu_reset(1);
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("emu");
+    TCase *tc = tcase_create("emu");
+    enum { N_WAITS = 8 };
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_test(tc, orders_that_events_allow_change_a_result);
+    tcase_add_loop_test(tc, left_out_wait_goes_unnoticed, 1, N_WAITS + 1);
+    tcase_add_test(tc, queued_work_runs_before_somebody_waits);
+    tcase_add_test(tc, fresh_memory_is_a_number);
+    tcase_add_test_raise_signal(tc, host_reads_device_memory, SIGSEGV);
+    tcase_add_test(tc, limit_of_memory_is_passed);
+    tcase_add_test(tc, nth_call_succeeds);
+    tcase_add_test_raise_signal(tc, write_past_the_end_goes_unnoticed, SIGABRT);
+    tcase_add_test_raise_signal(tc, copy_past_the_end_goes_unnoticed, SIGABRT);
+    tcase_add_loop_test_raise_signal(tc, what_a_step_must_not_do_goes_unnoticed, SIGABRT, 0,
+                                     sizeof in_step / sizeof *in_step);
+    tcase_add_test(tc, exchanges_and_barriers_mix_up_threads);
+    tcase_add_loop_test_raise_signal(tc, misbehaving_threads_go_unnoticed, SIGABRT, 0, N_WAYS);
+    tcase_add_test(tc, asynchronous_copies_come_before_they_are_waited_for);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    freopen("/dev/null", "w", stderr); /* the texts of those that must die */
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}

@@ -1,0 +1,191 @@
+/* The number of sequences of a batch, on machines that do not exist. The model is the head of a mixture of experts
+ * (tests/gen/plan_heads.py); what a point must say is worked out here from the model's own numbers. */
+#include "src/plan/plan_batch.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+
+#include <check.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct model *model;
+
+/* The head, and a hole where the weights would be. */
+static void setup(void)
+{
+    char to[] = TEST_BUILD_DIR "/t_plan_batch-XXXXXX", buf[16384];
+    FILE *f = fopen(TEST_DATA_DIR "/plan/moe.head", "rb");
+    ck_assert_ptr_nonnull(f);
+    size_t n = fread(buf, 1, sizeof buf, f);
+    fclose(f);
+    int fd = mkstemp(to);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, buf, n), (ssize_t)n);
+    ck_assert_int_eq(ftruncate(fd, (off_t)1 << 40), 0);
+    close(fd);
+    int rc = model_open(to, NULL, &model);
+    unlink(to);
+    ck_assert_msg(rc == 0, "%s", err_text());
+}
+
+static void teardown(void)
+{
+    model_close(model);
+}
+
+static bool can(const struct op *op)
+{
+    (void)op;
+    return true;
+}
+
+static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
+{
+    (void)ops;
+    (void)n_ops;
+    return (uint64_t)n_rows * 100 + (uint64_t)n_threads * 10000;
+}
+
+static const struct device_ops device = {.name = "cpu", .can = can, .scratch_bytes = scratch_bytes};
+
+static struct machine machine_of(uint64_t ram_bytes)
+{
+    struct machine m = {.cpu_name = "Invented 9000",
+                        .isa = "avx2",
+                        .n_cores = 6,
+                        .n_numa = 1,
+                        .ram_total_bytes = ram_bytes,
+                        .ram_limit_bytes = UINT64_MAX,
+                        .ram_free_bytes = ram_bytes,
+                        .has_uring = true,
+                        .mem_bytes_per_s = 20e9,
+                        .disk_bytes_per_s = 2e9};
+    machine_identify(&m);
+    return m;
+}
+
+static int make(const struct machine *m, uint64_t ram_bytes, uint32_t n_seq, struct plan_batch *b, struct plan *p)
+{
+    struct plan_opts o = {.ram_bytes = ram_bytes, .n_ctx = 1024};
+    struct plan_in in = {.machine = m, .model = model, .opts = &o, .cpu = &device};
+    return plan_batch_make(&in, &(struct plan_batch_opts){.n_seq = n_seq, .seq_tok = 512}, b, p);
+}
+
+static uint64_t all_experts(void)
+{
+    uint64_t sum = 0;
+    for (int layer = 0; layer < model->hp.n_layer; layer++)
+        sum += (uint64_t)model->hp.n_expert * model_expert_bytes(model, layer);
+    return sum;
+}
+
+START_TEST(point_says_what_is_not_so)
+{
+    const struct machine m = machine_of(512 * GIB);
+    struct plan_batch b;
+    struct plan p;
+    ck_assert_msg(make(&m, 0, 0, &b, &p) == 0, "%s", err_text());
+    ck_assert(b.has_rates);
+    for (int i = 0; i < b.n_points; i++) {
+        const struct plan_batch_point *at = &b.points[i];
+        double share = (double)model->hp.n_expert_used / model->hp.n_expert;
+        double want = (double)all_experts() * (1 - pow(1 - share, at->n_seq));
+        ck_assert(at->fits);
+        ck_assert_msg(fabs((double)at->expert_bytes - want) <= 1 + want * 1e-9,
+                      "%u sequences want %" PRIu64 ", not %.0f", at->n_seq, at->expert_bytes, want);
+        ck_assert_uint_eq(at->missed_bytes, 0); /* all are held */
+        double step_s = fmax(fmax(at->memory_s, at->disk_s), at->compute_s);
+        ck_assert(fabs(at->tok_per_s * step_s - at->n_seq) < 1e-6 * at->n_seq);
+        ck_assert(i == 0 || at->memory_s > b.points[i - 1].memory_s);
+        ck_assert(i == 0 || at->compute_s > b.points[i - 1].compute_s);
+    }
+    ck_assert_uint_eq(p.n_seq, b.points[b.chosen].n_seq);
+    ck_assert_uint_eq(p.n_out, p.n_seq);
+    ck_assert_uint_eq(p.chunk_tok, 512 + p.n_seq);
+    ck_assert_uint_eq(p.kv_tok, 512 * p.n_seq);
+    /* every number before the chosen one is slower; none behind it is 5 % faster */
+    for (int i = 0; i < b.n_points; i++)
+        ck_assert(i < b.chosen ? b.points[i].tok_per_s < b.points[b.chosen].tok_per_s
+                               : b.points[i].tok_per_s <= 1.05 * b.points[b.chosen].tok_per_s);
+}
+END_TEST
+
+/* Too little memory for the experts: more pages leave fewer slots, and the disk has its share. */
+START_TEST(pages_take_nothing_from_slots)
+{
+    uint64_t ram = all_experts() / 2 + 300 * MIB;
+    const struct machine m = machine_of(ram);
+    struct plan_batch b;
+    struct plan p;
+    ck_assert_msg(make(&m, ram, 0, &b, &p) == 0, "%s", err_text());
+    for (int i = 0; i < b.n_points && b.points[i].fits; i++) {
+        const struct plan_batch_point *at = &b.points[i];
+        ck_assert_uint_gt(at->missed_bytes, 0);
+        ck_assert(fabs(at->disk_s * 2e9 - (double)at->missed_bytes) <= 1);
+        ck_assert_uint_le(at->kv_bytes + at->slot_bytes, ram);
+        ck_assert(i == 0 || at->slot_bytes <= b.points[i - 1].slot_bytes);
+    }
+    ck_assert_uint_lt(b.points[8].slot_bytes, b.points[0].slot_bytes);
+    ck_assert_uint_gt(p.slot_ram_bytes, 0);
+    ck_assert_uint_gt(p.n_seq, 1);
+}
+END_TEST
+
+START_TEST(unknown_rates_are_guessed)
+{
+    struct machine m = machine_of(512 * GIB);
+    struct plan_batch b;
+    struct plan p;
+    char *text = NULL;
+    m.mem_bytes_per_s = 0;
+    ck_assert_int_eq(make(&m, 0, 0, &b, &p), 0);
+    ck_assert(!b.has_rates);
+    ck_assert_uint_eq(p.n_seq, 32);
+    ck_assert_int_eq(plan_batch_explain(&b, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, ">        32"));
+    ck_assert_ptr_nonnull(strstr(text, "ferry probe"));
+    mem_free(text);
+    mem_fail_nth(1);
+    ck_assert_int_eq(plan_batch_explain(&b, &text), ERR_NOMEM);
+    mem_fail_nth(0);
+    ck_assert_int_eq(make(&m, 0, 7, &b, &p), 0); /* asked for */
+    ck_assert_uint_eq(p.n_seq, 7);
+    ck_assert_int_eq(b.n_points, 1);
+}
+END_TEST
+
+START_TEST(too_little_memory_is_not_told)
+{
+    struct machine m = machine_of(64 * GIB);
+    struct plan_batch b;
+    struct plan p;
+    struct plan_opts o = {.ram_bytes = 30 * MIB, .n_ctx = 1024, .io = PLAN_IO_PREAD};
+    struct plan_in in = {.machine = &m, .model = model, .opts = &o, .cpu = &device};
+    ck_assert_int_eq(plan_batch_make(&in, &(struct plan_batch_opts){.seq_tok = 512}, &b, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "does not fit"));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("plan_batch");
+    TCase *t = tcase_create("plan_batch");
+    tcase_set_timeout(t, 60);
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, point_says_what_is_not_so);
+    tcase_add_test(t, pages_take_nothing_from_slots);
+    tcase_add_test(t, unknown_rates_are_guessed);
+    tcase_add_test(t, too_little_memory_is_not_told);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
