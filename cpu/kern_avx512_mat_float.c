@@ -114,6 +114,13 @@ AVX512_INLINE void all_tokens(const struct kern_mat_args *a, int row, int n_row,
     }
 }
 
+/* Once for all three types. */
+static __attribute__((noinline)) void all_tokens_f32(const struct kern_mat_args *a, int row, int n_row,
+                                                     const char *const w[ROWS])
+{
+    all_tokens(a, row, n_row, w, FORM_F32);
+}
+
 /* With several tokens half floats are widened once, if the rows fit the scratch. */
 AVX512_INLINE bool widen_rows(const struct kern_mat_args *a, int n_row, const char *w[ROWS], const enum form form)
 {
@@ -137,8 +144,8 @@ AVX512_INLINE void mat_float(const struct kern_mat_args *a, const enum form form
         n_row = a->n_rows - row < ROWS ? 1 : ROWS;
         for (int r = 0; r < n_row; r++)
             w[r] = (const char *)a->w + (uint64_t)(row + r) * a->w_stride;
-        if (form != FORM_F32 && widen_rows(a, n_row, w, form))
-            all_tokens(a, row, n_row, w, FORM_F32);
+        if (form == FORM_F32 || widen_rows(a, n_row, w, form))
+            all_tokens_f32(a, row, n_row, w);
         else
             all_tokens(a, row, n_row, w, form);
     }
