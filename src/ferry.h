@@ -61,8 +61,8 @@ struct ferry_engine_opts {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     uint64_t expert_ram_bytes; /* most memory for experts; the others are read when wanted; 0: the plan's choice */
-    const char
-        *profile_path; /* rates of this machine that `ferry probe` saved, for predictions; NULL: none are known */
+    /* Rates of this machine that `ferry probe` saved, for predictions; NULL: none are known. */
+    const char *profile_path;
     /* Sequences that a ferry_batch runs at once; 0: this engine has no batch; FERRY_BATCH_AUTO: the plan's choice. A saved plan
      * settles it, too. */
     uint32_t n_batch;

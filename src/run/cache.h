@@ -24,8 +24,7 @@ struct cache_args {
     int64_t chunk_tok;            /* most positions reserved at once */
     int64_t pool_tok;             /* positions that the pool holds for all sequences together; 0: n_seq full ones */
     int n_tables;                 /* sequences alive at once, those that only hold shared pages included; 0: n_seq */
-    struct device
-        *device; /* view, outlives the cache: whose memory pages are in, if it has its own; NULL: the host's */
+    struct device *device; /* view, outlives the cache: pages are in its memory, if it has its own; NULL: the host's */
 };
 
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
