@@ -270,7 +270,7 @@ static void run_blocks(const struct walk *w, int worker, const struct op *op)
     int64_t n_items = (int64_t)starts[-1] * n_head;
 
     /* Last blocks first: they see the most keys, and what is claimed late should be short. */
-    for (int64_t item = pool_claim(w->pool); item < n_items; item = pool_claim(w->pool)) {
+    for (int64_t item; (item = pool_claim(w->pool, worker, n_items)) < n_items;) {
         int64_t block = starts[-1] - 1 - item / n_head;
         run_block(w, worker, op, starts[block], starts[block + 1], (int)(item % n_head));
     }
@@ -341,7 +341,7 @@ static void run_wave(const struct wave *v, int worker)
     int n_head = v->op->p.attn.n_head_kv;
     int64_t len = wave_len(v->w, v->op), n_items = (int64_t)walk_n(v->w, v->op) * n_head * len;
 
-    for (int64_t item = pool_claim(v->w->pool); item < n_items; item = pool_claim(v->w->pool)) {
+    for (int64_t item; (item = pool_claim(v->w->pool, worker, n_items)) < n_items;) {
         int64_t pair = item / len;
         struct span s = segments(v->w, v->op, (int)(pair / n_head));
         int64_t segment = s.begin + v->number * len + item % len;

@@ -95,6 +95,11 @@ struct cut {
     int tile_rows, n_blocks, block_tok;
 };
 
+static int64_t n_cut(const struct cut *c)
+{
+    return c->n_tiles * c->n_blocks;
+}
+
 /* The rows after the first n_blas. */
 static struct cut cut_weight(const struct walk *w, const struct op *op, int i, uint64_t all_bytes, int n_blas)
 {
@@ -200,20 +205,25 @@ static void run_blas(const struct walk *w, int worker, const struct op *op, int 
 static void run(const struct walk *w, int worker, const struct op *op)
 {
     int n_blas = n_blas_rows(w, op), n_tok_tiles = blas_tiles(w, n_blas);
+    struct cut blas[OP_MAX_IO], dots[OP_MAX_IO];
     uint64_t all_bytes = 0;
-    int64_t first = 0, item = pool_claim(w->pool);
+    int64_t n_items = 0, item;
 
     for (int i = 0; i < op->n_w; i++)
         all_bytes += (uint64_t)op->w[i]->ne[1] * op->w[i]->stride[1];
     for (int i = 0; i < op->n_w; i++) {
-        struct cut blas = cut_blas(w, op, i, n_tok_tiles), dots = cut_weight(w, op, i, all_bytes, n_blas);
-        int64_t n_blas_items = blas.n_tiles * blas.n_blocks, n_items = dots.n_tiles * dots.n_blocks;
-        for (; item < first + n_blas_items; item = pool_claim(w->pool))
-            run_blas(w, worker, op, i, &blas, item - first, n_blas);
-        first += n_blas_items;
-        for (; item < first + n_items; item = pool_claim(w->pool))
-            run_tile(w, worker, op, i, &dots, item - first, n_blas);
-        first += n_items;
+        blas[i] = cut_blas(w, op, i, n_tok_tiles);
+        dots[i] = cut_weight(w, op, i, all_bytes, n_blas);
+        n_items += n_cut(&blas[i]) + n_cut(&dots[i]);
+    }
+    while ((item = pool_claim(w->pool, worker, n_items)) < n_items) {
+        int i = 0;
+        for (; item >= n_cut(&blas[i]) + n_cut(&dots[i]); i++)
+            item -= n_cut(&blas[i]) + n_cut(&dots[i]);
+        if (item < n_cut(&blas[i]))
+            run_blas(w, worker, op, i, &blas[i], item, n_blas);
+        else
+            run_tile(w, worker, op, i, &dots[i], item - n_cut(&blas[i]), n_blas);
     }
 }
 

@@ -129,29 +129,26 @@ static void quantize_h(const struct job *j, int64_t at)
 
 typedef void place_fn(const struct job *j, int64_t at);
 
-/* fn for every place of the listed experts. */
-static void for_places(const struct job *j, place_fn *fn)
+/* fn for the places of the listed experts, of which those before `begin` and from `end` on are left out. */
+static void for_places(const struct job *j, place_fn *fn, int64_t begin, int64_t end)
 {
-    for (int e = 0; e < j->p->n_experts; e++)
-        for (int i = 0; i < j->p->experts[e].n; i++)
+    int64_t first = 0;
+
+    for (int e = 0; e < j->p->n_experts && first < end; first += j->p->experts[e++].n)
+        for (int64_t i = begin > first ? begin - first : 0; i < j->p->experts[e].n && first + i < end; i++)
             fn(j, j->p->experts[e].first + i);
 }
 
-/* The same, claimed by the workers in small runs. */
+/* fn for every place, claimed by the workers in small runs. */
 static void share_places(const struct job *j, place_fn *fn)
 {
-    int64_t first = 0, claim = pool_claim(j->w->pool) * CLAIM_ROWS;
+    int64_t n_places = 0, n_runs, run;
 
-    for (int e = 0; e < j->p->n_experts; e++) {
-        const struct op_expert *x = &j->p->experts[e];
-        while (claim < first + x->n) {
-            fn(j, x->first + (claim - first));
-            claim++;
-            if (claim % CLAIM_ROWS == 0)
-                claim = pool_claim(j->w->pool) * CLAIM_ROWS;
-        }
-        first += x->n;
-    }
+    for (int e = 0; e < j->p->n_experts; e++)
+        n_places += j->p->experts[e].n;
+    n_runs = (n_places + CLAIM_ROWS - 1) / CLAIM_ROWS;
+    while ((run = pool_claim(j->w->pool, j->worker, n_runs)) < n_runs)
+        for_places(j, fn, run * CLAIM_ROWS, (run + 1) * CLAIM_ROWS);
 }
 
 /* One row only: all slots read the same activations, which stand at place 0. */
@@ -265,7 +262,7 @@ static void run_pieces(const struct job *j, int side)
 {
     int64_t n = j->items[side][j->p->n_experts];
 
-    for (int64_t item = pool_claim(j->w->pool); item < n; item = pool_claim(j->w->pool)) {
+    for (int64_t item; (item = pool_claim(j->w->pool, j->worker, n)) < n;) {
         struct piece p = piece_of(j, side, item);
         if (side)
             run_down(j, &p);
@@ -277,7 +274,7 @@ static void run_pieces(const struct job *j, int side)
 static void quantize_h_alone(int worker, void *arg)
 {
     (void)worker;
-    for_places(arg, quantize_h);
+    for_places(arg, quantize_h, 0, INT64_MAX);
 }
 
 static void run(const struct walk *w, int worker, const struct op *op)

@@ -37,7 +37,7 @@ static void read_pieces(int worker, void *arg)
     struct sweep *s = arg;
     uint64_t sum = 0;
 
-    for (int64_t i = pool_claim(s->pool); i < (int64_t)s->n_pieces; i = pool_claim(s->pool))
+    for (int64_t i; (i = pool_claim(s->pool, worker, (int64_t)s->n_pieces)) < (int64_t)s->n_pieces;)
         sum += sum_piece(s->data + (uint64_t)i * (PIECE_BYTES / sizeof *s->data));
     s->sums[worker] = sum;
 }
@@ -47,8 +47,7 @@ static void touch_pieces(int worker, void *arg)
 {
     struct sweep *s = arg;
 
-    (void)worker;
-    for (int64_t i = pool_claim(s->pool); i < (int64_t)s->n_pieces; i = pool_claim(s->pool))
+    for (int64_t i; (i = pool_claim(s->pool, worker, (int64_t)s->n_pieces)) < (int64_t)s->n_pieces;)
         for (uint64_t at = 0; at < PIECE_BYTES / sizeof *s->data; at += 512)
             ((volatile uint64_t *)(uintptr_t)s->data)[(uint64_t)i * (PIECE_BYTES / sizeof *s->data) + at] = at;
 }

@@ -32,6 +32,12 @@ struct signal {
     _Atomic int n_sleeping;
 };
 
+/* How many items of a worker's share are claimed. Barriers come between an even pass and an odd one: a worker that arrives
+ * sets its own count of the next pass to 0, which nobody has looked at since the barrier before. */
+struct share {
+    _Alignas(64) _Atomic int64_t n_claimed[2];
+};
+
 struct worker {
     struct pool *pool; /* view */
     pthread_t thread;
@@ -43,12 +49,12 @@ struct pool {
     struct signal job;  /* changes when there is a new job */
     struct signal pass; /* changes when a barrier opens */
     _Alignas(64) _Atomic int n_arrived;
-    _Alignas(64) _Atomic int64_t claim;
     _Alignas(64) pool_fn *fn; /* NULL: go home */
     void *arg;
     uint64_t spin_ns;
     int n_threads, n_started;
     struct worker *workers; /* (n_threads), own */
+    struct share *shares;   /* (n_threads), own */
 };
 
 static void cpu_relax(void)
@@ -90,15 +96,27 @@ static void signal_change(struct signal *s)
         syscall(SYS_futex, &s->value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-int64_t pool_claim(struct pool *pool)
+int64_t pool_claim(struct pool *pool, int worker, int64_t n)
 {
-    return atomic_fetch_add_explicit(&pool->claim, 1, memory_order_relaxed);
+    uint32_t pass = atomic_load_explicit(&pool->pass.value, memory_order_relaxed);
+
+    for (int i = 0, who = worker; i < pool->n_threads; i++, who = who + 1 < pool->n_threads ? who + 1 : 0) {
+        _Atomic int64_t *n_claimed = &pool->shares[who].n_claimed[pass % 2];
+        int64_t begin = n * who / pool->n_threads, end = n * (who + 1) / pool->n_threads;
+        if (begin + atomic_load_explicit(n_claimed, memory_order_relaxed) >= end)
+            continue; /* without writing to a line that all look at */
+        int64_t item = begin + atomic_fetch_add_explicit(n_claimed, 1, memory_order_relaxed);
+        if (item < end)
+            return item;
+    }
+    return n;
 }
 
 void pool_barrier(struct pool *pool, int worker, pool_fn *serial, void *arg)
 {
     uint32_t pass = atomic_load_explicit(&pool->pass.value, memory_order_relaxed);
 
+    atomic_store_explicit(&pool->shares[worker].n_claimed[(pass + 1) % 2], 0, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->n_arrived, 1, memory_order_acq_rel) < pool->n_threads - 1) {
         signal_wait(&pool->pass, pass, pool->spin_ns);
         return;
@@ -106,7 +124,6 @@ void pool_barrier(struct pool *pool, int worker, pool_fn *serial, void *arg)
     if (serial)
         serial(worker, arg);
     atomic_store_explicit(&pool->n_arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->claim, 0, memory_order_relaxed);
     signal_change(&pool->pass);
 }
 
@@ -146,7 +163,6 @@ void pool_run(struct pool *pool, pool_fn *fn, void *arg)
         pin_to(pool->workers[0].cpu);
     pool->fn = fn;
     pool->arg = arg;
-    atomic_store_explicit(&pool->claim, 0, memory_order_relaxed);
     if (pool->n_threads > 1)
         signal_change(&pool->job);
     fn(0, arg);
@@ -215,9 +231,10 @@ int pool_open(int n_threads, bool pin, struct pool **out)
     struct pool *pool = mem_zalloc(1, sizeof *pool, MEM_OTHER);
     if (pool) {
         pool->workers = mem_zalloc((size_t)n_threads, sizeof *pool->workers, MEM_OTHER);
+        pool->shares = mem_zalloc((size_t)n_threads, sizeof *pool->shares, MEM_OTHER);
         cpus = mem_zalloc((size_t)n_threads, sizeof *cpus, MEM_OTHER);
     }
-    if (!pool || !pool->workers || !cpus) {
+    if (!pool || !pool->workers || !pool->shares || !cpus) {
         rc = err(ERR_NOMEM, "a team of %d threads", n_threads);
         goto out;
     }
@@ -250,6 +267,7 @@ void pool_close(struct pool *pool)
             pthread_join(pool->workers[i].thread, NULL);
     }
     mem_free(pool->workers);
+    mem_free(pool->shares);
     mem_free(pool);
 }
 

@@ -30,11 +30,13 @@ int pool_n_threads(const struct pool *pool);
 void pool_run(struct pool *pool, pool_fn *fn, void *arg);
 
 /* Inside a job: wait until all workers are here. Whoever comes last runs serial(its number, arg) (may be NULL) while the
- * others still wait: work too small to share costs no barrier of its own. Claims begin again at 0. */
+ * others still wait: work too small to share costs no barrier of its own. Claims begin anew. */
 void pool_barrier(struct pool *pool, int worker, pool_fn *serial, void *arg);
 
-/* Inside a job: the next number nobody has claimed since the last barrier, 0 first. */
-int64_t pool_claim(struct pool *pool);
+/* Inside a job: one of the items [0, n) that nobody has claimed since the last barrier; n when none is left. A worker gets
+ * its own n / n_threads neighbours in order, so that it reads weights as one stream, and then what others have not begun.
+ * Between two barriers all workers claim from the same n; not from within `serial`. */
+int64_t pool_claim(struct pool *pool, int worker, int64_t n);
 
 #ifdef __cplusplus
 }

@@ -62,7 +62,7 @@ static void work(int worker, void *arg)
 
     atomic_fetch_add(&j->n_ran, 1);
     for (int phase = 0; phase < N_PHASES; phase++) {
-        for (int64_t i = pool_claim(j->pool); i < N_ITEMS; i = pool_claim(j->pool))
+        for (int64_t i; (i = pool_claim(j->pool, worker, N_ITEMS)) < N_ITEMS;)
             j->items[i]++; /* not atomic: claimed once, and the barrier orders the phases */
         pool_barrier(j->pool, worker, check_items, j);
     }
