@@ -100,7 +100,7 @@ void kern_avx2_unpack_iq3_s(const uint8_t *block, struct kern_mat_block *out);
 void kern_avx2_unpack_iq3_xxs(const uint8_t *block, struct kern_mat_block *out);
 void kern_avx2_unpack_tq1_0(const uint8_t *block, struct kern_mat_block *out);
 
-/* With one token, for types that gain by it (kern_avx2_vec.c). */
+/* With one token, for types that gain by it (kern_avx2_vec.c, kern_avx2_vec_iq.c). */
 void kern_avx2_vec_q4_0(const struct kern_mat_args *a);
 void kern_avx2_vec_q4_1(const struct kern_mat_args *a);
 void kern_avx2_vec_q5_0(const struct kern_mat_args *a);
@@ -109,6 +109,20 @@ void kern_avx2_vec_q8_0(const struct kern_mat_args *a);
 void kern_avx2_vec_q4_k(const struct kern_mat_args *a);
 void kern_avx2_vec_q5_k(const struct kern_mat_args *a);
 void kern_avx2_vec_q6_k(const struct kern_mat_args *a);
+void kern_avx2_vec_q2_k(const struct kern_mat_args *a);
+void kern_avx2_vec_q3_k(const struct kern_mat_args *a);
+void kern_avx2_vec_tq1_0(const struct kern_mat_args *a);
+void kern_avx2_vec_tq2_0(const struct kern_mat_args *a);
+void kern_avx2_vec_iq1_s(const struct kern_mat_args *a);
+void kern_avx2_vec_iq1_m(const struct kern_mat_args *a);
+void kern_avx2_vec_iq2_xxs(const struct kern_mat_args *a);
+void kern_avx2_vec_iq2_xs(const struct kern_mat_args *a);
+void kern_avx2_vec_iq2_s(const struct kern_mat_args *a);
+void kern_avx2_vec_iq3_xxs(const struct kern_mat_args *a);
+void kern_avx2_vec_iq3_s(const struct kern_mat_args *a);
+void kern_avx2_vec_iq4_nl(const struct kern_mat_args *a);
+void kern_avx2_vec_iq4_xs(const struct kern_mat_args *a);
+void kern_avx2_vec_mxfp4(const struct kern_mat_args *a);
 
 /* The kernel of a type from its pack_x and a packed form. */
 #define AVX2_MAT(fn, micro)                                                       \
@@ -252,6 +266,15 @@ AVX2_INLINE __m256i avx2_pick2(__m256i v, int a, int b, int up)
     return _mm256_shuffle_epi8(
         v, _mm256_setr_epi8(PICK(0), PICK(4), PICK(8), PICK(12), PICK(0), PICK(4), PICK(8), PICK(12)));
 #undef PICK
+}
+
+/* Half of 2^(e - 127) for the low byte of each lane (MXFP4); the two smallest are subnormal: 2^-128, 2^-127. */
+AVX2_INLINE __m256 avx2_e8m0_half(__m256i e)
+{
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, is_small));
 }
 
 /* The low 16 bits of each lane, twice. */

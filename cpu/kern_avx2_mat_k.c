@@ -203,9 +203,9 @@ static void pack_tq2_0(const struct avx2_pack *p)
     }
 }
 
-AVX2_MAT(q2_k, u256_s16_a4_min)
-AVX2_MAT(q3_k, u256_s16_a4_off)
+AVX2_MAT_VEC(q2_k, u256_s16_a4_min)
+AVX2_MAT_VEC(q3_k, u256_s16_a4_off)
 AVX2_MAT_VEC(q4_k, u256_s32_a8_min)
 AVX2_MAT_VEC(q5_k, u256_s32_a4_min)
 AVX2_MAT_VEC(q6_k, u256_s16_a2_off)
-AVX2_MAT(tq2_0, u256_s16_a4_off)
+AVX2_MAT_VEC(tq2_0, u256_s16_a4_off)

@@ -132,15 +132,6 @@ static void pack_iq4_nl(const struct avx2_pack *p)
 /* E2M1 doubled. MXFP4 is packed 12 too large, to be unsigned. */
 static const int8_t fp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-/* Half of 2^(e - 127) for the low byte of each lane; the two smallest are subnormal: 2^-128, 2^-127. */
-AVX2_INLINE __m256 e8m0_half(__m256i e)
-{
-    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
-    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
-    __m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
-    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, is_small));
-}
-
 static void pack_mxfp4(const struct avx2_pack *p)
 {
     __m256i levels = _mm256_add_epi8(table16(fp4_levels), _mm256_set1_epi8(12));
@@ -153,7 +144,7 @@ static void pack_mxfp4(const struct avx2_pack *p)
         for (int i = 0; i < 8; i++)
             avx2_store(tile->q[i], _mm256_shuffle_epi8(levels, q[i]));
         __m256i e = _mm256_and_si256(avx2_rows4(p->row, off), _mm256_set1_epi32(255));
-        _mm256_store_ps(tile->d, e8m0_half(e));
+        _mm256_store_ps(tile->d, avx2_e8m0_half(e));
     }
 }
 
@@ -201,6 +192,6 @@ AVX2_MAT_VEC(q4_1, u32_a8_min)
 AVX2_MAT_VEC(q5_0, u32_a4_off16)
 AVX2_MAT_VEC(q5_1, u32_a4_min)
 AVX2_MAT_VEC(q8_0, s32)
-AVX2_MAT(iq4_nl, s32)
-AVX2_MAT(mxfp4, u32_a4_off12)
+AVX2_MAT_VEC(iq4_nl, s32)
+AVX2_MAT_VEC(mxfp4, u32_a4_off12)
 AVX2_MAT(nvfp4, s32_part16)

@@ -445,20 +445,6 @@ AVX512_INLINE __m512i dot_iq4_xs(const uint8_t *p, const int8_t *x, const struct
     return sum;
 }
 
-/* The code-book types and TQ1_0: unpacked row by row, as for packing; no code is beyond 62. */
-AVX512_INLINE __m512i dot_unpacked(const struct kern_mat_block *w, const int8_t *x, const struct kern_act_s256 *xs,
-                                   struct subs sub)
-{
-    __m256i scale = load32(w->scale);
-    __m512i factors = factors16(_mm256_mullo_epi16(scale, sub.by16)), sum = less_off(scale, xs, 6);
-    AVX512_UNROLL
-    for (int c = 0; c < 4; c++) {
-        __m512i q = _mm512_add_epi8(avx512_load(w->q + c * 64), _mm512_set1_epi8(64));
-        sum = add_chunk(sum, q, avx512_load(x + c * 64), factors, c);
-    }
-    return sum;
-}
-
 /* A row's block of Q2_K; *min: the sums for the second fmaf. */
 AVX512_INLINE __m512i dot_q2_k(const uint8_t *p, const int8_t *x, const struct kern_act_s256 *xs, struct subs sub,
                                __m256i *min)
@@ -529,35 +515,6 @@ AVX512_INLINE void run_256(const struct kern_mat_args *a, const int bytes, row_d
     }
 }
 
-typedef void unpack_fn(const uint8_t *block, struct kern_mat_block *out);
-
-/* All rows are unpacked before the first is read: what was stored in parts cannot be loaded as a whole at once. */
-AVX512_INLINE void run_unpacked(const struct kern_mat_args *a, const int bytes, unpack_fn *unpack)
-{
-    struct kern_act_x256 x = kern_act_x256(a->x, a->n_cols);
-    struct kern_mat_block w[ROWS];
-    for (int first = 0; first < a->n_rows; first += ROWS) {
-        const uint8_t *row[ROWS];
-        __m256 acc = _mm256_setzero_ps();
-        int64_t off = 0;
-        rows_from(a, first, row);
-        for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
-            struct subs sub = subs_of(&x.s[b]);
-            __m512i s[ROWS];
-            for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, bytes);
-                unpack(row[r] + off, &w[r]);
-            }
-            AVX512_UNROLL
-            for (int r = 0; r < ROWS; r++)
-                s[r] = dot_unpacked(&w[r], x.q + b * 256, &x.s[b], sub);
-            __m256 d = _mm256_setr_ps(w[0].d, w[1].d, w[2].d, w[3].d, w[4].d, w[5].d, w[6].d, w[7].d);
-            acc = add_scaled(acc, d, _mm256_set1_ps(x.s[b].d), sum8(s));
-        }
-        store_rows(a, first, acc);
-    }
-}
-
 #define VEC_256(type, is_d_first)                                        \
     static void vec_##type(const struct kern_mat_args *a)                \
     {                                                                    \
@@ -567,34 +524,36 @@ VEC_256(q3_k, false)
 VEC_256(iq4_xs, true)
 VEC_256(tq2_0, false)
 
-#define VEC_UNPACKED(type)                                                     \
-    static void vec_##type(const struct kern_mat_args *a)                      \
-    {                                                                          \
-        run_unpacked(a, sizeof(struct block_##type), kern_avx2_unpack_##type); \
-    }
-VEC_UNPACKED(iq1_m)
-VEC_UNPACKED(iq1_s)
-VEC_UNPACKED(iq2_s)
-VEC_UNPACKED(iq2_xs)
-VEC_UNPACKED(iq2_xxs)
-VEC_UNPACKED(iq3_s)
-VEC_UNPACKED(iq3_xxs)
-VEC_UNPACKED(tq1_0)
-
 #ifdef AVX512_VNNI
 #define VEC_TABLE kern_avx512vnni_vec
 #else
 #define VEC_TABLE kern_avx512_vec
 #endif
 /* Q4_K, Q5_K and Q6_K are those of AVX2: on Zen 4 their 4 rows at a time came faster out of memory than 8 here (one core, rows of
- * 1024 to 1536 columns: Q4_K 17 against 13 GB/s, Q5_K 13 and 11, Q6_K 20 and 16), and as fast with long rows. */
+ * 1024 to 1536 columns: Q4_K 17 against 13 GB/s, Q5_K 13 and 11, Q6_K 20 and 16), and as fast with long rows. So are the types
+ * with books, which wait for loads and not for multiplications. */
 kern_mat *const VEC_TABLE[QUANT_ID_END] = {
-    [QUANT_Q4_0] = vec_q4_0,           [QUANT_Q4_1] = vec_q4_1,           [QUANT_Q5_0] = vec_q5_0,
-    [QUANT_Q5_1] = vec_q5_1,           [QUANT_Q8_0] = vec_q8_0,           [QUANT_Q2_K] = vec_q2_k,
-    [QUANT_Q3_K] = vec_q3_k,           [QUANT_Q4_K] = kern_avx2_vec_q4_k, [QUANT_Q5_K] = kern_avx2_vec_q5_k,
-    [QUANT_Q6_K] = kern_avx2_vec_q6_k, [QUANT_IQ2_XXS] = vec_iq2_xxs,     [QUANT_IQ2_XS] = vec_iq2_xs,
-    [QUANT_IQ2_S] = vec_iq2_s,         [QUANT_IQ3_S] = vec_iq3_s,         [QUANT_IQ3_XXS] = vec_iq3_xxs,
-    [QUANT_IQ1_S] = vec_iq1_s,         [QUANT_IQ1_M] = vec_iq1_m,         [QUANT_IQ4_NL] = vec_iq4_nl,
-    [QUANT_IQ4_XS] = vec_iq4_xs,       [QUANT_TQ1_0] = vec_tq1_0,         [QUANT_TQ2_0] = vec_tq2_0,
-    [QUANT_MXFP4] = vec_mxfp4,         [QUANT_NVFP4] = vec_nvfp4,
+    [QUANT_Q4_0] = vec_q4_0,
+    [QUANT_Q4_1] = vec_q4_1,
+    [QUANT_Q5_0] = vec_q5_0,
+    [QUANT_Q5_1] = vec_q5_1,
+    [QUANT_Q8_0] = vec_q8_0,
+    [QUANT_Q2_K] = vec_q2_k,
+    [QUANT_Q3_K] = vec_q3_k,
+    [QUANT_Q4_K] = kern_avx2_vec_q4_k,
+    [QUANT_Q5_K] = kern_avx2_vec_q5_k,
+    [QUANT_Q6_K] = kern_avx2_vec_q6_k,
+    [QUANT_IQ2_XXS] = kern_avx2_vec_iq2_xxs,
+    [QUANT_IQ2_XS] = kern_avx2_vec_iq2_xs,
+    [QUANT_IQ2_S] = kern_avx2_vec_iq2_s,
+    [QUANT_IQ3_S] = kern_avx2_vec_iq3_s,
+    [QUANT_IQ3_XXS] = kern_avx2_vec_iq3_xxs,
+    [QUANT_IQ1_S] = kern_avx2_vec_iq1_s,
+    [QUANT_IQ1_M] = kern_avx2_vec_iq1_m,
+    [QUANT_IQ4_NL] = vec_iq4_nl,
+    [QUANT_IQ4_XS] = vec_iq4_xs,
+    [QUANT_TQ1_0] = kern_avx2_vec_tq1_0,
+    [QUANT_TQ2_0] = vec_tq2_0,
+    [QUANT_MXFP4] = vec_mxfp4,
+    [QUANT_NVFP4] = vec_nvfp4,
 };
