@@ -36,9 +36,15 @@ static bool is_before(struct batch_key a, struct batch_key b)
     return a.line != b.line ? a.line < b.line : a.index < b.index;
 }
 
-/* Remember a record in the journal, in its place by key. */
+/* Remember a record in the journal, in its place by key. Those that had their turn make room first: what is held does not grow
+ * with the length of the run. */
 static int keep(struct batch_out *o, struct batch_key key, uint64_t off, size_t n_bytes)
 {
+    if (o->n_kept == o->cap_kept && o->first_kept > o->cap_kept / 2) {
+        o->n_kept -= o->first_kept;
+        memmove(o->kept, o->kept + o->first_kept, o->n_kept * sizeof *o->kept);
+        o->first_kept = 0;
+    }
     if (o->n_kept == o->cap_kept) {
         size_t cap = o->cap_kept ? 2 * o->cap_kept : 64;
         struct batch_kept *p = mem_realloc(o->kept, cap * sizeof *p, MEM_OTHER);
