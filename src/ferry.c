@@ -404,6 +404,20 @@ static int need_vocabulary(const struct ferry_engine *e)
     return e->tok ? 0 : err(ERR_STATE, "%s was opened without its vocabulary (ids_only)", e->model->path);
 }
 
+/* On failure the list is freed. */
+static int add_token(int32_t **list, int64_t *n, int32_t token)
+{
+    int32_t *p = mem_realloc(*list, ((size_t)*n + 1) * sizeof *p, MEM_OTHER);
+    if (!p) {
+        mem_free(*list);
+        *list = NULL;
+        return err(ERR_NOMEM, "%lld tokens", (long long)*n + 1);
+    }
+    p[(*n)++] = token;
+    *list = p;
+    return 0;
+}
+
 int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out,
                    size_t *n_out)
 {
@@ -414,6 +428,8 @@ int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_byte
         f |= TOK_BOS;
     if (rc == 0)
         rc = tok_encode(e->tok, text, n_bytes, f, out, &n);
+    if (rc == 0 && (flags & FERRY_TOKENS_EOS) && tok_add_eos(e->tok))
+        rc = add_token(out, &n, tok_eos(e->tok));
     *n_out = rc == 0 ? (size_t)n : 0;
     return rc;
 }

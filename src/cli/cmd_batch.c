@@ -67,8 +67,14 @@ static double since(const struct timespec *t)
 
 struct state {
     uint64_t done, total;
-    double tokens_per_s, left_s; /* left_s < 0: not known */
+    double tokens_per_s; /* of answers; where there are none, of prompts */
+    double left_s;       /* < 0: not known */
 };
+
+static bool makes_answers(const struct conf *conf)
+{
+    return !conf->score && !conf->embed;
+}
 
 static struct state state_of(const struct run *r)
 {
@@ -78,7 +84,7 @@ static struct state state_of(const struct run *r)
 
     ferry_batch_stats(r->batch, &st);
     if (s > 0)
-        out.tokens_per_s = (double)st.n_generated / s;
+        out.tokens_per_s = (double)(makes_answers(r->conf) ? st.n_generated : st.n_prompt) / s;
     if (out.done > r->n_had)
         out.left_s = s * (double)(out.total - out.done) / (double)(out.done - r->n_had);
     return out;
@@ -138,10 +144,10 @@ static void say_end(struct run *r)
         fprintf(stderr, ", %" PRIu64 " of them there before", r->n_had);
     if (r->n_failed)
         fprintf(stderr, ", %" PRIu64 " failed", r->n_failed);
-    fprintf(stderr,
-            "; prompt %" PRIu64 " tokens run, %" PRIu64 " shared; answers %" PRIu64
-            " tokens, %.1f tokens/s; at most %" PRIu32 " together",
-            st.n_prompt, st.n_shared, st.n_generated, s.tokens_per_s, st.most_running);
+    fprintf(stderr, "; prompt %" PRIu64 " tokens run, %" PRIu64 " shared", st.n_prompt, st.n_shared);
+    if (makes_answers(r->conf))
+        fprintf(stderr, "; answers %" PRIu64 " tokens", st.n_generated);
+    fprintf(stderr, ", %.1f tokens/s; at most %" PRIu32 " together", s.tokens_per_s, st.most_running);
     if (st.n_preempted)
         fprintf(stderr, "; memory short %" PRIu64 " times, %" PRIu64 " tokens run again", st.n_preempted, st.n_rerun);
     fputs("]\n", stderr);
@@ -188,7 +194,7 @@ static int finish_openai(struct run *r, struct group *g, const struct ferry_answ
     if (g->failed)
         return write_error(r, &g->line, 0, g->failed, g->error);
     return write_record(r, (struct batch_key){g->line.number, 0},
-                        batch_record_openai(&g->line, r->info.name, json_incref(g->choices), g->n_prompt,
+                        batch_record_openai(&g->line, r->conf, r->info.name, json_incref(g->choices), g->n_prompt,
                                             g->n_completion, batch_record_stats(&g->line, 0, last)));
 }
 
@@ -198,7 +204,7 @@ static int take_answer(struct run *r, struct group *g, unsigned index, const str
     int rc = 0;
 
     g->n_left--;
-    g->n_prompt = a->n_prompt;
+    g->n_prompt = r->conf->embed ? g->n_prompt + a->n_prompt : a->n_prompt; /* each input is one of its own */
     g->n_completion += r->conf->score ? 0 : a->n_tokens;
     if (a->finish == FERRY_FINISH_FAILED && is_openai) {
         g->failed = a->status;
@@ -235,6 +241,9 @@ static int submit_one(struct run *r, struct group *g, const int32_t *tokens, siz
     q.n_stop = g->line.n_stop;
     q.logprobs = g->line.logprobs;
     q.sample = &sample;
+    if (r->conf->embed)
+        q.pooling = !strcmp(r->conf->embed, "mean") ? FERRY_POOLING_MEAN : FERRY_POOLING_LAST;
+    q.normalize = !strcmp(r->conf->normalize, "l2");
     while (p->id)
         p++;
     int rc = ferry_batch_submit(r->batch, &q, &p->id);
@@ -254,8 +263,7 @@ static bool wants(const struct run *r, const struct batch_line *line, unsigned i
     return !batch_out_has(&r->out, (struct batch_key){line->number, line->form == BATCH_OPENAI ? 0 : index});
 }
 
-/* Submit the answers of a line that are not there yet. On failure those that were submitted are dropped again. */
-static int submit_line(struct run *r, struct group *g)
+static int submit_answers(struct run *r, struct group *g)
 {
     int32_t *tokens = NULL;
     size_t n_tokens, n_scored;
@@ -265,6 +273,31 @@ static int submit_line(struct run *r, struct group *g)
         if (wants(r, &g->line, i))
             rc = submit_one(r, g, tokens, n_tokens, n_scored, i);
     ferry_free(tokens);
+    return rc;
+}
+
+static int submit_inputs(struct run *r, struct group *g)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; i < g->line.n && !rc; i++) {
+        int32_t *tokens = NULL;
+        size_t n_tokens;
+        if (!wants(r, &g->line, i))
+            continue;
+        rc = batch_line_input(&g->line, r->engine, i, &tokens, &n_tokens);
+        if (!rc)
+            rc = submit_one(r, g, tokens, n_tokens, 0, i);
+        ferry_free(tokens);
+    }
+    return rc;
+}
+
+/* Submit the answers of a line that are not there yet. On failure those that were submitted are dropped again. */
+static int submit_line(struct run *r, struct group *g)
+{
+    int rc = r->conf->embed ? submit_inputs(r, g) : submit_answers(r, g);
+
     for (size_t i = 0; i < r->n_pending && rc; i++)
         if (r->pending[i].id && r->pending[i].group == g) {
             ferry_batch_cancel(r->batch, r->pending[i].id);
@@ -413,13 +446,13 @@ static json_t *about(const struct run *r)
 
     snprintf(hash, sizeof hash, "%016" PRIx64, r->in.hash);
     snprintf(identity, sizeof identity, "%016" PRIx64, r->info.identity);
-    json_t *options =
-        json_pack("{s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:i, s:s, s:s, s:s, s:b}", "temp", c->temperature,
-                  "top-k", (json_int_t)c->top_k, "top-p", c->top_p, "min-p", c->min_p, "repeat-penalty",
-                  c->repeat_penalty, "presence-penalty", c->presence_penalty, "frequency-penalty", c->frequency_penalty,
-                  "penalty-window", (json_int_t)c->penalty_window, "seed", (json_int_t)c->seed, "max-tokens",
-                  (json_int_t)c->n_tokens, "ctx", (int)r->info.n_ctx, "kv-type", c->kv_type ? c->kv_type : "f16",
-                  "prefill", c->prefill ? c->prefill : "int", "order", c->order, "score", c->score);
+    json_t *options = json_pack(
+        "{s:f, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:i, s:s, s:s, s:s, s:b, s:s, s:s}", "temp", c->temperature,
+        "top-k", (json_int_t)c->top_k, "top-p", c->top_p, "min-p", c->min_p, "repeat-penalty", c->repeat_penalty,
+        "presence-penalty", c->presence_penalty, "frequency-penalty", c->frequency_penalty, "penalty-window",
+        (json_int_t)c->penalty_window, "seed", (json_int_t)c->seed, "max-tokens", (json_int_t)c->n_tokens, "ctx",
+        (int)r->info.n_ctx, "kv-type", c->kv_type ? c->kv_type : "f16", "prefill", c->prefill ? c->prefill : "int",
+        "order", c->order, "score", c->score, "embed", c->embed ? c->embed : "none", "normalize", c->normalize);
     return json_pack("{s:{s:I, s:I, s:s}, s:{s:s, s:s}, s:o}", "input", "bytes", (json_int_t)r->in.n_bytes, "lines",
                      (json_int_t)r->in.n_lines, "hash", hash, "model", "name", r->info.name, "identity", identity,
                      "options", options);
@@ -446,7 +479,8 @@ static uint32_t expected_tok(const struct run *r)
 {
     enum { ANSWER_TOK = 256, LEAST_TOK = 64 };
     uint64_t line_bytes = r->in.n_requests ? r->in.n_bytes / r->in.n_requests : 0;
-    uint64_t n = line_bytes / 4 + (r->conf->n_tokens ? r->conf->n_tokens : ANSWER_TOK);
+    uint64_t answer_tok = !makes_answers(r->conf) ? 0 : r->conf->n_tokens ? r->conf->n_tokens : ANSWER_TOK;
+    uint64_t n = line_bytes / 4 + answer_tok;
 
     return n < LEAST_TOK ? LEAST_TOK : n < UINT32_MAX / 2 ? (uint32_t)n : UINT32_MAX / 2;
 }
@@ -543,6 +577,8 @@ int cmd_batch(const struct conf *conf)
         return explain(&r);
     if (!conf->input || !conf->output)
         return term_usage(conf, "wants an input and an output: -i IN.jsonl -o OUT.jsonl");
+    if (conf->embed && conf->score)
+        return term_usage(conf, "--embed and --score ask for different things");
     stop_begin();
     int rc = run_all(&r);
     close_all(&r);

@@ -38,6 +38,12 @@ const struct conf_option conf_options[] = {
      "only show how the number of sequences is chosen: memory, what a step reads, predicted speed"},
     {"score", 0, CONF_FLAG, "batch", AT(score), 0, NULL, NULL, NULL, NULL, 0, 0,
      "do not answer: log-probabilities of the \"completion\" that each request gives"},
+    {"embed", 0, CONF_CHOICE, "batch", AT(embed), 0, "POOLING", NULL, NULL, "mean|last", 0, 0,
+     "do not answer: one vector for each \"input\", from the hidden states behind the final norm: the mean over all "
+     "tokens, or "
+     "the last token's"},
+    {"normalize", 0, CONF_CHOICE, "batch", AT(normalize), 0, "HOW", "l2", "l2", "l2|none", 0, 0,
+     "vectors of --embed have Euclidean length 1, as embedding services give them, or are left as they are"},
     {"restart", 0, CONF_FLAG, "batch", AT(restart), 0, NULL, NULL, NULL, NULL, 0, 0,
      "forget an earlier run: the output is overwritten"},
     {"accept-changes", 0, CONF_FLAG, "batch", AT(accept_changes), 0, NULL, NULL, NULL, NULL, 0, 0,

@@ -10,6 +10,7 @@
 
 #include "src/plan/plan.h"
 #include "src/run/answer.h"
+#include "src/run/embed.h"
 #include "src/run/sample.h"
 
 #ifdef __cplusplus
@@ -26,13 +27,15 @@ struct jobs_args {
     struct cache *cache;
     const struct tok *tok;   /* NULL: numbers only */
     const struct plan *plan; /* looked at, not kept */
-    int n_vocab;
+    int n_vocab, n_embd;
 };
 
 struct jobs_request {
     const int32_t *tokens; /* (n_tok) copied */
     size_t n_tok;
-    size_t n_scored; /* judge the last n_scored of them instead of drawing more */
+    size_t n_scored;            /* judge the last n_scored of them instead of drawing more */
+    enum embed_pooling pooling; /* do not draw, but make one vector of all tokens; normalize: of length 1 */
+    bool normalize;
     struct answer_rules rules;
     struct sample_opts sample;
 };
@@ -42,7 +45,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 
 /* Put a request at the end of those who wait. *id is never 0, and rises. ERR_ARG (empty prompt, a token outside the vocabulary,
- * sampler options), ERR_LIMIT (longer than a sequence can be, one position for the answer included), ERR_NOMEM. */
+ * sampler options, both to be scored and pooled), ERR_LIMIT (longer than a sequence can be, with one position for the answer
+ * unless it is pooled), ERR_NOMEM. */
 int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id);
 
 /* Drop a request that waits or runs, or its finished answer. false: there is none of that id. */
@@ -66,6 +70,8 @@ void jobs_free(struct job *job); /* takes NULL */
 struct jobs_facts {
     uint64_t id;
     const struct answer *answer;
+    const float *embedding; /* (n_embd) NULL: not pooled, or failed */
+    int n_embd;
     size_t n_given, n_shared; /* prompt tokens; of these, not run because another's pages hold them */
     uint32_t n_preempted;     /* how often it gave its pages back */
     uint64_t wait_ns, run_ns; /* from submit to its first step; from there to its end */
