@@ -457,6 +457,42 @@ START_TEST(vector_depends_on_the_form)
 }
 END_TEST
 
+/* $T/eos.gguf: the tiny model as a file that wants EOS behind its texts. The key of another wish is as long. */
+static void make_eos_model(void)
+{
+    static const char was[] = "tokenizer.ggml.add_bos_token\7\0\0\0\0", is[] = "tokenizer.ggml.add_eos_token\7\0\0\0\1";
+    static char bytes[MAX_OUT];
+    char path[512];
+    FILE *f = fopen(TEST_DATA_DIR "/cli/tiny.gguf", "rb");
+    ck_assert_ptr_nonnull(f);
+    size_t n = fread(bytes, 1, MAX_OUT, f);
+    fclose(f);
+    char *at = memmem(bytes, n, was, sizeof was - 1);
+    ck_assert_ptr_nonnull(at);
+    memcpy(at, is, sizeof is - 1);
+    snprintf(path, sizeof path, "%s/eos.gguf", folder);
+    f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(bytes, 1, n, f), n);
+    fclose(f);
+}
+
+START_TEST(end_of_text_is_left_out)
+{
+    json_t *v[2], *want[2];
+    make_eos_model();
+    must_run("printf %s hello | $F tokenize $M | tr -d ']\\n'");
+    setenv("IDS", out, 1);
+    must_run("echo '{\"input\":\"hello\"}' >$T/in; $F batch $T/eos.gguf -i $T/in -o $T/eos --ctx 256 --embed last; "
+             "echo '{\"input\":'\"$IDS\"',258]}' >$T/in; $B -o $T/given --embed last");
+    ck_assert_uint_eq(vectors_of("eos", v, 2), 1);
+    ck_assert_uint_eq(vectors_of("given", want, 2), 1);
+    ck_assert(json_equal(v[0], want[0]));
+    json_decref(v[0]);
+    json_decref(want[0]);
+}
+END_TEST
+
 static const struct {
     const char *line, *says;
 } bad_inputs[] = {
@@ -528,6 +564,7 @@ int main(void)
     tcase_add_test(t, score_differs_from_the_answers_logprobs);
     tcase_add_test(t, vector_depends_on_the_form);
     tcase_add_loop_test(t, bad_input_stops_the_run_or_is_passed_over, 0, (int)(sizeof bad_inputs / sizeof *bad_inputs));
+    tcase_add_test(t, end_of_text_is_left_out);
     tcase_add_test(t, killed_run_loses_or_doubles_vectors);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);

@@ -233,6 +233,15 @@ int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
     return text ? 0 : err(ERR_NOMEM, "a record of %zu bytes", n);
 }
 
+const char *batch_record_brief(const json_t *v, char *out, size_t n)
+{
+    size_t used = v ? json_dumpb(v, out, n - 1, JSON_ENCODE_ANY | JSON_COMPACT) : 0;
+
+    used = used < n ? used : n - 1;
+    snprintf(out + used, n - used, "%s", v ? "" : "nothing");
+    return out;
+}
+
 bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)
 {
     json_t *o = json_loadb(text, n_bytes, JSON_ALLOW_NUL, NULL); /* an answer may hold one */

@@ -519,10 +519,26 @@ static int make_dir_name(const char *base, const char *home, const char *below, 
     return 0;
 }
 
+/* Open MPI's mpirun; others that speak PMI; srun, which says it to every step. */
+static uint32_t read_ranks(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    uint32_t n_ranks = 0;
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *text = getenv(names[i]);
+        long n = text ? strtol(text, NULL, 10) : 0;
+        if (n > n_ranks && n <= INT_MAX)
+            n_ranks = (uint32_t)n;
+    }
+    return n_ranks;
+}
+
 static int read_environment(struct conf *out)
 {
     const char *home = getenv("HOME"), *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
 
+    out->n_ranks = read_ranks();
     out->no_color = (no_color && no_color[0]) || !term || !strcmp(term, "dumb");
     int rc = make_dir_name(getenv("XDG_CACHE_HOME"), home, "/.cache", &out->cache_dir);
     return rc ? rc : make_dir_name(getenv("XDG_STATE_HOME"), home, "/.local/state", &out->state_dir);

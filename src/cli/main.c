@@ -35,6 +35,9 @@ static const struct conf_command commands[] = {
      "/v1/embeddings; its record holds the pooled final hidden state of the input, which no chat template wraps.\n"
      "After a crash or Ctrl-C the same command goes on where it stopped. Ctrl-C finishes the answers in flight; a "
      "second one stops at once.\n"
+     "Under mpirun or srun, where ferry was built --with-mpi, rank 0 reads the input and writes the output, and all "
+     "ranks "
+     "answer; the loss of one ends the job, and the same command goes on.\n"
      "Each answer is bit for bit what ferry run says alone, whatever runs beside it. Without a seed of its own, answer "
      "i (from 0) of line l has the seed --seed + 64 (l - 1) + i.",
      "ferry batch model.gguf -i prompts.jsonl -o answers.jsonl --temp 0 -n 200\n"
