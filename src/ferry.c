@@ -319,6 +319,8 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
     if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
         rc = err(ERR_FORMAT, "%s: %d tokens, but the model has logits of %d", model_path, tok_n_vocab(e->tok),
                  e->model->hp.n_vocab);
+    if (rc == 0 && o.spill_dir && !(e->spill_dir = mem_strdup(o.spill_dir, MEM_OTHER)))
+        rc = err(ERR_NOMEM, "the name of a folder");
     if (rc == 0)
         rc = make_plan(e, &o);
     if (rc == 0)
@@ -344,6 +346,7 @@ void ferry_engine_close(struct ferry_engine *e)
     trace_close(e->trace);
     tok_free(e->tok);
     model_close(e->model);
+    mem_free(e->spill_dir);
     mem_free(e);
 }
 

@@ -70,6 +70,9 @@ struct ferry_engine_opts {
     bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
     bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
     const char *device; /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
+    /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they
+     * are computed again. */
+    const char *spill_dir;
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX
@@ -286,6 +289,7 @@ struct ferry_answer {
  * takes. Reads only the model's header. Caller frees *out with ferry_free. */
 int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out);
 
+/* ERR_STATE (no n_batch), ERR_NOMEM, ERR_IO (spill_dir takes no file), ERR_UNSUPPORTED (spill_dir, for a model with sliding windows). */
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
 
@@ -312,6 +316,8 @@ struct ferry_batch_stats {
     uint64_t n_prompt, n_generated; /* tokens run as given; drawn */
     uint64_t n_shared;              /* prompt tokens not run, because another's pages held them */
     uint64_t n_preempted, n_rerun;  /* how often pages were given back; tokens run again for it */
+    uint64_t n_spilled,
+        n_spill_failed; /* how often they were kept on disk meanwhile; how often writing or reading failed */
     uint64_t kv_pages, kv_pages_used;
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);

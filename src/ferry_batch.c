@@ -27,6 +27,7 @@ int ferry_batch_make(struct ferry_engine *e, struct ferry_batch **out)
                                            .cache = e->cache,
                                            .tok = e->tok,
                                            .plan = &e->plan,
+                                           .spill_dir = e->spill_dir,
                                            .n_vocab = e->model->hp.n_vocab,
                                            .n_embd = e->model->hp.n_embd},
                        &b->jobs);
@@ -179,7 +180,9 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_generated = s.n_drawn,
                                       .n_shared = s.n_shared,
                                       .n_preempted = s.n_preempted,
-                                      .n_rerun = s.n_rerun};
+                                      .n_rerun = s.n_rerun,
+                                      .n_spilled = s.n_spilled,
+                                      .n_spill_failed = s.n_spill_failed};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);

@@ -66,11 +66,12 @@ static void say_json(struct batch_run *r, bool end)
         return;
     clock_gettime(CLOCK_MONOTONIC, &r->last_json);
     all_stats(r, &st);
-    json_t *o = json_pack("{s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:b}", "done", (json_int_t)s.done,
-                          "total", (json_int_t)s.total, "failed", (json_int_t)r->n_failed, "tokens_per_s",
-                          s.tokens_per_s, "running", (int)st.n_running, "prompt_tokens", (json_int_t)st.n_prompt,
-                          "shared_tokens", (json_int_t)st.n_shared, "generated_tokens", (json_int_t)st.n_generated,
-                          "preempted", (json_int_t)st.n_preempted, "rerun_tokens", (json_int_t)st.n_rerun, "end", end);
+    json_t *o =
+        json_pack("{s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "done", (json_int_t)s.done, "total",
+                  (json_int_t)s.total, "failed", (json_int_t)r->n_failed, "tokens_per_s", s.tokens_per_s, "running",
+                  (int)st.n_running, "prompt_tokens", (json_int_t)st.n_prompt, "shared_tokens", (json_int_t)st.n_shared,
+                  "generated_tokens", (json_int_t)st.n_generated, "preempted", (json_int_t)st.n_preempted,
+                  "rerun_tokens", (json_int_t)st.n_rerun, "spilled", (json_int_t)st.n_spilled, "end", end);
     json_object_set_new(o, "seconds_left", s.left_s >= 0 ? json_real(s.left_s) : json_null());
     json_dumpf(o, stderr, JSON_COMPACT | JSON_REAL_PRECISION(6));
     fputc('\n', stderr);
@@ -117,6 +118,10 @@ static void say_end(struct batch_run *r)
     fprintf(stderr, ", %.1f tokens/s; at most %" PRIu32 " together", s.tokens_per_s, st.most_running);
     if (st.n_preempted)
         fprintf(stderr, "; memory short %" PRIu64 " times, %" PRIu64 " tokens run again", st.n_preempted, st.n_rerun);
+    if (st.n_spilled || st.n_spill_failed)
+        fprintf(stderr, ", pages kept on disk %" PRIu64 " times", st.n_spilled);
+    if (st.n_spill_failed)
+        fprintf(stderr, " (failed %" PRIu64 " times)", st.n_spill_failed);
     fputs("]\n", stderr);
 }
 
@@ -272,6 +277,7 @@ static int batch_opts(struct batch_run *r, struct ferry_engine_opts *o)
     o->n_batch = r->conf->n_sequences ? r->conf->n_sequences : FERRY_BATCH_AUTO;
     o->batch_tok = r->seq_tok;
     o->profile_path = r->profile;
+    o->spill_dir = r->conf->spill;
     return 0;
 }
 

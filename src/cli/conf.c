@@ -44,6 +44,8 @@ const struct conf_option conf_options[] = {
      "the last token's"},
     {"normalize", 0, CONF_CHOICE, "batch", AT(normalize), 0, "HOW", "l2", "l2", "l2|none", 0, 0,
      "vectors of --embed have Euclidean length 1, as embedding services give them, or are left as they are"},
+    {"spill", 0, CONF_FILE, "batch", AT(spill), 0, "FOLDER", NULL, NULL, NULL, 0, 0,
+     "keep KV pages of requests that have to wait for memory there, where that is faster than computing them again"},
     {"restart", 0, CONF_FLAG, "batch", AT(restart), 0, NULL, NULL, NULL, NULL, 0, 0,
      "forget an earlier run: the output is overwritten"},
     {"accept-changes", 0, CONF_FLAG, "batch", AT(accept_changes), 0, NULL, NULL, NULL, NULL, 0, 0,

@@ -38,6 +38,7 @@ struct conf {
     bool raw;
     /* batch */
     const char *input, *output, *order;
+    const char *spill;             /* NULL: nowhere */
     const char *embed, *normalize; /* embed NULL: answers or scores */
     uint32_t n_sequences;
     bool score, restart, accept_changes;

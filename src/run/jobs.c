@@ -13,6 +13,7 @@
 #include "src/run/exec.h"
 #include "src/run/prefix.h"
 #include "src/run/sched.h"
+#include "src/run/spill.h"
 
 /* Hidden states are taken from the executor by so many rows: enough that a GPU's copies are not many small ones. */
 enum { HIDDEN_ROWS = 64 };
@@ -27,8 +28,9 @@ struct job {
     struct answer answer;
     struct embed embed;
     bool normalize;
-    int64_t stop_at;  /* somebody waits there for the pages; 0: nowhere */
-    int64_t most_run; /* how far it came before it gave its pages back */
+    int64_t stop_at;        /* somebody waits there for the pages; 0: nowhere */
+    int64_t most_run;       /* how far it came before it gave its pages back */
+    struct spilled spilled; /* its pages, meanwhile; dropped with the spill, which outlives no job */
     size_t n_shared;
     uint32_t n_preempted;
     uint64_t submit_ns, start_ns, end_ns;
@@ -44,6 +46,7 @@ struct jobs {
     int64_t n_ctx;
     struct sched_limits limits;
     struct prefix *prefix; /* own, as all below */
+    struct spill *spill;   /* NULL: who gives its pages back is run again */
     struct sample *sample; /* one scratch for all; states are with the jobs */
     struct batch batch;
     struct job **running;    /* (n_most) oldest first */
@@ -109,6 +112,15 @@ static int least(int a, int b)
     return a < b ? a : b;
 }
 
+static int open_spill(struct jobs *j, const struct jobs_args *args, const struct plan *plan)
+{
+    if (cache_has_windows(args->cache))
+        return err(ERR_UNSUPPORTED, "pages of a model with sliding windows cannot be spilled");
+    j->args.spill_dir = NULL;
+    return spill_open(&(struct spill_args){.dir = args->spill_dir, .cache = args->cache, .chunk_tok = plan->chunk_tok},
+                      &j->spill);
+}
+
 int jobs_open(const struct jobs_args *args, struct jobs **out)
 {
     const struct plan *plan = args->plan;
@@ -129,6 +141,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
     j->finished.last = &j->finished.first;
     sample_opts_init(&greedy);
     int rc = prefix_open(args->cache, &j->prefix);
+    if (rc == 0 && args->spill_dir)
+        rc = open_spill(j, args, plan);
     if (rc == 0)
         rc = sample_make(&greedy, args->n_vocab, &j->sample);
     if (rc == 0)
@@ -147,10 +161,12 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
     return 0;
 }
 
-static void free_list(struct job_list *list)
+/* Of a job that has not begun, or waits to go on. */
+static void free_waiting(struct jobs *j, struct job *job)
 {
-    while (list->first)
-        jobs_free(take(list, &list->first));
+    if (job->spilled.place)
+        spill_drop(j->spill, &job->spilled);
+    jobs_free(job);
 }
 
 void jobs_close(struct jobs *j)
@@ -161,13 +177,16 @@ void jobs_close(struct jobs *j)
         prefix_leave(j->prefix, &j->running[i]->user, true);
         jobs_free(j->running[i]);
     }
-    free_list(&j->waiting);
-    free_list(&j->finished);
+    while (j->waiting.first)
+        free_waiting(j, take(&j->waiting, &j->waiting.first));
+    while (j->finished.first)
+        jobs_free(take(&j->finished, &j->finished.first));
     mem_free(j->hidden);
     mem_free(j->turns);
     mem_free(j->running);
     batch_done(&j->batch);
     sample_free(j->sample);
+    spill_close(j->spill);
     prefix_close(j->prefix);
     mem_free(j);
 }
@@ -251,7 +270,10 @@ bool jobs_cancel(struct jobs *j, uint64_t id)
 
     if (job) {
         j->stats.n_waiting--;
-    } else if ((job = take_id(&j->finished, id))) {
+        free_waiting(j, job);
+        return true;
+    }
+    if ((job = take_id(&j->finished, id))) {
         j->stats.n_finished--;
     } else {
         for (int i = 0; i < j->n_running && !job; i++)
@@ -336,6 +358,8 @@ static int begin(struct jobs *j, struct job **at)
     take(&j->waiting, at);
     j->stats.n_waiting--;
     int64_t len = cache_len(job->user.seq);
+    if (job->spilled.place)
+        j->stats.n_spill_failed += spill_load(j->spill, &job->spilled, job->user.seq) < 0;
     if (!job->start_ns) {
         job->start_ns = clock_ns();
         job->n_shared = (size_t)len;
@@ -389,6 +413,24 @@ static void plan_turns(struct jobs *j)
     sched_rows(j->turns, j->n_running, &j->limits);
 }
 
+/* Is it likely to take less time to keep the pages of len positions and get them back than to run those again? */
+static bool is_spilling_cheaper(const struct jobs *j, int64_t len)
+{
+    double n_rows = (double)(j->stats.n_prompt + j->stats.n_drawn + j->stats.n_rerun);
+
+    return spill_ns(j->spill, len) * n_rows <= (double)len * (double)j->stats.step_ns;
+}
+
+static void keep_pages(struct jobs *j, struct job *job, int64_t len)
+{
+    if (!j->spill || len == 0 || !is_spilling_cheaper(j, len))
+        return;
+    if (spill_save(j->spill, job->user.seq, &job->spilled) == 0)
+        j->stats.n_spilled++;
+    else
+        j->stats.n_spill_failed++;
+}
+
 /* The youngest gives its pages back and waits before all others. */
 static void preempt(struct jobs *j)
 {
@@ -397,6 +439,7 @@ static void preempt(struct jobs *j)
 
     if (len > job->most_run)
         job->most_run = len;
+    keep_pages(j, job, len);
     prefix_leave(j->prefix, &job->user, true);
     job->n_preempted++;
     j->stats.n_preempted++;

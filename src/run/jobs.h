@@ -1,6 +1,6 @@
 /* Many prompts answered together: who waits, who runs, who is done. Sequences join and leave at every step; a step runs one
  * row of everyone who is being answered and at most a chunk of prompt rows. When KV pages run out, whoever came last gives
- * its own back and is run again later: its tokens and random state are kept, so it says the same. One thread. */
+ * its own back, and later gets them from a file or is run again: its tokens and random state are kept, so it says the same. One thread. */
 #ifndef FERRY_RUN_JOBS_H
 #define FERRY_RUN_JOBS_H
 
@@ -27,6 +27,7 @@ struct jobs_args {
     struct cache *cache;
     const struct tok *tok;   /* NULL: numbers only */
     const struct plan *plan; /* looked at, not kept */
+    const char *spill_dir;   /* looked at, not kept: where pages that are given back may be kept; NULL: nowhere */
     int n_vocab, n_embd;
 };
 
@@ -40,7 +41,7 @@ struct jobs_request {
     struct sample_opts sample;
 };
 
-/* ERR_NOMEM. */
+/* ERR_NOMEM, ERR_IO (spill_dir), ERR_UNSUPPORTED (spill_dir for a model with sliding windows). */
 int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 
@@ -84,6 +85,7 @@ struct jobs_stats {
     uint64_t n_prompt, n_drawn; /* tokens run as given; drawn */
     uint64_t n_shared, n_rerun; /* tokens not run because shared; run again after their pages were given back */
     uint64_t n_preempted;
+    uint64_t n_spilled, n_spill_failed; /* times that pages were kept, instead of being run again; that this failed */
     uint64_t step_ns;
     int most_running;
 };

@@ -3,8 +3,8 @@
 
   embed.py make DIR                    DIR/NAME.embed for the tiny models of tests/data/models: float32 (2, n_embd), the mean over all ids of
                                        ids.txt and the last one, not normalised, by reference.py
-  embed.py compare FERRY MODEL [--text FILE]   ferry batch --embed against llama.cpp (python with llama_cpp) on pieces of a text, as token
-                                       ids, by mean and last: cosine and the largest difference of the normalised vectors
+  embed.py compare FERRY MODEL [--text FILE]   ferry batch --embed, llama.cpp (python with llama_cpp) and reference.py on pieces of a text, as
+                                       token ids, by mean and last: cosine and the largest difference of the normalised vectors
 """
 import argparse
 import json
@@ -72,15 +72,30 @@ def ferry_vectors(ferry, model_path, prompts, pooling):
             return np.array([json.loads(line)["embedding"] for line in f])
 
 
+def true_vectors(model_path, prompts):
+    sys.path.insert(0, HERE)
+    import reference
+    model, out = reference.Model(model_path), {"mean": [], "last": []}
+    for ids in prompts:
+        x = model.hidden(ids, "f16").astype(np.float64)
+        for pooling, v in ("mean", x.mean(axis=0)), ("last", x[-1]):
+            out[pooling].append(v / np.linalg.norm(v))
+    return out
+
+
 def compare(ferry, model_path, text_path):
     with open(text_path, "rb") as f:
         ids = json.loads(subprocess.run([ferry, "tokenize", model_path], stdin=f, stdout=subprocess.PIPE, check=True).stdout)
     prompts = [ids[at:at + n] for at, n in [(0, 1), (0, 2), (5, 17), (30, 64), (100, 200), (0, 700)] if len(ids) >= at + n]
+    truth = true_vectors(model_path, prompts)
     for pooling in "mean", "last":
         theirs, ours = peer_vectors(model_path, prompts, pooling), ferry_vectors(ferry, model_path, prompts, pooling)
-        for p, a, b in zip(prompts, theirs, ours):
-            print("%s %4d tokens: cosine %.6f, largest difference %.2e of values up to %.2e" %
-                  (pooling, len(p), a @ b, np.abs(a - b).max(), np.abs(a).max()))
+        pairs = [("ferry, llama.cpp", ours, theirs), ("ferry, reference", ours, truth[pooling]), ("llama.cpp, reference", theirs, truth[pooling])]
+        for i, p in enumerate(prompts):
+            print("%s of %d tokens:" % (pooling, len(p)))
+            for what, x, y in pairs:
+                print("  %-20s cosine %.6f, largest difference %.1e of values up to %.1e" %
+                      (what, x[i] @ y[i], np.abs(x[i] - y[i]).max(), np.abs(y[i]).max()))
 
 
 def main():
