@@ -312,6 +312,23 @@ START_TEST(interrupt_loses_answers)
 }
 END_TEST
 
+/* Sequences that were expected to be short give way to each other. */
+START_TEST(spilled_run_differs)
+{
+    must_run("for i in $(seq 40); do echo '{\"id\":'$i',\"prompt\":\"a tale of '$i'\",\"max_tokens\":'$((100 + "
+             "i))',\"ignore_eos\":true}'; done >$T/in; "
+             "$F batch $M -i $T/in -o $T/whole --ctx 256 --threads 1 -s 2; "
+             "$F batch $M -i $T/in -o $T/o --ctx 256 --threads 1 -n 8 -s 12 --spill $T; ls $T >$T/names");
+    ck_assert(says(errors, "pages kept on disk"));
+    must_run("for f in whole o; do sed 's/,\"stats\":.*//' $T/$f | sort >$T/$f.bare; done; cmp $T/whole.bare "
+             "$T/o.bare; wc -l <$T/o; "
+             "grep -vE '^(in|o|whole|out|err|names)|^ferry$' $T/names || true");
+    ck_assert_str_eq(out, "40\n"); /* and no file is left */
+    ck_assert_int_eq(run("$B -o $T/p --spill /no/such/folder"), 1);
+    ck_assert(says(errors, "/no/such/folder: No such file"));
+}
+END_TEST
+
 START_TEST(stdin_differs_from_a_file)
 {
     must_run("$B -o $T/whole; $F batch $M -i - --ctx 256 -n 60 -o $T/o <$T/in");
@@ -558,6 +575,7 @@ int main(void)
     tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);
     tcase_add_test(t, another_run_is_taken_for_this_one);
     tcase_add_test(t, interrupt_loses_answers);
+    tcase_add_test(t, spilled_run_differs);
     tcase_add_test(t, stdin_differs_from_a_file);
     tcase_add_test(t, progress_is_no_json);
     tcase_add_test(t, shared_beginning_is_run_for_each);
