@@ -161,13 +161,15 @@ static int submit_inputs(struct batch_run *r, struct batch_group *g)
 }
 
 /* Drop what was submitted of a group; the group stays. */
-void batch_run_withdraw(struct batch_run *r, const struct batch_group *g)
+void batch_run_withdraw(struct batch_run *r, struct batch_group *g)
 {
     for (size_t i = 0; i < r->n_pending; i++)
         if (r->pending[i].id && r->pending[i].group == g) {
             ferry_batch_cancel(r->batch, r->pending[i].id);
             r->pending[i].id = 0;
             r->n_flying--;
+            g->n_left--;
+            g->n_submitted--;
         }
 }
 

@@ -90,7 +90,7 @@ int batch_run_poll(struct batch_run *r);
 void batch_run_drop_waiting(struct batch_run *r);
 
 /* Drop what was submitted of a group; the group stays. */
-void batch_run_withdraw(struct batch_run *r, const struct batch_group *g);
+void batch_run_withdraw(struct batch_run *r, struct batch_group *g);
 void batch_run_free_group(struct batch_group *g); /* takes NULL */
 
 /* A message of this rank to rank 0, with its counters. As team_send. */
