@@ -319,6 +319,8 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
     if (rc == 0 && e->tok && tok_n_vocab(e->tok) > e->model->hp.n_vocab)
         rc = err(ERR_FORMAT, "%s: %d tokens, but the model has logits of %d", model_path, tok_n_vocab(e->tok),
                  e->model->hp.n_vocab);
+    if (rc == 0 && o.spill_dir && !(e->spill_dir = mem_strdup(o.spill_dir, MEM_OTHER)))
+        rc = err(ERR_NOMEM, "the name of a folder");
     if (rc == 0)
         rc = make_plan(e, &o);
     if (rc == 0)
@@ -344,6 +346,7 @@ void ferry_engine_close(struct ferry_engine *e)
     trace_close(e->trace);
     tok_free(e->tok);
     model_close(e->model);
+    mem_free(e->spill_dir);
     mem_free(e);
 }
 
@@ -404,6 +407,20 @@ static int need_vocabulary(const struct ferry_engine *e)
     return e->tok ? 0 : err(ERR_STATE, "%s was opened without its vocabulary (ids_only)", e->model->path);
 }
 
+/* On failure the list is freed. */
+static int add_token(int32_t **list, int64_t *n, int32_t token)
+{
+    int32_t *p = mem_realloc(*list, ((size_t)*n + 1) * sizeof *p, MEM_OTHER);
+    if (!p) {
+        mem_free(*list);
+        *list = NULL;
+        return err(ERR_NOMEM, "%lld tokens", (long long)*n + 1);
+    }
+    p[(*n)++] = token;
+    *list = p;
+    return 0;
+}
+
 int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_bytes, int flags, int32_t **out,
                    size_t *n_out)
 {
@@ -414,6 +431,8 @@ int ferry_tokenize(const struct ferry_engine *e, const char *text, size_t n_byte
         f |= TOK_BOS;
     if (rc == 0)
         rc = tok_encode(e->tok, text, n_bytes, f, out, &n);
+    if (rc == 0 && (flags & FERRY_TOKENS_EOS) && tok_add_eos(e->tok))
+        rc = add_token(out, &n, tok_eos(e->tok));
     *n_out = rc == 0 ? (size_t)n : 0;
     return rc;
 }

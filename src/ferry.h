@@ -70,6 +70,9 @@ struct ferry_engine_opts {
     bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
     bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
     const char *device; /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
+    /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they
+     * are computed again. */
+    const char *spill_dir;
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX
@@ -116,6 +119,7 @@ int ferry_engine_trace_experts(const struct ferry_engine *engine, const char *pa
 enum ferry_token_flags {
     FERRY_TOKENS_SPECIAL = 1, /* text of control tokens becomes the control token */
     FERRY_TOKENS_BOS = 2,     /* put BOS first, if the file says that prompts begin with it */
+    FERRY_TOKENS_EOS = 4,     /* put EOS last, if the file says so: embedding models look there */
 };
 
 /* Text (any bytes) to ids. Caller frees *out with ferry_free. */
@@ -225,6 +229,13 @@ const char *ferry_session_review(const struct ferry_session *session, const stru
  * back when memory runs out. Each answer is bit for bit what a session alone would say. The engine was opened with n_batch. */
 struct ferry_batch;
 
+/* How the hidden states of a request's tokens (after the model's final norm, before the vocabulary) become one vector. */
+enum ferry_pooling {
+    FERRY_POOLING_NONE,
+    FERRY_POOLING_MEAN, /* the mean over all tokens: every one is run */
+    FERRY_POOLING_LAST, /* that of the last token */
+};
+
 struct ferry_request {
     size_t struct_bytes;   /* set by ferry_request_init */
     const int32_t *tokens; /* (n_tokens) the prompt; copied, as all below */
@@ -236,6 +247,9 @@ struct ferry_request {
     size_t n_stop;
     int logprobs; /* log-probabilities of the tokens, and of so many best ones; -1: none. Scoring always gives them */
     const struct ferry_sample_opts *sample; /* NULL: greedy */
+    enum ferry_pooling
+        pooling;    /* do not answer, but give an embedding: one vector for the prompt, which may fill the context */
+    bool normalize; /* the embedding's Euclidean length is 1, as services give it */
 };
 
 void ferry_request_init(struct ferry_request *request);
@@ -246,6 +260,7 @@ enum ferry_finish {
     FERRY_FINISH_CONTEXT, /* the context is full */
     FERRY_FINISH_SCORED,
     FERRY_FINISH_FAILED, /* this one alone: status and error say why */
+    FERRY_FINISH_POOLED, /* an embedding */
 };
 
 struct ferry_answer {
@@ -261,6 +276,8 @@ struct ferry_answer {
     const int32_t *top_tokens; /* (n_tokens, n_top), best first */
     const float *top_logprobs; /* (n_tokens, n_top) */
     int n_top;
+    const float *embedding; /* (n_embd); NULL: not asked for. The same bits whatever ran beside it */
+    size_t n_embd;
     int status; /* of a failed one */
     const char *error;
     uint64_t wait_ns, run_ns; /* from submit to its first step, and from there to its end */
@@ -272,6 +289,7 @@ struct ferry_answer {
  * takes. Reads only the model's header. Caller frees *out with ferry_free. */
 int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out);
 
+/* ERR_STATE (no n_batch), ERR_NOMEM, ERR_IO (spill_dir takes no file), ERR_UNSUPPORTED (spill_dir, for a model with sliding windows). */
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
 
@@ -298,6 +316,8 @@ struct ferry_batch_stats {
     uint64_t n_prompt, n_generated; /* tokens run as given; drawn */
     uint64_t n_shared;              /* prompt tokens not run, because another's pages held them */
     uint64_t n_preempted, n_rerun;  /* how often pages were given back; tokens run again for it */
+    uint64_t n_spilled,
+        n_spill_failed; /* how often they were kept on disk meanwhile; how often writing or reading failed */
     uint64_t kv_pages, kv_pages_used;
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);

@@ -23,10 +23,14 @@ int ferry_batch_make(struct ferry_engine *e, struct ferry_batch **out)
     if (!b)
         return err(ERR_NOMEM, "a batch of prompts");
     b->engine = e;
-    int rc = jobs_open(
-        &(struct jobs_args){
-            .exec = e->exec, .cache = e->cache, .tok = e->tok, .plan = &e->plan, .n_vocab = e->model->hp.n_vocab},
-        &b->jobs);
+    int rc = jobs_open(&(struct jobs_args){.exec = e->exec,
+                                           .cache = e->cache,
+                                           .tok = e->tok,
+                                           .plan = &e->plan,
+                                           .spill_dir = e->spill_dir,
+                                           .n_vocab = e->model->hp.n_vocab,
+                                           .n_embd = e->model->hp.n_embd},
+                       &b->jobs);
     if (rc < 0) {
         mem_free(b);
         return rc;
@@ -50,6 +54,8 @@ void ferry_request_init(struct ferry_request *request)
 
 int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *request, uint64_t *id)
 {
+    static const enum embed_pooling poolings[] = {
+        [FERRY_POOLING_NONE] = EMBED_NONE, [FERRY_POOLING_MEAN] = EMBED_MEAN, [FERRY_POOLING_LAST] = EMBED_LAST};
     struct ferry_request r;
     struct sample_opts sample;
 
@@ -64,11 +70,15 @@ int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *reques
     int rc = ferry_sample_options(r.sample, &sample);
     if (rc < 0)
         return rc;
+    if ((unsigned)r.pooling > FERRY_POOLING_LAST)
+        return err(ERR_ARG, "pooling %d", (int)r.pooling);
     int n_top = r.logprobs < 0 ? (r.n_scored ? 0 : -1) : r.logprobs;
     return jobs_submit(b->jobs,
                        &(struct jobs_request){.tokens = r.tokens,
                                               .n_tok = r.n_tokens,
                                               .n_scored = r.n_scored,
+                                              .pooling = poolings[r.pooling],
+                                              .normalize = r.normalize,
                                               .rules = {.max_tok = r.max_tokens,
                                                         .ignore_end = r.ignore_eos,
                                                         .stop = r.stop,
@@ -80,11 +90,10 @@ int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *reques
 
 static void describe(struct job *job, struct ferry_answer *out)
 {
-    static const enum ferry_finish finishes[] = {[ANSWER_STOP] = FERRY_FINISH_STOP,
-                                                 [ANSWER_LENGTH] = FERRY_FINISH_LENGTH,
-                                                 [ANSWER_CONTEXT] = FERRY_FINISH_CONTEXT,
-                                                 [ANSWER_SCORED] = FERRY_FINISH_SCORED,
-                                                 [ANSWER_FAILED] = FERRY_FINISH_FAILED};
+    static const enum ferry_finish finishes[] = {
+        [ANSWER_STOP] = FERRY_FINISH_STOP,       [ANSWER_LENGTH] = FERRY_FINISH_LENGTH,
+        [ANSWER_CONTEXT] = FERRY_FINISH_CONTEXT, [ANSWER_SCORED] = FERRY_FINISH_SCORED,
+        [ANSWER_POOLED] = FERRY_FINISH_POOLED,   [ANSWER_FAILED] = FERRY_FINISH_FAILED};
     struct jobs_facts f;
 
     jobs_facts(job, &f);
@@ -102,6 +111,8 @@ static void describe(struct job *job, struct ferry_answer *out)
                                  .top_tokens = a->top,
                                  .top_logprobs = a->top_logprob,
                                  .n_top = a->rules.n_top > 0 ? a->rules.n_top : 0,
+                                 .embedding = f.embedding,
+                                 .n_embd = f.embedding ? (size_t)f.n_embd : 0,
                                  .status = a->status,
                                  .error = a->error,
                                  .wait_ns = f.wait_ns,
@@ -169,7 +180,9 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_generated = s.n_drawn,
                                       .n_shared = s.n_shared,
                                       .n_preempted = s.n_preempted,
-                                      .n_rerun = s.n_rerun};
+                                      .n_rerun = s.n_rerun,
+                                      .n_spilled = s.n_spilled,
+                                      .n_spill_failed = s.n_spill_failed};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);

@@ -22,6 +22,7 @@ struct ferry_engine {
     struct cache *cache;
     struct exec *exec;
     bool trace_experts;
+    char *spill_dir;            /* own; NULL: none */
     struct template_code *chat; /* made when first asked for; NULL: not yet */
 };
 

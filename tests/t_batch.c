@@ -6,9 +6,11 @@
 
 #include <check.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 enum { N_IDS = 150, N_VOCAB = 288, N_REQ = 32, MOST_TOK = 90 };
 
@@ -123,6 +125,7 @@ struct way {
     const char *name;
     uint32_t n_batch, batch_tok, chunk_tok;
     int late; /* so many are submitted at first, the others one by one */
+    const char *spill_dir;
 };
 
 /* Runs all requests in this way and compares. */
@@ -140,6 +143,7 @@ static struct ferry_batch_stats run_way(const char *model, const struct way *w, 
     o.n_batch = w->n_batch;
     o.batch_tok = w->batch_tok;
     o.chunk_tok = w->chunk_tok;
+    o.spill_dir = w->spill_dir;
     struct ferry_engine *e = open_with(model, &o);
     ck_assert_msg(ferry_batch_make(e, &b) == 0, "%s", ferry_error());
     for (; n_in < w->late; n_in++)
@@ -171,9 +175,9 @@ enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 START_TEST(company_changes_the_words)
 {
     static const struct way ways[] = {
-        {"all at once", 32, 256, 0, N_REQ},   {"five at a time", 5, 256, 33, N_REQ},
-        {"one at a time", 1, 256, 64, 1},     {"coming and going", 8, 256, 16, 3},
-        {"little memory", 16, 24, 40, N_REQ}, {"hardly any memory", 32, 1, 512, N_REQ},
+        {"all at once", 32, 256, 0, N_REQ, NULL},   {"five at a time", 5, 256, 33, N_REQ, NULL},
+        {"one at a time", 1, 256, 64, 1, NULL},     {"coming and going", 8, 256, 16, 3, NULL},
+        {"little memory", 16, 24, 40, N_REQ, NULL}, {"hardly any memory", 32, 1, 512, N_REQ, NULL},
     };
     const char *model = exact_models[_i];
     struct ferry_engine_opts o = small_opts();
@@ -197,6 +201,85 @@ START_TEST(company_changes_the_words)
                       (unsigned long long)st.n_prompt, (unsigned long long)st.n_shared, n_prompt);
         ck_assert_msg(k == 0 ? st.n_shared >= 70 * 10 : true, "shared only %llu", (unsigned long long)st.n_shared);
     }
+}
+END_TEST
+
+/* Pages that are given back are kept in a file, or not where that takes longer: with neither way, nor when the disk is full, does a
+ * word change. The first time nothing is known of the disk, and it is tried. */
+START_TEST(spilling_changes_the_words)
+{
+    static const struct way ways[] = {{"little memory, spilled", 16, 24, 40, N_REQ, TEST_BUILD_DIR},
+                                      {"hardly any memory, spilled", 32, 1, 512, N_REQ, TEST_BUILD_DIR},
+                                      {"spilled in small steps", 8, 24, 3, 3, TEST_BUILD_DIR}};
+    static const char *const models[] = {"mixed", "qwen2moe", "llama-yarn"};
+    struct ferry_engine_opts o = small_opts();
+    static struct req reqs[N_REQ];
+    static struct said want[N_REQ];
+    struct rlimit limit;
+    struct ferry_engine *e = open_with(models[_i], &o);
+    for (int i = 0; i < N_REQ; i++) {
+        reqs[i] = req_of(i);
+        want[i] = say_alone(e, &reqs[i]);
+    }
+    ferry_engine_close(e);
+    signal(SIGXFSZ, SIG_IGN);
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    for (int full = 0; full < 2; full++)
+        for (size_t k = 0; k < sizeof ways / sizeof *ways; k++) {
+            rlim_t most = limit.rlim_cur;
+            limit.rlim_cur = full ? 100 : most;
+            ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+            struct ferry_batch_stats st = run_way(models[_i], &ways[k], reqs, want);
+            limit.rlim_cur = most;
+            ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+            ck_assert_uint_gt(st.n_preempted, 0);
+            ck_assert_uint_le(st.n_spilled, st.n_preempted);
+            if (full)
+                ck_assert(st.n_spilled == 0 && st.n_spill_failed > 0);
+            else
+                ck_assert(st.n_spilled > 0 && st.n_spill_failed == 0);
+        }
+}
+END_TEST
+
+/* A request whose pages are in the file is dropped, and so is a batch; no window can be spilled, and no folder be missing. */
+START_TEST(spilled_request_cannot_go)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_batch *b = NULL;
+    struct ferry_batch_stats st = {0};
+    uint64_t id[8];
+    o.n_batch = 8;
+    o.batch_tok = 1;
+    o.spill_dir = TEST_BUILD_DIR;
+    struct ferry_engine *e = open_with("mixed", &o);
+    for (int drop_all = 0; drop_all < 2; drop_all++) {
+        ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+        for (int i = 0; i < 8; i++) {
+            struct req r = req_of(i * 3 + 2);
+            r.max_tok = MOST_TOK;
+            r.ignore_eos = true;
+            id[i] = submit(b, &r);
+        }
+        struct ferry_answer *a = NULL;
+        do
+            ck_assert_int_eq(ferry_batch_poll(b, &a), 0);
+        while ((ferry_batch_stats(b, &st), st.n_spilled == 0) && !a);
+        ck_assert_uint_gt(st.n_spilled, 0);
+        ferry_answer_free(a);
+        for (int i = 0; i < 8 && !drop_all; i++)
+            ferry_batch_cancel(b, id[i]);
+        ferry_batch_free(b);
+    }
+    ferry_engine_close(e);
+    e = open_with("gemma3", &o);
+    ck_assert_int_eq(ferry_batch_make(e, &b), FERRY_ERR_UNSUPPORTED);
+    ferry_engine_close(e);
+    o.spill_dir = "/no/such/folder";
+    e = open_with("mixed", &o);
+    ck_assert_int_eq(ferry_batch_make(e, &b), FERRY_ERR_IO);
+    ck_assert_ptr_null(b);
+    ferry_engine_close(e);
 }
 END_TEST
 
@@ -484,6 +567,8 @@ int main(void)
     tcase_set_timeout(t, 300);
     tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_loop_test(t, company_changes_the_words, 0, N_EXACT);
+    tcase_add_loop_test(t, spilling_changes_the_words, 0, 3);
+    tcase_add_test(t, spilled_request_cannot_go);
     tcase_add_loop_test(t, shared_beginning_is_run_for_each, 0, 3);
     tcase_add_test(t, score_is_not_that_of_the_logits);
     tcase_add_test(t, bad_request_is_taken_or_breaks_the_batch);

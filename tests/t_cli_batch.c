@@ -2,6 +2,7 @@
  * is tests/data/cli/tiny.gguf, which says nonsense. */
 #include <check.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -311,6 +312,23 @@ START_TEST(interrupt_loses_answers)
 }
 END_TEST
 
+/* Sequences that were expected to be short give way to each other. */
+START_TEST(spilled_run_differs)
+{
+    must_run("for i in $(seq 40); do echo '{\"id\":'$i',\"prompt\":\"a tale of '$i'\",\"max_tokens\":'$((100 + "
+             "i))',\"ignore_eos\":true}'; done >$T/in; "
+             "$F batch $M -i $T/in -o $T/whole --ctx 256 --threads 1 -s 2; "
+             "$F batch $M -i $T/in -o $T/o --ctx 256 --threads 1 -n 8 -s 12 --spill $T; ls $T >$T/names");
+    ck_assert(says(errors, "pages kept on disk"));
+    must_run("for f in whole o; do sed 's/,\"stats\":.*//' $T/$f | sort >$T/$f.bare; done; cmp $T/whole.bare "
+             "$T/o.bare; wc -l <$T/o; "
+             "grep -vE '^(in|o|whole|out|err|names)|^ferry$' $T/names || true");
+    ck_assert_str_eq(out, "40\n"); /* and no file is left */
+    ck_assert_int_eq(run("$B -o $T/p --spill /no/such/folder"), 1);
+    ck_assert(says(errors, "/no/such/folder: No such file"));
+}
+END_TEST
+
 START_TEST(stdin_differs_from_a_file)
 {
     must_run("$B -o $T/whole; $F batch $M -i - --ctx 256 -n 60 -o $T/o <$T/in");
@@ -331,6 +349,22 @@ START_TEST(progress_is_no_json)
     ck_assert_int_eq(json_integer_value(json_object_get(o, "done")), 144);
     ck_assert_int_eq(json_integer_value(json_object_get(o, "total")), 144);
     ck_assert(json_is_true(json_object_get(o, "end")));
+    json_decref(o);
+}
+END_TEST
+
+/* 64 prompts of 960 equal tokens and three of their own, as the run's last line of progress counts them. */
+START_TEST(shared_beginning_is_run_for_each)
+{
+    must_run("for i in $(seq 64); do printf '{\"prompt\":[%s%d,7,%d],\"max_tokens\":2,\"temperature\":0}\\n' "
+             "\"$(seq 960 | awk '{ printf \"%d,\", $1 % 250 + 1 }')\" $((i + 2)) $((i * 3)); done >$T/in; "
+             "$F batch $M -i $T/in -o $T/o --ctx 1024 --threads 1 --no-pin --json -q -s 16; tail -n 1 $T/err");
+    json_t *o = json_loads(out, 0, NULL);
+    ck_assert_ptr_nonnull(o);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "done")), 64);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "failed")), 0);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "prompt_tokens")), 960 + 64 * 3);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "shared_tokens")), 63 * 960);
     json_decref(o);
 }
 END_TEST
@@ -363,6 +397,170 @@ START_TEST(score_differs_from_the_answers_logprobs)
 }
 END_TEST
 
+/* ---- embeddings ---- */
+
+/* The vectors of these lines, as JSON arrays in the order of lines and inputs; how many. */
+static size_t vectors_of(const char *name, json_t **into, size_t most)
+{
+    char command[128];
+    size_t n = 0;
+    snprintf(command, sizeof command, "wc -l <$T/%s", name);
+    must_run(command);
+    int n_lines = atoi(out);
+    for (int i = 0; i < n_lines; i++) {
+        json_t *o = record(name, i), *data = json_object_get(o, "embedding"), *part;
+        size_t k;
+        if (data) {
+            ck_assert_uint_lt(n, most);
+            into[n++] = json_incref(data);
+        }
+        json_array_foreach(json_object_get(json_object_get(json_object_get(o, "response"), "body"), "data"), k, part)
+        {
+            ck_assert_uint_lt(n, most);
+            ck_assert_int_eq(json_integer_value(json_object_get(part, "index")), (json_int_t)k);
+            ck_assert_str_eq(text_at(part, "object"), "embedding");
+            into[n++] = json_incref(json_object_get(part, "embedding"));
+        }
+        json_decref(o);
+    }
+    return n;
+}
+
+static double length_of(const json_t *v)
+{
+    double square = 0;
+    for (size_t i = 0; i < json_array_size(v); i++)
+        square += json_number_value(json_array_get(v, i)) * json_number_value(json_array_get(v, i));
+    return sqrt(square);
+}
+
+/* The same text in every form that it may be asked in: the tiny model wants neither BOS nor EOS. */
+START_TEST(vector_depends_on_the_form)
+{
+    json_t *v[8], *raw[8];
+    must_run("printf %s hello | $F tokenize $M");
+    out[strcspn(out, "\n")] = '\0';
+    setenv("IDS", out, 1);
+    int n_tokens = 1;
+    for (const char *c = out; *c; c++)
+        n_tokens += *c == ',';
+    must_run(
+        "printf '%s\n' '{\"id\":1,\"input\":\"hello\"}' '{\"id\":2,\"input\":['\"$IDS\"',\"hello\"]}' "
+        "'{\"id\":3,\"input\":'\"$IDS\"'}' "
+        "'{\"custom_id\":\"x\",\"url\":\"/v1/embeddings\",\"body\":{\"model\":\"m\",\"input\":[\"hello\",\"hello\"],"
+        "\"encoding_format\":\"float\"}}' >$T/in; $B -o $T/l2 --order input --embed mean; "
+        "$B -o $T/raw --order input --embed mean --normalize none");
+    size_t n = vectors_of("l2", v, 8);
+    ck_assert_uint_eq(n, 6);
+    ck_assert_uint_eq(vectors_of("raw", raw, 8), n);
+    double length = length_of(raw[0]);
+    ck_assert(fabs(length_of(v[0]) - 1) < 1e-6 && fabs(length - 1) > 0.01);
+    for (size_t i = 0; i < n; i++) {
+        ck_assert(json_equal(v[i], v[0]) && json_equal(raw[i], raw[0]));
+        for (size_t k = 0; k < json_array_size(v[i]); k++) /* each has been rounded to float */
+            ck_assert(fabs(json_number_value(json_array_get(v[i], k)) * length -
+                           json_number_value(json_array_get(raw[i], k))) <= 0x1p-22 * length);
+    }
+    json_t *o = record("l2", 4),
+           *usage = json_object_get(json_object_get(json_object_get(o, "response"), "body"), "usage");
+    ck_assert_str_eq(text_at(o, "response.body.object"), "list");
+    ck_assert_int_eq(json_integer_value(json_object_get(usage, "total_tokens")), 2 * n_tokens);
+    ck_assert_ptr_null(json_object_get(usage, "completion_tokens"));
+    json_decref(o);
+    for (size_t i = 0; i < n; i++) {
+        json_decref(v[i]);
+        json_decref(raw[i]);
+    }
+}
+END_TEST
+
+/* $T/eos.gguf: the tiny model as a file that wants EOS behind its texts. The key of another wish is as long. */
+static void make_eos_model(void)
+{
+    static const char was[] = "tokenizer.ggml.add_bos_token\7\0\0\0\0", is[] = "tokenizer.ggml.add_eos_token\7\0\0\0\1";
+    static char bytes[MAX_OUT];
+    char path[512];
+    FILE *f = fopen(TEST_DATA_DIR "/cli/tiny.gguf", "rb");
+    ck_assert_ptr_nonnull(f);
+    size_t n = fread(bytes, 1, MAX_OUT, f);
+    fclose(f);
+    char *at = memmem(bytes, n, was, sizeof was - 1);
+    ck_assert_ptr_nonnull(at);
+    memcpy(at, is, sizeof is - 1);
+    snprintf(path, sizeof path, "%s/eos.gguf", folder);
+    f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(bytes, 1, n, f), n);
+    fclose(f);
+}
+
+START_TEST(end_of_text_is_left_out)
+{
+    json_t *v[2], *want[2];
+    make_eos_model();
+    must_run("printf %s hello | $F tokenize $M | tr -d ']\\n'");
+    setenv("IDS", out, 1);
+    must_run("echo '{\"input\":\"hello\"}' >$T/in; $F batch $T/eos.gguf -i $T/in -o $T/eos --ctx 256 --embed last; "
+             "echo '{\"input\":'\"$IDS\"',258]}' >$T/in; $B -o $T/given --embed last");
+    ck_assert_uint_eq(vectors_of("eos", v, 2), 1);
+    ck_assert_uint_eq(vectors_of("given", want, 2), 1);
+    ck_assert(json_equal(v[0], want[0]));
+    json_decref(v[0]);
+    json_decref(want[0]);
+}
+END_TEST
+
+static const struct {
+    const char *line, *says;
+} bad_inputs[] = {
+    {"{\"id\":1}", "\\\"input\\\" has to be"},
+    {"{\"input\":[]}", "1 to 64"},
+    {"{\"input\":7}", "has to be a text"},
+    {"{\"input\":[\"a\",7]}", "\\\"input\\\" 1 has to be"},
+    {"{\"input\":[[1,\"a\"]]}", "list of token ids"},
+    {"{\"input\":\"\"}", "the prompt is empty"},
+    {"{\"input\":\"a\",\"prompt\":\"b\"}", "nothing else to read"},
+    {"{\"input\":\"a\",\"max_tokens\":3}", "\\\"max_tokens\\\" is not supported"},
+    {"{\"custom_id\":\"a\",\"body\":{\"input\":\"x\",\"dimensions\":8}}", "\\\"dimensions\\\" is not supported"},
+    {"{\"custom_id\":\"a\",\"body\":{\"input\":\"x\",\"encoding_format\":\"base64\"}}", "has to be \\\"float\\\""},
+    {"{\"custom_id\":\"a\",\"url\":\"/v1/completions\",\"body\":{\"input\":\"x\"}}", "/v1/embeddings"},
+};
+
+START_TEST(bad_input_stops_the_run_or_is_passed_over)
+{
+    char line[1024];
+    snprintf(line, sizeof line, "printf '%%s\\n' '%s' '{\"input\":\"b\"}' >$T/in; $B -o $T/o --embed last",
+             bad_inputs[_i].line);
+    must_run(line);
+    read_all("o", out);
+    ck_assert(says(out, bad_inputs[_i].says));
+    ck_assert(says(out, "{\"id\":2,\"index\":0,\"embedding\":["));
+    must_run("echo '{\"input\":\"b\"}' >$T/in; $B -o $T/p");
+    read_all("p", out);
+    ck_assert(says(out, "is for --embed"));
+    ck_assert_int_eq(run("$B -o $T/q --embed last --score"), 2);
+    ck_assert_int_eq(run("$B -o $T/o --embed mean"), 1);
+    ck_assert(says(errors, "another input"));
+}
+END_TEST
+
+/* 40 lines of one to three inputs, killed at ever later times. */
+START_TEST(killed_run_loses_or_doubles_vectors)
+{
+    must_run("for i in $(seq 40); do echo '{\"input\":[\"the words of number '$i'\",\"more '$i'\",\"and more\"]}'; "
+             "done >$T/in; "
+             "$B -o $T/whole --embed mean -s 7; n=0; until timeout -s KILL 0.$(printf %03d $((15 + n * 2))) $B -o $T/o "
+             "--embed mean -s 3; "
+             "do n=$((n + 1)); [ $n -lt 200 ] || { $B -o $T/o --embed mean; break; }; done; echo $n");
+    ck_assert_int_gt(atoi(out), 0);
+    must_run("for f in whole o; do sed 's/,\"stats\":.*//' $T/$f | sort >$T/$f.bare; done; cmp $T/whole.bare "
+             "$T/o.bare; wc -l <$T/o");
+    ck_assert_int_eq(atoi(out), 120);
+    ck_assert_int_eq(run("$B -o $T/o --embed last"), 1);
+    ck_assert(says(errors, "embed was \"mean\", is \"last\""));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("cli_batch");
@@ -377,9 +575,15 @@ int main(void)
     tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);
     tcase_add_test(t, another_run_is_taken_for_this_one);
     tcase_add_test(t, interrupt_loses_answers);
+    tcase_add_test(t, spilled_run_differs);
     tcase_add_test(t, stdin_differs_from_a_file);
     tcase_add_test(t, progress_is_no_json);
+    tcase_add_test(t, shared_beginning_is_run_for_each);
     tcase_add_test(t, score_differs_from_the_answers_logprobs);
+    tcase_add_test(t, vector_depends_on_the_form);
+    tcase_add_loop_test(t, bad_input_stops_the_run_or_is_passed_over, 0, (int)(sizeof bad_inputs / sizeof *bad_inputs));
+    tcase_add_test(t, end_of_text_is_left_out);
+    tcase_add_test(t, killed_run_loses_or_doubles_vectors);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

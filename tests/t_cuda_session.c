@@ -253,6 +253,67 @@ START_TEST(failed_call_in_a_step_spoils_the_session)
 }
 END_TEST
 
+/* Embeddings of two prompts together, (2, MOST_EMBD); the nth call of their steps fails, which has to be told once and to change
+ * nothing. 0: none. false: there were not so many calls. */
+enum { MOST_EMBD = 64 };
+
+static bool embed_two(const char *device, int nth, float *out)
+{
+    struct ferry_engine_opts o = opts_of(device);
+    struct ferry_batch *b = NULL;
+    struct ferry_request q;
+    uint64_t first = 0, id;
+    int n_told = 0, n_done = 0;
+
+    o.n_batch = 2;
+    struct ferry_engine *e = open_with("qwen3moe", &o);
+    ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+    ferry_request_init(&q);
+    q.tokens = ids;
+    for (int i = 0; i < 2; i++) {
+        q.n_tokens = i ? 30 : 101; /* more than are copied at once */
+        q.pooling = i ? FERRY_POOLING_LAST : FERRY_POOLING_MEAN;
+        ck_assert_int_eq(ferry_batch_submit(b, &q, &id), 0);
+        first = i ? first : id;
+    }
+    emu_fail_nth(nth);
+    while (n_done < 2) {
+        struct ferry_answer *a = NULL;
+        int rc = ferry_batch_poll(b, &a);
+        ck_assert(rc == 0 || rc == FERRY_ERR_DEVICE);
+        n_told += rc < 0;
+        if (!a)
+            continue;
+        ck_assert_int_eq(a->finish, FERRY_FINISH_POOLED);
+        ck_assert_uint_le(a->n_embd, MOST_EMBD);
+        memcpy(out + (a->id - first) * MOST_EMBD, a->embedding, a->n_embd * sizeof *out);
+        ferry_answer_free(a);
+        n_done++;
+    }
+    emu_fail_nth(0);
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+    ck_assert_int_le(n_told, 1);
+    return n_told == 1;
+}
+
+START_TEST(embedding_differs_from_the_cpus)
+{
+    float want[2 * MOST_EMBD] = {0}, got[2 * MOST_EMBD] = {0};
+    int n = 1;
+
+    embed_two("cpu", 0, want);
+    embed_two("cuda:0", 0, got);
+    ck_assert_mem_eq(want, got, sizeof want);
+    for (bool failed = true; failed; n += 7) { /* each takes a whole run: not every call */
+        memset(got, 0, sizeof got);
+        failed = embed_two("cuda:0", n, got);
+        ck_assert_mem_eq(want, got, sizeof want);
+    }
+    ck_assert_int_gt(n, 30);
+}
+END_TEST
+
 START_TEST(what_a_gpu_cannot_have_is_taken)
 {
     struct ferry_engine_opts o = opts_of("cuda:0");
@@ -286,6 +347,7 @@ int main(void)
     tcase_add_test(tc, too_little_memory_leaves_something);
     tcase_add_test(tc, failed_call_at_open_leaves_something);
     tcase_add_test(tc, failed_call_in_a_step_spoils_the_session);
+    tcase_add_test(tc, embedding_differs_from_the_cpus);
     tcase_add_test(tc, what_a_gpu_cannot_have_is_taken);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -21,7 +21,8 @@ enum field_kind {
     IS_LOGPROBS,
     IS_TOP_LOGPROBS,
     IS_PASSED_OVER,
-    IS_FALSE
+    IS_FALSE,
+    IS_FLOAT_FORMAT
 };
 
 struct field {
@@ -58,6 +59,16 @@ static const struct field fields[] = {
     {"store", IS_PASSED_OVER, 0, 0, 0},
     {"stream", IS_FALSE, 0, 0, 0},
     {"echo", IS_FALSE, 0, 0, 0},
+    {NULL, IS_FALSE, 0, 0, 0},
+};
+
+/* And of one that is embedded. */
+static const struct field embed_fields[] = {
+    {"encoding_format", IS_FLOAT_FORMAT, 0, 0, 0},
+    {"model", IS_PASSED_OVER, 0, 0, 0},
+    {"user", IS_PASSED_OVER, 0, 0, 0},
+    {"metadata", IS_PASSED_OVER, 0, 0, 0},
+    {NULL, IS_FALSE, 0, 0, 0},
 };
 
 static int read_stop(struct batch_line *line, const json_t *v)
@@ -136,6 +147,10 @@ static int read_field(struct batch_line *line, const struct field *f, const json
         return read_logprobs(line, f, v);
     case IS_FALSE:
         return json_is_true(v) ? err(ERR_FORMAT, "\"%s\": true is not supported", f->name) : 0;
+    case IS_FLOAT_FORMAT:
+        return json_is_string(v) && !strcmp(json_string_value(v), "float")
+                   ? 0
+                   : err(ERR_FORMAT, "\"%s\" has to be \"float\"; nothing else is supported", f->name);
     case IS_PASSED_OVER:
         break;
     }
@@ -151,19 +166,19 @@ static bool is_among(const char *name, const char *const *names)
 }
 
 /* All members but those of names, which the form itself has. */
-static int read_fields(struct batch_line *line, const json_t *object, const char *const *names)
+static int read_fields(const struct conf *conf, struct batch_line *line, const json_t *object, const char *const *names)
 {
     const char *name;
     json_t *v;
 
     json_object_foreach((json_t *)object, name, v)
     {
-        const struct field *f = fields, *end = fields + sizeof fields / sizeof *fields;
+        const struct field *f = conf->embed ? embed_fields : fields;
         if (is_among(name, names) || json_is_null(v))
             continue;
-        while (f < end && strcmp(f->name, name))
+        while (f->name && strcmp(f->name, name))
             f++;
-        if (f == end)
+        if (!f->name)
             return err(ERR_FORMAT, "\"%.60s\" is not supported", name);
         int rc = read_field(line, f, v);
         if (rc)
@@ -174,10 +189,22 @@ static int read_fields(struct batch_line *line, const json_t *object, const char
 
 /* ---- forms ---- */
 
-static int read_openai(struct batch_line *line)
+/* What is asked about, which the forms look at by themselves; "id" stands beside it in the short form. */
+static const char *const subjects[] = {"id", "messages", "prompt", "completion", "input", NULL};
+
+/* Where OpenAI's service would take the body, and what decided that. */
+static int check_url(const struct conf *conf, const struct batch_line *line, const char *url)
+{
+    const char *with = conf->embed ? "--embed" : line->is_chat ? "messages" : "a prompt";
+    const char *want = conf->embed ? "/v1/embeddings" : line->is_chat ? "/v1/chat/completions" : "/v1/completions";
+
+    return url && strcmp(url, want) ? err(ERR_FORMAT, "\"url\" is \"%.60s\"; with %s it has to be %s", url, with, want)
+                                    : 0;
+}
+
+static int read_openai(const struct conf *conf, struct batch_line *line)
 {
     static const char *const outer[] = {"custom_id", "method", "url", "body", NULL};
-    static const char *const inner[] = {"messages", "prompt", "completion", NULL};
     const char *method = json_string_value(json_object_get(line->root, "method"));
     const char *url = json_string_value(json_object_get(line->root, "url")), *name;
     json_t *v;
@@ -194,16 +221,12 @@ static int read_openai(struct batch_line *line)
     if (!json_is_object(line->body))
         return err(ERR_FORMAT, "\"body\" has to be an object");
     line->is_chat = json_object_get(line->body, "messages") != NULL;
-    const char *want = line->is_chat ? "/v1/chat/completions" : "/v1/completions";
-    if (url && strcmp(url, want))
-        return err(ERR_FORMAT, "\"url\" is \"%.60s\"; with %s it has to be %s", url,
-                   line->is_chat ? "messages" : "a prompt", want);
-    return read_fields(line, line->body, inner);
+    int rc = check_url(conf, line, url);
+    return rc ? rc : read_fields(conf, line, line->body, subjects + 1);
 }
 
-static int read_short(struct batch_line *line)
+static int read_short(const struct conf *conf, struct batch_line *line)
 {
-    static const char *const own[] = {"id", "messages", "prompt", "completion", NULL};
 
     line->form = BATCH_SHORT;
     line->id = json_object_get(line->root, "id");
@@ -211,7 +234,7 @@ static int read_short(struct batch_line *line)
     if (line->id && !json_is_string(line->id) && !json_is_integer(line->id))
         return err(ERR_FORMAT, "\"id\" has to be a text or a whole number");
     line->is_chat = json_object_get(line->root, "messages") != NULL;
-    return read_fields(line, line->root, own);
+    return read_fields(conf, line, line->root, subjects);
 }
 
 static void set_defaults(const struct conf *conf, struct batch_line *line)
@@ -232,8 +255,32 @@ static void set_defaults(const struct conf *conf, struct batch_line *line)
     line->logprobs = -1;
 }
 
+static bool is_tokens(const json_t *v)
+{
+    return json_is_array(v) && json_is_integer(json_array_get(v, 0));
+}
+
+/* A text, a list of token ids, or a list of such. */
+static int check_input(struct batch_line *line)
+{
+    const json_t *input = json_object_get(line->body, "input");
+    bool is_list = json_is_array(input) && !is_tokens(input);
+    size_t n = is_list ? json_array_size(input) : 1;
+
+    if (json_object_get(line->body, "prompt") || line->is_chat || json_object_get(line->body, "completion"))
+        return err(ERR_FORMAT, "--embed wants an \"input\" and nothing else to read");
+    if (!json_is_string(input) && !json_is_array(input))
+        return err(ERR_FORMAT, "\"input\" has to be a text, a list of token ids, or a list of such");
+    if (n < 1 || n > BATCH_MAX_N)
+        return err(ERR_FORMAT, "\"input\" is a list of %zu; 1 to %d are supported", n, BATCH_MAX_N);
+    line->n = (unsigned)n;
+    return 0;
+}
+
 static int check_prompt(const struct batch_line *line, const struct conf *conf)
 {
+    if (json_object_get(line->body, "input"))
+        return err(ERR_FORMAT, "\"input\" is for --embed");
     bool has_prompt = json_object_get(line->body, "prompt") != NULL;
     bool has_completion = json_object_get(line->body, "completion") != NULL;
 
@@ -258,8 +305,10 @@ int batch_line_read(const struct conf *conf, const char *text, size_t n_bytes, u
     if (!json_is_object(out->root))
         return err(ERR_FORMAT, "not a JSON object");
     bool is_openai = json_object_get(out->root, "body") || json_object_get(out->root, "custom_id");
-    int rc = is_openai ? read_openai(out) : read_short(out);
-    return rc ? rc : check_prompt(out, conf);
+    int rc = is_openai ? read_openai(conf, out) : read_short(conf, out);
+    if (rc)
+        return rc;
+    return conf->embed ? check_input(out) : check_prompt(out, conf);
 }
 
 void batch_line_done(struct batch_line *line)
@@ -337,7 +386,7 @@ static int chat_text(const struct batch_line *line, const struct ferry_engine *e
     return rc;
 }
 
-static int given_tokens(const json_t *list, int32_t **tokens, size_t *n_tokens)
+static int given_tokens(const char *name, const json_t *list, int32_t **tokens, size_t *n_tokens)
 {
     size_t n = json_array_size(list);
     int32_t *ids = mem_alloc(n * sizeof *ids, MEM_OTHER);
@@ -349,7 +398,7 @@ static int given_tokens(const json_t *list, int32_t **tokens, size_t *n_tokens)
     for (size_t i = 0; i < n; i++) {
         const json_t *v = json_array_get(list, i);
         if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
-            return err(ERR_FORMAT, "\"prompt\" has to be a text or a list of token ids");
+            return err(ERR_FORMAT, "\"%s\" has to be a text or a list of token ids", name);
         ids[i] = (int32_t)json_integer_value(v);
     }
     return 0;
@@ -387,7 +436,7 @@ int batch_line_tokens(const struct batch_line *line, const struct conf *conf, co
     if (line->is_chat)
         rc = chat_text(line, engine, &whole);
     else if (json_is_array(prompt) && !conf->score)
-        return given_tokens(prompt, tokens, n_tokens);
+        return given_tokens("prompt", prompt, tokens, n_tokens);
     else if (json_is_string(prompt))
         rc = text_add(&whole, json_string_value(prompt), json_string_length(prompt));
     else
@@ -398,6 +447,23 @@ int batch_line_tokens(const struct batch_line *line, const struct conf *conf, co
         rc = add_completion(line, engine, &whole, flags, tokens, n_tokens, n_scored);
     text_done(&whole);
     return rc;
+}
+
+int batch_line_input(const struct batch_line *line, const struct ferry_engine *engine, unsigned index, int32_t **tokens,
+                     size_t *n_tokens)
+{
+    const json_t *input = json_object_get(line->body, "input");
+
+    *tokens = NULL;
+    *n_tokens = 0;
+    if (json_is_array(input) && !is_tokens(input))
+        input = json_array_get(input, index);
+    if (json_is_array(input))
+        return given_tokens("input", input, tokens, n_tokens);
+    if (!json_is_string(input))
+        return err(ERR_FORMAT, "\"input\" %u has to be a text or a list of token ids", index);
+    return ferry_tokenize(engine, json_string_value(input), json_string_length(input),
+                          FERRY_TOKENS_BOS | FERRY_TOKENS_EOS, tokens, n_tokens);
 }
 
 uint64_t batch_line_seed(const struct batch_line *line, const struct conf *conf, unsigned index)

@@ -1,4 +1,4 @@
-/* What one line of a batch's input asks, in one of two forms: OpenAI's, or a short one. */
+/* What one line of a batch's input asks, in one of two forms: OpenAI's, or a short one. With conf->embed it has inputs, not a prompt. */
 #ifndef FERRY_CLI_BATCH_LINE_H
 #define FERRY_CLI_BATCH_LINE_H
 
@@ -26,7 +26,7 @@ struct batch_line {
     json_t *root;     /* own: what the others are views of */
     const json_t *id; /* view: "id" or "custom_id"; NULL: none */
     const json_t *body;
-    unsigned n;        /* answers */
+    unsigned n;        /* answers, or inputs to embed */
     size_t max_tokens; /* 0: no bound */
     bool ignore_eos, has_seed;
     int logprobs; /* -1: none */
@@ -44,6 +44,10 @@ void batch_line_done(struct batch_line *line);
  * ferry_free. ERR_FORMAT, codes of ferry_tokenize and ferry_chat_prompt. */
 int batch_line_tokens(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                       int32_t **tokens, size_t *n_tokens, size_t *n_scored);
+
+/* Input `index` of a line to be embedded, as tokens, with what the file wants at beginning and end. As batch_line_tokens. */
+int batch_line_input(const struct batch_line *line, const struct ferry_engine *engine, unsigned index, int32_t **tokens,
+                     size_t *n_tokens);
 
 /* The seed of its answer `index`: the line's own, or one that the run's seed and the line's number give. */
 uint64_t batch_line_seed(const struct batch_line *line, const struct conf *conf, unsigned index);

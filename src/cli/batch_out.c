@@ -26,9 +26,9 @@ static uint64_t bit(struct batch_key key)
     return UINT64_C(1) << key.index;
 }
 
-bool batch_out_has(const struct batch_out *o, struct batch_key key)
+uint64_t batch_out_done(const struct batch_out *o, uint64_t line)
 {
-    return key.line <= o->n_lines && o->done[key.line] & bit(key);
+    return line <= o->n_lines ? o->done[line] : 0;
 }
 
 static bool is_before(struct batch_key a, struct batch_key b)
@@ -36,9 +36,15 @@ static bool is_before(struct batch_key a, struct batch_key b)
     return a.line != b.line ? a.line < b.line : a.index < b.index;
 }
 
-/* Remember a record in the journal, in its place by key. */
+/* Remember a record in the journal, in its place by key. Those that had their turn make room first: what is held does not grow
+ * with the length of the run. */
 static int keep(struct batch_out *o, struct batch_key key, uint64_t off, size_t n_bytes)
 {
+    if (o->n_kept == o->cap_kept && o->first_kept > o->cap_kept / 2) {
+        o->n_kept -= o->first_kept;
+        memmove(o->kept, o->kept + o->first_kept, o->n_kept * sizeof *o->kept);
+        o->first_kept = 0;
+    }
     if (o->n_kept == o->cap_kept) {
         size_t cap = o->cap_kept ? 2 * o->cap_kept : 64;
         struct batch_kept *p = mem_realloc(o->kept, cap * sizeof *p, MEM_OTHER);
@@ -101,13 +107,6 @@ static int on_side_line(const char *line, size_t n_bytes, uint64_t off, void *ar
 
 /* ---- is it of this run? ---- */
 
-static void one_line(const json_t *v, char *out, size_t n)
-{
-    size_t used = v ? json_dumpb(v, out, n - 1, JSON_ENCODE_ANY | JSON_COMPACT) : 0;
-
-    snprintf(out + (used < n ? used : n - 1), n - (used < n ? used : n - 1), "%s", v ? "" : "nothing");
-}
-
 /* The first member that differs, as an error. */
 static int compare(const char *path, const json_t *was, const json_t *is)
 {
@@ -124,8 +123,8 @@ static int compare(const char *path, const json_t *was, const json_t *is)
             const json_t *w = json_object_get(old, name);
             if (json_equal(w, v))
                 continue;
-            one_line(w, a, sizeof a);
-            one_line(v, b, sizeof b);
+            batch_record_brief(w, a, sizeof a);
+            batch_record_brief(v, b, sizeof b);
             return err(ERR_STATE,
                        "%s was begun with %s: %s was %s, is %s. --accept-changes goes on all the same, "
                        "--restart begins anew",

@@ -43,7 +43,8 @@ void batch_out_close(struct batch_out *o);
 /* Line `line` was read and gives so many records. ERR_IO, ERR_NOMEM: records that were kept may have come to be due. */
 int batch_out_expect(struct batch_out *o, uint64_t line, unsigned n_records);
 
-bool batch_out_has(const struct batch_out *o, struct batch_key key);
+/* The records of a line that are there: bit i for record i. */
+uint64_t batch_out_done(const struct batch_out *o, uint64_t line);
 
 /* Write a record (a line of text), or keep it until its turn. ERR_IO: the disk is full, ...: it is not there. */
 int batch_out_add(struct batch_out *o, struct batch_key key, const char *text, size_t n_bytes);

@@ -27,8 +27,8 @@ static json_t *id_of(const struct batch_line *line)
 
 /* ---- log-probabilities ---- */
 
-/* JSON has no infinity: what cannot happen has a null. */
-static json_t *logprob(float x)
+/* JSON has no infinity, which the logarithm of what cannot happen is: it becomes null. */
+static json_t *number(float x)
 {
     return isfinite(x) ? json_real((double)x) : json_null();
 }
@@ -52,8 +52,7 @@ static json_t *token_with(const struct ferry_engine *engine, int32_t token, floa
 
     for (size_t i = 0; i < n; i++)
         json_array_append_new(bytes, json_integer((unsigned char)p[i]));
-    return json_pack("{s:o, s:i, s:o, s:o}", "token", text, "id", (int)token, "logprob", logprob(value), "bytes",
-                     bytes);
+    return json_pack("{s:o, s:i, s:o, s:o}", "token", text, "id", (int)token, "logprob", number(value), "bytes", bytes);
 }
 
 /* As OpenAI's chat form has them. */
@@ -81,8 +80,10 @@ static json_t *logprobs_of(const struct ferry_engine *engine, const struct ferry
 
 /* ---- answers ---- */
 
-static json_t *usage_of(uint64_t n_prompt, uint64_t n_completion)
+static json_t *usage_of(const struct conf *conf, uint64_t n_prompt, uint64_t n_completion)
 {
+    if (conf->embed)
+        return json_pack("{s:I, s:I}", "prompt_tokens", (json_int_t)n_prompt, "total_tokens", (json_int_t)n_prompt);
     return json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)n_prompt, "completion_tokens",
                      (json_int_t)n_completion, "total_tokens", (json_int_t)(n_prompt + n_completion));
 }
@@ -94,10 +95,19 @@ static json_t *score_of(const struct ferry_answer *a)
 
     for (size_t i = 0; i < a->n_tokens; i++) {
         sum += (double)a->logprobs[i];
-        json_array_append_new(logprobs, logprob(a->logprobs[i]));
+        json_array_append_new(logprobs, number(a->logprobs[i]));
     }
     return json_pack("{s:o, s:b, s:I, s:o}", "logprob", isfinite(sum) ? json_real(sum) : json_null(), "is_greedy",
                      a->n_greedy == a->n_tokens, "tokens", (json_int_t)a->n_tokens, "token_logprobs", logprobs);
+}
+
+static json_t *vector_of(const struct ferry_answer *a)
+{
+    json_t *values = json_array();
+
+    for (size_t i = 0; i < a->n_embd; i++)
+        json_array_append_new(values, number(a->embedding[i]));
+    return values;
 }
 
 static json_t *short_answer(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
@@ -107,7 +117,9 @@ static json_t *short_answer(const struct batch_line *line, const struct conf *co
 
     json_object_set_new(o, "id", id_of(line));
     json_object_set_new(o, "index", json_integer(index));
-    if (conf->score) {
+    if (conf->embed) {
+        json_object_set_new(o, "embedding", vector_of(a));
+    } else if (conf->score) {
         json_object_set_new(o, "score", score_of(a));
     } else {
         json_object_set_new(o, "text", json_stringn(a->text, a->n_bytes));
@@ -117,7 +129,7 @@ static json_t *short_answer(const struct batch_line *line, const struct conf *co
     }
     if (line->logprobs >= 0)
         json_object_set_new(o, "logprobs", logprobs_of(engine, a));
-    json_object_set_new(o, "usage", usage_of(a->n_prompt, conf->score ? 0 : a->n_tokens));
+    json_object_set_new(o, "usage", usage_of(conf, a->n_prompt, conf->score ? 0 : a->n_tokens));
     json_object_set_new(o, "stats", batch_record_stats(line, index, a));
     return o;
 }
@@ -142,21 +154,33 @@ static json_t *choice(const struct batch_line *line, const struct conf *conf, co
 json_t *batch_record_answer(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                             const struct ferry_answer *a, unsigned index)
 {
+    if (line->form == BATCH_OPENAI && conf->embed)
+        return json_pack("{s:s, s:i, s:o}", "object", "embedding", "index", (int)index, "embedding", vector_of(a));
     return (line->form == BATCH_OPENAI ? choice : short_answer)(line, conf, engine, a, index);
 }
 
-json_t *batch_record_openai(const struct batch_line *line, const char *model, json_t *choices, uint64_t n_prompt,
-                            uint64_t n_completion, json_t *stats)
+static json_t *openai_body(const struct batch_line *line, const struct conf *conf, const char *model, json_t *choices,
+                           json_t *usage)
 {
-    char id[64], request[64], body_id[64];
+    char id[64];
+
+    if (conf->embed)
+        return json_pack("{s:s, s:o, s:s, s:o}", "object", "list", "data", choices, "model", model, "usage", usage);
+    snprintf(id, sizeof id, "%s-%" PRIu64, line->is_chat ? "chatcmpl" : "cmpl", line->number);
+    /* "created" has to be there, and has to be the same in every run: stats has the time. */
+    return json_pack("{s:s, s:s, s:i, s:s, s:o, s:o}", "id", id, "object",
+                     line->is_chat ? "chat.completion" : "text_completion", "created", 0, "model", model, "choices",
+                     choices, "usage", usage);
+}
+
+json_t *batch_record_openai(const struct batch_line *line, const struct conf *conf, const char *model, json_t *choices,
+                            uint64_t n_prompt, uint64_t n_completion, json_t *stats)
+{
+    char id[64], request[64];
 
     snprintf(id, sizeof id, "batch_req_%" PRIu64, line->number);
     snprintf(request, sizeof request, "req_%" PRIu64, line->number);
-    snprintf(body_id, sizeof body_id, "%s-%" PRIu64, line->is_chat ? "chatcmpl" : "cmpl", line->number);
-    /* "created" has to be there, and has to be the same in every run: stats has the time. */
-    json_t *body = json_pack("{s:s, s:s, s:i, s:s, s:o, s:o}", "id", body_id, "object",
-                             line->is_chat ? "chat.completion" : "text_completion", "created", 0, "model", model,
-                             "choices", choices, "usage", usage_of(n_prompt, n_completion));
+    json_t *body = openai_body(line, conf, model, choices, usage_of(conf, n_prompt, n_completion));
     return json_pack("{s:s, s:o, s:{s:i, s:s, s:o}, s:n, s:o}", "id", id, "custom_id", id_of(line), "response",
                      "status_code", 200, "request_id", request, "body", body, "error", "stats", stats);
 }
@@ -207,6 +231,15 @@ int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
     }
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a record of %zu bytes", n);
+}
+
+const char *batch_record_brief(const json_t *v, char *out, size_t n)
+{
+    size_t used = v ? json_dumpb(v, out, n - 1, JSON_ENCODE_ANY | JSON_COMPACT) : 0;
+
+    used = used < n ? used : n - 1;
+    snprintf(out + used, n - used, "%s", v ? "" : "nothing");
+    return out;
 }
 
 bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)

@@ -27,9 +27,10 @@ unsigned batch_record_count(const struct batch_line *line);
 json_t *batch_record_answer(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                             const struct ferry_answer *a, unsigned index);
 
-/* The OpenAI record of a line whose choices are all there; counts are sums over them. Takes the reference to choices. */
-json_t *batch_record_openai(const struct batch_line *line, const char *model, json_t *choices, uint64_t n_prompt,
-                            uint64_t n_completion, json_t *stats);
+/* The OpenAI record of a line whose choices (or embeddings) are all there; counts are sums over them. Takes the reference to
+ * choices. */
+json_t *batch_record_openai(const struct batch_line *line, const struct conf *conf, const char *model, json_t *choices,
+                            uint64_t n_prompt, uint64_t n_completion, json_t *stats);
 
 /* What differs from run to run. */
 json_t *batch_record_stats(const struct batch_line *line, unsigned index, const struct ferry_answer *a);
@@ -39,6 +40,9 @@ json_t *batch_record_error(const struct batch_line *line, unsigned index, int co
 
 /* To one line of text, which the caller frees with ferry_free. ERR_NOMEM, also for a record that is NULL. */
 int batch_record_text(const json_t *record, char **out, size_t *n_bytes);
+
+/* Any value in one line of text, cut to n bytes; NULL is "nothing". Returns out. */
+const char *batch_record_brief(const json_t *v, char *out, size_t n);
 
 /* Which record is this line of an earlier output? false: it is none. */
 bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out);

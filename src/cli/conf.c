@@ -38,6 +38,14 @@ const struct conf_option conf_options[] = {
      "only show how the number of sequences is chosen: memory, what a step reads, predicted speed"},
     {"score", 0, CONF_FLAG, "batch", AT(score), 0, NULL, NULL, NULL, NULL, 0, 0,
      "do not answer: log-probabilities of the \"completion\" that each request gives"},
+    {"embed", 0, CONF_CHOICE, "batch", AT(embed), 0, "POOLING", NULL, NULL, "mean|last", 0, 0,
+     "do not answer: one vector for each \"input\", from the hidden states behind the final norm: the mean over all "
+     "tokens, or "
+     "the last token's"},
+    {"normalize", 0, CONF_CHOICE, "batch", AT(normalize), 0, "HOW", "l2", "l2", "l2|none", 0, 0,
+     "vectors of --embed have Euclidean length 1, as embedding services give them, or are left as they are"},
+    {"spill", 0, CONF_FILE, "batch", AT(spill), 0, "FOLDER", NULL, NULL, NULL, 0, 0,
+     "keep KV pages of requests that have to wait for memory there, where that is faster than computing them again"},
     {"restart", 0, CONF_FLAG, "batch", AT(restart), 0, NULL, NULL, NULL, NULL, 0, 0,
      "forget an earlier run: the output is overwritten"},
     {"accept-changes", 0, CONF_FLAG, "batch", AT(accept_changes), 0, NULL, NULL, NULL, NULL, 0, 0,
@@ -513,10 +521,26 @@ static int make_dir_name(const char *base, const char *home, const char *below, 
     return 0;
 }
 
+/* Open MPI's mpirun; others that speak PMI; srun, which says it to every step. */
+static uint32_t read_ranks(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    uint32_t n_ranks = 0;
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *text = getenv(names[i]);
+        long n = text ? strtol(text, NULL, 10) : 0;
+        if (n > n_ranks && n <= INT_MAX)
+            n_ranks = (uint32_t)n;
+    }
+    return n_ranks;
+}
+
 static int read_environment(struct conf *out)
 {
     const char *home = getenv("HOME"), *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
 
+    out->n_ranks = read_ranks();
     out->no_color = (no_color && no_color[0]) || !term || !strcmp(term, "dumb");
     int rc = make_dir_name(getenv("XDG_CACHE_HOME"), home, "/.cache", &out->cache_dir);
     return rc ? rc : make_dir_name(getenv("XDG_STATE_HOME"), home, "/.local/state", &out->state_dir);

@@ -38,6 +38,8 @@ struct conf {
     bool raw;
     /* batch */
     const char *input, *output, *order;
+    const char *spill;             /* NULL: nowhere */
+    const char *embed, *normalize; /* embed NULL: answers or scores */
     uint32_t n_sequences;
     bool score, restart, accept_changes;
     /* tokenize */
@@ -62,6 +64,7 @@ struct conf {
     bool stats, json, quiet, tensors;
     const char *trace, *trace_experts;
     /* from the environment */
+    uint32_t n_ranks;            /* processes that mpirun or srun started together with this one; 0: none did */
     char *cache_dir, *state_dir; /* own: ".../ferry"; NULL: the environment names no place */
     bool no_color;
 };

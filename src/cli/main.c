@@ -30,11 +30,19 @@ static const struct conf_command commands[] = {
      "go through the model's template. Options: max_tokens, n, temperature, top_p, top_k, min_p, seed, stop, "
      "ignore_eos, logprobs, penalties; what a request leaves out is taken from the command line. A line that cannot be "
      "read becomes a record with an \"error\".\n"
+     "With --embed a request is {\"id\", \"input\"}, a text, token ids or a list of such (at most 64), or OpenAI's "
+     "form for "
+     "/v1/embeddings; its record holds the pooled final hidden state of the input, which no chat template wraps.\n"
      "After a crash or Ctrl-C the same command goes on where it stopped. Ctrl-C finishes the answers in flight; a "
      "second one stops at once.\n"
+     "Under mpirun or srun, where ferry was built --with-mpi, rank 0 reads the input and writes the output, and all "
+     "ranks "
+     "answer; the loss of one ends the job, and the same command goes on.\n"
      "Each answer is bit for bit what ferry run says alone, whatever runs beside it. Without a seed of its own, answer "
      "i (from 0) of line l has the seed --seed + 64 (l - 1) + i.",
-     "ferry batch model.gguf -i prompts.jsonl -o answers.jsonl --temp 0 -n 200", 1, 1, cmd_batch},
+     "ferry batch model.gguf -i prompts.jsonl -o answers.jsonl --temp 0 -n 200\n"
+     "ferry batch model.gguf -i texts.jsonl -o vectors.jsonl --embed mean",
+     1, 1, cmd_batch},
     {"plan", "what would go where, how fast, and why", "MODEL [options]",
      "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
      "the model's header: the beginning of a download is enough, and MODEL may also be the name of a shape: "

@@ -10,7 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-int text_add(struct text *t, const void *bytes, size_t n_bytes)
+/* Room for n_bytes more and a NUL. */
+static int reserve(struct text *t, size_t n_bytes)
 {
     size_t need = t->n_bytes + n_bytes + 1;
 
@@ -24,6 +25,26 @@ int text_add(struct text *t, const void *bytes, size_t n_bytes)
         t->p = p;
         t->cap_bytes = cap;
     }
+    return 0;
+}
+
+int text_resize(struct text *t, size_t n_bytes)
+{
+    text_clear(t);
+    int rc = reserve(t, n_bytes);
+    if (rc)
+        return rc;
+    t->n_bytes = n_bytes;
+    t->p[n_bytes] = '\0';
+    return 0;
+}
+
+int text_add(struct text *t, const void *bytes, size_t n_bytes)
+{
+    int rc = reserve(t, n_bytes);
+
+    if (rc)
+        return rc;
     if (n_bytes)
         memcpy(t->p + t->n_bytes, bytes, n_bytes);
     t->n_bytes += n_bytes;

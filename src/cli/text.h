@@ -16,6 +16,8 @@ struct text {
 
 /* Append; on failure the text is as before. ERR_NOMEM. */
 int text_add(struct text *t, const void *bytes, size_t n_bytes);
+/* Make it n_bytes long, whatever they are; what was there is lost. ERR_NOMEM. */
+int text_resize(struct text *t, size_t n_bytes);
 void text_clear(struct text *t); /* empty, memory kept */
 void text_done(struct text *t);
 

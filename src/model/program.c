@@ -213,6 +213,21 @@ static int lower_layer(struct lower *lo, int layer)
     return 0;
 }
 
+/* The op is made like others, then taken out of the list. */
+static int lower_hidden(struct lower *lo)
+{
+    static const struct arch_op norm = ARCH_NORM(ARCH_X, ARCH_X, ROLE_OUTPUT_NORM);
+    struct op *op;
+    int rc = lower_op(lo, &norm, -1, OP_ROWS_ALL, &op);
+
+    if (rc < 0)
+        return rc;
+    lo->p->hidden = *op;
+    *op = (struct op){0};
+    lo->p->n_ops--;
+    return 0;
+}
+
 static int lower_scale(struct lower *lo, enum op_kind kind, float f)
 {
     struct op *op;
@@ -264,6 +279,8 @@ static int lower(struct lower *lo)
     if (rc == 0)
         rc = lower_tail(lo);
     if (rc == 0)
+        rc = lower_hidden(lo);
+    if (rc == 0)
         lay_out(lo);
     return rc;
 }
@@ -276,7 +293,7 @@ int program_make(const struct program_args *args, struct program **out)
         return err(ERR_ARG, "a step of %d rows with %d rows of logits", args->n_rows, args->n_out);
 
     struct lower lo = {
-        .m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 8, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
+        .m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 12, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
     struct program *p = lo.p = mem_zalloc(1, sizeof *p, MEM_META);
     struct op_attn *attn = mem_zalloc((size_t)n_layer, sizeof *attn, MEM_META);
     lo.attn = attn;

@@ -30,6 +30,9 @@ struct program {
     int n_views;
     struct tensor *weights;      /* own: (model->n_weights), data NULL until bound */
     const struct tensor *logits; /* (n_out, n_vocab), one of views */
+    /* Not among ops: the final norm of all rows, in place, for a step that wants hidden states; dst[0] (n_rows, n_embd). It comes
+     * after ops, which read what it overwrites. */
+    struct op hidden;
     struct kv_shape kv;
     uint64_t reg_off[ARCH_N_REG]; /* where each register lies in the arena */
     uint64_t arena_bytes;

@@ -102,11 +102,12 @@ static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq
     at->tok_per_s = known && step_s > 0 ? at->n_seq / step_s : 0;
 }
 
-/* Every sequence has a row of its own beside the chunk, and gives logits. */
+/* Every sequence has a row of its own beside the chunk, and gives logits. It holds whole pages: sequences that begin together come
+ * to their last page together. */
 static struct plan_opts opts_of(const struct plan_in *in, uint32_t n_seq, uint32_t seq_tok)
 {
     struct plan_opts o = in->opts ? *in->opts : (struct plan_opts){0};
-    uint64_t kv_tok = (uint64_t)n_seq * seq_tok;
+    uint64_t kv_tok = (uint64_t)n_seq * size_up(seq_tok, DEVICE_PAGE_TOK);
 
     o.chunk_tok = (o.chunk_tok ? o.chunk_tok : CHUNK_TOK) + n_seq;
     o.n_seq = o.n_out = n_seq;

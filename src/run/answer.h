@@ -26,6 +26,7 @@ enum answer_end {
     ANSWER_LENGTH,  /* max_tok */
     ANSWER_CONTEXT, /* no more positions */
     ANSWER_SCORED,  /* the given tokens were judged; nothing was drawn */
+    ANSWER_POOLED,  /* they became a vector */
     ANSWER_FAILED,  /* this answer alone: error says why */
 };
 

@@ -36,6 +36,7 @@ void batch_done(struct batch *b)
 void batch_clear(struct batch *b)
 {
     b->n_rows = b->n_out = b->n_prompt = b->n_seqs = 0;
+    b->wants_hidden = false;
 }
 
 void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits,

@@ -16,6 +16,7 @@ struct batch {
     int n_rows, n_out, n_prompt, n_seqs;
     int32_t *token, *pos, *seq; /* own: (cap_rows) */
     int32_t *out_row;           /* own: (cap_rows) rows that want logits, ascending */
+    bool wants_hidden;          /* the step gives hidden states, too (exec_hidden); batch_clear says no */
     struct cache_seq **seqs;    /* own array of views: (cap_seqs) */
 };
 

@@ -407,6 +407,37 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
     return 0;
 }
 
+int cache_n_groups(const struct cache *c)
+{
+    return c->n_groups;
+}
+
+uint64_t cache_page_bytes(const struct cache *c, int group)
+{
+    return c->group[group].page_bytes;
+}
+
+int cache_save_page(const struct cache_seq *s, int group, int64_t slot, void *p)
+{
+    const struct device *dev = s->c->dev;
+    uint64_t n_bytes = s->c->group[group].page_bytes;
+
+    if (dev)
+        return dev->ops->download(s->c->dev, p, s->page[group][slot], n_bytes);
+    memcpy(p, s->page[group][slot], n_bytes);
+    return 0;
+}
+
+int cache_load_page(struct cache_seq *s, int group, int64_t slot, const void *p)
+{
+    uint64_t n_bytes = s->c->group[group].page_bytes;
+
+    if (s->c->dev)
+        return s->c->dev->ops->upload(s->c->dev, s->page[group][slot], p, n_bytes);
+    memcpy(s->page[group][slot], p, n_bytes);
+    return 0;
+}
+
 int64_t cache_pages_used(const struct cache *c, int group)
 {
     return c->group[group].n_pages - c->group[group].n_free;

@@ -71,6 +71,15 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out);
 int64_t cache_pages_used(const struct cache *c, int group);
 int64_t cache_pages(const struct cache *c, int group);
 
+/* Pages as bytes, for whoever keeps them elsewhere for a while. Groups, and the bytes of a group's page: 0, it has none. */
+int cache_n_groups(const struct cache *c);
+uint64_t cache_page_bytes(const struct cache *c, int group);
+
+/* Copy the page that holds positions from slot * DEVICE_PAGE_TOK on, which the sequence holds or has reserved, to p or from there.
+ * One that is written to must be this sequence's alone, as cache_reserve makes it. ERR_DEVICE. */
+int cache_save_page(const struct cache_seq *s, int group, int64_t slot, void *p);
+int cache_load_page(struct cache_seq *s, int group, int64_t slot, const void *p);
+
 /* Positions for which there are free pages; where all layers have windows, what the windows let through is not bounded by it. */
 int64_t cache_free_tok(const struct cache *c);
 bool cache_has_windows(const struct cache *c);

@@ -32,6 +32,7 @@ struct exec {
     float *logits;       /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     struct kv_seq *seqs; /* own: (n_seqs) */
     int n_seqs;
+    int n_hidden; /* rows whose hidden states the last step left */
     struct moe moe;
     uint64_t dense_bytes; /* that a step reads: all dense weights but the embedding table, unless it is also the head */
     struct exec_stats stats;
@@ -96,10 +97,12 @@ static int bind(struct exec *e)
 static int check_ops(const struct exec *e)
 {
     const struct program *p = e->program;
-    for (int i = 0; i < p->n_ops; i++)
-        if (!e->dev->ops->can(&p->ops[i]))
+    for (int i = 0; i <= p->n_ops; i++) {
+        const struct op *op = i < p->n_ops ? &p->ops[i] : &p->hidden;
+        if (!e->dev->ops->can(op))
             return err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", e->dev->ops->name,
-                       device_op_name(p->ops[i].kind), p->ops[i].layer);
+                       device_op_name(op->kind), op->layer);
+    }
     return 0;
 }
 
@@ -183,11 +186,9 @@ static int segment_end(const struct program *p, int first, const struct rows *ro
     return i;
 }
 
-/* Run ops that want no experts. */
-static int run_dense(struct exec *e, int first, int n, const struct rows *rows)
+/* Run ops (n) that want no experts. */
+static int run_dense(struct exec *e, const struct op *ops, int n, const struct rows *rows)
 {
-    const struct op *ops = &e->program->ops[first];
-
     if (!trace_has_timeline(e->trace))
         return e->dev->ops->run(e->dev, ops, n, rows);
     struct trace_event event = {.what = TRACE_DENSE, .layer = ops->layer, .id = rows->n, .begin_ns = clock_ns()};
@@ -208,7 +209,7 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
             return 0;
         int rc = p->ops[i].kind == OP_MOE
                      ? moe_run(&e->moe, e->model, e->store, e->dev, &p->ops[i], rows, &e->stats.expert_bytes)
-                     : run_dense(e, i, end - i, rows);
+                     : run_dense(e, &p->ops[i], end - i, rows);
         if (rc < 0)
             return rc;
         i = end;
@@ -216,12 +217,14 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
     return 0;
 }
 
-static int run_step(struct exec *e, const struct rows *rows, const int *cancel)
+static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
 {
     struct trace_event event = {.what = TRACE_STEP, .id = rows->n, .begin_ns = e->trace ? clock_ns() : 0};
 
     trace_step(e->trace, rows->n);
     int rc = walk(e, rows, cancel);
+    if (rc == 0 && wants_hidden)
+        rc = run_dense(e, &e->program->hidden, 1, rows);
     if (rc == 0)
         rc = e->dev->ops->sync(e->dev);
     event.end_ns = e->trace ? clock_ns() : 0;
@@ -246,17 +249,34 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .out_row = batch->out_row,
                               .seqs = e->seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
-    rc = run_step(e, &rows, cancel);
+    e->n_hidden = 0;
+    rc = run_step(e, &rows, batch->wants_hidden, cancel);
     const struct tensor *out = e->program->logits;
     if (rc == 0 && e->logits && batch->n_out > 0)
         rc = e->dev->ops->download(e->dev, e->logits, out->data, out->stride[1] * (uint64_t)batch->n_out);
     if (rc < 0)
         return rc;
+    e->n_hidden = batch->wants_hidden ? batch->n_rows : 0;
     e->stats.n_steps++;
     e->stats.n_rows += (uint64_t)batch->n_rows;
     e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
     if (batch->n_out > 0)
         *logits = e->logits ? e->logits : out->data;
+    return 0;
+}
+
+int exec_hidden(struct exec *e, int first, int n, float *out)
+{
+    const struct tensor *x = e->program->hidden.dst[0];
+    const size_t row_bytes = (size_t)x->ne[0] * sizeof *out;
+
+    if (first < 0 || n < 1 || first > e->n_hidden - n)
+        return err(ERR_STATE, "hidden states of rows %d to %d; the last step has %d", first, first + n - 1,
+                   e->n_hidden);
+    const char *from = (const char *)x->data + (size_t)first * x->stride[1];
+    if (has_memory(e))
+        return e->dev->ops->download(e->dev, out, from, (uint64_t)n * row_bytes);
+    memcpy(out, from, (size_t)n * row_bytes);
     return 0;
 }
 

@@ -36,6 +36,10 @@ void exec_close(struct exec *e); /* takes NULL */
  * ERR_ARG (token out of range), ERR_LIMIT (more rows than the plan's), ERR_IO from the store, ERR_DEVICE. */
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits);
 
+/* Copy the hidden states (after the final norm) of n rows of the last run, from row `first` on, to out (n, n_embd). Its batch said
+ * wants_hidden; no row need have wanted logits. ERR_STATE: they were not asked for, or there are not so many; ERR_DEVICE. */
+int exec_hidden(struct exec *e, int first, int n, float *out);
+
 struct exec_stats {
     uint64_t n_steps, n_rows;
     uint64_t weight_bytes;  /* of the weights that the steps touched, each once a step */

@@ -13,6 +13,10 @@
 #include "src/run/exec.h"
 #include "src/run/prefix.h"
 #include "src/run/sched.h"
+#include "src/run/spill.h"
+
+/* Hidden states are taken from the executor by so many rows: enough that a GPU's copies are not many small ones. */
+enum { HIDDEN_ROWS = 64 };
 
 struct job {
     struct prefix_user user; /* first: a user is found again as its job */
@@ -22,8 +26,11 @@ struct job {
     size_t n_tok, n_given, n_scored, cap_tok;
     struct sample_state sample;
     struct answer answer;
-    int64_t stop_at;  /* somebody waits there for the pages; 0: nowhere */
-    int64_t most_run; /* how far it came before it gave its pages back */
+    struct embed embed;
+    bool normalize;
+    int64_t stop_at;        /* somebody waits there for the pages; 0: nowhere */
+    int64_t most_run;       /* how far it came before it gave its pages back */
+    struct spilled spilled; /* its pages, meanwhile; dropped with the spill, which outlives no job */
     size_t n_shared;
     uint32_t n_preempted;
     uint64_t submit_ns, start_ns, end_ns;
@@ -39,12 +46,14 @@ struct jobs {
     int64_t n_ctx;
     struct sched_limits limits;
     struct prefix *prefix; /* own, as all below */
+    struct spill *spill;   /* NULL: who gives its pages back is run again */
     struct sample *sample; /* one scratch for all; states are with the jobs */
     struct batch batch;
     struct job **running;    /* (n_most) oldest first */
     struct sched_seq *turns; /* (n_most) of the running */
     int n_running;
     struct job_list waiting, finished;
+    float *hidden; /* own: (HIDDEN_ROWS, n_embd); NULL: nobody wanted an embedding yet */
     uint64_t last_id;
     int cancel; /* written by jobs_interrupt, read by exec */
     struct jobs_stats stats;
@@ -90,6 +99,7 @@ void jobs_free(struct job *job)
 {
     if (!job)
         return;
+    embed_done(&job->embed);
     answer_done(&job->answer);
     mem_free(job->token);
     mem_free(job);
@@ -100,6 +110,15 @@ void jobs_free(struct job *job)
 static int least(int a, int b)
 {
     return a < b ? a : b;
+}
+
+static int open_spill(struct jobs *j, const struct jobs_args *args, const struct plan *plan)
+{
+    if (cache_has_windows(args->cache))
+        return err(ERR_UNSUPPORTED, "pages of a model with sliding windows cannot be spilled");
+    j->args.spill_dir = NULL;
+    return spill_open(&(struct spill_args){.dir = args->spill_dir, .cache = args->cache, .chunk_tok = plan->chunk_tok},
+                      &j->spill);
 }
 
 int jobs_open(const struct jobs_args *args, struct jobs **out)
@@ -122,6 +141,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
     j->finished.last = &j->finished.first;
     sample_opts_init(&greedy);
     int rc = prefix_open(args->cache, &j->prefix);
+    if (rc == 0 && args->spill_dir)
+        rc = open_spill(j, args, plan);
     if (rc == 0)
         rc = sample_make(&greedy, args->n_vocab, &j->sample);
     if (rc == 0)
@@ -140,10 +161,12 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
     return 0;
 }
 
-static void free_list(struct job_list *list)
+/* Of a job that has not begun, or waits to go on. */
+static void free_waiting(struct jobs *j, struct job *job)
 {
-    while (list->first)
-        jobs_free(take(list, &list->first));
+    if (job->spilled.place)
+        spill_drop(j->spill, &job->spilled);
+    jobs_free(job);
 }
 
 void jobs_close(struct jobs *j)
@@ -154,12 +177,16 @@ void jobs_close(struct jobs *j)
         prefix_leave(j->prefix, &j->running[i]->user, true);
         jobs_free(j->running[i]);
     }
-    free_list(&j->waiting);
-    free_list(&j->finished);
+    while (j->waiting.first)
+        free_waiting(j, take(&j->waiting, &j->waiting.first));
+    while (j->finished.first)
+        jobs_free(take(&j->finished, &j->finished.first));
+    mem_free(j->hidden);
     mem_free(j->turns);
     mem_free(j->running);
     batch_done(&j->batch);
     sample_free(j->sample);
+    spill_close(j->spill);
     prefix_close(j->prefix);
     mem_free(j);
 }
@@ -172,13 +199,29 @@ static int check_request(const struct jobs *j, const struct jobs_request *r)
         return err(ERR_ARG, "the prompt is empty");
     if (r->n_scored >= r->n_tok)
         return err(ERR_ARG, "%zu tokens to score of %zu: at least one has to stand before them", r->n_scored, r->n_tok);
-    if (r->n_tok >= (size_t)j->n_ctx)
+    if (r->n_scored && r->pooling != EMBED_NONE)
+        return err(ERR_ARG, "a request is either scored or pooled");
+    if (r->n_tok > (size_t)j->n_ctx - (r->pooling == EMBED_NONE))
         return err(ERR_LIMIT, "the prompt takes %zu tokens, the context holds %lld (--ctx N makes it larger)", r->n_tok,
                    (long long)j->n_ctx);
     for (size_t i = 0; i < r->n_tok; i++)
         if (r->tokens[i] < 0 || r->tokens[i] >= j->args.n_vocab)
             return err(ERR_ARG, "token %d of a vocabulary of %d", r->tokens[i], j->args.n_vocab);
     return 0;
+}
+
+/* What pooling takes beside the job. */
+static int make_pool(struct jobs *j, struct job *job, const struct jobs_request *r)
+{
+    size_t n_embd = (size_t)j->args.n_embd;
+
+    if (r->pooling != EMBED_NONE && !j->hidden) {
+        j->hidden = mem_alloc(HIDDEN_ROWS * n_embd * sizeof *j->hidden, MEM_META);
+        if (!j->hidden)
+            return err(ERR_NOMEM, "hidden states of %d rows", HIDDEN_ROWS);
+    }
+    job->normalize = r->normalize;
+    return embed_init(&job->embed, r->pooling, j->args.n_embd);
 }
 
 int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id)
@@ -197,6 +240,8 @@ int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id)
     job->token = mem_alloc(r->n_tok * sizeof *job->token, MEM_OTHER);
     rc = job->token ? answer_init(&job->answer, &r->rules, j->args.tok)
                     : err(ERR_NOMEM, "a prompt of %zu tokens", r->n_tok);
+    if (rc == 0)
+        rc = make_pool(j, job, r);
     if (rc < 0) {
         jobs_free(job);
         return rc;
@@ -225,7 +270,10 @@ bool jobs_cancel(struct jobs *j, uint64_t id)
 
     if (job) {
         j->stats.n_waiting--;
-    } else if ((job = take_id(&j->finished, id))) {
+        free_waiting(j, job);
+        return true;
+    }
+    if ((job = take_id(&j->finished, id))) {
         j->stats.n_finished--;
     } else {
         for (int i = 0; i < j->n_running && !job; i++)
@@ -275,9 +323,11 @@ static int64_t n_to_run(const struct job *job)
     return (int64_t)job->n_tok - (job->n_scored > 0);
 }
 
-/* Tokens whose pages others may share with it: the rows behind them give logits, which pages do not hold. */
+/* Tokens whose pages others may share with it: the rows behind them give logits, or hidden states, which pages do not hold. */
 static int64_t n_sharable(const struct job *job)
 {
+    if (job->embed.pooling == EMBED_MEAN)
+        return 0;
     return (int64_t)job->n_given - 1 - (int64_t)job->n_scored;
 }
 
@@ -308,6 +358,8 @@ static int begin(struct jobs *j, struct job **at)
     take(&j->waiting, at);
     j->stats.n_waiting--;
     int64_t len = cache_len(job->user.seq);
+    if (job->spilled.place)
+        j->stats.n_spill_failed += spill_load(j->spill, &job->spilled, job->user.seq) < 0;
     if (!job->start_ns) {
         job->start_ns = clock_ns();
         job->n_shared = (size_t)len;
@@ -352,13 +404,31 @@ static void plan_turns(struct jobs *j)
         int64_t len = cache_len(job->user.seq), n_given = (int64_t)job->n_given;
         struct sched_seq *s = &j->turns[i];
         *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job)};
-        s->first_out = job->n_scored ? n_sharable(job) : s->n_tok - 1;
+        s->first_out = job->n_scored ? n_sharable(job) : s->n_tok - (job->embed.pooling == EMBED_NONE);
         /* Given and drawn tokens are different kinds of rows (batch.h). */
         s->cut = len < n_given ? n_given : 0;
         if (job->stop_at > len && (s->cut == 0 || job->stop_at < s->cut))
             s->cut = job->stop_at;
     }
     sched_rows(j->turns, j->n_running, &j->limits);
+}
+
+/* Is it likely to take less time to keep the pages of len positions and get them back than to run those again? */
+static bool is_spilling_cheaper(const struct jobs *j, int64_t len)
+{
+    double n_rows = (double)(j->stats.n_prompt + j->stats.n_drawn + j->stats.n_rerun);
+
+    return spill_ns(j->spill, len) * n_rows <= (double)len * (double)j->stats.step_ns;
+}
+
+static void keep_pages(struct jobs *j, struct job *job, int64_t len)
+{
+    if (!j->spill || len == 0 || !is_spilling_cheaper(j, len))
+        return;
+    if (spill_save(j->spill, job->user.seq, &job->spilled) == 0)
+        j->stats.n_spilled++;
+    else
+        j->stats.n_spill_failed++;
 }
 
 /* The youngest gives its pages back and waits before all others. */
@@ -369,6 +439,7 @@ static void preempt(struct jobs *j)
 
     if (len > job->most_run)
         job->most_run = len;
+    keep_pages(j, job, len);
     prefix_leave(j->prefix, &job->user, true);
     job->n_preempted++;
     j->stats.n_preempted++;
@@ -405,10 +476,28 @@ static bool is_prompt_turn(const struct jobs *j, int i)
     return j->turns[i].len < (int64_t)j->running[i]->n_given;
 }
 
+/* Does the job's vector want the hidden state of this position? One that gave its pages back, or whose step failed, comes by
+ * positions again that it has taken. */
+static bool wants_hidden(const struct job *job, int64_t pos)
+{
+    if (job->embed.pooling == EMBED_LAST)
+        return pos == (int64_t)job->n_given - 1 && job->embed.n_tok == 0;
+    return job->embed.pooling == EMBED_MEAN && pos == job->embed.n_tok;
+}
+
+static bool wants_any_hidden(const struct job *job, const struct sched_seq *s)
+{
+    return wants_hidden(job, s->len + s->n_rows - 1) ||
+           (job->embed.pooling == EMBED_MEAN && job->embed.n_tok < s->len + s->n_rows);
+}
+
 /* Rows of given tokens stand before rows of drawn ones. */
 static void fill_batch(struct jobs *j)
 {
     batch_clear(&j->batch);
+    for (int i = 0; i < j->n_running; i++)
+        if (j->turns[i].n_rows > 0 && wants_any_hidden(j->running[i], &j->turns[i]))
+            j->batch.wants_hidden = true;
     for (int prompt = 1; prompt >= 0; prompt--)
         for (int i = 0; i < j->n_running; i++) {
             const struct sched_seq *s = &j->turns[i];
@@ -472,6 +561,40 @@ static void use_logits(struct jobs *j, int i, const float *logits)
         answer_finish(&job->answer, ANSWER_SCORED);
 }
 
+/* Take the hidden states of a turn whose first row of the step is `row`. */
+static int pool_turn(struct jobs *j, int i, int row)
+{
+    struct job *job = j->running[i];
+    const struct sched_seq *s = &j->turns[i];
+
+    for (int first = 0; first < s->n_rows && wants_any_hidden(job, s); first += HIDDEN_ROWS) {
+        int n = least(s->n_rows - first, HIDDEN_ROWS);
+        int rc = exec_hidden(j->args.exec, row + first, n, j->hidden);
+        if (rc < 0)
+            return rc;
+        for (int k = 0; k < n; k++)
+            if (wants_hidden(job, s->len + first + k))
+                embed_add(&job->embed, j->hidden + (size_t)k * (size_t)j->args.n_embd);
+    }
+    return 0;
+}
+
+/* Before the step counts: copying may fail. Turns stand as in fill_batch. */
+static int pool(struct jobs *j)
+{
+    int row = 0, rc = 0;
+
+    for (int prompt = 1; prompt >= 0; prompt--)
+        for (int i = 0; i < j->n_running; i++) {
+            if (is_prompt_turn(j, i) != prompt)
+                continue;
+            if (rc == 0)
+                rc = pool_turn(j, i, row);
+            row += j->turns[i].n_rows;
+        }
+    return rc;
+}
+
 static void count_rows(struct jobs *j, int i)
 {
     const struct job *job = j->running[i];
@@ -482,6 +605,12 @@ static void count_rows(struct jobs *j, int i)
         j->stats.n_rerun += (uint64_t)again;
     if (is_prompt_turn(j, i))
         j->stats.n_prompt += (uint64_t)(s->n_rows - (again > 0 ? again : 0));
+}
+
+static void finish_pooled(struct job *job)
+{
+    embed_finish(&job->embed, job->normalize);
+    answer_finish(&job->answer, ANSWER_POOLED);
 }
 
 /* The step's rows count from here on. */
@@ -498,6 +627,8 @@ static void commit(struct jobs *j, const float *logits)
             count_rows(j, i);
             if (s->n_out > 0)
                 use_logits(j, i, logits);
+            if (j->running[i]->embed.pooling != EMBED_NONE && s->len + s->n_rows == s->n_tok)
+                finish_pooled(j->running[i]);
             logits += (size_t)s->n_out * n_vocab;
         }
     for (int i = 0; i < j->n_running;) {
@@ -524,6 +655,8 @@ int jobs_step(struct jobs *j)
         return rc;
     fill_batch(j);
     rc = exec_run(j->args.exec, &j->batch, &j->cancel, &logits);
+    if (rc == 0 && j->batch.wants_hidden)
+        rc = pool(j);
     if (rc < 0) {
         __atomic_store_n(&j->cancel, 0, __ATOMIC_RELAXED);
         return rc;
@@ -545,6 +678,8 @@ void jobs_facts(const struct job *job, struct jobs_facts *out)
 {
     *out = (struct jobs_facts){.id = job->id,
                                .answer = &job->answer,
+                               .embedding = job->answer.end == ANSWER_POOLED ? job->embed.value : NULL,
+                               .n_embd = job->embed.n_embd,
                                .n_given = job->n_given,
                                .n_shared = job->n_shared,
                                .n_preempted = job->n_preempted,

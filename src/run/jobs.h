@@ -1,6 +1,6 @@
 /* Many prompts answered together: who waits, who runs, who is done. Sequences join and leave at every step; a step runs one
  * row of everyone who is being answered and at most a chunk of prompt rows. When KV pages run out, whoever came last gives
- * its own back and is run again later: its tokens and random state are kept, so it says the same. One thread. */
+ * its own back, and later gets them from a file or is run again: its tokens and random state are kept, so it says the same. One thread. */
 #ifndef FERRY_RUN_JOBS_H
 #define FERRY_RUN_JOBS_H
 
@@ -10,6 +10,7 @@
 
 #include "src/plan/plan.h"
 #include "src/run/answer.h"
+#include "src/run/embed.h"
 #include "src/run/sample.h"
 
 #ifdef __cplusplus
@@ -26,23 +27,27 @@ struct jobs_args {
     struct cache *cache;
     const struct tok *tok;   /* NULL: numbers only */
     const struct plan *plan; /* looked at, not kept */
-    int n_vocab;
+    const char *spill_dir;   /* looked at, not kept: where pages that are given back may be kept; NULL: nowhere */
+    int n_vocab, n_embd;
 };
 
 struct jobs_request {
     const int32_t *tokens; /* (n_tok) copied */
     size_t n_tok;
-    size_t n_scored; /* judge the last n_scored of them instead of drawing more */
+    size_t n_scored;            /* judge the last n_scored of them instead of drawing more */
+    enum embed_pooling pooling; /* do not draw, but make one vector of all tokens; normalize: of length 1 */
+    bool normalize;
     struct answer_rules rules;
     struct sample_opts sample;
 };
 
-/* ERR_NOMEM. */
+/* ERR_NOMEM, ERR_IO (spill_dir), ERR_UNSUPPORTED (spill_dir for a model with sliding windows). */
 int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 
 /* Put a request at the end of those who wait. *id is never 0, and rises. ERR_ARG (empty prompt, a token outside the vocabulary,
- * sampler options), ERR_LIMIT (longer than a sequence can be, one position for the answer included), ERR_NOMEM. */
+ * sampler options, both to be scored and pooled), ERR_LIMIT (longer than a sequence can be, with one position for the answer
+ * unless it is pooled), ERR_NOMEM. */
 int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id);
 
 /* Drop a request that waits or runs, or its finished answer. false: there is none of that id. */
@@ -66,6 +71,8 @@ void jobs_free(struct job *job); /* takes NULL */
 struct jobs_facts {
     uint64_t id;
     const struct answer *answer;
+    const float *embedding; /* (n_embd) NULL: not pooled, or failed */
+    int n_embd;
     size_t n_given, n_shared; /* prompt tokens; of these, not run because another's pages hold them */
     uint32_t n_preempted;     /* how often it gave its pages back */
     uint64_t wait_ns, run_ns; /* from submit to its first step; from there to its end */
@@ -78,6 +85,7 @@ struct jobs_stats {
     uint64_t n_prompt, n_drawn; /* tokens run as given; drawn */
     uint64_t n_shared, n_rerun; /* tokens not run because shared; run again after their pages were given back */
     uint64_t n_preempted;
+    uint64_t n_spilled, n_spill_failed; /* times that pages were kept, instead of being run again; that this failed */
     uint64_t step_ns;
     int most_running;
 };

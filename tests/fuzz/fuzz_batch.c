@@ -1,4 +1,4 @@
-/* Any bytes as a line of ferry batch's input, with and without --score: it is read, or refused with a text; its error record is a
+/* Any bytes as a line of ferry batch's input, for answers, --score and --embed: it is read, or refused with a text; its error record is a
  * line that is recognized again; nothing stays behind. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
@@ -37,8 +37,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     uint64_t live = mem_live_bytes(MEM_OTHER);
 
-    for (int score = 0; score < 2; score++)
-        read_one(&(struct conf){.temperature = 0.8, .repeat_penalty = 1, .score = score}, (const char *)data, n);
+    for (int what = 0; what < 3; what++)
+        read_one(
+            &(struct conf){
+                .temperature = 0.8, .repeat_penalty = 1, .score = what == 1, .embed = what == 2 ? "mean" : NULL},
+            (const char *)data, n);
     if (mem_live_bytes(MEM_OTHER) != live)
         abort();
     return 0;

@@ -212,7 +212,8 @@ class Model:
             out[row] += gate[row, rank][:, None] * y
         return out
 
-    def logits(self, ids, kv_type="f32", verbose=False):
+    def hidden(self, ids, kv_type="f32", verbose=False):
+        """What the head reads: all positions after the final norm, (n_tok, n_embd)."""
         x = self.weight("token_embd.weight", np.asarray(ids))
         if self.family.get("embd_scale"):
             x = x * np.sqrt(F32(self.n_embd))
@@ -229,7 +230,10 @@ class Model:
             x = x + y
             if verbose:
                 print("layer %d of %d, rms %.4g" % (layer + 1, self.n_layer, np.sqrt(np.mean(x * x))), file=sys.stderr)
-        x = self.norm(x, "output_norm.weight")
+        return self.norm(x, "output_norm.weight")
+
+    def logits(self, ids, kv_type="f32", verbose=False):
+        x = self.hidden(ids, kv_type, verbose)
         head = "output" if self.has("output.weight") else "token_embd"
         out = np.empty((len(ids), self.n_vocab), F32)
         for row in range(0, self.n_vocab, 8192):  # the head of a small model is its largest matrix: not all of it at once

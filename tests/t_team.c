@@ -1,0 +1,221 @@
+/* Messages between ranks, over a link that lives in this process: what arrives is what was sent, in its order, and whatever is
+ * wrong is said. Over MPI: tests/batch_mpi. */
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/cli/team.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_BOX = 64, MOST_BYTES = 4096 };
+
+/* Messages to everybody: each rank of the tests sends to itself. */
+static struct {
+    char bytes[MOST_BYTES];
+    size_t n;
+    int from;
+} box[N_BOX];
+static int n_sent, n_taken, n_slow, n_ranks = 2, aborted;
+static bool closed;
+
+static void open_link(int *rank, int *n)
+{
+    *rank = 0;
+    *n = n_ranks;
+}
+
+static void close_link(void)
+{
+    closed = true;
+}
+
+static void abort_link(int status)
+{
+    aborted = status;
+}
+
+static void put(const void *p, size_t n, int from)
+{
+    ck_assert_int_lt(n_sent, N_BOX);
+    ck_assert_uint_le(n, MOST_BYTES);
+    memcpy(box[n_sent].bytes, p, n);
+    box[n_sent].n = n;
+    box[n_sent++].from = from;
+}
+
+static void send_bytes(int to, const void *p, size_t n, struct team_request *out)
+{
+    put(p, n, to);
+    *out = (struct team_request){0};
+}
+
+static bool is_done(struct team_request *request)
+{
+    (void)request;
+    return n_slow == 0 || n_slow-- == 0;
+}
+
+static bool look(int *from, size_t *n)
+{
+    if (n_taken == n_sent)
+        return false;
+    *from = box[n_taken].from;
+    *n = box[n_taken].n;
+    return true;
+}
+
+static void take(void *p, size_t n)
+{
+    memcpy(p, box[n_taken++].bytes, n);
+}
+
+static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes, is_done, look, take};
+
+static uint64_t live_bytes(void)
+{
+    uint64_t n = 0;
+    for (int tag = 0; tag < MEM_N_TAG; tag++)
+        n += mem_live_bytes((enum mem_tag)tag);
+    return n;
+}
+
+START_TEST(letters_are_lost_or_change)
+{
+    struct team t = {0};
+    struct team_message m;
+    bool got;
+    uint64_t before = live_bytes();
+    ck_assert_int_eq(team_join(&t, &fake, 2), 0);
+    ck_assert(!team_is_alone(&t));
+    ck_assert_int_eq(team_receive(&t, &m, &got), 0);
+    ck_assert(!got);
+    n_slow = 5; /* the link keeps letters for a while */
+    for (int i = 0; i < 20; i++) {
+        char text[40];
+        struct team_head head = {.kind = TEAM_LINE, .number = (uint64_t)i, .bits = 1ull << i, .stats = {.n_prompt = 7}};
+        memset(text, 'a' + i, sizeof text);
+        ck_assert_int_eq(team_send(&t, 1, &head, text, (size_t)i), 0);
+    }
+    for (int i = 0; i < 20; i++) {
+        ck_assert_int_eq(team_receive(&t, &m, &got), 0);
+        ck_assert(got);
+        ck_assert_int_eq(m.from, 1);
+        ck_assert_uint_eq(m.head.number, (uint64_t)i);
+        ck_assert_uint_eq(m.head.bits, 1ull << i);
+        ck_assert_uint_eq(m.head.stats.n_prompt, 7);
+        ck_assert_uint_eq(m.n_bytes, (size_t)i);
+        for (int k = 0; k < i; k++)
+            ck_assert_int_eq(m.text[k], 'a' + i);
+        ck_assert_int_eq(m.text[i], '\0');
+    }
+    n_slow = 3;
+    ck_assert_int_eq(team_send(&t, 1, &(struct team_head){.kind = TEAM_END}, NULL, 0), 0);
+    team_close(&t, 0);
+    ck_assert(closed && !aborted);
+    ck_assert_uint_eq(live_bytes(), before);
+}
+END_TEST
+
+START_TEST(rubbish_is_taken)
+{
+    struct team t = {0};
+    struct team_message m;
+    bool got;
+    ck_assert_int_eq(team_join(&t, &fake, 2), 0);
+    put("short", 5, 1);
+    ck_assert_int_eq(team_receive(&t, &m, &got), FERRY_ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "5 bytes from rank 1"));
+    put(&(struct team_head){.kind = TEAM_WANT}, sizeof(struct team_head), 2);
+    ck_assert_int_eq(team_receive(&t, &m, &got), FERRY_ERR_FORMAT);
+    ck_assert_int_eq(team_send(&t, 1, &(struct team_head){0}, "", (size_t)1 << 31), FERRY_ERR_LIMIT);
+    ck_assert_int_eq(team_refuse("kind %d", 9), FERRY_ERR_STATE);
+    ck_assert_str_eq(err_text(), "kind 9");
+    team_close(&t, 3);
+    ck_assert_int_eq(aborted, 3);
+}
+END_TEST
+
+START_TEST(another_launcher_or_module_is_taken)
+{
+    struct team t = {0};
+    n_ranks = 1;
+    ck_assert_int_eq(team_join(&t, &fake, 4), FERRY_ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "one of 4 processes, of which MPI knows 1"));
+    team_close(&t, 1);
+    t = (struct team){0};
+    n_ranks = 2;
+    fake.version++;
+    ck_assert_int_eq(team_join(&t, &fake, 2), FERRY_ERR_UNSUPPORTED);
+    team_close(&t, 1);
+    ck_assert_int_eq(team_open(&t, &(struct conf){.n_ranks = 1}), 0);
+    ck_assert(team_is_alone(&t));
+    ck_assert_int_eq(team_hungriest(&t), 0);
+    team_close(&t, 0);
+}
+END_TEST
+
+START_TEST(failed_allocation_leaks_or_loses)
+{
+    uint64_t before = live_bytes();
+    bool reached = true;
+    for (uint64_t n = 1; reached; n++) {
+        struct team t = {0};
+        struct team_message m;
+        bool got = false;
+        int n_told = 0;
+        mem_fail_nth(n);
+        while (team_join(&t, &fake, 2))
+            n_told++;
+        while (team_send(&t, 1, &(struct team_head){.number = 5}, "text", 4))
+            n_told++;
+        while (team_receive(&t, &m, &got))
+            n_told++;
+        reached = mem_n_calls() >= n;
+        mem_fail_nth(0);
+        ck_assert(got && m.head.number == 5 && !strcmp(m.text, "text"));
+        ck_assert_int_eq(n_told, reached);
+        team_close(&t, 0);
+        ck_assert_uint_eq(live_bytes(), before);
+        ck_assert(reached || n > 2);
+    }
+}
+END_TEST
+
+START_TEST(the_wrong_one_is_fed)
+{
+    struct team t = {0};
+    struct ferry_batch_stats st = {.n_running = 1, .n_prompt = 10};
+    n_ranks = 4;
+    ck_assert_int_eq(team_join(&t, &fake, 4), 0);
+    ck_assert_int_eq(team_hungriest(&t), 0);
+    t.member[3].n_wanted = 2;
+    t.member[1].n_wanted = 1;
+    ck_assert_int_eq(team_hungriest(&t), 3);
+    t.member[1].n_wanted = 3;
+    ck_assert_int_eq(team_hungriest(&t), 1);
+    for (int k = 1; k < 4; k++)
+        t.member[k].stats = (struct ferry_batch_stats){.n_running = 2, .n_prompt = 100};
+    team_add_stats(&t, &st);
+    ck_assert_uint_eq(st.n_running, 7);
+    ck_assert_uint_eq(st.n_prompt, 310);
+    team_close(&t, 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("team");
+    TCase *t = tcase_create("team");
+    tcase_add_test(t, letters_are_lost_or_change);
+    tcase_add_test(t, rubbish_is_taken);
+    tcase_add_test(t, another_launcher_or_module_is_taken);
+    tcase_add_test(t, failed_allocation_leaks_or_loses);
+    tcase_add_test(t, the_wrong_one_is_fed);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
