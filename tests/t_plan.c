@@ -114,7 +114,7 @@ static struct plan_in *ask(int model, uint64_t ram_bytes)
 {
     machine = machine_of(ram_bytes);
     opts = (struct plan_opts){0};
-    in = (struct plan_in){&machine, models[model], &opts, &device};
+    in = (struct plan_in){&machine, models[model], &opts, &device, NULL};
     return &in;
 }
 

@@ -193,7 +193,7 @@ START_TEST(slots_take_other_bytes_than_reckoned)
     make_model(PLAN_IO_PREAD);
     ck_assert_uint_eq(slot_shape_matrix_bytes(1), 4096);
     ck_assert_uint_eq(slot_shape_matrix_bytes(2), 8192);
-    ck_assert_int_eq(slot_shape_init(&by_hand.m, 0, &s), 0);
+    ck_assert_int_eq(slot_shape_init(&by_hand.m, NULL, 0, &s), 0);
     ck_assert_int_eq(s.n_classes, 2);
     ck_assert_int_eq(s.class_of[0], -1);
     ck_assert_int_eq(s.class_of[1], s.class_of[3]);
@@ -203,9 +203,9 @@ START_TEST(slots_take_other_bytes_than_reckoned)
     ck_assert_int_eq(s.classes[0].n_experts, 2 * N_EXPERT);
     ck_assert_uint_eq(s.bytes, LEAST);
     slot_shape_done(&s);
-    ck_assert_int_eq(slot_shape_init(&by_hand.m, LEAST - 1, &s), ERR_LIMIT);
+    ck_assert_int_eq(slot_shape_init(&by_hand.m, NULL, LEAST - 1, &s), ERR_LIMIT);
     for (uint64_t ram = LEAST; ram < ALL + SMALL; ram += 5000) {
-        ck_assert_int_eq(slot_shape_init(&by_hand.m, ram, &s), 0);
+        ck_assert_int_eq(slot_shape_init(&by_hand.m, NULL, ram, &s), 0);
         ck_assert_uint_le(s.bytes, ram);
         ck_assert(ram - s.bytes < LARGE || s.n_slots == 3 * N_EXPERT);
         ck_assert_uint_eq(s.bytes, (uint64_t)s.classes[0].n_slots * SMALL + (uint64_t)s.classes[1].n_slots * LARGE);
@@ -213,12 +213,12 @@ START_TEST(slots_take_other_bytes_than_reckoned)
         ck_assert_int_ge(s.classes[1].n_slots, N_USED);
         slot_shape_done(&s);
     }
-    ck_assert_int_eq(slot_shape_init(&by_hand.m, ALL, &s), 0);
+    ck_assert_int_eq(slot_shape_init(&by_hand.m, NULL, ALL, &s), 0);
     ck_assert_int_eq(s.n_slots, 3 * N_EXPERT);
     slot_shape_done(&s);
     for (uint64_t n = 1; n <= 2; n++) {
         mem_fail_nth(n);
-        ck_assert_int_eq(slot_shape_init(&by_hand.m, 0, &s), ERR_NOMEM);
+        ck_assert_int_eq(slot_shape_init(&by_hand.m, NULL, 0, &s), ERR_NOMEM);
     }
     mem_fail_nth(0);
 }
