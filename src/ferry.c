@@ -212,7 +212,7 @@ static int find_gpu(const struct wish *wish, struct plan_opts *opts, struct mach
         return cuda_memory(wish->number, &m->vram_free_bytes, &m->vram_total_bytes);
 #endif
     (void)m;
-    return opts->vram_bytes && !wish->is_gpu ? err(ERR_ARG, "GPU memory is set, but device is not cuda:N") : 0;
+    return 0;
 }
 
 /* Everything that a plan is made from but the model. */
@@ -224,6 +224,8 @@ static int read_wishes(const struct ferry_engine_opts *o, const char *model_path
         rc = read_device(o->device, wish);
     if (rc == 0)
         rc = find_machine(o, model_path, m);
+    if (rc == 0 && opts->vram_bytes && !wish->is_gpu && !o->plan_path)
+        rc = err(ERR_ARG, "vram = %" PRIu64 " bytes: of which GPU? device has to be cuda:N", opts->vram_bytes);
     return rc ? rc : find_gpu(wish, opts, m);
 }
 

@@ -212,8 +212,8 @@ struct ferry_stats {
     uint64_t disk_busy_ns;               /* of disk_bytes: while any read was in flight */
     uint64_t dense_bytes, expert_bytes;  /* memory for weights: always held, and for experts */
     uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
-    /* With a GPU: what of dense_bytes, expert_bytes, kv_bytes and scratch_bytes lies in its memory; what went to it and came from
-     * it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
+    /* With a GPU: all that the plan takes of its memory, of dense_bytes, expert_bytes and kv_bytes what lies there; what went to it
+     * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
 };
 
