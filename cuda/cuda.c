@@ -1,6 +1,7 @@
-/* Owns the device handle: its streams, its memory, and what goes up with each call of run. One stream holds everything but what the
- * host computes meanwhile: that goes up on a stream of its own, and meets the ops at an event. What a call needs (tokens, positions, page tables, experts) is written into a
- * slot of pinned memory and copied to its twin on the device; a slot is used again when its call is done. */
+/* Owns the device handle: its streams, its memory, and what goes up with each call of run. One stream holds everything but what
+ * the host computes meanwhile: that goes up on a stream of its own, and meets the ops at an event. What a call needs (tokens,
+ * positions, page tables, experts) is written into a slot of pinned memory and copied to its twin on the device; a slot is used
+ * again when its call is done. */
 #include "cuda/cuda.h"
 
 #include "cuda/ops.h"

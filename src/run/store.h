@@ -71,10 +71,10 @@ struct store_lease {
  * slots there is one loan at a time (ERR_STATE). On failure there is no loan. Exec thread. ERR_ARG, ERR_IO. */
 int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease);
 
-/* Up to max experts of the loan that are readable and were not given yet: those on the device alone and first, then resident ones. wait: block until there is one.
- * *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO (file, offset, bytes) when one
- * could not be read, ERR_STATE when its file is not the one that was opened; then the loan may be walked on, which tries the
- * same ones again, or released. */
+/* Up to max experts of the loan that are readable and were not given yet: first those on the device, alone, then resident ones.
+ * wait: block until there is one. *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO (file, offset,
+ * bytes) when one could not be read, ERR_STATE when its file is not the one that was opened; then the loan may be walked on,
+ * which tries the same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
 
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
