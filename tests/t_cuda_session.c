@@ -313,6 +313,52 @@ START_TEST(another_order_changes_bits_of_a_split)
 }
 END_TEST
 
+enum { N_PROMPTS = 4, ANSWER_TOK = 12 };
+
+/* Greedy answers to prompts that share a beginning, two at a time. */
+static void answers_of(const char *name, const struct ferry_engine_opts *o, int32_t words[N_PROMPTS][ANSWER_TOK])
+{
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_batch *b;
+    struct ferry_answer *a;
+    uint64_t id[N_PROMPTS];
+
+    ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+    for (int i = 0; i < N_PROMPTS; i++) {
+        struct ferry_request r;
+        ferry_request_init(&r);
+        r.tokens = ids;
+        r.n_tokens = (size_t)(20 + 7 * i);
+        r.max_tokens = ANSWER_TOK;
+        r.ignore_eos = true;
+        ck_assert_msg(ferry_batch_submit(b, &r, &id[i]) == 0, "%s", ferry_error());
+    }
+    for (int n = 0; n < N_PROMPTS;) {
+        ck_assert_msg(ferry_batch_poll(b, &a) == 0, "%s", ferry_error());
+        for (int i = 0; a && i < N_PROMPTS; i++)
+            if (a->id == id[i]) {
+                ck_assert_uint_eq(a->n_tokens, ANSWER_TOK);
+                memcpy(words[i], a->tokens, sizeof words[i]);
+            }
+        n += a != NULL;
+        ferry_answer_free(a);
+    }
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+}
+
+START_TEST(batch_of_a_split_says_something_else)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 2);
+    int32_t want[N_PROMPTS][ANSWER_TOK], got[N_PROMPTS][ANSWER_TOK];
+
+    cpu.n_batch = gpu.n_batch = 2;
+    answers_of("qwen3moe", &cpu, want);
+    answers_of("qwen3moe", &gpu, got);
+    ck_assert_mem_eq(want, got, sizeof want);
+}
+END_TEST
+
 /* What comes down is what the plan predicts for each token; what goes up is a row for each of the host's rows of experts. */
 START_TEST(crossings_are_not_those_of_the_plan)
 {
@@ -647,6 +693,7 @@ int main(void)
     tcase_add_loop_test(tc, split_of_experts_changes_bits, 0, N_MOE_MODELS * N_SPLITS);
     tcase_add_loop_test(tc, split_with_experts_from_disk_changes_bits, 0, 2);
     tcase_add_test(tc, another_order_changes_bits_of_a_split);
+    tcase_add_test(tc, batch_of_a_split_says_something_else);
     tcase_add_loop_test(tc, crossings_are_not_those_of_the_plan, 0, 3);
     tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, 2);
     tcase_add_test(tc, saved_split_is_another);
