@@ -31,8 +31,8 @@ struct slot {
 struct cuda {
     struct device device; /* first: the handle */
     struct cuda_opts opts;
-    cudaStream_t stream, up; /* own, as all below; ops and all copies that follow their order; sent beside them */
-    cudaEvent_t sent;        /* all that was sent before the last meet */
+    cudaStream_t stream, up, back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
+    cudaEvent_t sent, brought;     /* all that was sent before the last meet; all that was brought */
     struct slot slots[N_SLOTS];
     uint64_t slot_bytes, n_calls;
     char *down; /* pinned (DOWN_BYTES) */
@@ -131,6 +131,31 @@ static int send_up(struct device *dev, void *dst, const void *src, uint64_t byte
 {
     struct cuda *c = cuda_of(dev);
     return stop(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->up), "send");
+}
+
+static int bring(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->back);
+
+    if (!e)
+        e = cudaEventRecord(c->brought, c->back);
+    if (e)
+        cudaStreamSynchronize(c->back);
+    return stop(c, e, "bring");
+}
+
+static int brought(struct device *dev, bool wait, bool *is_there)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = wait ? cudaEventSynchronize(c->brought) : cudaEventQuery(c->brought);
+
+    *is_there = e == cudaSuccess;
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* that was an answer, which the next launch shall not be told */
+        return 0;
+    }
+    return failed(e, "bring");
 }
 
 static int meet(struct device *dev)
@@ -391,6 +416,8 @@ static void close_device(struct device *dev)
 
     if (!c)
         return;
+    if (c->back)
+        cudaStreamSynchronize(c->back);
     if (c->up)
         cudaStreamSynchronize(c->up);
     if (c->stream)
@@ -405,6 +432,10 @@ static void close_device(struct device *dev)
     }
     if (c->sent)
         cudaEventDestroy(c->sent);
+    if (c->brought)
+        cudaEventDestroy(c->brought);
+    if (c->back)
+        cudaStreamDestroy(c->back);
     if (c->up)
         cudaStreamDestroy(c->up);
     if (c->stream)
@@ -453,7 +484,11 @@ static int make_slots(struct cuda *c)
     if (!e)
         e = cudaStreamCreateWithFlags(&c->up, cudaStreamNonBlocking);
     if (!e)
+        e = cudaStreamCreateWithFlags(&c->back, cudaStreamNonBlocking);
+    if (!e)
         e = cudaEventCreateWithFlags(&c->sent, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->brought, cudaEventDisableTiming);
     c->slot_bytes = slot_bytes_of(&c->opts.most);
     for (int i = 0; i < N_SLOTS && !e; i++) {
         e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
@@ -535,6 +570,8 @@ const struct device_ops cuda_device_ops = {
     .fetch = fetch,
     .send = send_up,
     .meet = meet,
+    .bring = bring,
+    .brought = brought,
     .op_ns = op_ns,
     .close = close_device,
 };

@@ -802,7 +802,8 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .up_bytes = ex.up_bytes,
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
-                                .host_expert_rows = ex.n_host_rows};
+                                .host_expert_rows = ex.n_host_rows,
+                                .expert_moves = st.n_moves};
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

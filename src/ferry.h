@@ -215,6 +215,7 @@ struct ferry_stats {
     /* With a GPU: all that the plan takes of its memory, of dense_bytes, expert_bytes and kv_bytes what lies there; what went to it
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
+    uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -313,6 +313,49 @@ START_TEST(another_order_changes_bits_of_a_split)
 }
 END_TEST
 
+/* The same word 40 times, then another: each has its favourites, which move to the GPU, while others lose their places. No bit is
+ * another for it. */
+START_TEST(experts_that_move_change_bits)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 1);
+    static float want[N_TOK * N_VOCAB], got[N_TOK * N_VOCAB];
+    struct ferry_engine *e = open_with("qwen3moe", &cpu);
+    struct ferry_session *s = session_of(e);
+    struct ferry_stats stats;
+    int32_t words[N_TOK];
+
+    for (int i = 0; i < N_TOK; i++)
+        words[i] = ids[i / 40];
+    ck_assert_int_eq(ferry_session_logits(s, words, N_TOK, false, want), 0);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    for (uint64_t seed = 1; seed < 4; seed++) {
+        struct ferry_stats at[4]; /* after 0, 10, 30, 40 words */
+        static const int n_words[5] = {0, 10, 30, 40, N_TOK};
+        emu_seed(seed);
+        e = open_with("qwen3moe", &gpu);
+        s = session_of(e);
+        emu_in_step(true);
+        for (int i = 0; i < 4; i++) {
+            ferry_session_stats(s, &at[i]);
+            int first = n_words[i];
+            ck_assert_int_eq(ferry_session_logits(s, words + first, (size_t)(n_words[i + 1] - first), false,
+                                                  got + first * N_VOCAB),
+                             0);
+        }
+        emu_in_step(false);
+        must_equal(want, got, "qwen3moe");
+        ferry_session_stats(s, &stats);
+        ck_assert_uint_ge(stats.expert_moves, 3);
+        ck_assert_uint_lt(at[3].host_expert_rows - at[2].host_expert_rows,
+                          at[1].host_expert_rows - at[0].host_expert_rows);
+        ferry_session_free(s);
+        ferry_engine_close(e);
+        ck_assert_int_eq(emu_n_live(), 0);
+    }
+}
+END_TEST
+
 enum { N_PROMPTS = 4, ANSWER_TOK = 12 };
 
 /* Greedy answers to prompts that share a beginning, two at a time. */
@@ -634,6 +677,83 @@ static void leave_rooms(void)
     ck_assert_int_eq(emu_n_live(), 0);
 }
 
+/* Matrix i of an expert, as the file has it. */
+static void read_matrix(int layer, int expert, int i, char *out)
+{
+    static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
+    const struct weight *w = &rooms.model->weights[rooms.model->layers[layer].w[stacks[i]]];
+    FILE *f = fopen(rooms.model->path, "rb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fseek(f, (long)(w->off + (uint64_t)expert * w->t.stride[2]), SEEK_SET), 0);
+    ck_assert_uint_eq(fread(out, model_matrix_bytes(w), 1, f), 1);
+    fclose(f);
+}
+
+static void check_expert(int layer, const struct store_expert *e)
+{
+    static char want[64 * KIB], got[64 * KIB];
+    uint64_t bytes = model_expert_bytes(rooms.model, layer) / 3; /* all three are equally large */
+
+    for (int i = 0; i < 3; i++) {
+        read_matrix(layer, e->expert, i, want);
+        if (e->on_device)
+            ck_assert_int_eq(rooms.gpu->ops->download(rooms.gpu, got, e->w[i], bytes), 0);
+        ck_assert_mem_eq(e->on_device ? got : e->w[i], want, bytes);
+    }
+}
+
+/* One loan of three experts, each compared with the file, the host's offered. fail: which call of the runtime fails at its beginning,
+ * and again at each offer; 0: none. */
+static int walk_loan(int layer, const int32_t loan[3], int fail, int *n_device)
+{
+    struct store_lease lease = {0};
+    struct store_expert given[8];
+    int n = 1, n_given = 0;
+
+    emu_fail_nth(fail);
+    int rc = store_lease(rooms.store, layer, loan, 3, &lease);
+    while (rc == 0 && n > 0) {
+        emu_fail_nth(0);
+        rc = store_next(rooms.store, &lease, true, given, 8, &n);
+        for (int i = 0; rc == 0 && i < n; i++) {
+            *n_device += given[i].on_device;
+            check_expert(layer, &given[i]);
+        }
+        n_given += rc == 0 ? n : 0;
+        emu_fail_nth(fail);
+        if (rc == 0 && n > 0 && !given[0].on_device)
+            rc = store_offer(rooms.store, &lease, given, n);
+    }
+    emu_fail_nth(0);
+    ck_assert(rc < 0 || n_given == 3);
+    store_release(rooms.store, &lease);
+    return rc;
+}
+
+/* Favourites change every 100 steps, calls fail: what a loan gives is what the file says, and experts do move. */
+START_TEST(moved_expert_is_not_what_the_file_says)
+{
+    enum { N_LOANS = 1200 };
+    int n_device = 0, n_failed = 0;
+    struct store_stats stats;
+
+    make_rooms("qwen3moe", PLAN_IO_PREAD);
+    emu_seed((uint64_t)_i + 1);
+    for (int n = 0; n < N_LOANS; n++) {
+        int32_t first = (int32_t)(n / 200 % 6), loan[3] = {first, first + 1, first + 2};
+        int rc = walk_loan(n % 2, loan, _i && n % 3 ? 1 + n / 3 % 7 : 0, &n_device);
+        ck_assert(rc == 0 || (_i && rc == ERR_DEVICE));
+        n_failed += rc < 0;
+    }
+    store_stats(rooms.store, &stats);
+    ck_assert_uint_gt(stats.n_moves, 5);
+    ck_assert_int_gt(n_device, N_LOANS * 3 / 4);
+    if (_i)
+        ck_assert_int_gt(n_failed, 5);
+    leave_rooms();
+}
+END_TEST
+
 /* An expert of the host that cannot be read, while the GPU computes its own: the step says which file and where, and the next one
  * finds all in order. */
 START_TEST(failed_read_in_a_layer_spoils_the_session)
@@ -693,6 +813,7 @@ int main(void)
     tcase_add_loop_test(tc, split_of_experts_changes_bits, 0, N_MOE_MODELS * N_SPLITS);
     tcase_add_loop_test(tc, split_with_experts_from_disk_changes_bits, 0, 2);
     tcase_add_test(tc, another_order_changes_bits_of_a_split);
+    tcase_add_test(tc, experts_that_move_change_bits);
     tcase_add_test(tc, batch_of_a_split_says_something_else);
     tcase_add_loop_test(tc, crossings_are_not_those_of_the_plan, 0, 3);
     tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, 2);
@@ -701,6 +822,7 @@ int main(void)
     tcase_add_loop_test(tc, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(tc, failed_allocation_at_open_leaves_something);
     tcase_add_loop_test(tc, failed_call_in_a_step_spoils_the_session, 0, 2);
+    tcase_add_loop_test(tc, moved_expert_is_not_what_the_file_says, 0, 2);
     tcase_add_loop_test(tc, failed_read_in_a_layer_spoils_the_session, 0, 2);
     tcase_add_test(tc, what_a_gpu_cannot_have_is_taken);
     suite_add_tcase(suite, tc);

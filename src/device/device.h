@@ -204,6 +204,11 @@ struct device_ops {
     int (*fetch)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*send)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*meet)(struct device *dev);
+    /* bring: up, in the background of all that is queued now or later, none of which may touch dst until it is there; src stays as it
+     * is so long. brought: is all that was brought there, so that ops may be queued that read it? wait: until it is. ERR_DEVICE: as
+     * above; dst is then undefined. */
+    int (*bring)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*brought)(struct device *dev, bool wait, bool *is_there);
 
     /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */
     void (*op_ns)(const struct device *dev, uint64_t *ns, bool reset);

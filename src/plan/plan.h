@@ -50,6 +50,7 @@ struct plan_opts {
 struct plan_gpu {
     uint32_t number;                    /* which one */
     uint32_t n_experts, n_all_experts;  /* so many of the model's experts, shared among its layers (layout_share()) */
+    bool moves;                         /* which ones changes with use */
     uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
     uint64_t kv_bytes;                  /* the whole cache */
     uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
@@ -98,6 +99,9 @@ static inline bool plan_is_split(const struct plan *p)
 {
     return p->has_gpu && p->gpu.n_experts < p->gpu.n_all_experts;
 }
+
+/* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
+uint64_t plan_gpu_move_bytes(const struct model *m);
 
 /* Are its predictions of compute measured ones, or only what memory allows at most? */
 bool plan_is_measured(const struct plan *p, const struct machine *m);

@@ -35,7 +35,7 @@ int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct 
         return err(ERR_ARG, "how much memory GPU %" PRIu32 " has is not known: --vram says it", o->gpu_number);
     if (margin_bytes < MARGIN_LEAST_BYTES)
         margin_bytes = MARGIN_LEAST_BYTES;
-    p->has_gpu = true;
+    p->has_gpu = p->gpu.moves = true;
     p->gpu.number = o->gpu_number;
     p->gpu.budget_bytes = o->vram_bytes ? o->vram_bytes : free_bytes > margin_bytes ? free_bytes - margin_bytes : 0;
     return 0;
@@ -147,6 +147,17 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
     return rc;
 }
 
+uint64_t plan_gpu_move_bytes(const struct model *m)
+{
+    uint64_t most = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+        uint64_t bytes = model_expert_bytes(m, layer);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
 {
     struct plan_gpu *g = &p->gpu;
@@ -158,7 +169,7 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
     g->total_bytes = g->dense_bytes + g->expert_bytes + g->scratch_bytes + g->own_bytes;
     if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
         g->total_bytes = UINT64_MAX;
-    p->stage_bytes = PLAN_STAGE_BYTES + own.host_bytes;
+    p->stage_bytes = PLAN_STAGE_BYTES + own.host_bytes + (g->moves ? plan_gpu_move_bytes(in->model) : 0);
 }
 
 int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
@@ -248,7 +259,9 @@ int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_
     rc = fill_gpu(in, shape, p);
     if (!rc && plan_is_split(p))
         rc = fill_host(in, o, shape, p);
-    else if (!rc)
+    else if (!rc) {
+        p->gpu.moves = false;
         rc = plan_count(in, shape, p); /* without what the host computes */
+    }
     return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);
 }

@@ -240,6 +240,8 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
         say(t,
             "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; the CPU\n"
             "  computes the others meanwhile, from slots in what is left of memory\n");
+    if (p->gpu.moves)
+        say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the background\n");
     say(t, "  ferry has not been run on a GPU yet: its kernels were tested on an emulated one\n");
 }
 
@@ -336,6 +338,7 @@ static json_t *gpu_of(const struct plan *p)
 
     json_object_set_new(o, "number", json_integer(g->number));
     json_object_set_new(o, "experts", json_integer(g->n_experts));
+    json_object_set_new(o, "moves", json_boolean(g->moves));
     json_object_set_new(o, "of_experts", json_integer(g->n_all_experts));
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
@@ -508,6 +511,7 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     p->has_gpu = true;
     p->gpu.number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
+    p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.budget_bytes = read_whole(r, json_object_get(v, "bytes"), "budget", INT64_MAX);
     if (!r->rc && p->io == PLAN_IO_MMAP)
         r->rc = err(ERR_FORMAT, "plan: \"io\" has to be \"uring\" or \"pread\" with a GPU");

@@ -256,6 +256,8 @@ static int run_loan(struct moe *moe, const struct op *op, const struct rows *row
         rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)
             rc = compute(moe, op, rows, n_given);
+        if (rc == 0 && n_given > 0 && moe->host && !moe->given[0].on_device)
+            rc = store_offer(moe->store, lease, moe->given, n_given);
     }
     return rc == 0 && moe->host ? bring_up(moe, op, rows) : rc;
 }

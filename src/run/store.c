@@ -252,13 +252,16 @@ static int lease_host(struct store *s, const struct store_lease *lease)
 {
     struct store_expert expert;
     int n = 0;
+    int rc = store_gpu_begin(s->gpu, lease->layer, lease->ids, lease->n);
 
+    if (rc)
+        return rc;
     s->host = (struct store_lease){.layer = lease->layer, .ids = s->host_ids};
     for (int i = 0; i < lease->n; i++)
         if (!store_gpu_find(s->gpu, lease->layer, lease->ids[i], &expert))
             s->host_ids[n++] = lease->ids[i];
     s->host.n = n;
-    int rc = n ? store_slots_lease(s->slots, &s->host) : 0;
+    rc = n ? store_slots_lease(s->slots, &s->host) : 0;
     s->host.open = n && !rc;
     return rc;
 }
@@ -330,6 +333,15 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     return 0;
 }
 
+int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n)
+{
+    int rc = 0;
+
+    for (int i = 0; i < n && s->gpu && !rc; i++)
+        rc = store_gpu_offer(s->gpu, lease->layer, &experts[i]);
+    return rc;
+}
+
 void store_hint(struct store *s, int layer, const int32_t *ids, int n)
 {
     if (s->slots)
@@ -349,6 +361,7 @@ void store_stats(const struct store *s, struct store_stats *out)
 {
     *out = s->stats;
     out->n_expert_hits += s->stats.n_device_hits;
+    out->n_moves = s->gpu ? store_gpu_n_moves(s->gpu) : 0;
     if (s->slots)
         store_slots_stats(s->slots, out);
 }

@@ -77,6 +77,10 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
  * which tries the same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
 
+/* The host has computed these experts, which the last store_next gave it, beside a device: one of them may begin to move there, in the
+ * background, if it is wanted more than one that is there. Where there is no device it does nothing. ERR_DEVICE. */
+int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
+
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
  * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
@@ -93,6 +97,7 @@ struct store_stats {
         disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_device_hits;                  /* of the former, on the device */
+    uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
     uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };
 void store_stats(const struct store *s, struct store_stats *out);

@@ -28,7 +28,16 @@ const void *store_gpu_weight(const struct store_gpu *g, int weight);
 
 uint64_t store_gpu_bytes(const struct store_gpu *g);
 
-/* Experts of a layer that have a place. */
+/* A loan of these experts of a layer begins: what has been brought meanwhile is there from now on. ERR_DEVICE. */
+int store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n);
+
+/* An expert of the present loan has been read and computed by the host: bring it to the device in the background, if it is wanted more
+ * than one that has a place there and is not on loan. ERR_DEVICE: whoever had that place has none now. */
+int store_gpu_offer(struct store_gpu *g, int layer, const struct store_expert *expert);
+
+uint64_t store_gpu_n_moves(const struct store_gpu *g);
+
+/* Places of a layer. */
 int store_gpu_n_experts(const struct store_gpu *g, int layer);
 
 /* Where an expert's matrices are; false: it has no place. */

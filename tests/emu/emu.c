@@ -514,7 +514,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    return event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
+    return fails() ? cudaErrorUnknown : event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
