@@ -639,10 +639,11 @@ START_TEST(every_byte_of_a_gpu_has_a_purpose)
     /* The host has room for all others, and nothing of what is there. */
     ck_assert_uint_eq(p.n_slots, N_EXPERTS - p.gpu.n_experts);
     ck_assert_uint_eq(p.n_slot_experts, p.n_slots);
-    ck_assert_uint_eq(p.dense_bytes + p.kv_bytes, 0);
+    ck_assert_uint_eq(p.dense_bytes, 3 * (128 + 1) * 2048 * sizeof(float)); /* routers, norms */
+    ck_assert_uint_eq(p.kv_bytes, 0);
     ck_assert_uint_eq(p.stage_bytes, 8 * MIB + 12345 + EXPERT_BYTES); /* one of them moves */
     ck_assert_uint_eq(p.total_bytes, sum(&p));
-    ck_assert(!p.look_ahead);
+    ck_assert(p.look_ahead);
     ck_assert(explains(&p, "memory of GPU 0"));
     char words[64];
     snprintf(words, sizeof words, "%" PRIu32 " of 384, computed there", p.gpu.n_experts);
@@ -668,6 +669,7 @@ START_TEST(gpu_gets_another_number_of_experts_than_fits)
     ck_assert_uint_eq(less.gpu.n_experts, N_EXPERTS);
     ck_assert(!plan_is_split(&less));
     ck_assert_uint_eq(less.slot_ram_bytes, 0);
+    ck_assert(!less.look_ahead);
     ck_assert_uint_lt(less.scratch_bytes, p.scratch_bytes);
     ck_assert_uint_eq(less.gpu.up_bytes_per_tok, 0);
     /* Little memory: slots for some of the others */
@@ -768,7 +770,8 @@ START_TEST(saved_plan_with_a_gpu_comes_back_another)
     ck_assert_int_eq(plan_from_json(edited(text, "number", "\"one\""), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "expert_ram", "0"), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "io", "\"mmap\""), &in, &back), ERR_FORMAT);
-    ck_assert_int_eq(plan_from_json(edited(text, "look_ahead", "true"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "look_ahead", "false"), &in, &back), 0);
+    ck_assert_uint_eq(back.dense_bytes, 0);
     machine.vram_total_bytes = GIB;
     machine.vram_free_bytes = 100 * MIB;
     ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);

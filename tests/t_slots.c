@@ -525,18 +525,18 @@ START_TEST(guess_is_not_the_routers_likelier_half)
     by_hand.layers[2].w[ROLE_ROUTER] = N_WEIGHTS;
     write_file();
     ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
-    ck_assert_int_eq(ahead_init(&by_hand.m, &a), 0);
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, 1, 4}, &ids), 2);
+    ck_assert_int_eq(ahead_init(&by_hand.m, s, &a), 0);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, 1, 4}, &ids), 2);
     ck_assert_int_eq(ids[0], 4);
     ck_assert_int_eq(ids[1], 1);
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, 2, 6}, &ids), 3);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, 2, 6}, &ids), 3);
     ck_assert_int_eq(ids[2], 3);
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 5}, &ids), 0);
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 6}, &ids), N_EXPERT);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 5}, &ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, AHEAD_MAX_ROWS + 1, 6}, &ids), N_EXPERT);
     for (int e = 0; e < N_EXPERT; e++)
         ck_assert_int_eq(ids[e], e);
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){2, &rows, 1, 4}, &ids), 0); /* no router there */
-    ck_assert_int_eq(ahead_guess(&a, s, &(struct ahead_from){N_LAYER - 1, &rows, 1, 4}, &ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){2, &rows, 1, 4}, &ids), 0); /* no router there */
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){N_LAYER - 1, &rows, 1, 4}, &ids), 0);
     ahead_done(&a);
     store_close(s);
     unlink(by_hand.path);

@@ -413,6 +413,8 @@ int plan_check(const struct plan_in *in, struct plan *p)
 {
     if (!plan_fits(p))
         return plan_refuse(p, in);
+    if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
+        return err(ERR_FORMAT, "plan: \"look_ahead\" has to be false: the GPU holds all experts");
     if (plan_is_split(p) && !p->slot_ram_bytes)
         return err(ERR_FORMAT, "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32
                                " experts",
@@ -431,8 +433,8 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
         rc = fit(in, o, &shape, p);
     if (rc)
         return rc;
-    /* By pread a read is waited for: there is no idle time to use. Beside a GPU the host has no router to ask. */
-    p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING && !p->has_gpu;
+    if (!p->has_gpu) /* by pread a read is waited for: there is no idle time to use */
+        p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
     return cost_predict(in, p);
 }
 

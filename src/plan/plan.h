@@ -103,6 +103,9 @@ static inline bool plan_is_split(const struct plan *p)
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);
 
+/* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU. */
+uint64_t plan_ahead_bytes(const struct model *m);
+
 /* Are its predictions of compute measured ones, or only what memory allows at most? */
 bool plan_is_measured(const struct plan *p, const struct machine *m);
 

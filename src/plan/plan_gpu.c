@@ -36,6 +36,7 @@ int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct 
     if (margin_bytes < MARGIN_LEAST_BYTES)
         margin_bytes = MARGIN_LEAST_BYTES;
     p->has_gpu = p->gpu.moves = true;
+    p->look_ahead = p->io == PLAN_IO_URING;
     p->gpu.number = o->gpu_number;
     p->gpu.budget_bytes = o->vram_bytes ? o->vram_bytes : free_bytes > margin_bytes ? free_bytes - margin_bytes : 0;
     return 0;
@@ -133,7 +134,8 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
     if (!n_expert)
         return err(ERR_NOMEM, "experts of %d layers", m->hp.n_layer);
     g->n_all_experts = count_experts(m);
-    p->dense_bytes = p->expert_bytes = 0;
+    p->dense_bytes = p->look_ahead && plan_is_split(p) ? plan_ahead_bytes(m) : 0;
+    p->expert_bytes = 0;
     p->n_slots = p->n_slot_experts = 0;
     uint32_t n = layout_share(m, g->n_experts, n_expert);
     int rc = n == g->n_experts ? count_vram(m, n_expert, g)
@@ -145,6 +147,20 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
         rc = count_slots(m, n_expert, p);
     mem_free(n_expert);
     return rc;
+}
+
+uint64_t plan_ahead_bytes(const struct model *m)
+{
+    static const enum role roles[] = {ROLE_ROUTER, ROLE_FFN_NORM};
+    uint64_t sum = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+            int w = m->layers[layer].w[roles[i]];
+            if (m->layers[layer].w[ROLE_ROUTER] >= 0 && w >= 0)
+                sum += layout_weight_bytes(&m->weights[w]);
+        }
+    return sum;
 }
 
 uint64_t plan_gpu_move_bytes(const struct model *m)
@@ -260,7 +276,7 @@ int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_
     if (!rc && plan_is_split(p))
         rc = fill_host(in, o, shape, p);
     else if (!rc) {
-        p->gpu.moves = false;
+        p->gpu.moves = p->look_ahead = false;
         rc = plan_count(in, shape, p); /* without what the host computes */
     }
     return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);

@@ -118,6 +118,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     say(t, "\nmemory                      size  of budget\n");
     if (!p->has_gpu)
         say_bytes(t, p, "dense weights", p->dense_bytes, how);
+    else if (p->dense_bytes)
+        say_bytes(t, p, "routers", p->dense_bytes, "copies, for looking ahead");
     if (p->slot_ram_bytes) {
         char slots[96];
         snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted",
@@ -570,8 +572,6 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->pin = json_is_true(json_object_get(o, "pin"));
     p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     read_gpu(&r, in, p);
-    if (!r.rc && p->has_gpu && p->look_ahead)
-        r.rc = err(ERR_FORMAT, "plan: \"look_ahead\" has to be false with a GPU");
     return r.rc;
 }
 

@@ -73,7 +73,7 @@ int moe_init(struct moe *moe, const struct moe_args *a)
     moe->n_expert = n_expert;
     moe->k = k;
     moe->look_ahead = a->look_ahead;
-    int rc = moe->look_ahead ? ahead_init(m, &moe->ahead) : 0;
+    int rc = moe->look_ahead ? ahead_init(m, a->store, &moe->ahead) : 0;
     moe->n_slots = mem_zalloc(n, sizeof *moe->n_slots, MEM_META);
     moe->first = mem_zalloc(n, sizeof *moe->first, MEM_META);
     moe->ids = mem_zalloc(n, sizeof *moe->ids, MEM_META);
@@ -186,11 +186,16 @@ static int compute(struct moe *moe, const struct op *op, const struct rows *rows
     return rc;
 }
 
+static bool is_split_layer(const struct moe *moe, int layer)
+{
+    return moe->host && !store_is_on_device(moe->store, layer);
+}
+
 /* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both. */
 static int bring_down(struct moe *moe, const struct op *op, const struct rows *rows)
 {
     struct device *dev = moe->dev;
-    bool is_split = moe->host && !store_is_on_device(moe->store, op->layer);
+    bool is_split = is_split_layer(moe, op->layer);
     uint64_t ids_bytes = op->src[1]->stride[1] * (uint64_t)rows->n;
     uint64_t x_bytes = is_split ? op->src[0]->stride[1] * (uint64_t)rows->n : 0;
     struct trace_event event = {.what = TRACE_DOWN, .layer = op->layer, .id = rows->n, .bytes = ids_bytes + x_bytes};
@@ -241,17 +246,28 @@ static int bring_up(struct moe *moe, const struct op *op, const struct rows *row
     return 0;
 }
 
+/* Tell the store what the next layer will likely want, if the rows that this one's router read are in the host's memory. */
+static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_ids)
+{
+    struct tensor x = *op->src[0];
+    const int32_t *likely;
+
+    if (has_memory(moe))
+        x.data = is_split_layer(moe, op->layer) ? moe->x : NULL;
+    if (!x.data)
+        return;
+    int n = ahead_guess(&moe->ahead, &(struct ahead_from){op->layer, &x, n_rows, n_ids}, &likely);
+    if (n > 0)
+        store_hint(moe->store, op->layer + 1, likely, n);
+}
+
 /* Borrow and compute; what is there is computed while the rest is on its way. */
 static int run_loan(struct moe *moe, const struct op *op, const struct rows *rows, struct store_lease *lease, int n_ids)
 {
     int rc = store_lease(moe->store, op->layer, moe->ids, n_ids, lease), n_given = 1;
 
-    if (rc == 0 && moe->look_ahead) {
-        const int32_t *likely;
-        int n = ahead_guess(&moe->ahead, moe->store, &(struct ahead_from){op->layer, op->src[0], rows->n, n_ids}, &likely);
-        if (n > 0)
-            store_hint(moe->store, op->layer + 1, likely, n);
-    }
+    if (rc == 0 && moe->look_ahead)
+        look_ahead(moe, op, rows->n, n_ids);
     while (rc == 0 && n_given > 0) {
         rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)

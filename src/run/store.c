@@ -31,6 +31,7 @@ struct store {
     struct device *dev;        /* view; NULL: the same */
     struct store_slots *slots; /* own; NULL: all experts are resident, or on the device */
     int32_t *host_ids;         /* own: (n_expert) of the loan, those that are not on the device */
+    int32_t *hint_ids;         /* own: (n_expert) of the hint, the same */
     struct store_lease host;   /* their loan */
     struct store_stats stats;
 };
@@ -165,7 +166,8 @@ static int load_device(struct store *s, const struct store_args *a)
         return rc;
     }
     s->host_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->host_ids, MEM_META);
-    if (!s->host_ids)
+    s->hint_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->hint_ids, MEM_META);
+    if (!s->host_ids || !s->hint_ids)
         return err(ERR_NOMEM, "a loan of %d experts", s->model->hp.n_expert);
     return store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
 }
@@ -216,6 +218,7 @@ void store_close(struct store *s)
     store_gpu_close(s->gpu);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
+    mem_free(s->hint_ids);
     mem_free(s->host_ids);
     mem_free(s->weight);
     mem_free(s);
@@ -237,6 +240,11 @@ int store_copy_weight(const struct store *s, int weight, void *dst)
         return s->dev->ops->download(s->dev, dst, store_weight(s, weight), bytes);
     memcpy(dst, store_weight(s, weight), bytes);
     return 0;
+}
+
+bool store_has_device(const struct store *s)
+{
+    return s->gpu != NULL;
 }
 
 bool store_is_on_device(const struct store *s, int layer)
@@ -342,9 +350,23 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
     return rc;
 }
 
+/* Those that are not on the device. */
+static void hint_host(struct store *s, int layer, const int32_t *ids, int n)
+{
+    struct store_expert expert;
+    int n_host = 0;
+
+    for (int i = 0; i < n && n_host < s->model->hp.n_expert; i++)
+        if (!store_gpu_find(s->gpu, layer, ids[i], &expert))
+            s->hint_ids[n_host++] = ids[i];
+    store_slots_hint(s->slots, layer, s->hint_ids, n_host);
+}
+
 void store_hint(struct store *s, int layer, const int32_t *ids, int n)
 {
-    if (s->slots)
+    if (s->slots && s->gpu)
+        hint_host(s, layer, ids, n);
+    else if (s->slots)
         store_slots_hint(s->slots, layer, ids, n);
 }
 

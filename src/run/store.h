@@ -48,7 +48,8 @@ const void *store_weight(const struct store *s, int weight);
 /* The same as a copy in the host's memory: dst has room for layout_weight_bytes() (model/layout.h). ERR_DEVICE. */
 int store_copy_weight(const struct store *s, int weight, void *dst);
 
-/* Are all experts of a layer in the device's memory? */
+/* Are weights in the memory of a device that has its own? And all experts of a layer? */
+bool store_has_device(const struct store *s);
 bool store_is_on_device(const struct store *s, int layer);
 
 /* One expert of a layer, readable until the next store_next of its lease, or its release. */

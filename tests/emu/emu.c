@@ -47,7 +47,7 @@ static struct alloc allocs[MAX_ALLOCS];
 static cudaStream_t streams[MAX_STREAMS];
 static int n_events;
 static char *arena; /* (ARENA_BYTES), no access for the host */
-static size_t vram_bytes, device_bytes;
+static size_t vram_bytes = ARENA_BYTES, device_bytes;
 static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
