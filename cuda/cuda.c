@@ -31,8 +31,9 @@ struct slot {
 struct cuda {
     struct device device; /* first: the handle */
     struct cuda_opts opts;
-    cudaStream_t stream, up, back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
-    cudaEvent_t sent, brought;     /* all that was sent before the last meet; all that was brought */
+    cudaStream_t stream, up,
+        back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
+    cudaEvent_t sent, brought; /* all that was sent before the last meet; all that was brought */
     struct slot slots[N_SLOTS];
     uint64_t slot_bytes, n_calls;
     char *down; /* pinned (DOWN_BYTES) */

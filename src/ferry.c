@@ -139,7 +139,7 @@ static int read_text(const char *path, char **out)
 
 /* Which device the options name. */
 struct wish {
-    bool is_given, is_gpu;
+    bool is_gpu;
     int number; /* of the GPU */
 };
 
@@ -147,7 +147,7 @@ static int read_device(const char *name, struct wish *out)
 {
     int end = 0;
 
-    *out = (struct wish){.is_given = name != NULL};
+    *out = (struct wish){.is_gpu = false};
     if (!name || strcmp(name, "cpu") == 0)
         return 0;
     out->is_gpu = true;
@@ -229,22 +229,26 @@ static int read_wishes(const struct ferry_engine_opts *o, const char *model_path
     return rc ? rc : find_gpu(wish, opts, m);
 }
 
-/* A saved plan says who computes; options may say the same. */
-static int load_plan(struct ferry_engine *e, const char *path, const struct wish *wish)
+/* A saved plan says who computes; options may say the same. device: as they name it; NULL: they do not. */
+static int check_device(const struct plan *p, const char *path, const char *device, const struct wish *wish)
+{
+    if (!device || (wish->is_gpu == p->has_gpu && (!p->has_gpu || (uint32_t)wish->number == p->gpu.number)))
+        return 0;
+    if (p->has_gpu)
+        return err(ERR_STATE, "%s: the plan is for cuda:%" PRIu32 ", not for %s", path, p->gpu.number, device);
+    return err(ERR_STATE, "%s: the plan is for the cpu, not for %s", path, device);
+}
+
+static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, const struct wish *wish)
 {
     struct plan_in in = plan_inputs(e, NULL, true);
     char *text = NULL;
-    int rc = read_text(path, &text);
+    int rc = read_text(o->plan_path, &text);
 
     if (rc == 0)
         rc = plan_from_json(text, &in, &e->plan);
     mem_free(text);
-    if (rc == 0 && wish->is_given &&
-        (wish->is_gpu != e->plan.has_gpu || (wish->is_gpu && (uint32_t)wish->number != e->plan.gpu.number)))
-        return err(ERR_STATE, "%s: the plan is for %s%" PRIu32 ", not for device %s", path,
-                   e->plan.has_gpu ? "GPU " : "the CPU, GPUs: ", e->plan.gpu.number,
-                   wish->is_gpu ? "cuda:N of that number" : "cpu");
-    return rc;
+    return rc ? rc : check_device(&e->plan, o->plan_path, o->device, wish);
 }
 
 static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
@@ -264,7 +268,7 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
     if (rc < 0)
         return rc;
     if (o->plan_path)
-        return load_plan(e, o->plan_path, &wish);
+        return load_plan(e, o, &wish);
     struct plan_in in = plan_inputs(e, &opts, wish.is_gpu);
     return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
 }
@@ -453,28 +457,27 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
     uint64_t file_bytes = 0;
     for (int i = 0; i < gguf_n_parts(e->model->gguf); i++)
         file_bytes += gguf_part(e->model->gguf, i)->bytes;
-    *out =
-        (struct ferry_info){.name = e->model->name,
-                            .architecture = model_arch(e->model),
-                            .n_layer = (uint32_t)hp->n_layer,
-                            .n_embd = (uint32_t)hp->n_embd,
-                            .n_vocab = (uint32_t)hp->n_vocab,
-                            .n_ctx_train = (uint32_t)hp->n_ctx_train,
-                            .n_ctx = e->plan.n_ctx,
-                            .n_expert = (uint32_t)hp->n_expert,
-                            .n_expert_used = (uint32_t)hp->n_expert_used,
-                            .n_threads = e->plan.n_threads,
-                            .isa = e->isa,
-                            .file_bytes = file_bytes,
-                            .resident_bytes = st.resident_bytes,
-                            .bos = e->tok ? tok_bos(e->tok) : -1,
-                            .eos = e->tok ? tok_eos(e->tok) : -1,
-                            .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
-                            .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
-                            .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
-                            .is_measured = plan_is_measured(&e->plan, &e->machine),
-                            .identity = e->model->identity,
-                            .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
+    *out = (struct ferry_info){.name = e->model->name,
+                               .architecture = model_arch(e->model),
+                               .n_layer = (uint32_t)hp->n_layer,
+                               .n_embd = (uint32_t)hp->n_embd,
+                               .n_vocab = (uint32_t)hp->n_vocab,
+                               .n_ctx_train = (uint32_t)hp->n_ctx_train,
+                               .n_ctx = e->plan.n_ctx,
+                               .n_expert = (uint32_t)hp->n_expert,
+                               .n_expert_used = (uint32_t)hp->n_expert_used,
+                               .n_threads = e->plan.n_threads,
+                               .isa = e->isa,
+                               .file_bytes = file_bytes,
+                               .resident_bytes = st.resident_bytes,
+                               .bos = e->tok ? tok_bos(e->tok) : -1,
+                               .eos = e->tok ? tok_eos(e->tok) : -1,
+                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                               .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
+                               .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
+                               .is_measured = plan_is_measured(&e->plan, &e->machine),
+                               .identity = e->model->identity,
+                               .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)

@@ -234,7 +234,8 @@ END_TEST
 
 /* ---- experts on both sides ---- */
 
-static const char *const moe_models[] = {"qwen2moe", "qwen3moe", "qwen3moe-fused", "mixtral", "dots1", "olmoe", "mixed"};
+static const char *const moe_models[] = {"qwen2moe", "qwen3moe", "qwen3moe-fused", "mixtral",
+                                         "dots1",    "olmoe",    "mixed"};
 enum { N_MOE_MODELS = sizeof moe_models / sizeof *moe_models, N_SPLITS = 4 };
 
 /* GPU memory for all but experts, and for so many quarters of those. */
@@ -293,7 +294,7 @@ START_TEST(split_with_experts_from_disk_changes_bits)
     float *got = logits_of("qwen3moe", &gpu);
     must_equal(want, got, "qwen3moe");
     ck_assert_uint_gt(last_stats.expert_misses, 2 * 12); /* each of them more than once */
-    if (_i) { /* the next layer's are read ahead, some of them rightly */
+    if (_i) {                                            /* the next layer's are read ahead, some of them rightly */
         ck_assert_uint_gt(last_stats.hint_reads, 0);
         ck_assert_uint_gt(last_stats.hint_hits, 0);
     }
@@ -343,9 +344,9 @@ START_TEST(experts_that_move_change_bits)
         for (int i = 0; i < 4; i++) {
             ferry_session_stats(s, &at[i]);
             int first = n_words[i];
-            ck_assert_int_eq(ferry_session_logits(s, words + first, (size_t)(n_words[i + 1] - first), false,
-                                                  got + first * N_VOCAB),
-                             0);
+            ck_assert_int_eq(
+                ferry_session_logits(s, words + first, (size_t)(n_words[i + 1] - first), false, got + first * N_VOCAB),
+                0);
         }
         emu_in_step(false);
         must_equal(want, got, "qwen3moe");
@@ -490,6 +491,7 @@ START_TEST(saved_split_is_another)
     ferry_engine_close(e);
     cpu.plan_path = path;
     ck_assert_int_eq(try_open("mixtral", &cpu, &e), FERRY_ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(ferry_error(), "the plan is for cuda:0, not for cpu"));
     unlink(path);
 }
 END_TEST
@@ -647,7 +649,10 @@ static void make_rooms(const char *name, enum plan_io io)
     ck_assert_int_eq(machine_find(&machine), 0);
     struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
     ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
-    struct cuda_opts cuda = {.most = {.n_rows = 64, .n_seqs = 2, .n_ctx = 256, .n_expert = rooms.model->hp.n_expert,
+    struct cuda_opts cuda = {.most = {.n_rows = 64,
+                                      .n_seqs = 2,
+                                      .n_ctx = 256,
+                                      .n_expert = rooms.model->hp.n_expert,
                                       .n_expert_used = rooms.model->hp.n_expert_used}};
     ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);

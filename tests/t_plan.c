@@ -747,7 +747,7 @@ START_TEST(speed_with_a_gpu_is_another)
     machine.pcie_bytes_per_s = 0;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_double_eq(p.decode_tok_per_s, 0);
-    ck_assert(explains(&p, "the rates of the GPU"));
+    ck_assert(explains(&p, "--gpu-rate, --pcie"));
 }
 END_TEST
 

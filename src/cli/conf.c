@@ -134,7 +134,8 @@ const struct conf_option conf_options[] = {
     {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024,
      "cores of the machine"},
     {"vram", 0, CONF_SIZE, "plan", AT(vram_bytes), 0, "SIZE", "no GPU", NULL, NULL, 0, 0,
-     "with --device cuda:N as there; alone, memory of a GPU that is described: what it would hold, and how fast that might be"},
+     "with --device cuda:N as there; alone, memory of a GPU that is described: what it would hold, and how fast that "
+     "might be"},
     {"gpu-rate", 0, CONF_RATE, "plan", AT(gpu_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0,
      "the GPU's memory: 256G/s"},
     {"pcie", 0, CONF_RATE, "plan", AT(pcie_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0, "the way to it: 12G/s"},

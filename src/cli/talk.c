@@ -285,8 +285,9 @@ static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *s
             (double)(now->up_bytes - start->up_bytes) / 1e6, (double)(now->down_bytes - start->down_bytes) / 1e6);
     if (n_rows)
         fprintf(stderr,
-                "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64 " experts moved to it", n_rows,
-                percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
+                "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64
+                " experts moved to it",
+                n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
     fprintf(stderr, "]\n");
 }
 

@@ -97,7 +97,8 @@ static int shares_of(const struct plan_in *in, const struct plan *p, struct shar
 static int count_crossings(const struct model *m, struct plan *p)
 {
     const struct hparams *hp = &m->hp;
-    uint64_t row_bytes = (uint64_t)hp->n_embd * sizeof(float), ids_bytes = (uint64_t)hp->n_expert_used * sizeof(int32_t);
+    uint64_t row_bytes = (uint64_t)hp->n_embd * sizeof(float),
+             ids_bytes = (uint64_t)hp->n_expert_used * sizeof(int32_t);
     double up_rows = 0;
     int *n_expert = mem_zalloc((size_t)hp->n_layer, sizeof *n_expert, MEM_META);
 
@@ -148,7 +149,8 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
     if (lacks)
         return 0;
     double cross_bytes = (double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok;
-    p->decode_dense_s = ((double)p->decode_bytes_per_tok - routed) / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
+    p->decode_dense_s =
+        ((double)p->decode_bytes_per_tok - routed) / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
     p->decode_disk_s = share.disk > 0 ? share.disk * routed / m->disk_bytes_per_s : 0;
     p->decode_expert_s = fmax(share.gpu * routed / m->gpu_bytes_per_s, share.host > 0 ? share.host * routed / rate : 0);
     p->decode_tok_per_s = 1 / (p->decode_dense_s + fmax(p->decode_expert_s, p->decode_disk_s));

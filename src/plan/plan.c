@@ -47,8 +47,8 @@ static int check_op(const struct program *program, const struct op *op, const st
 
     if (dev->can(op))
         return 0;
-    return err(ERR_UNSUPPORTED, "the %s cannot run %s of layer %d%s%s%s%s", dev->name, device_op_name(op->kind), op->layer,
-               w ? ", tensor " : "", w ? program->model->weights[weight].name : "", w ? " of type " : "",
+    return err(ERR_UNSUPPORTED, "the %s cannot run %s of layer %d%s%s%s%s", dev->name, device_op_name(op->kind),
+               op->layer, w ? ", tensor " : "", w ? program->model->weights[weight].name : "", w ? " of type " : "",
                w ? quant_info((int)w->type)->name : "");
 }
 
@@ -416,8 +416,8 @@ int plan_check(const struct plan_in *in, struct plan *p)
     if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
         return err(ERR_FORMAT, "plan: \"look_ahead\" has to be false: the GPU holds all experts");
     if (plan_is_split(p) && !p->slot_ram_bytes)
-        return err(ERR_FORMAT, "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32
-                               " experts",
+        return err(ERR_FORMAT,
+                   "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32 " experts",
                    p->gpu.n_experts, p->gpu.n_all_experts);
     return cost_predict(in, p);
 }

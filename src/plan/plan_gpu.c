@@ -72,8 +72,7 @@ static uint64_t expert_scratch(const struct plan_in *in, const struct program *p
 void plan_gpu_scratch(const struct plan_in *in, const struct program *program, struct plan *p)
 {
     struct program_host host;
-    uint64_t scratch =
-        in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
+    uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
 
     p->gpu.scratch_bytes = program->arena_bytes + size_up(scratch, 64);
     p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES);
@@ -193,15 +192,15 @@ int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
     const struct plan_gpu *g = &p->gpu;
     char b[7][32];
 
-    return err(ERR_LIMIT,
-               "%s does not fit GPU %" PRIu32 ", even with all experts elsewhere: %s wanted, %s allowed, %s too much. Dense "
-               "weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32 "), scratch %s, driver and tables %s",
-               in->model->name, g->number, size_format(g->total_bytes, b[0], sizeof b[0]),
-               size_format(g->budget_bytes, b[1], sizeof b[1]),
-               size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
-               size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx,
-               p->n_seq, size_format(g->scratch_bytes, b[5], sizeof b[5]),
-               size_format(g->own_bytes, b[6], sizeof b[6]));
+    return err(
+        ERR_LIMIT,
+        "%s does not fit GPU %" PRIu32 ", even with all experts elsewhere: %s wanted, %s allowed, %s too much. Dense "
+        "weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32 "), scratch %s, driver and tables %s",
+        in->model->name, g->number, size_format(g->total_bytes, b[0], sizeof b[0]),
+        size_format(g->budget_bytes, b[1], sizeof b[1]),
+        size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
+        size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
+        size_format(g->scratch_bytes, b[5], sizeof b[5]), size_format(g->own_bytes, b[6], sizeof b[6]));
 }
 
 /* ---- what fits ---- */

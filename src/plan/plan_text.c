@@ -131,12 +131,13 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     if (!p->has_gpu)
         say_bytes(t, p, "KV cache", p->kv_bytes, kv);
     say_bytes(t, p, "scratch", p->scratch_bytes,
-              !p->has_gpu         ? "activations of a step"
+              !p->has_gpu        ? "activations of a step"
               : plan_is_split(p) ? "what experts read and give, and the logits"
                                  : "the logits");
     if (p->stage_bytes)
         say_bytes(t, p, "to and from GPU", p->stage_bytes, "buffers, most of them pinned");
-    say_bytes(t, p, "header and tables", p->meta_bytes, p->has_gpu ? "an estimate, and one of the driver" : "an estimate");
+    say_bytes(t, p, "header and tables", p->meta_bytes,
+              p->has_gpu ? "an estimate, and one of the driver" : "an estimate");
     say_bytes(t, p, "together", p->total_bytes, "");
     say_bytes(t, p, "budget", p->budget_bytes, "");
 }
@@ -147,7 +148,7 @@ static void say_rate(struct text *t, const char *what, double tok_per_s, bool is
     if (tok_per_s > 0)
         say(t, "  %-11s %s %.3g tokens/s", what, is_measured ? "about" : "at most", tok_per_s);
     else
-        say(t, "  %-11s not known: %s (ferry probe measures it)", what, unknown);
+        say(t, "  %-11s not known: %s", what, unknown);
 }
 
 static void say_decode(struct text *t, const struct plan *p, const struct plan_in *in)
@@ -157,9 +158,9 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
     char size[32], missed[32];
 
     say_rate(t, "decode", p->decode_tok_per_s, is_measured,
-             p->has_gpu               ? "the rates of the GPU, of the way to it, of memory and disk"
-             : m->mem_bytes_per_s > 0 ? "the rate of the disk"
-                                      : "the rate of memory");
+             p->has_gpu               ? "--gpu-rate, --pcie, --mem-rate and --disk of ferry plan say the rates"
+             : m->mem_bytes_per_s > 0 ? "the rate of the disk (ferry probe measures it)"
+                                      : "the rate of memory (ferry probe measures it)");
     say(t, "\n              %s of weights a token (empty context)",
         size_format(p->decode_bytes_per_tok, size, sizeof size));
     if (p->slot_ram_bytes)
@@ -174,7 +175,8 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
     if (p->decode_tok_per_s > 0 && !is_measured)
         say(t, "\n              memory gives %.3g GB/s", m->mem_bytes_per_s / 1e9);
     if (p->has_gpu)
-        say(t, "\n              to the GPU %s a token, from it %s", size_format(p->gpu.up_bytes_per_tok, size, sizeof size),
+        say(t, "\n              to the GPU %s a token, from it %s",
+            size_format(p->gpu.up_bytes_per_tok, size, sizeof size),
             size_format(p->gpu.down_bytes_per_tok, missed, sizeof missed));
     say(t, "\n");
 }
@@ -183,7 +185,8 @@ static void say_prefill(struct text *t, const struct plan *p, const struct plan_
 {
     char missed[32];
 
-    say_rate(t, "prefill", p->prefill_tok_per_s, true, "the rates of kernels");
+    say_rate(t, "prefill", p->prefill_tok_per_s, true,
+             p->has_gpu ? "nobody has measured a GPU's kernels yet" : "the rates of kernels (ferry probe measures it)");
     say(t, "\n              prompt of %" PRIu32 " tokens",
         p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : (uint32_t)PLAN_PROMPT_TOK);
     if (p->prefill_missed_bytes)
@@ -239,11 +242,12 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
     say(t, "  GPU memory %s: %s\n", size_format(p->gpu.budget_bytes, size, sizeof size),
         in->opts && in->opts->vram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
     if (plan_is_split(p))
-        say(t,
-            "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; the CPU\n"
-            "  computes the others meanwhile, from slots in what is left of memory\n");
+        say(t, "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; "
+               "the CPU\n"
+               "  computes the others meanwhile, from slots in what is left of memory\n");
     if (p->gpu.moves)
-        say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the background\n");
+        say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the "
+               "background\n");
     say(t, "  ferry has not been run on a GPU yet: its kernels were tested on an emulated one\n");
 }
 

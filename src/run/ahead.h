@@ -20,12 +20,12 @@ struct store;
 
 struct ahead {
     const struct model *model; /* view */
-    const float **router;      /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
-    const float **norm;        /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
-    float *copies;             /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
-    float *x;                  /* own: (n_embd) */
-    float *score;              /* own: (n_expert) */
-    int32_t *ids;              /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
+    const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
+    const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
+    float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
+    float *x;             /* own: (n_embd) */
+    float *score;         /* own: (n_expert) */
+    int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
 /* The store is looked at, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes

@@ -45,7 +45,8 @@ struct exec_stats {
     /* Between a device with memory of its own and the host, beside what a step says (struct rows): the router's choices, experts'
      * rows, logits. */
     uint64_t down_bytes, up_bytes;
-    uint64_t n_expert_rows, n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device */
+    uint64_t n_expert_rows,
+        n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);
 

@@ -37,9 +37,9 @@ struct moe {
     bool *is_host;              /* own: (n_expert) the host computes it in this step */
     struct op_expert *groups;   /* own: (n_expert) */
     struct store_expert *given; /* own: (n_expert) */
-    float *scales;              /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
-    int32_t *chosen;            /* own, alloc_host: (n_rows, k) */
-    float *x, *y;               /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
+    float *scales;   /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
+    int32_t *chosen; /* own, alloc_host: (n_rows, k) */
+    float *x, *y;    /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
     struct ahead ahead;
     bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
     struct moe_stats stats;

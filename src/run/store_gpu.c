@@ -31,7 +31,7 @@ struct store_gpu {
     uint64_t *wanted; /* own: the same room: number of the last loan that wanted it */
     uint64_t n_loans, n_steps;
     int last_layer;
-    bool moves; /* experts move */
+    bool moves;   /* experts move */
     char *pinned; /* own, alloc_host: room for one expert */
     struct {
         bool is_under_way;
@@ -75,8 +75,9 @@ static int place(struct store_gpu *g, const struct plan *plan)
 static int load(struct store_gpu *g, const struct store_gpu_args *a, uint64_t *load_bytes)
 {
     void *stage = mem_map(PLAN_STAGE_BYTES, MEM_STAGE);
-    int rc = stage ? g->dev->ops->alloc(g->dev, g->layout.bytes, &g->memory)
-                   : err(ERR_NOMEM, "a buffer of %" PRIu64 " bytes for weights on their way to the GPU", PLAN_STAGE_BYTES);
+    int rc =
+        stage ? g->dev->ops->alloc(g->dev, g->layout.bytes, &g->memory)
+              : err(ERR_NOMEM, "a buffer of %" PRIu64 " bytes for weights on their way to the GPU", PLAN_STAGE_BYTES);
 
     if (!rc)
         rc = store_load_run(&(struct store_load){.args = a->args,
@@ -262,7 +263,8 @@ int store_gpu_offer(struct store_gpu *g, int layer, const struct store_expert *e
     if (place < 0)
         return 0;
     int cold = g->expert_at[first + place];
-    if (!evict_is_warmer(g->heat[first + e->expert], cold < 0 ? -INFINITY : g->heat[first + cold], g->n_steps, HALF_STEPS))
+    if (!evict_is_warmer(g->heat[first + e->expert], cold < 0 ? -INFINITY : g->heat[first + cold], g->n_steps,
+                         HALF_STEPS))
         return 0;
     return begin_move(g, layer, e, place);
 }

@@ -16,7 +16,7 @@
 enum { DEPTH = 8 };
 #define RING_PIECE_BYTES (1 * MIB)
 
-_Static_assert(DEPTH * RING_PIECE_BYTES <= PLAN_STAGE_BYTES && PIECE_BYTES <= PLAN_STAGE_BYTES,
+_Static_assert(DEPTH *RING_PIECE_BYTES <= PLAN_STAGE_BYTES && PIECE_BYTES <= PLAN_STAGE_BYTES,
                "what is under way to a device has room");
 
 /* What is still to be read: from pos on in range r. */
@@ -120,10 +120,10 @@ static int open_ring(const struct store_load *l, struct ring **out)
 
 static int submit(struct ring *ring, const struct piece *p, int tag)
 {
-    return ring_submit(ring,
-                       &(struct ring_read){
-                           .file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = (uint64_t)tag},
-                       1);
+    return ring_submit(
+        ring,
+        &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = (uint64_t)tag},
+        1);
 }
 
 static int load_ring(struct walk *w)

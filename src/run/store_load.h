@@ -15,7 +15,8 @@ struct store_load {
     const struct layout *layout;   /* view */
     struct file *const *files;     /* view: (n_files) */
     int n_files;
-    char *memory; /* view: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned; with dev: (PLAN_STAGE_BYTES), which pieces pass through */
+    /* View: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned, where weights shall lie; with dev: (PLAN_STAGE_BYTES), which they pass through */
+    char *memory;
     struct device *dev; /* view; NULL: the weights' place is memory */
     char *dev_memory;   /* view: (layout.bytes) of dev: their place */
 };
