@@ -174,7 +174,6 @@ START_TEST(moves_follow_chance_and_not_favourites)
     ck_assert_int_lt(n_moves, 4 * 16);
     ck_assert_double_eq_tol(play_moves(0, &n_moves), 0.25, 0.05);
     ck_assert_int_lt(n_moves, 4000 / 20);
-    printf("moves without favourites: %d of 4000 steps\n", n_moves);
 }
 END_TEST
 
