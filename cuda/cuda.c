@@ -1,6 +1,7 @@
-/* Owns the device handle: its stream, its memory, and what goes up with each call of run. One stream holds everything, so that
- * nothing but the host has to wait for anything. What a call needs (tokens, positions, page tables, experts) is written into a
- * slot of pinned memory and copied to its twin on the device; a slot is used again when its call is done. */
+/* Owns the device handle: its streams, its memory, and what goes up with each call of run. One stream holds everything but what
+ * the host computes meanwhile: that goes up on a stream of its own, and meets the ops at an event. What a call needs (tokens,
+ * positions, page tables, experts) is written into a slot of pinned memory and copied to its twin on the device; a slot is used
+ * again when its call is done. */
 #include "cuda/cuda.h"
 
 #include "cuda/ops.h"
@@ -30,7 +31,9 @@ struct slot {
 struct cuda {
     struct device device; /* first: the handle */
     struct cuda_opts opts;
-    cudaStream_t stream; /* own, as all below */
+    cudaStream_t stream, up,
+        back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
+    cudaEvent_t sent, brought; /* all that was sent before the last meet; all that was brought */
     struct slot slots[N_SLOTS];
     uint64_t slot_bytes, n_calls;
     char *down; /* pinned (DOWN_BYTES) */
@@ -88,6 +91,82 @@ static int download(struct device *dev, void *dst, const void *src, uint64_t byt
         memcpy((char *)dst + at, c->down, n);
     }
     return 0;
+}
+
+static int alloc_host(struct device *dev, uint64_t bytes, void **out)
+{
+    (void)dev;
+    cudaError_t e = cudaHostAlloc(out, bytes, cudaHostAllocDefault);
+    if (!e)
+        return 0;
+    *out = NULL;
+    cudaGetLastError();
+    return e == cudaErrorMemoryAllocation
+               ? err(ERR_NOMEM, "%" PRIu64 " bytes of pinned memory, which the GPU copies from", bytes)
+               : failed(e, "cudaHostAlloc");
+}
+
+static void release_host(struct device *dev, void *ptr)
+{
+    (void)dev;
+    cudaFreeHost(ptr);
+}
+
+/* What was queued must not run on into memory that the caller takes back. */
+static int stop(struct cuda *c, cudaError_t e, const char *what)
+{
+    if (e) {
+        cudaStreamSynchronize(c->up);
+        cudaStreamSynchronize(c->stream);
+    }
+    return failed(e, what);
+}
+
+static int fetch(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+    return stop(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
+}
+
+static int send_up(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+    return stop(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->up), "send");
+}
+
+static int bring(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->back);
+
+    if (!e)
+        e = cudaEventRecord(c->brought, c->back);
+    if (e)
+        cudaStreamSynchronize(c->back);
+    return stop(c, e, "bring");
+}
+
+static int brought(struct device *dev, bool wait, bool *is_there)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = wait ? cudaEventSynchronize(c->brought) : cudaEventQuery(c->brought);
+
+    *is_there = e == cudaSuccess;
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* that was an answer, which the next launch shall not be told */
+        return 0;
+    }
+    return failed(e, "bring");
+}
+
+static int meet(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = cudaEventRecord(c->sent, c->up);
+
+    if (!e)
+        e = cudaStreamWaitEvent(c->stream, c->sent, 0);
+    return stop(c, e, "meet");
 }
 
 static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
@@ -195,7 +274,7 @@ static void pack_moe(struct packer *p, const struct op_moe *m, int tile_tok, str
         fill_moe(m, tile_tok, experts.host, tiles.host);
 }
 
-static uint64_t slot_bytes_of(const struct cuda_opts *o)
+static uint64_t slot_bytes_of(const struct device_step *o)
 {
     uint64_t n_rows = (uint64_t)o->n_rows, n_seqs = (uint64_t)o->n_seqs, n_slots = n_rows * (uint64_t)o->n_expert_used;
     uint64_t rows = 4 * size_up(n_rows * sizeof(int32_t), 64);
@@ -232,8 +311,8 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
             return err(ERR_LIMIT, "CUDA scratch: %" PRIu64 " bytes given, %" PRIu64 " needed for %s of %d rows",
                        c->scratch_bytes, bytes, device_op_name(ops[i].kind), rows->n);
     }
-    if (rows->n > c->opts.n_rows)
-        return err(ERR_LIMIT, "a step of %d rows; CUDA was opened for %d", rows->n, c->opts.n_rows);
+    if (rows->n > c->opts.most.n_rows)
+        return err(ERR_LIMIT, "a step of %d rows; CUDA was opened for %d", rows->n, c->opts.most.n_rows);
     return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
 }
 
@@ -280,8 +359,8 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
         rc = failed(ops_launch(&r, &ops[i]), device_op_name(ops[i].kind));
     if (rc == 0)
         rc = failed(cudaEventRecord(slot->done, c->stream), "record");
-    if (rc < 0) /* what was queued must not run on into memory that the caller takes back */
-        cudaStreamSynchronize(c->stream);
+    if (rc < 0)
+        cudaStreamSynchronize(c->stream); /* as in stop() */
     else
         c->n_calls++;
     return rc;
@@ -321,6 +400,15 @@ static void op_ns(const struct device *dev, uint64_t *ns, bool reset)
     memset(ns, 0, OP_N_KIND * sizeof *ns);
 }
 
+static void own_bytes(const struct device_step *most, struct device_own *out)
+{
+    uint64_t slot_bytes = slot_bytes_of(most);
+
+    *out = (struct device_own){.dev_bytes = sizeof(struct cu_books) + N_SLOTS * slot_bytes,
+                               .host_bytes = DOWN_BYTES + N_SLOTS * slot_bytes,
+                               .n_allocs = 1 + N_SLOTS};
+}
+
 /* ---- open and close ---- */
 
 static void close_device(struct device *dev)
@@ -329,6 +417,10 @@ static void close_device(struct device *dev)
 
     if (!c)
         return;
+    if (c->back)
+        cudaStreamSynchronize(c->back);
+    if (c->up)
+        cudaStreamSynchronize(c->up);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
     cudaFree(c->books);
@@ -339,6 +431,14 @@ static void close_device(struct device *dev)
         cudaFree(c->slots[i].dev);
         cudaFreeHost(c->slots[i].host);
     }
+    if (c->sent)
+        cudaEventDestroy(c->sent);
+    if (c->brought)
+        cudaEventDestroy(c->brought);
+    if (c->back)
+        cudaStreamDestroy(c->back);
+    if (c->up)
+        cudaStreamDestroy(c->up);
     if (c->stream)
         cudaStreamDestroy(c->stream);
     mem_free(c);
@@ -366,11 +466,31 @@ static int find_gpu(int ordinal)
     return 0;
 }
 
+int cuda_memory(int ordinal, uint64_t *free_bytes, uint64_t *total_bytes)
+{
+    size_t free_now = 0, total = 0;
+    int rc = find_gpu(ordinal);
+
+    if (rc == 0)
+        rc = failed(cudaMemGetInfo(&free_now, &total), "asking for its memory");
+    *free_bytes = free_now;
+    *total_bytes = total;
+    return rc;
+}
+
 static int make_slots(struct cuda *c)
 {
     cudaError_t e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
 
-    c->slot_bytes = slot_bytes_of(&c->opts);
+    if (!e)
+        e = cudaStreamCreateWithFlags(&c->up, cudaStreamNonBlocking);
+    if (!e)
+        e = cudaStreamCreateWithFlags(&c->back, cudaStreamNonBlocking);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->sent, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->brought, cudaEventDisableTiming);
+    c->slot_bytes = slot_bytes_of(&c->opts.most);
     for (int i = 0; i < N_SLOTS && !e; i++) {
         e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
         if (!e)
@@ -411,10 +531,11 @@ static int send_books(struct cuda *c)
 int cuda_open(const struct cuda_opts *opts, struct device **out)
 {
     *out = NULL;
-    int per_row = opts->n_expert_used > 0 ? opts->n_expert_used : 1;
-    if (opts->n_rows < 1 || opts->n_rows > MAX_ROWS / per_row)
-        return err(ERR_LIMIT, "steps of %d rows with %d experts each; CUDA takes 1 to %d rows", opts->n_rows,
-                   opts->n_expert_used, MAX_ROWS / per_row);
+    const struct device_step *most = &opts->most;
+    int per_row = most->n_expert_used > 0 ? most->n_expert_used : 1;
+    if (most->n_rows < 1 || most->n_rows > MAX_ROWS / per_row)
+        return err(ERR_LIMIT, "steps of %d rows with %d experts each; CUDA takes 1 to %d rows", most->n_rows,
+                   most->n_expert_used, MAX_ROWS / per_row);
     struct cuda *c = mem_zalloc(1, sizeof *c, MEM_OTHER);
     if (!c)
         return err(ERR_NOMEM, "the CUDA device: %zu bytes", sizeof *c);
@@ -444,6 +565,14 @@ const struct device_ops cuda_device_ops = {
     .upload = upload,
     .download = download,
     .copy = copy,
+    .own_bytes = own_bytes,
+    .alloc_host = alloc_host,
+    .release_host = release_host,
+    .fetch = fetch,
+    .send = send_up,
+    .meet = meet,
+    .bring = bring,
+    .brought = brought,
     .op_ns = op_ns,
     .close = close_device,
 };

@@ -8,14 +8,14 @@
 extern "C" {
 #endif
 
-/* The largest step, which the room for what goes up with each is made for. */
 struct cuda_opts {
-    int ordinal; /* of the GPU */
-    int n_rows, n_seqs;
-    int64_t n_ctx;               /* positions of a sequence */
-    int n_expert, n_expert_used; /* 0: no experts */
+    int ordinal;                 /* of the GPU */
+    struct device_step most;     /* which the room for what goes up with each step is made for */
     enum device_prefill prefill; /* BLAS: prompt rows go through the tensor cores */
 };
+
+/* Memory of a GPU, as its driver sees it now, with the context that ferry works in already made. ERR_DEVICE, ERR_UNSUPPORTED. */
+int cuda_memory(int ordinal, uint64_t *free_bytes, uint64_t *total_bytes);
 
 /* ERR_DEVICE (no driver, no such GPU, the driver's own words), ERR_UNSUPPORTED (too old a GPU), ERR_LIMIT (n_rows times the
  * experts of a row pass 65535), ERR_NOMEM. */

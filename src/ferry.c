@@ -18,6 +18,7 @@
 #include "src/base/mem.h"
 #include "src/ferry_in.h"
 #include "src/model/gguf.h"
+#include "src/model/layout.h"
 #include "src/model/model.h"
 #include "src/model/template.h"
 #include "src/model/tok.h"
@@ -101,7 +102,8 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .io = io_values[io],
                               .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
                               .no_pin = o->no_pin,
-                              .expert_ram_bytes = o->expert_ram_bytes};
+                              .expert_ram_bytes = o->expert_ram_bytes,
+                              .vram_bytes = o->vram_bytes};
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -135,9 +137,46 @@ static int read_text(const char *path, char **out)
     return 0;
 }
 
-static struct plan_in plan_inputs(const struct ferry_engine *e, const struct plan_opts *opts)
+/* Which device the options name. */
+struct wish {
+    bool is_gpu;
+    int number; /* of the GPU */
+};
+
+static int read_device(const char *name, struct wish *out)
 {
-    return (struct plan_in){.machine = &e->machine, .model = e->model, .opts = opts, .cpu = &cpu_device_ops};
+    int end = 0;
+
+    *out = (struct wish){.is_gpu = false};
+    if (!name || strcmp(name, "cpu") == 0)
+        return 0;
+    out->is_gpu = true;
+    if (sscanf(name, "cuda:%4d%n", &out->number, &end) != 1 || name[end] || out->number < 0)
+        return err(ERR_ARG, "device = %.40s: expected cpu or cuda:N", name);
+#ifndef FERRY_HAVE_CUDA
+    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", out->number);
+#else
+    return 0;
+#endif
+}
+
+static const struct device_ops *gpu_ops(void)
+{
+#ifdef FERRY_HAVE_CUDA
+    return &cuda_device_ops;
+#else
+    return NULL;
+#endif
+}
+
+/* What plans are made from: for the GPU, if one is wished for. */
+static struct plan_in plan_inputs(const struct ferry_engine *e, const struct plan_opts *opts, bool has_gpu)
+{
+    return (struct plan_in){.machine = &e->machine,
+                            .model = e->model,
+                            .opts = opts,
+                            .cpu = &cpu_device_ops,
+                            .gpu = has_gpu ? gpu_ops() : NULL};
 }
 
 static int take_profile(const char *path, const char *model_path, struct machine *m)
@@ -164,6 +203,54 @@ static int find_machine(const struct ferry_engine_opts *o, const char *model_pat
     return o->profile_path ? take_profile(o->profile_path, model_path, out) : 0;
 }
 
+/* The GPU's memory, where one is wished for. */
+static int find_gpu(const struct wish *wish, struct plan_opts *opts, struct machine *m)
+{
+    opts->gpu_number = (uint32_t)wish->number;
+#ifdef FERRY_HAVE_CUDA
+    if (wish->is_gpu)
+        return cuda_memory(wish->number, &m->vram_free_bytes, &m->vram_total_bytes);
+#endif
+    (void)m;
+    return 0;
+}
+
+/* Everything that a plan is made from but the model. */
+static int read_wishes(const struct ferry_engine_opts *o, const char *model_path, struct wish *wish,
+                       struct plan_opts *opts, struct machine *m)
+{
+    int rc = plan_options(o, opts);
+    if (rc == 0)
+        rc = read_device(o->device, wish);
+    if (rc == 0)
+        rc = find_machine(o, model_path, m);
+    if (rc == 0 && opts->vram_bytes && !wish->is_gpu && !o->plan_path)
+        rc = err(ERR_ARG, "vram = %" PRIu64 " bytes: of which GPU? device has to be cuda:N", opts->vram_bytes);
+    return rc ? rc : find_gpu(wish, opts, m);
+}
+
+/* A saved plan says who computes; options may say the same. device: as they name it; NULL: they do not. */
+static int check_device(const struct plan *p, const char *path, const char *device, const struct wish *wish)
+{
+    if (!device || (wish->is_gpu == p->has_gpu && (!p->has_gpu || (uint32_t)wish->number == p->gpu.number)))
+        return 0;
+    if (p->has_gpu)
+        return err(ERR_STATE, "%s: the plan is for cuda:%" PRIu32 ", not for %s", path, p->gpu.number, device);
+    return err(ERR_STATE, "%s: the plan is for the cpu, not for %s", path, device);
+}
+
+static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, const struct wish *wish)
+{
+    struct plan_in in = plan_inputs(e, NULL, true);
+    char *text = NULL;
+    int rc = read_text(o->plan_path, &text);
+
+    if (rc == 0)
+        rc = plan_from_json(text, &in, &e->plan);
+    mem_free(text);
+    return rc ? rc : check_device(&e->plan, o->plan_path, o->device, wish);
+}
+
 static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
                       struct plan *plan)
 {
@@ -176,59 +263,69 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     struct plan_opts opts;
     struct plan_batch batch;
-    int rc = plan_options(o, &opts);
-    if (rc == 0)
-        rc = find_machine(o, e->model->path, &e->machine);
+    struct wish wish;
+    int rc = read_wishes(o, e->model->path, &wish, &opts, &e->machine);
     if (rc < 0)
         return rc;
-    struct plan_in in = plan_inputs(e, &opts);
-    if (!o->plan_path)
-        return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
-    char *text = NULL;
-    rc = read_text(o->plan_path, &text);
-    if (rc == 0)
-        rc = plan_from_json(text, &in, &e->plan);
-    mem_free(text);
-    return rc;
+    if (o->plan_path)
+        return load_plan(e, o, &wish);
+    struct plan_in in = plan_inputs(e, &opts, wish.is_gpu);
+    return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
 }
 
-static int open_cpu(struct ferry_engine *e)
+static int open_cpu(const struct plan *p, struct device **out)
 {
-    const struct plan *p = &e->plan;
     return cpu_open(
         &(struct cpu_opts){
             .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
-        &e->device);
+        out);
 }
 
-/* GPU number `ordinal`, with all weights. */
-static int open_cuda(struct ferry_engine *e, int ordinal)
+static int open_gpu(const struct plan *p, const struct model *m, struct device **out)
 {
 #ifdef FERRY_HAVE_CUDA
-    const struct plan *p = &e->plan;
-    int rc = cuda_open(&(struct cuda_opts){.ordinal = ordinal,
-                                           .n_rows = (int)p->chunk_tok,
-                                           .n_seqs = (int)p->n_seq,
-                                           .n_ctx = p->n_ctx,
-                                           .n_expert = e->model->hp.n_expert,
-                                           .n_expert_used = e->model->hp.n_expert_used,
-                                           .prefill = p->prefill},
-                       &e->device);
-    return rc ? rc : store_upload(e->store, e->device);
+    return cuda_open(&(struct cuda_opts){.ordinal = (int)p->gpu.number,
+                                         .most = {.n_rows = (int)p->chunk_tok,
+                                                  .n_seqs = (int)p->n_seq,
+                                                  .n_ctx = p->n_ctx,
+                                                  .n_expert = m->hp.n_expert,
+                                                  .n_expert_used = m->hp.n_expert_used},
+                                         .prefill = p->prefill},
+                     out);
 #else
-    (void)e;
-    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", ordinal);
+    (void)m;
+    (void)out;
+    return err(ERR_UNSUPPORTED, "GPU %" PRIu32 ": this ferry was built without CUDA", p->gpu.number);
 #endif
 }
 
-static int open_device(struct ferry_engine *e, const char *name)
+static int open_devices(struct ferry_engine *e)
 {
-    int ordinal = 0, end = 0;
-    if (!name || strcmp(name, "cpu") == 0)
-        return open_cpu(e);
-    if (sscanf(name, "cuda:%4d%n", &ordinal, &end) != 1 || name[end] || ordinal < 0)
-        return err(ERR_ARG, "device = %.40s: expected cpu or cuda:N", name);
-    return open_cuda(e, ordinal);
+    const struct plan *p = &e->plan;
+    int rc = p->has_gpu ? open_gpu(p, e->model, &e->device) : open_cpu(p, &e->device);
+    if (rc == 0 && plan_is_split(p))
+        rc = open_cpu(p, &e->host);
+    if (rc < 0)
+        return rc;
+    const char *isa = p->has_gpu && !e->host ? "" : cpu_isa_used(e->host ? e->host : e->device);
+    snprintf(e->isa, sizeof e->isa, "%s%s%s", p->has_gpu ? e->device->ops->name : "", e->host ? " and " : "", isa);
+    return 0;
+}
+
+/* Frequencies that the file scales, before the model is run. */
+static int take_rope_factors(struct ferry_engine *e)
+{
+    int w = e->model->w[ROLE_ROPE_FREQS];
+    if (w < 0)
+        return 0;
+    float *factors = mem_alloc(layout_weight_bytes(&e->model->weights[w]), MEM_META);
+    if (!factors)
+        return err(ERR_NOMEM, "factors of rotary frequencies");
+    int rc = store_copy_weight(e->store, w, factors);
+    if (rc == 0)
+        model_rope_factors(e->model, factors);
+    mem_free(factors);
+    return rc;
 }
 
 static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
@@ -239,16 +336,17 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
         &(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0},
         &e->trace);
     if (rc == 0)
+        rc = open_devices(e);
+    if (rc == 0)
         rc = store_open(&(struct store_args){.model = e->model,
                                              .plan = p,
+                                             .device = p->has_gpu ? e->device : NULL,
                                              .trace = e->trace,
                                              .progress = o->progress,
                                              .progress_arg = o->progress_arg},
                         &e->store);
-    if (rc == 0 && e->model->w[ROLE_ROPE_FREQS] >= 0)
-        model_rope_factors(e->model, store_weight(e->store, e->model->w[ROLE_ROPE_FREQS]));
     if (rc == 0)
-        rc = open_device(e, o->device);
+        rc = take_rope_factors(e);
     struct kv_shape shape;
     if (rc == 0)
         rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
@@ -262,10 +360,13 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .device = e->device},
                         &e->cache);
     if (rc == 0)
-        rc = exec_open(
-            &(struct exec_args){
-                .model = e->model, .plan = p, .device = e->device, .store = e->store, .trace = e->trace},
-            &e->exec);
+        rc = exec_open(&(struct exec_args){.model = e->model,
+                                           .plan = p,
+                                           .device = e->device,
+                                           .host = e->host,
+                                           .store = e->store,
+                                           .trace = e->trace},
+                       &e->exec);
     return rc;
 }
 
@@ -285,16 +386,15 @@ int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *
     struct ferry_engine_opts o;
     struct plan_opts plan_opts;
     struct plan_batch batch;
+    struct wish wish = {.is_gpu = false};
 
     *out = NULL;
     int rc = engine_options(opts, &o);
     if (rc == 0)
-        rc = plan_options(&o, &plan_opts);
-    if (rc == 0)
-        rc = find_machine(&o, model_path, &e.machine);
+        rc = read_wishes(&o, model_path, &wish, &plan_opts, &e.machine);
     if (rc == 0)
         rc = model_open(model_path, NULL, &e.model);
-    struct plan_in in = plan_inputs(&e, &plan_opts);
+    struct plan_in in = plan_inputs(&e, &plan_opts, wish.is_gpu);
     if (rc == 0)
         rc = batch_plan(&o, &in, &batch, &e.plan);
     if (rc == 0)
@@ -341,6 +441,8 @@ void ferry_engine_close(struct ferry_engine *e)
     exec_close(e->exec);
     cache_close(e->cache);
     store_close(e->store); /* its weights may lie in the device's memory */
+    if (e->host)
+        e->host->ops->close(e->host);
     if (e->device)
         e->device->ops->close(e->device);
     trace_close(e->trace);
@@ -358,33 +460,32 @@ void ferry_engine_info(const struct ferry_engine *e, struct ferry_info *out)
     uint64_t file_bytes = 0;
     for (int i = 0; i < gguf_n_parts(e->model->gguf); i++)
         file_bytes += gguf_part(e->model->gguf, i)->bytes;
-    *out =
-        (struct ferry_info){.name = e->model->name,
-                            .architecture = model_arch(e->model),
-                            .n_layer = (uint32_t)hp->n_layer,
-                            .n_embd = (uint32_t)hp->n_embd,
-                            .n_vocab = (uint32_t)hp->n_vocab,
-                            .n_ctx_train = (uint32_t)hp->n_ctx_train,
-                            .n_ctx = e->plan.n_ctx,
-                            .n_expert = (uint32_t)hp->n_expert,
-                            .n_expert_used = (uint32_t)hp->n_expert_used,
-                            .n_threads = e->plan.n_threads,
-                            .isa = e->device->ops == &cpu_device_ops ? cpu_isa_used(e->device) : e->device->ops->name,
-                            .file_bytes = file_bytes,
-                            .resident_bytes = st.resident_bytes,
-                            .bos = e->tok ? tok_bos(e->tok) : -1,
-                            .eos = e->tok ? tok_eos(e->tok) : -1,
-                            .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
-                            .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
-                            .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
-                            .is_measured = plan_is_measured(&e->plan, &e->machine),
-                            .identity = e->model->identity,
-                            .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
+    *out = (struct ferry_info){.name = e->model->name,
+                               .architecture = model_arch(e->model),
+                               .n_layer = (uint32_t)hp->n_layer,
+                               .n_embd = (uint32_t)hp->n_embd,
+                               .n_vocab = (uint32_t)hp->n_vocab,
+                               .n_ctx_train = (uint32_t)hp->n_ctx_train,
+                               .n_ctx = e->plan.n_ctx,
+                               .n_expert = (uint32_t)hp->n_expert,
+                               .n_expert_used = (uint32_t)hp->n_expert_used,
+                               .n_threads = e->plan.n_threads,
+                               .isa = e->isa,
+                               .file_bytes = file_bytes,
+                               .resident_bytes = st.resident_bytes,
+                               .bos = e->tok ? tok_bos(e->tok) : -1,
+                               .eos = e->tok ? tok_eos(e->tok) : -1,
+                               .has_chat_template = gguf_find(e->model->gguf, "tokenizer.chat_template") != NULL,
+                               .predicted_prefill_tok_per_s = e->plan.prefill_tok_per_s,
+                               .predicted_decode_tok_per_s = e->plan.decode_tok_per_s,
+                               .is_measured = plan_is_measured(&e->plan, &e->machine),
+                               .identity = e->model->identity,
+                               .n_batch = e->plan.kv_tok ? e->plan.n_seq : 0};
 }
 
 int ferry_engine_plan(const struct ferry_engine *e, bool json, char **out)
 {
-    struct plan_in in = plan_inputs(e, NULL);
+    struct plan_in in = plan_inputs(e, NULL, e->plan.has_gpu);
     return json ? plan_to_json(&e->plan, out) : plan_explain(&e->plan, &in, out);
 }
 
@@ -699,6 +800,7 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
     session_stats(fs->s, &s);
     store_stats(fs->engine->store, &st);
     exec_stats(fs->engine->exec, &ex);
+    const struct plan *p = &fs->engine->plan;
     *out = (struct ferry_stats){.n_prompt = s.n_prompt,
                                 .n_generated = s.n_generated,
                                 .prompt_ns = s.prompt_ns,
@@ -709,15 +811,21 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .disk_wait_ns = st.disk_wait_ns,
                                 .load_ns = st.load_ns,
                                 .load_bytes = st.load_bytes,
-                                .kv_bytes = fs->engine->plan.kv_bytes,
+                                .kv_bytes = p->kv_bytes + p->gpu.kv_bytes,
                                 .scratch_bytes = ex.scratch_bytes,
                                 .expert_hits = st.n_expert_hits,
                                 .expert_misses = st.n_expert_misses,
                                 .disk_busy_ns = st.disk_busy_ns,
-                                .dense_bytes = fs->engine->plan.dense_bytes,
-                                .expert_bytes = fs->engine->plan.expert_bytes,
+                                .dense_bytes = p->dense_bytes + p->gpu.dense_bytes,
+                                .expert_bytes = p->expert_bytes + p->gpu.expert_bytes,
                                 .hint_reads = st.n_hint_reads,
-                                .hint_hits = st.n_hint_hits};
+                                .hint_hits = st.n_hint_hits,
+                                .vram_bytes = p->gpu.total_bytes,
+                                .up_bytes = ex.up_bytes,
+                                .down_bytes = ex.down_bytes,
+                                .expert_rows = ex.n_expert_rows,
+                                .host_expert_rows = ex.n_host_rows,
+                                .expert_moves = st.n_moves};
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

@@ -69,7 +69,10 @@ struct ferry_engine_opts {
     uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
     bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
     bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
-    const char *device; /* who computes: "cpu" (NULL), or "cuda:N" where ferry was built with CUDA */
+    /* Who computes: "cpu", or "cuda:N" where ferry was built with CUDA: GPU N all but the experts that do not fit its memory, the CPU
+     * those. NULL: "cpu", or what a saved plan says. */
+    const char *device;
+    uint64_t vram_bytes; /* with a GPU, how much of its memory ferry may use; 0: what is free, less a margin */
     /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they
      * are computed again. */
     const char *spill_dir;
@@ -213,6 +216,10 @@ struct ferry_stats {
     uint64_t disk_busy_ns;               /* of disk_bytes: while any read was in flight */
     uint64_t dense_bytes, expert_bytes;  /* memory for weights: always held, and for experts */
     uint64_t hint_reads, hint_hits; /* experts read because the next layer would likely want them; that were right */
+    /* With a GPU: all that the plan takes of its memory, of dense_bytes, expert_bytes and kv_bytes what lies there; what went to it
+     * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
+    uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
+    uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -19,6 +19,8 @@ struct ferry_engine {
     struct trace *trace; /* NULL: not kept */
     struct store *store;
     struct device *device;
+    struct device *host; /* the CPU beside a GPU that holds some of the experts; otherwise NULL */
+    char isa[48];        /* who computes, for people */
     struct cache *cache;
     struct exec *exec;
     bool trace_experts;

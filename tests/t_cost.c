@@ -78,7 +78,7 @@ static void setup(void)
     machine_identify(&machine);
     opts = (struct plan_opts){0};
     ck_assert_int_eq(model_open_head(TEST_DATA_DIR "/plan/moe.head", NULL, &model), 0);
-    in = (struct plan_in){&machine, model, &opts, &device};
+    in = (struct plan_in){&machine, model, &opts, &device, NULL};
 }
 
 static void teardown(void)

@@ -26,8 +26,8 @@ struct pair {
 static struct pair pair_open(enum device_prefill prefill)
 {
     struct pair p = {.n_mirrors = 0};
-    struct cuda_opts opts = {
-        .n_rows = 160, .n_seqs = 4, .n_ctx = 20000, .n_expert = 64, .n_expert_used = 8, .prefill = prefill};
+    struct cuda_opts opts = {.most = {.n_rows = 160, .n_seqs = 4, .n_ctx = 20000, .n_expert = 64, .n_expert_used = 8},
+                             .prefill = prefill};
     ck_assert_msg(cuda_open(&opts, &p.cuda) == 0, "%s", err_text());
     return p;
 }
@@ -743,7 +743,7 @@ END_TEST
 
 START_TEST(failed_open_leaves_something)
 {
-    struct cuda_opts opts = {.n_rows = 4, .n_seqs = 1, .n_ctx = 64};
+    struct cuda_opts opts = {.most = {.n_rows = 4, .n_seqs = 1, .n_ctx = 64}};
     int n = 1, rc = -1;
 
     for (; rc < 0; n++) {
@@ -767,12 +767,14 @@ END_TEST
 START_TEST(more_rows_than_a_grid_has_are_taken)
 {
     struct device *dev;
-    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65536, .n_seqs = 1, .n_ctx = 64}, &dev), ERR_LIMIT);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.most = {.n_rows = 65536, .n_seqs = 1, .n_ctx = 64}}, &dev),
+                     ERR_LIMIT);
     ck_assert_int_eq(
-        cuda_open(&(struct cuda_opts){.n_rows = 8192, .n_seqs = 1, .n_ctx = 64, .n_expert = 9, .n_expert_used = 8},
-                  &dev),
+        cuda_open(
+            &(struct cuda_opts){.most = {.n_rows = 8192, .n_seqs = 1, .n_ctx = 64, .n_expert = 9, .n_expert_used = 8}},
+            &dev),
         ERR_LIMIT);
-    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 65535, .n_seqs = 1, .n_ctx = 64}, &dev), 0);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.most = {.n_rows = 65535, .n_seqs = 1, .n_ctx = 64}}, &dev), 0);
     dev->ops->close(dev);
 }
 END_TEST
@@ -818,7 +820,7 @@ START_TEST(too_large_a_step_is_run)
     pair_close(&p);
     p = pair_open(DEVICE_PREFILL_INT);
     p.cuda->ops->close(p.cuda);
-    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.n_rows = 1, .n_seqs = 1, .n_ctx = 64}, &p.cuda), 0);
+    ck_assert_int_eq(cuda_open(&(struct cuda_opts){.most = {.n_rows = 1, .n_seqs = 1, .n_ctx = 64}}, &p.cuda), 0);
     mirror_ops(&p, &op, 1);
     rows = (struct rows){.n = 300, .token = token, .pos = token, .seq = token};
     ck_assert_int_eq(run_there(&p, &op, 1, &rows), ERR_LIMIT); /* more than it was opened for */

@@ -179,7 +179,7 @@ static uint64_t slots_of(const char *name, uint64_t ram_bytes)
     struct model *m = NULL;
     struct slot_shape shape;
     ck_assert_int_eq(model_open(model_path(name), NULL, &m), 0);
-    ck_assert_int_eq(slot_shape_init(m, ram_bytes, &shape), 0);
+    ck_assert_int_eq(slot_shape_init(m, NULL, ram_bytes, &shape), 0);
     uint64_t bytes = shape.bytes;
     slot_shape_done(&shape);
     model_close(m);

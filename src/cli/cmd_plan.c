@@ -2,6 +2,9 @@
 #include "src/cli/cmd.h"
 
 #include "cpu/cpu.h"
+#ifdef FERRY_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
@@ -113,19 +116,41 @@ static int open_model(const char *name, struct model **out)
     return shape ? shape_open(shape, out) : model_open_head(name, NULL, out);
 }
 
-/* What a described GPU would do. There is no back end that could: the plan itself stays the CPU's. */
+/* The GPU that --device names, which need not be there if --vram says how much memory it has. */
+static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opts *o, struct machine *m)
+{
+    int number = 0, end = 0;
+
+    m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
+    m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
+    if (!conf->device || !strcmp(conf->device, "cpu"))
+        return 0;
+    if (sscanf(conf->device, "cuda:%4d%n", &number, &end) != 1 || conf->device[end] || number < 0)
+        return err(ERR_ARG, "--device %.40s: expected cpu or cuda:N", conf->device);
+    o->gpu_number = (uint32_t)number;
+    o->vram_bytes = conf->vram_bytes;
+#ifdef FERRY_HAVE_CUDA
+    in->gpu = &cuda_device_ops;
+    return o->vram_bytes ? 0 : cuda_memory(number, &m->vram_free_bytes, &m->vram_total_bytes);
+#else
+    (void)in;
+    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", number);
+#endif
+}
+
+/* What a described GPU would do, estimated where no plan for it was asked for: the plan itself is the CPU's. */
 static int print_gpu(const struct conf *conf, const struct plan_in *in, const struct plan *p)
 {
     const struct cost_gpu gpu = {conf->vram_bytes, conf->gpu_bytes_per_s, conf->pcie_bytes_per_s};
     struct cost_gpu_plan g;
     char a[32], b[32], c[32], d[32];
 
-    if (!conf->vram_bytes)
+    if (!conf->vram_bytes || p->has_gpu)
         return 0;
     int rc = cost_gpu_plan(&gpu, in, p, &g);
     if (rc)
         return rc;
-    printf("\nGPU of %s: an estimate (ferry does not yet split a model between GPU and CPU)\n"
+    printf("\nGPU of %s: an estimate (with --device cuda:0 a plan for it, where ferry was built with CUDA)\n"
            "  it would hold %s of dense weights, %s of KV cache, %s of experts\n",
            size_format(gpu.vram_bytes, a, sizeof a), size_format(g.dense_bytes, b, sizeof b),
            size_format(g.kv_bytes, c, sizeof c), size_format(g.expert_bytes, d, sizeof d));
@@ -165,6 +190,8 @@ int cmd_plan(const struct conf *conf)
     int rc = check_isa(conf->isa);
     if (!rc)
         rc = make_machine(conf, &machine);
+    if (!rc)
+        rc = take_gpu(conf, &in, &opts, &machine);
     if (!rc)
         rc = open_model(conf->model, &model);
     in.model = model;

@@ -109,8 +109,10 @@ const struct conf_option conf_options[] = {
      "prompt tokens a step"},
     {"isa", 0, CONF_TEXT, ENGINES " plan", AT(isa), 0, "NAME", "the best there is", NULL, NULL, 0, 0,
      "kernels to use, by instruction set: avx512vnni, avx512, avx2, ref"},
-    {"device", 0, CONF_TEXT, ENGINES, AT(device), 0, "NAME", "cpu", NULL, NULL, 0, 0,
-     "who computes: cpu, or cuda:N (GPU N holds everything; where ferry was built with CUDA)"},
+    {"device", 0, CONF_TEXT, ENGINES " plan", AT(device), 0, "NAME", "cpu", NULL, NULL, 0, 0,
+     "who computes: cpu, or cuda:N (GPU N all but the experts that do not fit it; where ferry was built with CUDA)"},
+    {"vram", 0, CONF_SIZE, ENGINES, AT(vram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
+     "with --device cuda:N, memory of that GPU that ferry may use"},
     {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
      "leave threads where the system puts them"},
 
@@ -140,7 +142,8 @@ const struct conf_option conf_options[] = {
     {"cores", 0, CONF_COUNT, "plan", AT(n_cores), 0, "N", "this machine's", NULL, NULL, 1, 1024,
      "cores of the machine"},
     {"vram", 0, CONF_SIZE, "plan", AT(vram_bytes), 0, "SIZE", "no GPU", NULL, NULL, 0, 0,
-     "memory of a GPU: what it would hold, and how fast that might be"},
+     "with --device cuda:N as there; alone, memory of a GPU that is described: what it would hold, and how fast that "
+     "might be"},
     {"gpu-rate", 0, CONF_RATE, "plan", AT(gpu_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0,
      "the GPU's memory: 256G/s"},
     {"pcie", 0, CONF_RATE, "plan", AT(pcie_bytes_per_s), 0, "RATE", NULL, NULL, NULL, 0, 0, "the way to it: 12G/s"},

@@ -36,6 +36,7 @@ struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ct
     o.prefill = conf->prefill;
     o.isa = conf->isa;
     o.device = conf->device;
+    o.vram_bytes = conf->vram_bytes;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;
@@ -275,6 +276,21 @@ static void print_memory(const struct ferry_stats *now, const struct ferry_stats
     fprintf(stderr, "]\n");
 }
 
+/* What the GPU holds, what crossed to and from it, and whose experts were computed where. */
+static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t n_rows = now->expert_rows - start->expert_rows, n_host = now->host_expert_rows - start->host_expert_rows;
+
+    fprintf(stderr, "[GPU: %.1f MB of its memory; %.2f MB up to it, %.2f MB down", (double)now->vram_bytes / 1e6,
+            (double)(now->up_bytes - start->up_bytes) / 1e6, (double)(now->down_bytes - start->down_bytes) / 1e6);
+    if (n_rows)
+        fprintf(stderr,
+                "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64
+                " experts moved to it",
+                n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
+    fprintf(stderr, "]\n");
+}
+
 /* What came from disk, how fast, and for how much of the time nothing could be done meanwhile. */
 static void print_disk(const struct ferry_stats *now, const struct ferry_stats *start)
 {
@@ -309,6 +325,8 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
     if (ferry_session_review(t->session, &t->fed, &now, review, sizeof review)[0])
         fprintf(stderr, "[%s]\n", review);
     print_memory(&now, start);
+    if (now.vram_bytes)
+        print_gpu(&now, start);
     print_disk(&now, start);
     fprintf(stderr, "[%" PRIu32 " threads, %s]\n", t->info.n_threads, t->info.isa);
 }

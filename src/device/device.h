@@ -146,6 +146,19 @@ enum device_prefill { DEVICE_PREFILL_INT = 0, DEVICE_PREFILL_BLAS };
 
 struct device;
 
+/* The largest step of an engine: what a device makes room for when it is opened. */
+struct device_step {
+    int n_rows, n_seqs;
+    int64_t n_ctx;               /* positions of a sequence */
+    int n_expert, n_expert_used; /* 0: no experts */
+};
+
+/* What a device takes for itself when it is opened. */
+struct device_own {
+    uint64_t dev_bytes, host_bytes; /* of its own memory, and of the host's that it copies through */
+    int n_allocs;                   /* pieces of its memory */
+};
+
 /* A device of one kind. The functions take the handle that open gave. run() is called by one thread at a time. */
 struct device_ops {
     const char *name; /* "cpu" */
@@ -166,8 +179,8 @@ struct device_ops {
     /* Wait until everything queued has been done. */
     int (*sync)(struct device *dev);
 
-    /* Memory of the device where it is not the host's: all five are NULL where it is (CPU). Ops then take addresses that alloc
-     * gave, and pages and experts with them; what a step says (struct rows, slots) stays host memory.
+    /* Memory of the device where it is not the host's: all of the following are NULL where it is (CPU). Ops then take addresses
+     * that alloc gave, and pages and experts with them; what a step says (struct rows, slots) stays host memory.
      * alloc: 256-byte aligned, uninitialised; ERR_NOMEM. release takes NULL. Neither inside a step. */
     int (*alloc)(struct device *dev, uint64_t bytes, void **out);
     void (*release)(struct device *dev, void *ptr);
@@ -176,6 +189,26 @@ struct device_ops {
     int (*upload)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*download)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*copy)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+
+    /* What opening the device for such steps takes, beside scratch. Pure arithmetic. */
+    void (*own_bytes)(const struct device_step *most, struct device_own *out);
+
+    /* For work that host and device share, copies that nobody waits for. They want host memory from alloc_host (64-byte aligned;
+     * ERR_NOMEM; release_host takes NULL; neither inside a step).
+     * fetch: down, after all that was queued before; dst is there after the next sync.
+     * send: up, as soon as can be: beside the ops that are queued, none of which may touch dst; src stays as it is until a sync
+     * that comes after the next meet. meet: what is queued from here on comes after all that was sent. ERR_DEVICE: whatever was
+     * sent or fetched has come to its end. */
+    int (*alloc_host)(struct device *dev, uint64_t bytes, void **out);
+    void (*release_host)(struct device *dev, void *ptr);
+    int (*fetch)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*send)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*meet)(struct device *dev);
+    /* bring: up, in the background of all that is queued now or later, none of which may touch dst until it is there; src stays as it
+     * is so long. brought: is all that was brought there, so that ops may be queued that read it? wait: until it is. ERR_DEVICE: as
+     * above; dst is then undefined. */
+    int (*bring)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*brought)(struct device *dev, bool wait, bool *is_there);
 
     /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */
     void (*op_ns)(const struct device *dev, uint64_t *ns, bool reset);

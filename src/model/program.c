@@ -342,3 +342,17 @@ void program_bind_arena(struct program *p, void *arena)
     for (int i = 0; i < p->n_views; i++)
         p->views[i].data = (char *)arena + p->reg_off[p->view_reg[i]];
 }
+
+void program_host_bytes(const struct program *p, struct program_host *out)
+{
+    *out = (struct program_host){.x_bytes = 0};
+    for (int i = 0; i < p->n_ops; i++) {
+        const struct op *op = &p->ops[i];
+        if (op->kind != OP_MOE)
+            continue;
+        *out = (struct program_host){.x_bytes = tensor_bytes(op->src[0]),
+                                     .ids_bytes = tensor_bytes(op->src[1]),
+                                     .y_bytes = tensor_bytes(op->dst[0])};
+        return; /* all layers' are alike: they share the registers */
+    }
+}

@@ -42,6 +42,13 @@ struct program {
 int program_make(const struct program_args *args, struct program **out);
 void program_free(struct program *p); /* takes NULL */
 
+/* What passes between a device with memory of its own and the host, where the host computes some of the experts: rows that
+ * experts read, which ones were chosen, rows that they give. Bytes for n_rows; 0 without experts. */
+struct program_host {
+    uint64_t x_bytes, ids_bytes, y_bytes;
+};
+void program_host_bytes(const struct program *p, struct program_host *out);
+
 /* Point the registers into arena (arena_bytes, 64-byte aligned; view). */
 void program_bind_arena(struct program *p, void *arena);
 

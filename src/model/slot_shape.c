@@ -29,20 +29,20 @@ static uint64_t layer_slot_bytes(const struct model *m, int layer)
     return sum;
 }
 
-static void add_layer(const struct model *m, int layer, struct slot_shape *s)
+static void add_layer(const struct model *m, int layer, int n_away, struct slot_shape *s)
 {
     uint64_t slot_bytes = layer_slot_bytes(m, layer);
     int i = 0;
 
     s->class_of[layer] = -1;
-    if (!slot_bytes)
+    int n_experts = slot_bytes ? (int)m->weights[m->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2] - n_away : 0;
+    if (n_experts <= 0)
         return;
     while (i < s->n_classes && s->classes[i].slot_bytes != slot_bytes)
         i++;
     if (i == s->n_classes)
         s->classes[s->n_classes++] = (struct slot_class){.slot_bytes = slot_bytes, .n_used = 1};
     struct slot_class *c = &s->classes[i];
-    int n_experts = (int)m->weights[m->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
     int n_used = m->hp.n_expert_used < n_experts ? m->hp.n_expert_used : n_experts;
     c->n_layers++;
     c->n_experts += n_experts;
@@ -81,7 +81,7 @@ static void share(struct slot_shape *s, uint64_t left_bytes)
     }
 }
 
-int slot_shape_init(const struct model *m, uint64_t ram_bytes, struct slot_shape *out)
+int slot_shape_init(const struct model *m, const int *n_away, uint64_t ram_bytes, struct slot_shape *out)
 {
     size_t n = (size_t)m->hp.n_layer;
     uint64_t least_bytes = 0;
@@ -96,7 +96,7 @@ int slot_shape_init(const struct model *m, uint64_t ram_bytes, struct slot_shape
         return err(ERR_NOMEM, "sizes of the experts of %zu layers", n);
     }
     for (int layer = 0; layer < m->hp.n_layer; layer++)
-        add_layer(m, layer, out);
+        add_layer(m, layer, n_away ? n_away[layer] : 0, out);
     for (int i = 0; i < out->n_classes; i++) {
         struct slot_class *c = &out->classes[i];
         c->n_slots = c->n_used;

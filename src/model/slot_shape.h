@@ -16,21 +16,22 @@ extern "C" {
 struct slot_class {
     uint64_t slot_bytes;    /* whole blocks */
     int n_layers, n_used;   /* n_used: most experts of a layer that one token needs */
-    int n_experts, n_slots; /* of all its layers */
+    int n_experts, n_slots; /* of all its layers; experts that need slots */
 };
 
 struct slot_shape {
     struct slot_class *classes; /* own: (n_classes) */
     int n_classes;
-    int *class_of; /* own: (n_layer) -1: a layer without experts */
+    int *class_of; /* own: (n_layer) -1: a layer without experts that need slots */
     int n_experts, n_slots;
     uint64_t bytes; /* of all slots */
 };
 
-/* Share ram_bytes among the classes, each by the bytes of its experts, none above what its experts fill. Every class gets at
+/* Slots for all experts but n_away[layer] (n_layer; NULL: none) of each layer, which are held elsewhere, whichever they are.
+ * Share ram_bytes among the classes, each by the bytes of its experts, none above what its experts fill. Every class gets at
  * least what one token needs of a layer; ram_bytes 0 means just that. ERR_NOMEM; ERR_LIMIT, with the numbers, when ram_bytes
  * are too few. A model without experts has no classes. On failure there is nothing to be done with *out. */
-int slot_shape_init(const struct model *m, uint64_t ram_bytes, struct slot_shape *out);
+int slot_shape_init(const struct model *m, const int *n_away, uint64_t ram_bytes, struct slot_shape *out);
 void slot_shape_done(struct slot_shape *s);
 
 /* Room for a matrix of so many bytes wherever it begins in its file. */

@@ -343,6 +343,9 @@ static int predict_token(struct cost_args *a, struct plan *p)
 int cost_predict(const struct plan_in *in, struct plan *p)
 {
     struct program *program;
+
+    if (p->has_gpu)
+        return cost_gpu_predict(in, p);
     const uint64_t load_bytes = p->dense_bytes + (p->slot_ram_bytes ? 0 : p->expert_bytes);
 
     p->decode_bytes_per_tok = model_decode_bytes(in->model);

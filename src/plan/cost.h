@@ -74,6 +74,10 @@ struct cost_gpu_plan {
 int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const struct plan *p,
                   struct cost_gpu_plan *out);
 
+/* The predictions of a plan with a GPU: what crosses to it and back, and, where the rates of both sides are known, the most that
+ * bytes over rates allow. ERR_NOMEM. */
+int cost_gpu_predict(const struct plan_in *in, struct plan *p);
+
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);
 

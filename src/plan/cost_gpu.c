@@ -1,8 +1,12 @@
-/* A GPU in front of the plan for the CPU: bytes over rates. Layers' dense weights and the KV cache first, then slots for experts;
+/* What a GPU does: bytes over rates. First one that is only described, in front of the plan for the CPU, where ferry has no back
+ * end for it; then a plan with one. Layers' dense weights and the KV cache first, then slots for experts;
  * what is not there is computed on the CPU or goes over PCIe, both at once. */
 #include "src/plan/cost.h"
 
+#include "src/base/err.h"
+#include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/model/layout.h"
 
 #include <math.h>
 
@@ -59,5 +63,96 @@ int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const st
     }
     double s = token_s(gpu, in, p, out, (double)p->decode_bytes_per_tok - expert_bytes, expert_bytes, missed);
     out->decode_tok_per_s = s > 0 ? 1 / s : 0;
+    return 0;
+}
+
+/* ---- a plan with a GPU ---- */
+
+/* Which experts of a layer lie on the GPU has nothing to do with the router's favourites, so a token finds them there in proportion
+ * to their number. The host's slots keep what is wanted most. */
+struct shares {
+    double gpu, host, disk; /* of a token's experts: computed there; by the host; of these, read from disk first */
+};
+
+static int shares_of(const struct plan_in *in, const struct plan *p, struct shares *out)
+{
+    const struct hparams *hp = &in->model->hp;
+    struct cost_router router;
+
+    *out = (struct shares){.gpu = 1};
+    if (!plan_is_split(p))
+        return 0;
+    int rc = cost_router_init(hp->n_expert, hp->n_expert_used, p->skew, &router);
+    if (rc)
+        return rc;
+    out->gpu = (double)p->gpu.n_experts / p->gpu.n_all_experts;
+    out->host = 1 - out->gpu;
+    out->disk = out->host * (1 - cost_router_hits(&router, (double)p->n_slots / p->n_slot_experts));
+    cost_router_done(&router);
+    return 0;
+}
+
+/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the logits. Up: the
+ * rows that they give. */
+static int count_crossings(const struct model *m, struct plan *p)
+{
+    const struct hparams *hp = &m->hp;
+    uint64_t row_bytes = (uint64_t)hp->n_embd * sizeof(float),
+             ids_bytes = (uint64_t)hp->n_expert_used * sizeof(int32_t);
+    double up_rows = 0;
+    int *n_expert = mem_zalloc((size_t)hp->n_layer, sizeof *n_expert, MEM_META);
+
+    if (!n_expert)
+        return err(ERR_NOMEM, "experts of %d layers", hp->n_layer);
+    layout_share(m, p->gpu.n_experts, n_expert);
+    p->gpu.down_bytes_per_tok = (uint64_t)hp->n_vocab * sizeof(float);
+    for (int layer = 0; layer < hp->n_layer; layer++) {
+        int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
+        if (stack < 0)
+            continue;
+        double n_all = (double)m->weights[stack].t.ne[2], n_host = n_all - n_expert[layer];
+        p->gpu.down_bytes_per_tok += ids_bytes + (n_host > 0 ? row_bytes : 0);
+        up_rows += hp->n_expert_used * n_host / n_all;
+    }
+    p->gpu.up_bytes_per_tok = (uint64_t)(up_rows * (double)row_bytes + 0.5);
+    mem_free(n_expert);
+    return 0;
+}
+
+static double routed_bytes(const struct model *m)
+{
+    double sum = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        sum += m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
+    return sum;
+}
+
+int cost_gpu_predict(const struct plan_in *in, struct plan *p)
+{
+    const struct machine *m = in->machine;
+    const double routed = routed_bytes(in->model);
+    const uint64_t load_bytes = p->gpu.dense_bytes + p->gpu.expert_bytes;
+    struct shares share;
+
+    p->decode_bytes_per_tok = model_decode_bytes(in->model);
+    p->load_s = m->disk_bytes_per_s > 0 ? (double)load_bytes / m->disk_bytes_per_s : 0;
+    int rc = shares_of(in, p, &share);
+    if (!rc)
+        rc = count_crossings(in->model, p);
+    if (rc)
+        return rc;
+    p->missed_bytes_per_tok = (uint64_t)(share.disk * routed);
+    double rate = machine_mem_at(m, (int)p->n_threads);
+    bool lacks = m->gpu_bytes_per_s <= 0 || m->pcie_bytes_per_s <= 0 || (share.host > 0 && rate <= 0) ||
+                 (share.disk > 0 && m->disk_bytes_per_s <= 0);
+    if (lacks)
+        return 0;
+    double cross_bytes = (double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok;
+    p->decode_dense_s =
+        ((double)p->decode_bytes_per_tok - routed) / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
+    p->decode_disk_s = share.disk > 0 ? share.disk * routed / m->disk_bytes_per_s : 0;
+    p->decode_expert_s = fmax(share.gpu * routed / m->gpu_bytes_per_s, share.host > 0 ? share.host * routed / rate : 0);
+    p->decode_tok_per_s = 1 / (p->decode_dense_s + fmax(p->decode_expert_s, p->decode_disk_s));
     return 0;
 }

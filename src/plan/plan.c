@@ -1,5 +1,5 @@
-/* The planner of one CPU: chooses what was left open, counts every byte by purpose and holds the sum against the budget.
- * Pure arithmetic on machine, model and options; plan_text.c writes plans down and reads them. */
+/* The planner: chooses what was left open, counts every byte by purpose and holds the sum against the budget. A GPU's part is
+ * plan_gpu.c's. Pure arithmetic on machine, model and options; plan_text.c writes plans down and reads them. */
 #include "src/plan/plan.h"
 
 #include "src/base/err.h"
@@ -18,8 +18,6 @@
 /* Left alone where no --ram is given: the rest of the system moves, too. A sixteenth of 8 GiB is half a GiB. */
 #define MARGIN_SHIFT 4
 #define MARGIN_LEAST_BYTES (256 * MIB)
-/* Below this a conversation is no use; mapping the weights is then the better way out. */
-#define LEAST_CTX 1024
 #define DEFAULT_CTX 8192
 /* Rows of a prefill step: enough that each weight read serves many rows, few enough that Ctrl-C is answered soon. */
 #define DEFAULT_CHUNK 512
@@ -42,7 +40,19 @@ uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
     return size_align(sum, MAP_BYTES, &sum) ? sum : UINT64_MAX;
 }
 
-/* Every op must be one that the device runs; then what its activations and its own scratch take. */
+static int check_op(const struct program *program, const struct op *op, const struct device_ops *dev)
+{
+    const struct tensor *w = op->w[0];
+    ptrdiff_t weight = w ? w - program->weights : -1;
+
+    if (dev->can(op))
+        return 0;
+    return err(ERR_UNSUPPORTED, "the %s cannot run %s of layer %d%s%s%s%s", dev->name, device_op_name(op->kind),
+               op->layer, w ? ", tensor " : "", w ? program->model->weights[weight].name : "", w ? " of type " : "",
+               w ? quant_info((int)w->type)->name : "");
+}
+
+/* Every op must be one that its device runs (experts: both devices); then what activations and the device's own scratch take. */
 static int count_scratch(const struct plan_in *in, struct plan *p)
 {
     struct program *program;
@@ -52,15 +62,14 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
         return rc;
     for (int i = 0; i < program->n_ops && !rc; i++) {
         const struct op *op = &program->ops[i];
-        if (in->cpu->can(op))
-            continue;
-        const struct tensor *w = op->w[0];
-        ptrdiff_t weight = w ? w - program->weights : -1;
-        rc = err(ERR_UNSUPPORTED, "the %s cannot run %s of layer %d%s%s%s%s", in->cpu->name, device_op_name(op->kind),
-                 op->layer, w ? ", tensor " : "", w ? in->model->weights[weight].name : "", w ? " of type " : "",
-                 w ? quant_info((int)w->type)->name : "");
+        if (p->has_gpu)
+            rc = check_op(program, op, in->gpu);
+        if (!rc && (!p->has_gpu || op->kind == OP_MOE))
+            rc = check_op(program, op, in->cpu);
     }
-    if (!rc)
+    if (!rc && p->has_gpu)
+        plan_gpu_scratch(in, program, p);
+    else if (!rc)
         p->scratch_bytes =
             size_up(program->arena_bytes, MAP_BYTES) +
             size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads),
@@ -74,7 +83,7 @@ static int count_slots(const struct model *m, struct plan *p)
 {
     struct slot_shape slots;
     struct layout layout;
-    int rc = slot_shape_init(m, p->slot_ram_bytes, &slots);
+    int rc = slot_shape_init(m, NULL, p->slot_ram_bytes, &slots);
 
     if (rc)
         return rc;
@@ -91,10 +100,13 @@ static int count_slots(const struct model *m, struct plan *p)
 }
 
 /* Mapped, weights take what they are; held in memory, they lie as layout.h says, and dense ones stand for its rounding. */
-static int count_weights(const struct model *m, struct plan *p)
+int plan_count_weights(const struct model *m, struct plan *p)
 {
     struct layout layout;
     uint64_t all_bytes = 0;
+
+    if (p->has_gpu)
+        return plan_gpu_weights(m, p);
 
     p->expert_bytes = 0;
     p->n_slots = p->n_slot_experts = 0;
@@ -116,6 +128,9 @@ static int count_weights(const struct model *m, struct plan *p)
     return 0;
 }
 
+/* What the driver of a GPU keeps in the process: what an idle one is commonly seen to take. */
+#define DRIVER_BYTES (256 * MIB)
+
 /* The kernel's own page tables for memory, which a cgroup counts: 8 bytes for each small page. */
 #define PAGE_TABLE_PART (MAP_BYTES / 8)
 
@@ -128,13 +143,15 @@ static uint64_t meta_bytes(const struct model *m, const struct plan *p)
 
     if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes))
         mapped_bytes = UINT64_MAX;
-    return 4 * header_bytes + 64 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART;
+    return 4 * header_bytes + 64 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART +
+           (p->has_gpu ? DRIVER_BYTES : 0);
 }
 
 static void count_rest(const struct model *m, struct plan *p)
 {
-    /* Weights are read straight to their places. */
-    p->stage_bytes = 0;
+    /* Weights are read straight to their places, but for those on their way to a GPU. */
+    if (!p->has_gpu)
+        p->stage_bytes = 0;
     p->meta_bytes = meta_bytes(m, p);
     p->total_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
     if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes))
@@ -146,8 +163,11 @@ uint64_t plan_must_fit_bytes(const struct plan *p)
     return p->io == PLAN_IO_MMAP ? p->total_bytes - p->dense_bytes - p->expert_bytes : p->total_bytes;
 }
 
-static int refuse(const struct plan *p, const struct plan_in *in)
+int plan_refuse(const struct plan *p, const struct plan_in *in)
 {
+    if (p->has_gpu && p->gpu.total_bytes > p->gpu.budget_bytes)
+        return plan_gpu_refuse(p, in);
+
     char b[7][32];
     const char *mapped = p->io == PLAN_IO_MMAP ? " (mapped: not counted)" : "";
     uint64_t need_bytes = plan_must_fit_bytes(p);
@@ -245,24 +265,25 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
         p->chunk_tok = least(p->chunk_tok, p->n_ctx);
     p->n_out = least(or_else(o->n_out, 1), p->chunk_tok);
     snprintf(p->isa, sizeof p->isa, "%s", o->isa[0] ? o->isa : in->machine->isa);
-    return choose_budget(in->machine, o, p);
+    rc = choose_budget(in->machine, o, p);
+    return rc || !in->gpu ? rc : plan_gpu_choose(in, o, p);
 }
 
-static bool fits(const struct plan *p)
+bool plan_fits(const struct plan *p)
 {
-    return plan_must_fit_bytes(p) <= p->budget_bytes;
+    return plan_must_fit_bytes(p) <= p->budget_bytes && (!p->has_gpu || p->gpu.total_bytes <= p->gpu.budget_bytes);
 }
 
-static void set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_ctx, struct plan *p)
+void plan_set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_ctx, struct plan *p)
 {
     p->n_ctx = n_ctx;
-    p->kv_bytes = plan_kv_bytes(shape, p);
+    p->kv_bytes = p->has_gpu ? 0 : plan_kv_bytes(shape, p);
+    if (p->has_gpu)
+        plan_gpu_total(in, shape, p);
     count_rest(in->model, p);
 }
 
-/* The longest context that fits, in whole pages, if there is one of at least `floor` positions. The chunk stays what it is
- * (scratch was counted with it), so a context is never shorter than that. */
-static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p)
+bool plan_lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p)
 {
     uint32_t was = p->n_ctx, lo = floor > p->chunk_tok || p->kv_tok ? floor : p->chunk_tok, hi = was;
 
@@ -270,29 +291,34 @@ static bool lower_ctx(const struct plan_in *in, const struct kv_shape *shape, ui
     hi /= DEVICE_PAGE_TOK;
     if (lo > hi)
         return false;
-    set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
-    if (!fits(p)) {
-        set_ctx(in, shape, was, p);
+    plan_set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
+    if (!plan_fits(p)) {
+        plan_set_ctx(in, shape, was, p);
         return false;
     }
     while (lo < hi) {
         uint32_t mid = lo + (hi - lo + 1) / 2;
-        set_ctx(in, shape, mid * DEVICE_PAGE_TOK, p);
-        if (fits(p))
+        plan_set_ctx(in, shape, mid * DEVICE_PAGE_TOK, p);
+        if (plan_fits(p))
             lo = mid;
         else
             hi = mid - 1;
     }
-    set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
+    plan_set_ctx(in, shape, lo * DEVICE_PAGE_TOK, p);
     return true;
+}
+
+uint64_t plan_slot_room(const struct plan *p)
+{
+    return p->expert_bytes + (p->budget_bytes - p->total_bytes) / (PAGE_TABLE_PART + 1) * PAGE_TABLE_PART;
 }
 
 static int set_slots(const struct plan_in *in, const struct kv_shape *shape, uint64_t ram_bytes, struct plan *p)
 {
     p->slot_ram_bytes = ram_bytes;
-    int rc = count_weights(in->model, p);
+    int rc = plan_count_weights(in->model, p);
     if (!rc)
-        set_ctx(in, shape, p->n_ctx, p);
+        plan_set_ctx(in, shape, p->n_ctx, p);
     return rc;
 }
 
@@ -304,7 +330,7 @@ static int try_slots(const struct plan_in *in, const struct plan_opts *o, const 
 
     if (p->io == PLAN_IO_MMAP || p->slot_ram_bytes || !in->model->expert_bytes)
         return 0;
-    int rc = slot_shape_init(in->model, 0, &least);
+    int rc = slot_shape_init(in->model, NULL, 0, &least);
     if (rc)
         return rc;
     uint64_t least_bytes = least.bytes;
@@ -312,41 +338,42 @@ static int try_slots(const struct plan_in *in, const struct plan_opts *o, const 
     rc = set_slots(in, shape, least_bytes, p);
     if (rc)
         return rc;
-    if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
-        return set_slots(in, shape,
-                         least_bytes + (p->budget_bytes - p->total_bytes) / (PAGE_TABLE_PART + 1) * PAGE_TABLE_PART, p);
+    if (plan_fits(p) || (!o->n_ctx && plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
+        return set_slots(in, shape, plan_slot_room(p), p);
     return set_slots(in, shape, 0, p);
 }
 
 /* Ways out, mildest first: a shorter context (if nobody asked for one), slots for experts, the weights mapped, mapped with a
  * context that is no use for much. */
-static int fit(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
+static int fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
 {
     struct plan first;
     int rc;
 
-    set_ctx(in, shape, p->n_ctx, p);
-    if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, LEAST_CTX, p)))
+    if (p->has_gpu)
+        return plan_gpu_fit(in, o, shape, p);
+    plan_set_ctx(in, shape, p->n_ctx, p);
+    if (plan_fits(p) || (!o->n_ctx && plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
         return 0;
     rc = try_slots(in, o, shape, p);
-    if (rc || fits(p))
+    if (rc || plan_fits(p))
         return rc;
     first = *p;
     if (o->io == PLAN_IO_AUTO && !o->expert_ram_bytes) {
         p->io = PLAN_IO_MMAP;
-        rc = count_weights(in->model, p);
+        rc = plan_count_weights(in->model, p);
         if (rc)
             return rc;
-        set_ctx(in, shape, p->n_ctx, p);
-        if (fits(p) || (!o->n_ctx && lower_ctx(in, shape, DEVICE_PAGE_TOK, p)))
+        plan_set_ctx(in, shape, p->n_ctx, p);
+        if (plan_fits(p) || (!o->n_ctx && plan_lower_ctx(in, shape, DEVICE_PAGE_TOK, p)))
             return 0;
     }
-    if (!o->n_ctx && p->io != PLAN_IO_MMAP && lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
+    if (!o->n_ctx && p->io != PLAN_IO_MMAP && plan_lower_ctx(in, shape, DEVICE_PAGE_TOK, p))
         return 0;
     struct plan *told = p->io == PLAN_IO_MMAP ? p : &first;
     if (!o->n_ctx) /* say what would have been enough */
-        set_ctx(in, shape, least(told->n_ctx, (uint32_t)size_up(told->chunk_tok, DEVICE_PAGE_TOK)), told);
-    return refuse(told, in);
+        plan_set_ctx(in, shape, least(told->n_ctx, (uint32_t)size_up(told->chunk_tok, DEVICE_PAGE_TOK)), told);
+    return plan_refuse(told, in);
 }
 
 /* ---- predictions ---- */
@@ -365,7 +392,7 @@ double plan_missing_share(const struct plan *p)
 
 bool plan_is_measured(const struct plan *p, const struct machine *m)
 {
-    return machine_has_kernels(m) && (!p->isa[0] || !strcmp(p->isa, m->isa));
+    return machine_has_kernels(m) && !p->has_gpu && (!p->isa[0] || !strcmp(p->isa, m->isa));
 }
 
 int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
@@ -373,19 +400,25 @@ int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
     int rc = model_kv_shape(in->model, p->kv_type, shape, NULL);
 
     if (!rc)
-        rc = count_scratch(in, p);
+        rc = plan_count_weights(in->model, p);
     if (!rc)
-        rc = count_weights(in->model, p);
+        rc = count_scratch(in, p);
     if (rc)
         return rc;
-    set_ctx(in, shape, p->n_ctx, p);
+    plan_set_ctx(in, shape, p->n_ctx, p);
     return 0;
 }
 
 int plan_check(const struct plan_in *in, struct plan *p)
 {
-    if (!fits(p))
-        return refuse(p, in);
+    if (!plan_fits(p))
+        return plan_refuse(p, in);
+    if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
+        return err(ERR_FORMAT, "plan: \"look_ahead\" has to be false: the GPU holds all experts");
+    if (plan_is_split(p) && !p->slot_ram_bytes)
+        return err(ERR_FORMAT,
+                   "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32 " experts",
+                   p->gpu.n_experts, p->gpu.n_all_experts);
     return cost_predict(in, p);
 }
 
@@ -400,8 +433,8 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
         rc = fit(in, o, &shape, p);
     if (rc)
         return rc;
-    /* By pread a read is waited for: there is no idle time to use. */
-    p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
+    if (!p->has_gpu) /* by pread a read is waited for: there is no idle time to use */
+        p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
     return cost_predict(in, p);
 }
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "quant/quant.h"
+#include "src/base/size.h"
 #include "src/device/device.h"
 #include "src/model/model.h"
 #include "src/plan/machine.h"
@@ -19,6 +20,9 @@ enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 
 /* Predictions of prefill are for a prompt of so many tokens (or what the context holds). */
 enum { PLAN_PROMPT_TOK = 512 };
+
+/* Weights pass through so much memory on their way to a GPU. */
+#define PLAN_STAGE_BYTES (8 * MIB)
 
 /* Past this one expert gets nearly everything. */
 enum { PLAN_MAX_SKEW = 4 };
@@ -37,6 +41,22 @@ struct plan_opts {
     /* Sequences of a batch share the KV pool: positions that it holds for all together; 0: n_seq full ones. A step may then have
      * more rows than a sequence has positions. */
     uint32_t kv_tok;
+    /* With plan_in.gpu: which GPU, and how much of its memory; 0: what is free, less a margin */
+    uint32_t gpu_number;
+    uint64_t vram_bytes;
+};
+
+/* What a GPU holds and computes: all but some experts, every byte by purpose. */
+struct plan_gpu {
+    uint32_t number;                    /* which one */
+    uint32_t n_experts, n_all_experts;  /* so many of the model's experts, shared among its layers (layout_share()) */
+    bool moves;                         /* which ones changes with use */
+    uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
+    uint64_t kv_bytes;                  /* the whole cache */
+    uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
+    uint64_t own_bytes;                 /* what goes up with a step, tables, and what the driver rounds up at most */
+    uint64_t total_bytes, budget_bytes;
+    uint64_t down_bytes_per_tok, up_bytes_per_tok; /* predicted: between it and the host, for a generated token */
 };
 
 struct plan {
@@ -50,6 +70,10 @@ struct plan {
     bool pin;
     double skew;     /* assumed of the router, for predictions alone */
     bool look_ahead; /* with slots: read what the next layer will likely want in the disk's idle time */
+    /* The GPU's share. What follows it is memory of the host: with a GPU that holds the experts that the GPU does not, in slots, and
+     * what computing them takes. */
+    bool has_gpu;
+    struct plan_gpu gpu;
     /* Every byte by purpose */
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
@@ -70,6 +94,18 @@ struct plan {
     double load_s, first_token_s;               /* first: from the start to the first token after a short question */
 };
 
+/* Does the CPU compute experts beside the GPU? */
+static inline bool plan_is_split(const struct plan *p)
+{
+    return p->has_gpu && p->gpu.n_experts < p->gpu.n_all_experts;
+}
+
+/* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
+uint64_t plan_gpu_move_bytes(const struct model *m);
+
+/* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU. */
+uint64_t plan_ahead_bytes(const struct model *m);
+
 /* Are its predictions of compute measured ones, or only what memory allows at most? */
 bool plan_is_measured(const struct plan *p, const struct machine *m);
 
@@ -79,10 +115,11 @@ struct plan_in {
     const struct model *model;
     const struct plan_opts *opts; /* NULL: all "your choice" */
     const struct device_ops *cpu; /* whose scratch arithmetic and abilities count */
+    const struct device_ops *gpu; /* the same of a GPU that shall compute what it holds; NULL: none */
 };
 
-/* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when the device
- * cannot run one of the model's ops (names op, tensor and type); ERR_ARG for impossible options. */
+/* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when a device
+ * cannot run one of the model's ops (names op, tensor and type) or a GPU's weights shall be mapped; ERR_ARG for impossible options. */
 int plan_make(const struct plan_in *in, struct plan *out);
 
 /* Text for a person: sizes by purpose, rates, what was chosen and why; JSON: the whole value. Caller frees with mem_free.
@@ -95,7 +132,7 @@ int plan_to_json(const struct plan *plan, char **out);
 int plan_compare(const struct plan *plan, const struct plan_in *in, char **out);
 
 /* Read a plan back. It is refused when it names another machine or model, or does not fit (ERR_STATE, ERR_LIMIT, with the
- * numbers). in->opts is not looked at. */
+ * numbers). A plan for a GPU wants in->gpu (ERR_UNSUPPORTED), one without leaves it alone. in->opts is not looked at. */
 int plan_from_json(const char *text, const struct plan_in *in, struct plan *out);
 
 #ifdef __cplusplus

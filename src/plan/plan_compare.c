@@ -25,6 +25,7 @@ enum { MAX_OTHERS = 8, NAME_BYTES = 48, TEXT_BYTES = 4096 };
 struct other {
     char name[NAME_BYTES];
     struct plan_opts opts;
+    bool is_cpu; /* without the GPU */
 };
 
 static struct other *add(struct other *list, int *n, const struct plan_in *in, const char *name)
@@ -40,7 +41,9 @@ static int list_others(const struct plan *p, const struct plan_in *in, struct ot
 {
     int n = 0;
 
-    if (p->io != PLAN_IO_MMAP) {
+    if (p->has_gpu) {
+        add(list, &n, in, "--device cpu")->is_cpu = true;
+    } else if (p->io != PLAN_IO_MMAP) {
         struct plan_opts *o = &add(list, &n, in, "--io mmap")->opts;
         o->io = PLAN_IO_MMAP;
         o->expert_ram_bytes = 0;
@@ -103,7 +106,8 @@ int plan_compare(const struct plan *plan, const struct plan_in *in, char **out)
     n += (size_t)write_plan(text + n, sizeof text - n, "this one", plan, "");
     for (int i = 0; i < n_others && n < sizeof text; i++) {
         struct plan other;
-        const struct plan_in wishes = {in->machine, in->model, &others[i].opts, in->cpu};
+        const struct plan_in wishes = {in->machine, in->model, &others[i].opts, in->cpu,
+                                       others[i].is_cpu ? NULL : in->gpu};
         rc = plan_make(&wishes, &other);
         if (rc == ERR_NOMEM)
             return rc;

@@ -2,11 +2,15 @@
 #ifndef FERRY_PLAN_PLAN_IN_H
 #define FERRY_PLAN_PLAN_IN_H
 
+#include "src/model/program.h"
 #include "src/plan/plan.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Below this a conversation is no use; mapping the weights is then the better way out. */
+enum { PLAN_LEAST_CTX = 1024 };
 
 /* Context of a plan that nobody gave one and memory does not bind. */
 uint32_t plan_default_ctx(const struct model *m);
@@ -19,6 +23,43 @@ uint64_t plan_must_fit_bytes(const struct plan *p);
 
 /* The share of the (mapped) weights that memory cannot hold beside the rest; 0: all fit. */
 double plan_missing_share(const struct plan *p);
+
+/* Does it fit memory and, with a GPU, the GPU's? */
+bool plan_fits(const struct plan *p);
+
+/* Another context: count what depends on it anew. */
+void plan_set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_ctx, struct plan *p);
+
+/* The longest context that fits, in whole pages, if there is one of at least floor positions; false: the plan is as it was. The
+ * chunk stays what it is (scratch was counted with it), so a context is never shorter than that. */
+bool plan_lower_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t floor, struct plan *p);
+
+/* Count weights, and slots of slot_ram_bytes, anew. ERR_NOMEM, ERR_LIMIT. */
+int plan_count_weights(const struct model *m, struct plan *p);
+
+/* What slots may take instead of what they do: all that the budget has left. */
+uint64_t plan_slot_room(const struct plan *p);
+
+/* ERR_LIMIT, with the numbers of memory, or of the GPU where it is that which does not fit. */
+int plan_refuse(const struct plan *p, const struct plan_in *in);
+
+/* ---- the GPU's part (plan_gpu.c), for plans with one ---- */
+
+/* What is wanted of it. ERR_ARG, ERR_LIMIT, ERR_UNSUPPORTED. */
+int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct plan *p);
+
+/* Activations and scratch, of both sides. */
+void plan_gpu_scratch(const struct plan_in *in, const struct program *program, struct plan *p);
+
+/* Its weights, and slots for the other experts. ERR_NOMEM, ERR_LIMIT, ERR_FORMAT (experts without a place). */
+int plan_gpu_weights(const struct model *m, struct plan *p);
+
+/* What depends on the context, and the sum. */
+void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, struct plan *p);
+
+/* As many experts as fit beside the rest; slots for the others in what memory is left. ERR_LIMIT with the numbers. */
+int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p);
+int plan_gpu_refuse(const struct plan *p, const struct plan_in *in);
 
 /* Count every byte of a plan whose choices are made. ERR_UNSUPPORTED, ERR_NOMEM. */
 int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p);

@@ -59,14 +59,50 @@ static void say_subject(struct text *t, const struct plan *p, const struct plan_
         p->chunk_tok);
 }
 
-static void say_bytes(struct text *t, const struct plan *p, const char *what, uint64_t bytes, const char *note)
+static void say_part(struct text *t, const char *what, uint64_t bytes, uint64_t budget_bytes, const char *note)
 {
     char size[32];
 
     say(t, "  %-18s %10s", what, size_format(bytes, size, sizeof size));
-    if (p->budget_bytes)
-        say(t, " %6.1f %%", 100 * (double)bytes / (double)p->budget_bytes);
+    if (budget_bytes)
+        say(t, " %6.1f %%", 100 * (double)bytes / (double)budget_bytes);
     say(t, "%s%s\n", note[0] ? "   " : "", note);
+}
+
+static void say_bytes(struct text *t, const struct plan *p, const char *what, uint64_t bytes, const char *note)
+{
+    say_part(t, what, bytes, p->budget_bytes, note);
+}
+
+/* What the cache is for. */
+static void note_kv(const struct plan *p, char *out, size_t out_bytes)
+{
+    const char *kv_type = p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16";
+
+    if (p->kv_tok)
+        snprintf(out, out_bytes, "%" PRIu32 " positions for %" PRIu32 " sequences together, %s", p->kv_tok, p->n_seq,
+                 kv_type);
+    else
+        snprintf(out, out_bytes, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq,
+                 p->n_seq == 1 ? "" : "s", kv_type);
+}
+
+static void say_vram(struct text *t, const struct plan *p)
+{
+    const struct plan_gpu *g = &p->gpu;
+    char kv[128], experts[64];
+
+    note_kv(p, kv, sizeof kv);
+    snprintf(experts, sizeof experts, "%" PRIu32 " of %" PRIu32 ", computed there", g->n_experts, g->n_all_experts);
+    say(t, "\nmemory of GPU %-4" PRIu32 "          size  of budget\n", g->number);
+    say_part(t, "dense weights", g->dense_bytes, g->budget_bytes, "");
+    if (g->n_all_experts)
+        say_part(t, "experts", g->expert_bytes, g->budget_bytes, experts);
+    say_part(t, "KV cache", g->kv_bytes, g->budget_bytes, kv);
+    say_part(t, "scratch", g->scratch_bytes, g->budget_bytes, "activations of a step");
+    say_part(t, "driver and tables", g->own_bytes, g->budget_bytes, "what goes up with a step, and rounding");
+    say_part(t, "together", g->total_bytes, g->budget_bytes, "");
+    say_part(t, "budget", g->budget_bytes, g->budget_bytes, "");
 }
 
 static void say_memory(struct text *t, const struct plan *p, const struct plan_in *in)
@@ -74,30 +110,34 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     const char *how = p->io == PLAN_IO_MMAP    ? "mapped: the system may drop and read them again"
                       : p->io == PLAN_IO_URING ? "read by io_uring into memory of our own"
                                                : "read by pread into memory of our own";
-    const char *kv_type = p->kv_type == QUANT_Q8_0 ? "q8_0" : "f16";
     char kv[128];
 
-    if (p->kv_tok)
-        snprintf(kv, sizeof kv, "%" PRIu32 " positions for %" PRIu32 " sequences together, %s", p->kv_tok, p->n_seq,
-                 kv_type);
-    else
-        snprintf(kv, sizeof kv, "%" PRIu32 " positions x %" PRIu32 " session%s, %s", p->n_ctx, p->n_seq,
-                 p->n_seq == 1 ? "" : "s", kv_type);
+    note_kv(p, kv, sizeof kv);
+    if (p->has_gpu)
+        say_vram(t, p);
     say(t, "\nmemory                      size  of budget\n");
-    say_bytes(t, p, "dense weights", p->dense_bytes, how);
+    if (!p->has_gpu)
+        say_bytes(t, p, "dense weights", p->dense_bytes, how);
+    else if (p->dense_bytes)
+        say_bytes(t, p, "routers", p->dense_bytes, "copies, for looking ahead");
     if (p->slot_ram_bytes) {
         char slots[96];
         snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted",
                  p->n_slots, p->n_slot_experts, p->io == PLAN_IO_URING ? "io_uring" : "pread");
         say_bytes(t, p, "expert slots", p->expert_bytes, slots);
-    } else if (in->model->hp.n_expert) {
+    } else if (in->model->hp.n_expert && !p->has_gpu) {
         say_bytes(t, p, "expert weights", p->expert_bytes, how);
     }
-    say_bytes(t, p, "KV cache", p->kv_bytes, kv);
-    say_bytes(t, p, "scratch", p->scratch_bytes, "activations of a step");
+    if (!p->has_gpu)
+        say_bytes(t, p, "KV cache", p->kv_bytes, kv);
+    say_bytes(t, p, "scratch", p->scratch_bytes,
+              !p->has_gpu        ? "activations of a step"
+              : plan_is_split(p) ? "what experts read and give, and the logits"
+                                 : "the logits");
     if (p->stage_bytes)
-        say_bytes(t, p, "reading buffers", p->stage_bytes, "");
-    say_bytes(t, p, "header and tables", p->meta_bytes, "an estimate");
+        say_bytes(t, p, "to and from GPU", p->stage_bytes, "buffers, most of them pinned");
+    say_bytes(t, p, "header and tables", p->meta_bytes,
+              p->has_gpu ? "an estimate, and one of the driver" : "an estimate");
     say_bytes(t, p, "together", p->total_bytes, "");
     say_bytes(t, p, "budget", p->budget_bytes, "");
 }
@@ -108,7 +148,7 @@ static void say_rate(struct text *t, const char *what, double tok_per_s, bool is
     if (tok_per_s > 0)
         say(t, "  %-11s %s %.3g tokens/s", what, is_measured ? "about" : "at most", tok_per_s);
     else
-        say(t, "  %-11s not known: %s (ferry probe measures it)", what, unknown);
+        say(t, "  %-11s not known: %s", what, unknown);
 }
 
 static void say_decode(struct text *t, const struct plan *p, const struct plan_in *in)
@@ -118,7 +158,9 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
     char size[32], missed[32];
 
     say_rate(t, "decode", p->decode_tok_per_s, is_measured,
-             m->mem_bytes_per_s > 0 ? "the rate of the disk" : "the rate of memory");
+             p->has_gpu               ? "--gpu-rate, --pcie, --mem-rate and --disk of ferry plan say the rates"
+             : m->mem_bytes_per_s > 0 ? "the rate of the disk (ferry probe measures it)"
+                                      : "the rate of memory (ferry probe measures it)");
     say(t, "\n              %s of weights a token (empty context)",
         size_format(p->decode_bytes_per_tok, size, sizeof size));
     if (p->slot_ram_bytes)
@@ -132,6 +174,10 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
             p->slot_ram_bytes && p->io == PLAN_IO_URING ? ", meanwhile" : "");
     if (p->decode_tok_per_s > 0 && !is_measured)
         say(t, "\n              memory gives %.3g GB/s", m->mem_bytes_per_s / 1e9);
+    if (p->has_gpu)
+        say(t, "\n              to the GPU %s a token, from it %s",
+            size_format(p->gpu.up_bytes_per_tok, size, sizeof size),
+            size_format(p->gpu.down_bytes_per_tok, missed, sizeof missed));
     say(t, "\n");
 }
 
@@ -139,7 +185,8 @@ static void say_prefill(struct text *t, const struct plan *p, const struct plan_
 {
     char missed[32];
 
-    say_rate(t, "prefill", p->prefill_tok_per_s, true, "the rates of kernels");
+    say_rate(t, "prefill", p->prefill_tok_per_s, true,
+             p->has_gpu ? "nobody has measured a GPU's kernels yet" : "the rates of kernels (ferry probe measures it)");
     say(t, "\n              prompt of %" PRIu32 " tokens",
         p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : (uint32_t)PLAN_PROMPT_TOK);
     if (p->prefill_missed_bytes)
@@ -188,6 +235,22 @@ static bool lacks_direct(const struct machine *m)
     return m->disk >= 0 && m->disk < m->n_disks && !m->disks[m->disk].is_direct;
 }
 
+static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    char size[32];
+
+    say(t, "  GPU memory %s: %s\n", size_format(p->gpu.budget_bytes, size, sizeof size),
+        in->opts && in->opts->vram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
+    if (plan_is_split(p))
+        say(t, "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; "
+               "the CPU\n"
+               "  computes the others meanwhile, from slots in what is left of memory\n");
+    if (p->gpu.moves)
+        say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the "
+               "background\n");
+    say(t, "  ferry has not been run on a GPU yet: its kernels were tested on an emulated one\n");
+}
+
 static void say_why(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     uint32_t usual = plan_default_ctx(in->model);
@@ -209,9 +272,11 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         say(t, "; beyond the %d that the model was trained on", n_train);
     say(t, "\n  budget %s: %s\n", size_format(p->budget_bytes, size, sizeof size),
         in->opts && in->opts->ram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
+    if (p->has_gpu)
+        say_why_gpu(t, p, in);
     if (p->slot_ram_bytes && in->opts && in->opts->expert_ram_bytes)
         say(t, "  expert slots of %s at most: asked for\n", size_format(p->slot_ram_bytes, size, sizeof size));
-    else if (p->slot_ram_bytes)
+    else if (p->slot_ram_bytes && !p->has_gpu)
         say(t, "  expert slots: the experts do not fit beside the rest, and get what is left of the budget\n");
     if (p->look_ahead)
         say(t, "  look-ahead: experts that the next layer will likely want are read while the disk would be idle\n");
@@ -272,6 +337,28 @@ static json_t *bytes_of(const struct plan *p)
     return o;
 }
 
+static json_t *gpu_of(const struct plan *p)
+{
+    const struct plan_gpu *g = &p->gpu;
+    json_t *o = json_object(), *bytes = json_object();
+
+    json_object_set_new(o, "number", json_integer(g->number));
+    json_object_set_new(o, "experts", json_integer(g->n_experts));
+    json_object_set_new(o, "moves", json_boolean(g->moves));
+    json_object_set_new(o, "of_experts", json_integer(g->n_all_experts));
+    json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
+    json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
+    json_object_set_new(bytes, "kv", json_integer((json_int_t)g->kv_bytes));
+    json_object_set_new(bytes, "scratch", json_integer((json_int_t)g->scratch_bytes));
+    json_object_set_new(bytes, "driver_and_tables", json_integer((json_int_t)g->own_bytes));
+    json_object_set_new(bytes, "total", json_integer((json_int_t)g->total_bytes));
+    json_object_set_new(bytes, "budget", json_integer((json_int_t)g->budget_bytes));
+    json_object_set_new(o, "bytes", bytes);
+    json_object_set_new(o, "down_bytes_per_token", json_integer((json_int_t)g->down_bytes_per_tok));
+    json_object_set_new(o, "up_bytes_per_token", json_integer((json_int_t)g->up_bytes_per_tok));
+    return o;
+}
+
 static json_t *json_of(const struct plan *p)
 {
     json_t *o = json_object(), *predicted = json_object();
@@ -295,6 +382,8 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "isa", json_string(p->isa));
     json_object_set_new(o, "pin", json_boolean(p->pin));
     json_object_set_new(o, "bytes", bytes_of(p));
+    if (p->has_gpu)
+        json_object_set_new(o, "gpu", gpu_of(p));
     json_object_set_new(predicted, "decode_bytes_per_token", json_integer((json_int_t)p->decode_bytes_per_tok));
     if (p->slot_ram_bytes) {
         json_object_set_new(predicted, "missed_bytes_per_token", json_integer((json_int_t)p->missed_bytes_per_tok));
@@ -404,6 +493,36 @@ static void read_slots(struct reader *r, const struct plan_in *in, enum plan_io 
         *out = (uint64_t)json_integer_value(v);
 }
 
+static uint64_t read_whole(struct reader *r, const json_t *o, const char *name, json_int_t most)
+{
+    const json_t *v = json_object_get(o, name);
+    json_int_t x = json_integer_value(v);
+
+    if (!r->rc && (!json_is_integer(v) || x < 0 || x > most))
+        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"%s\" has to be a whole number from 0 to %lld", name, (long long)most);
+    return r->rc ? 0 : (uint64_t)x;
+}
+
+/* Plans for the CPU alone do not speak of it. */
+static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
+{
+    const json_t *v = json_object_get(r->o, "gpu");
+
+    if (r->rc || !v)
+        return;
+    if (!in->gpu) {
+        r->rc = err(ERR_UNSUPPORTED, "the plan is for a GPU, and this ferry was built without CUDA");
+        return;
+    }
+    p->has_gpu = true;
+    p->gpu.number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
+    p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
+    p->gpu.moves = json_is_true(json_object_get(v, "moves"));
+    p->gpu.budget_bytes = read_whole(r, json_object_get(v, "bytes"), "budget", INT64_MAX);
+    if (!r->rc && p->io == PLAN_IO_MMAP)
+        r->rc = err(ERR_FORMAT, "plan: \"io\" has to be \"uring\" or \"pread\" with a GPU");
+}
+
 /* Older plans do not speak of it. */
 static void read_skew(struct reader *r, double *out)
 {
@@ -456,7 +575,8 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->prefill = (enum device_prefill)prefill;
     p->pin = json_is_true(json_object_get(o, "pin"));
     p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
-    return 0;
+    read_gpu(&r, in, p);
+    return r.rc;
 }
 
 static int check_machine(const struct plan *p, const struct machine *m)
@@ -464,6 +584,10 @@ static int check_machine(const struct plan *p, const struct machine *m)
     uint64_t most_bytes = m->ram_limit_bytes < m->ram_total_bytes ? m->ram_limit_bytes : m->ram_total_bytes;
     char a[32], b[32];
 
+    if (p->has_gpu && m->vram_total_bytes && p->gpu.budget_bytes > m->vram_free_bytes)
+        return err(ERR_LIMIT, "the plan's budget of GPU memory is %s, GPU %" PRIu32 " has %s free",
+                   size_format(p->gpu.budget_bytes, a, sizeof a), p->gpu.number,
+                   size_format(m->vram_free_bytes, b, sizeof b));
     if (p->budget_bytes <= most_bytes)
         return 0;
     return err(ERR_LIMIT, "the plan's budget is %s, this machine allows %s", size_format(p->budget_bytes, a, sizeof a),

@@ -3,26 +3,71 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/model/layout.h"
+#include "src/plan/plan.h"
 #include "src/run/store.h"
 
 #include <math.h>
 #include <string.h>
 
-int ahead_init(const struct model *m, struct ahead *out)
+static bool is_floats(const struct model *m, int w)
+{
+    return w >= 0 && m->weights[w].t.type == QUANT_F32;
+}
+
+/* A layer's weight as float32 in the host's memory, copied to *room if it is not there already; *out NULL: none, or of another type. */
+static int take_floats(const struct ahead *a, const struct store *store, int w, float **room, const float **out)
+{
+    *out = NULL;
+    if (!is_floats(a->model, w))
+        return 0;
+    if (!a->copies) {
+        *out = store_weight(store, w);
+        return 0;
+    }
+    float *copy = *room;
+    *room += layout_weight_bytes(&a->model->weights[w]) / sizeof *copy;
+    *out = copy;
+    return store_copy_weight(store, w, copy);
+}
+
+static int take_routers(struct ahead *a, const struct store *store)
+{
+    float *room = a->copies;
+    int rc = 0;
+
+    for (int layer = 0; layer < a->model->hp.n_layer && !rc; layer++) {
+        const int *w = a->model->layers[layer].w;
+        if (w[ROLE_ROUTER] < 0)
+            continue;
+        rc = take_floats(a, store, w[ROLE_ROUTER], &room, &a->router[layer]);
+        if (!rc)
+            rc = take_floats(a, store, w[ROLE_FFN_NORM], &room, &a->norm[layer]);
+    }
+    return rc;
+}
+
+int ahead_init(const struct model *m, const struct store *store, struct ahead *out)
 {
     const struct hparams *hp = &m->hp;
+    size_t n_layer = (size_t)hp->n_layer;
+    bool is_copied = store_has_device(store);
 
     *out = (struct ahead){.model = m};
     if (!hp->n_expert)
         return 0;
+    out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
+    out->norm = mem_zalloc(n_layer, sizeof *out->norm, MEM_META);
+    out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m), MEM_WEIGHTS) : NULL;
     out->x = mem_zalloc((size_t)hp->n_embd, sizeof *out->x, MEM_META);
     out->score = mem_zalloc((size_t)hp->n_expert, sizeof *out->score, MEM_META);
     int n_ids = hp->n_expert_used * AHEAD_MAX_ROWS;
     out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
-    if (out->x && out->score && out->ids)
-        return 0;
-    ahead_done(out);
-    return err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
+    bool has_room = out->router && out->norm && (out->copies || !is_copied) && out->x && out->score && out->ids;
+    int rc = has_room ? take_routers(out, store) : err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
+    if (rc)
+        ahead_done(out);
+    return rc;
 }
 
 void ahead_done(struct ahead *a)
@@ -30,14 +75,10 @@ void ahead_done(struct ahead *a)
     mem_free(a->ids);
     mem_free(a->score);
     mem_free(a->x);
+    mem_free(a->copies);
+    mem_free(a->norm);
+    mem_free(a->router);
     *a = (struct ahead){.model = NULL};
-}
-
-/* A layer's weight as float32; NULL: none, or of another type. */
-static const float *floats(const struct ahead *a, const struct store *store, int layer, enum role role)
-{
-    int w = a->model->layers[layer].w[role];
-    return w >= 0 && a->model->weights[w].t.type == QUANT_F32 ? store_weight(store, w) : NULL;
 }
 
 /* Eight sums, so that a compiler without leave to reorder can use its vectors. */
@@ -91,14 +132,13 @@ static int take_all(struct ahead *a)
 }
 
 /* The likelier ones of the next layer by what its router says of these rows. */
-static int ask_router(struct ahead *a, const struct store *store, const struct ahead_from *from)
+static int ask_router(struct ahead *a, const struct ahead_from *from)
 {
     const struct hparams *hp = &a->model->hp;
     int n = 0;
 
-    const float *router = floats(a, store, from->layer + 1, ROLE_ROUTER);
-    const float *norm = floats(a, store, from->layer, ROLE_FFN_NORM);
-    const float *next_norm = floats(a, store, from->layer + 1, ROLE_FFN_NORM);
+    const float *router = a->router[from->layer + 1];
+    const float *norm = a->norm[from->layer], *next_norm = a->norm[from->layer + 1];
     if (!router || from->x->type != QUANT_F32 || a->model->layers[from->layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
         return 0;
     for (int row = 0; row < from->n_rows; row++) {
@@ -112,12 +152,12 @@ static int ask_router(struct ahead *a, const struct store *store, const struct a
     return n;
 }
 
-int ahead_guess(struct ahead *a, const struct store *store, const struct ahead_from *from, const int32_t **ids)
+int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids)
 {
     *ids = a->ids;
     if (from->layer + 1 >= a->model->hp.n_layer)
         return 0;
     if (from->n_rows <= AHEAD_MAX_ROWS)
-        return ask_router(a, store, from);
+        return ask_router(a, from);
     return is_nearly_all(a, from->n_ids) ? take_all(a) : 0;
 }

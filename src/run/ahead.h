@@ -20,26 +20,30 @@ struct store;
 
 struct ahead {
     const struct model *model; /* view */
-    float *x;                  /* own: (n_embd) */
-    float *score;              /* own: (n_expert) */
-    int32_t *ids;              /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
+    const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
+    const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
+    float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
+    float *x;             /* own: (n_embd) */
+    float *score;         /* own: (n_expert) */
+    int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
-/* ERR_NOMEM. A dense model takes nothing. */
-int ahead_init(const struct model *m, struct ahead *out);
+/* The store is looked at, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
+ * nothing. */
+int ahead_init(const struct model *m, const struct store *store, struct ahead *out);
 void ahead_done(struct ahead *a);
 
 /* What is known of a layer when its router has chosen. */
 struct ahead_from {
     int layer;
-    const struct tensor *x; /* its router's input, view: (n_rows, n_embd) */
+    const struct tensor *x; /* its router's input, view, in the host's memory: (n_rows, n_embd) */
     int n_rows, n_ids;      /* n_ids: different experts chosen */
 };
 
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many; all of
  * them after a layer that wanted nearly all; 0 when nothing can be said: many rows that did not, no such layer, a router of
  * another kind than F32 without selection bias. */
-int ahead_guess(struct ahead *a, const struct store *store, const struct ahead_from *from, const int32_t **ids);
+int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
 #ifdef __cplusplus
 }

@@ -2,7 +2,6 @@
 #include "src/run/evict.h"
 
 #include <math.h>
-#include <stdbool.h>
 
 static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
 {
@@ -15,10 +14,21 @@ static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
     return a->at != b->at ? a->at < b->at : a->n_uses < b->n_uses;
 }
 
+double evict_heat_of(double heat, uint64_t step, int half_steps)
+{
+    double now = (double)step / half_steps, most = heat > now ? heat : now, least = heat > now ? now : heat;
+    return most + log2(1 + exp2(least - most));
+}
+
 double evict_heat(double heat, uint64_t step)
 {
-    double now = (double)step / EVICT_HALF_STEPS, most = heat > now ? heat : now, least = heat > now ? now : heat;
-    return most + log2(1 + exp2(least - most));
+    return evict_heat_of(heat, step, EVICT_HALF_STEPS);
+}
+
+bool evict_is_warmer(double warm, double cold, uint64_t step, int half_steps)
+{
+    double now = (double)step / half_steps, a = exp2(warm - now), b = exp2(cold - now);
+    return a > b && (a - b) * (a - b) > 3 * 3 * (a + b);
 }
 
 int evict_choose(const struct evict_slot *slots, int n)

@@ -10,6 +10,7 @@
 #ifndef FERRY_RUN_EVICT_H
 #define FERRY_RUN_EVICT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -38,6 +39,14 @@ struct evict_slot {
 /* Heat after one more use, in this step (they count up). It is the logarithm of the sum of 2^(step / EVICT_HALF_STEPS) over all
  * uses, which orders experts now and later as their faded counts do, and needs no fading. -INFINITY: never used. */
 double evict_heat(double heat, uint64_t step);
+
+/* The same with a half-life of half_steps. */
+double evict_heat_of(double heat, uint64_t step, int half_steps);
+
+/* Has an expert of heat `warm` been wanted so much more often than one of heat `cold` that it is no accident? Their faded counts, as
+ * of `step`, differ by more than three standard deviations of the difference, the counts being Poisson's: some ten uses more than
+ * none. So experts that are wanted alike stay where they are. */
+bool evict_is_warmer(double warm, double cold, uint64_t step, int half_steps);
 
 /* Index of the slot to be filled next: a free one, else by the policy above; -1 when all are held. */
 int evict_choose(const struct evict_slot *slots, int n);

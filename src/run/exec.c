@@ -27,8 +27,10 @@ struct exec {
     struct store *store;       /* view */
     struct trace *trace;       /* view */
     struct program *program;   /* own */
+    struct device *host;       /* view; NULL: the device computes all experts */
     void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes), in the device's memory */
-    uint64_t scratch_bytes;
+    void *host_scratch;        /* own: (host_scratch_bytes) */
+    uint64_t scratch_bytes, host_scratch_bytes;
     float *logits;       /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     struct kv_seq *seqs; /* own: (n_seqs) */
     int n_seqs;
@@ -46,6 +48,23 @@ static bool has_memory(const struct exec *e)
 static uint64_t logits_bytes(const struct exec *e)
 {
     return tensor_bytes(e->program->logits);
+}
+
+/* What the host needs for experts. */
+static int take_host_scratch(struct exec *e, int n_threads)
+{
+    const struct program *p = e->program;
+
+    for (int i = 0; i < p->n_ops; i++) {
+        if (p->ops[i].kind != OP_MOE)
+            continue;
+        uint64_t bytes = e->host->ops->scratch_bytes(&p->ops[i], 1, p->n_rows, n_threads);
+        e->host_scratch_bytes = bytes > e->host_scratch_bytes ? bytes : e->host_scratch_bytes;
+    }
+    e->host_scratch = mem_map(e->host_scratch_bytes, MEM_SCRATCH);
+    if (!e->host_scratch)
+        return err(ERR_NOMEM, "%" PRIu64 " bytes of scratch for experts", e->host_scratch_bytes);
+    return e->host->ops->set_scratch(e->host, e->host_scratch, e->host_scratch_bytes);
 }
 
 static int take_memory(struct exec *e)
@@ -72,6 +91,7 @@ static int take_memory(struct exec *e)
 static void give_memory(struct exec *e)
 {
     uint64_t arena_bytes = e->program ? e->program->arena_bytes : 0;
+    mem_unmap(e->host_scratch, e->host_scratch_bytes, MEM_SCRATCH);
     if (has_memory(e)) {
         mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
         e->dev->ops->release(e->dev, e->scratch);
@@ -99,9 +119,12 @@ static int check_ops(const struct exec *e)
     const struct program *p = e->program;
     for (int i = 0; i <= p->n_ops; i++) {
         const struct op *op = i < p->n_ops ? &p->ops[i] : &p->hidden;
-        if (!e->dev->ops->can(op))
-            return err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", e->dev->ops->name,
-                       device_op_name(op->kind), op->layer);
+        for (int host = 0; host < (e->host && op->kind == OP_MOE ? 2 : 1); host++) {
+            const struct device_ops *ops = host ? e->host->ops : e->dev->ops;
+            if (!ops->can(op))
+                return err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", ops->name, device_op_name(op->kind),
+                           op->layer);
+        }
     }
     return 0;
 }
@@ -116,6 +139,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
         return err(ERR_NOMEM, "an executor");
     e->model = m;
     e->dev = args->device;
+    e->host = args->host;
     e->store = args->store;
     e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
@@ -127,14 +151,22 @@ int exec_open(const struct exec_args *args, struct exec **out)
         rc = check_ops(e);
     if (rc == 0) {
         e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
-        rc = e->seqs ? moe_init(&e->moe, m, e->program->n_rows, plan->look_ahead, e->trace)
-                     : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
+        rc = e->seqs ? 0 : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
     }
     if (rc == 0) {
         e->scratch_bytes =
             e->dev->ops->scratch_bytes(e->program->ops, e->program->n_ops, e->program->n_rows, (int)plan->n_threads);
         rc = bind(e);
     }
+    if (rc == 0 && e->host)
+        rc = take_host_scratch(e, (int)plan->n_threads);
+    if (rc == 0)
+        rc = moe_init(&e->moe, &(struct moe_args){.program = e->program,
+                                                  .store = e->store,
+                                                  .dev = e->dev,
+                                                  .host = e->host,
+                                                  .trace = e->trace,
+                                                  .look_ahead = plan->look_ahead});
     if (rc < 0) {
         exec_close(e);
         return rc;
@@ -142,7 +174,8 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->dense_bytes = model_decode_bytes(m);
     for (int layer = 0; layer < m->hp.n_layer; layer++)
         e->dense_bytes -= (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
-    e->stats.scratch_bytes = size_up(e->program->arena_bytes, PAGE_BYTES) + size_up(e->scratch_bytes, PAGE_BYTES);
+    e->stats.scratch_bytes = size_up(e->program->arena_bytes, PAGE_BYTES) + size_up(e->scratch_bytes, PAGE_BYTES) +
+                             size_up(e->host_scratch_bytes, PAGE_BYTES);
     *out = e;
     return 0;
 }
@@ -207,9 +240,8 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
         int end = segment_end(p, i, rows);
         if (end == i) /* the rest is for rows that want logits, and there are none */
             return 0;
-        int rc = p->ops[i].kind == OP_MOE
-                     ? moe_run(&e->moe, e->model, e->store, e->dev, &p->ops[i], rows, &e->stats.expert_bytes)
-                     : run_dense(e, &p->ops[i], end - i, rows);
+        int rc = p->ops[i].kind == OP_MOE ? moe_run(&e->moe, &p->ops[i], rows, &e->stats.expert_bytes)
+                                          : run_dense(e, &p->ops[i], end - i, rows);
         if (rc < 0)
             return rc;
         i = end;
@@ -252,11 +284,13 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
     e->n_hidden = 0;
     rc = run_step(e, &rows, batch->wants_hidden, cancel);
     const struct tensor *out = e->program->logits;
+    uint64_t out_bytes = out->stride[1] * (uint64_t)batch->n_out;
     if (rc == 0 && e->logits && batch->n_out > 0)
-        rc = e->dev->ops->download(e->dev, e->logits, out->data, out->stride[1] * (uint64_t)batch->n_out);
+        rc = e->dev->ops->download(e->dev, e->logits, out->data, out_bytes);
     if (rc < 0)
         return rc;
     e->n_hidden = batch->wants_hidden ? batch->n_rows : 0;
+    e->stats.down_bytes += e->logits ? out_bytes : 0;
     e->stats.n_steps++;
     e->stats.n_rows += (uint64_t)batch->n_rows;
     e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
@@ -274,8 +308,11 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
         return err(ERR_STATE, "hidden states of rows %d to %d; the last step has %d", first, first + n - 1,
                    e->n_hidden);
     const char *from = (const char *)x->data + (size_t)first * x->stride[1];
-    if (has_memory(e))
-        return e->dev->ops->download(e->dev, out, from, (uint64_t)n * row_bytes);
+    if (has_memory(e)) {
+        int rc = e->dev->ops->download(e->dev, out, from, (uint64_t)n * row_bytes);
+        e->stats.down_bytes += rc == 0 ? (uint64_t)n * row_bytes : 0;
+        return rc;
+    }
     memcpy(out, from, (size_t)n * row_bytes);
     return 0;
 }
@@ -283,4 +320,8 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
 void exec_stats(const struct exec *e, struct exec_stats *out)
 {
     *out = e->stats;
+    out->down_bytes += e->moe.stats.down_bytes;
+    out->up_bytes = e->moe.stats.up_bytes;
+    out->n_expert_rows = e->moe.stats.n_rows;
+    out->n_host_rows = e->moe.stats.n_host_rows;
 }

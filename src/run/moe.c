@@ -1,4 +1,5 @@
-/* The MoE op's host side. Grouping by expert means each expert's weights are read once a step, whatever the number of rows. */
+/* The MoE op's host side. Grouping by expert means each expert's weights are read once a step, whatever the number of rows. With a
+ * device that holds some of the experts, both compute at once and meet before the combine. */
 #include "src/run/moe.h"
 
 #include <string.h>
@@ -6,43 +7,103 @@
 #include "src/base/clock.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/model/program.h"
 #include "src/run/store.h"
 #include "src/run/trace.h"
 
-int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead, struct trace *trace)
+static bool has_memory(const struct moe *moe)
 {
+    return moe->dev->ops->alloc != NULL;
+}
+
+/* Where scales of a layer's experts are (3, n_expert). */
+static float *scales_of(const struct moe *moe, int layer)
+{
+    return moe->scales + (size_t)layer * 3 * (size_t)moe->n_expert;
+}
+
+/* The host asks for them in every step, so it keeps them. */
+static int take_scales(struct moe *moe, const struct program *p)
+{
+    const struct model *m = moe->model;
+    int rc = 0;
+
+    for (int i = 0; i < p->n_ops; i++) {
+        const struct op *op = &p->ops[i];
+        for (int j = 0; op->kind == OP_MOE && j < 3 && !rc; j++) {
+            if (!op->w[3 + j])
+                continue;
+            size_t n = (size_t)m->hp.n_layer * 3 * (size_t)moe->n_expert;
+            if (!moe->scales && !(moe->scales = mem_zalloc(n, sizeof *moe->scales, MEM_META)))
+                return err(ERR_NOMEM, "scales of %d layers' experts", m->hp.n_layer);
+            rc = store_copy_weight(moe->store, (int)(op->w[3 + j] - p->weights),
+                                   scales_of(moe, op->layer) + (size_t)j * (size_t)moe->n_expert);
+        }
+    }
+    return rc;
+}
+
+static int take_host_memory(struct moe *moe, const struct program *p)
+{
+    struct program_host bytes;
+    void *chosen = NULL, *x = NULL, *y = NULL;
+    int rc = 0;
+
+    program_host_bytes(p, &bytes);
+    if (has_memory(moe))
+        rc = moe->dev->ops->alloc_host(moe->dev, bytes.ids_bytes, &chosen);
+    if (rc == 0 && moe->host)
+        rc = moe->dev->ops->alloc_host(moe->dev, bytes.x_bytes, &x);
+    if (rc == 0 && moe->host)
+        rc = moe->dev->ops->alloc_host(moe->dev, bytes.y_bytes, &y);
+    moe->chosen = chosen;
+    moe->x = x;
+    moe->y = y;
+    return rc;
+}
+
+int moe_init(struct moe *moe, const struct moe_args *a)
+{
+    const struct model *m = a->program->model;
     const int n_expert = m->hp.n_expert, k = m->hp.n_expert_used;
-    memset(moe, 0, sizeof *moe);
+    *moe = (struct moe){.model = m, .store = a->store, .dev = a->dev, .host = a->host, .trace = a->trace};
     if (n_expert == 0)
         return 0;
-    const size_t n = (size_t)n_expert, n_slots = (size_t)n_rows * (size_t)k;
+    const size_t n = (size_t)n_expert, n_slots = (size_t)a->program->n_rows * (size_t)k;
     moe->n_expert = n_expert;
     moe->k = k;
-    moe->n_rows = n_rows;
-    moe->look_ahead = look_ahead;
-    moe->trace = trace;
-    int rc = look_ahead ? ahead_init(m, &moe->ahead) : 0;
-    if (rc < 0)
-        return rc;
+    moe->look_ahead = a->look_ahead;
+    int rc = moe->look_ahead ? ahead_init(m, a->store, &moe->ahead) : 0;
     moe->n_slots = mem_zalloc(n, sizeof *moe->n_slots, MEM_META);
     moe->first = mem_zalloc(n, sizeof *moe->first, MEM_META);
     moe->ids = mem_zalloc(n, sizeof *moe->ids, MEM_META);
     moe->slot = mem_zalloc(n_slots, sizeof *moe->slot, MEM_META);
-    moe->chosen = mem_zalloc(n_slots, sizeof *moe->chosen, MEM_META);
+    moe->is_host = mem_zalloc(n, sizeof *moe->is_host, MEM_META);
     moe->groups = mem_zalloc(n, sizeof *moe->groups, MEM_META);
     moe->given = mem_zalloc(n, sizeof *moe->given, MEM_META);
-    if (moe->n_slots && moe->first && moe->ids && moe->slot && moe->chosen && moe->groups && moe->given)
-        return 0;
-    moe_done(moe);
-    return err(ERR_NOMEM, "grouping %zu rows by %d experts", n_slots, n_expert);
+    if (rc == 0 && !(moe->n_slots && moe->first && moe->ids && moe->slot && moe->is_host && moe->groups && moe->given))
+        rc = err(ERR_NOMEM, "grouping %zu rows by %d experts", n_slots, n_expert);
+    if (rc == 0)
+        rc = take_scales(moe, a->program);
+    if (rc == 0)
+        rc = take_host_memory(moe, a->program);
+    if (rc < 0)
+        moe_done(moe);
+    return rc;
 }
 
 void moe_done(struct moe *moe)
 {
+    if (moe->dev && has_memory(moe)) {
+        moe->dev->ops->release_host(moe->dev, moe->y);
+        moe->dev->ops->release_host(moe->dev, moe->x);
+        moe->dev->ops->release_host(moe->dev, moe->chosen);
+    }
     ahead_done(&moe->ahead);
+    mem_free(moe->scales);
     mem_free(moe->given);
     mem_free(moe->groups);
-    mem_free(moe->chosen);
+    mem_free(moe->is_host);
     mem_free(moe->slot);
     mem_free(moe->ids);
     mem_free(moe->first);
@@ -78,20 +139,8 @@ static int group(struct moe *moe, const struct tensor *ids, int n_rows, int laye
     return n_ids;
 }
 
-/* What an expert's product is multiplied by. */
-static int read_scale(struct device *dev, const struct tensor *scale, int expert, float *out)
-{
-    const float *at = scale ? (const float *)scale->data + expert : NULL;
-    *out = 1.0f;
-    if (at && dev->ops->download)
-        return dev->ops->download(dev, out, at, sizeof *out);
-    if (at)
-        *out = *at;
-    return 0;
-}
-
-/* Compute the experts that were given. */
-static int compute(struct moe *moe, struct device *dev, const struct op *op, const struct rows *rows, int n_given)
+/* The experts that were given, as groups of rows. */
+static void fill_groups(struct moe *moe, const struct op *op, int n_given)
 {
     for (int i = 0; i < n_given; i++) {
         const struct store_expert *e = &moe->given[i];
@@ -99,13 +148,32 @@ static int compute(struct moe *moe, struct device *dev, const struct op *op, con
         group->first = moe->first[e->expert];
         group->n = moe->n_slots[e->expert];
         for (int j = 0; j < 3; j++) {
+            const float *scales = op->w[3 + j] ? scales_of(moe, op->layer) + (size_t)j * (size_t)moe->n_expert : NULL;
             group->w[j] = e->w[j];
-            int rc = read_scale(dev, op->w[3 + j], e->expert, &group->scale[j]);
-            if (rc < 0)
-                return rc;
+            group->scale[j] = scales ? scales[e->expert] : 1;
         }
     }
+}
+
+/* Compute the experts that were given, on the device whose memory they are in. */
+static int compute(struct moe *moe, const struct op *op, const struct rows *rows, int n_given)
+{
+    bool by_host = moe->host && !moe->given[0].on_device;
+    struct device *dev = by_host ? moe->host : moe->dev;
+    struct tensor x = *op->src[0], ids = *op->src[1], y = *op->dst[0];
     struct op step = *op;
+
+    fill_groups(moe, op, n_given);
+    for (int i = 0; i < n_given; i++)
+        moe->is_host[moe->given[i].expert] = by_host;
+    if (by_host) {
+        x.data = moe->x;
+        ids.data = moe->chosen;
+        y.data = moe->y;
+        step.src[0] = &x;
+        step.src[1] = &ids;
+        step.dst[0] = &y;
+    }
     step.p.moe.experts = moe->groups;
     step.p.moe.n_experts = n_given;
     step.p.moe.slot = moe->slot;
@@ -118,36 +186,115 @@ static int compute(struct moe *moe, struct device *dev, const struct op *op, con
     return rc;
 }
 
-int moe_run(struct moe *moe, const struct model *m, struct store *store, struct device *dev, const struct op *op,
-            const struct rows *rows, uint64_t *expert_bytes)
+static bool is_split_layer(const struct moe *moe, int layer)
+{
+    return moe->host && !store_is_on_device(moe->store, layer);
+}
+
+/* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both. */
+static int bring_down(struct moe *moe, const struct op *op, const struct rows *rows)
+{
+    struct device *dev = moe->dev;
+    bool is_split = is_split_layer(moe, op->layer);
+    uint64_t ids_bytes = op->src[1]->stride[1] * (uint64_t)rows->n;
+    uint64_t x_bytes = is_split ? op->src[0]->stride[1] * (uint64_t)rows->n : 0;
+    struct trace_event event = {.what = TRACE_DOWN, .layer = op->layer, .id = rows->n, .bytes = ids_bytes + x_bytes};
+
+    event.begin_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    int rc = dev->ops->fetch(dev, moe->chosen, op->src[1]->data, ids_bytes);
+    if (rc == 0 && is_split)
+        rc = dev->ops->fetch(dev, moe->x, op->src[0]->data, x_bytes);
+    if (rc == 0)
+        rc = dev->ops->sync(dev);
+    if (rc < 0)
+        return rc;
+    moe->stats.down_bytes += event.bytes;
+    event.end_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    trace_add(moe->trace, &event);
+    return 0;
+}
+
+/* The host's rows, each to its own place, in runs of neighbours. The device may still compute its own. */
+static int bring_up(struct moe *moe, const struct op *op, const struct rows *rows)
+{
+    struct device *dev = moe->dev;
+    const uint64_t row_bytes = op->dst[0]->stride[1];
+    const int n_slots = rows->n * moe->k;
+    struct trace_event event = {.what = TRACE_UP, .layer = op->layer};
+    int rc = 0;
+
+    event.begin_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    for (int slot = 0, end; slot < n_slots && rc == 0; slot = end + 1) {
+        for (end = slot; end < n_slots && moe->is_host[moe->chosen[end]];)
+            end++;
+        if (end == slot)
+            continue;
+        uint64_t off = (uint64_t)slot * row_bytes, bytes = (uint64_t)(end - slot) * row_bytes;
+        rc = dev->ops->send(dev, (char *)op->dst[0]->data + off, (const char *)moe->y + off, bytes);
+        event.id += end - slot;
+        event.bytes += bytes;
+    }
+    if (rc == 0 && event.id > 0)
+        rc = dev->ops->meet(dev);
+    if (rc < 0)
+        return rc;
+    moe->stats.up_bytes += event.bytes;
+    moe->stats.n_host_rows += (uint64_t)event.id;
+    event.end_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    if (event.id > 0)
+        trace_add(moe->trace, &event);
+    return 0;
+}
+
+/* Tell the store what the next layer will likely want, if the rows that this one's router read are in the host's memory. */
+static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_ids)
+{
+    struct tensor x = *op->src[0];
+    const int32_t *likely;
+
+    if (has_memory(moe))
+        x.data = is_split_layer(moe, op->layer) ? moe->x : NULL;
+    if (!x.data)
+        return;
+    int n = ahead_guess(&moe->ahead, &(struct ahead_from){op->layer, &x, n_rows, n_ids}, &likely);
+    if (n > 0)
+        store_hint(moe->store, op->layer + 1, likely, n);
+}
+
+/* Borrow and compute; what is there is computed while the rest is on its way. */
+static int run_loan(struct moe *moe, const struct op *op, const struct rows *rows, struct store_lease *lease, int n_ids)
+{
+    int rc = store_lease(moe->store, op->layer, moe->ids, n_ids, lease), n_given = 1;
+
+    if (rc == 0 && moe->look_ahead)
+        look_ahead(moe, op, rows->n, n_ids);
+    while (rc == 0 && n_given > 0) {
+        rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
+        if (rc == 0 && n_given > 0)
+            rc = compute(moe, op, rows, n_given);
+        if (rc == 0 && n_given > 0 && moe->host && !moe->given[0].on_device)
+            rc = store_offer(moe->store, lease, moe->given, n_given);
+    }
+    return rc == 0 && moe->host ? bring_up(moe, op, rows) : rc;
+}
+
+int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes)
 {
     struct tensor ids = *op->src[1];
+    struct store_lease lease = {0};
     int rc = 0;
-    if (dev->ops->download) {
+
+    if (has_memory(moe)) {
         ids.data = moe->chosen;
-        rc = dev->ops->download(dev, ids.data, op->src[1]->data, ids.stride[1] * (uint64_t)rows->n);
+        rc = bring_down(moe, op, rows);
     }
     int n_ids = rc < 0 ? rc : group(moe, &ids, rows->n, op->layer);
     if (n_ids < 0)
         return n_ids;
-    *expert_bytes += (uint64_t)n_ids * model_expert_bytes(m, op->layer);
-
+    *expert_bytes += (uint64_t)n_ids * model_expert_bytes(moe->model, op->layer);
+    moe->stats.n_rows += (uint64_t)rows->n * (uint64_t)moe->k;
     trace_wanted(moe->trace, op->layer, moe->ids, n_ids);
-    struct store_lease lease = {0};
-    rc = store_lease(store, op->layer, moe->ids, n_ids, &lease);
-    if (rc == 0 && moe->look_ahead) {
-        const int32_t *likely;
-        int n = ahead_guess(&moe->ahead, store, &(struct ahead_from){op->layer, op->src[0], rows->n, n_ids}, &likely);
-        if (n > 0)
-            store_hint(store, op->layer + 1, likely, n);
-    }
-    int n_given = 1;
-    while (rc == 0 && n_given > 0) {
-        /* What is there is computed while the rest is on its way. */
-        rc = store_next(store, &lease, true, moe->given, moe->n_expert, &n_given);
-        if (rc == 0 && n_given > 0)
-            rc = compute(moe, dev, op, rows, n_given);
-    }
-    store_release(store, &lease);
+    rc = run_loan(moe, op, rows, &lease, n_ids);
+    store_release(moe->store, &lease);
     return rc;
 }

@@ -10,34 +10,57 @@
 extern "C" {
 #endif
 
+struct program;
 struct store;
 struct store_expert;
 struct trace;
 
-/* Room for grouping one layer's rows; made once. */
+/* What passed between host and device, and who computed how many rows of experts. */
+struct moe_stats {
+    uint64_t down_bytes, up_bytes;
+    uint64_t n_rows, n_host_rows; /* an expert's for a token; of them, by the host beside a device */
+};
+
+/* Room for grouping one layer's rows; made once. Where a device has memory of its own (it is then "the device"), the host sees
+ * copies of what the router chose and, in split plans, of the rows that its own experts read and give. */
 struct moe {
-    int n_expert, k, n_rows;
+    const struct model *model; /* view */
+    struct store *store;       /* view */
+    struct device *dev;        /* view: runs the ops */
+    struct device *host;       /* view: runs the experts that are not in dev's memory; NULL: there are none */
+    struct trace *trace;       /* view; may be NULL */
+    int n_expert, k;
     int32_t *n_slots;           /* own: (n_expert) slots of each expert in this step */
     int32_t *first;             /* own: (n_expert) where its slots begin in slot */
     int32_t *ids;               /* own: (n_expert) the experts that have any, ascending */
     int32_t *slot;              /* own: (n_rows * k) */
-    int32_t *chosen;            /* own: (n_rows * k) the router's choice, where the device's memory is not the host's */
+    bool *is_host;              /* own: (n_expert) the host computes it in this step */
     struct op_expert *groups;   /* own: (n_expert) */
     struct store_expert *given; /* own: (n_expert) */
-    struct trace *trace;        /* view; may be NULL */
+    float *scales;   /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
+    int32_t *chosen; /* own, alloc_host: (n_rows, k) */
+    float *x, *y;    /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
     struct ahead ahead;
     bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
+    struct moe_stats stats;
 };
 
-/* ERR_NOMEM. A dense model takes nothing. m and trace are views until moe_done. */
-int moe_init(struct moe *moe, const struct model *m, int n_rows, bool look_ahead, struct trace *trace);
+struct moe_args {
+    const struct program *program; /* view until moe_done, as all here; its weights are bound */
+    struct store *store;
+    struct device *dev, *host; /* host: with a split plan; otherwise NULL */
+    struct trace *trace;       /* may be NULL */
+    bool look_ahead;
+};
+
+/* ERR_NOMEM, ERR_DEVICE. A dense model takes nothing. */
+int moe_init(struct moe *moe, const struct moe_args *args);
 void moe_done(struct moe *moe);
 
-/* Run one OP_MOE: group the rows by the expert ids in op->src[1], borrow those experts, and let the device compute them as
- * they become readable. Adds the bytes of the experts used to *expert_bytes. ERR_FORMAT (an id out of range), what the store
- * and the device say. */
-int moe_run(struct moe *moe, const struct model *m, struct store *store, struct device *dev, const struct op *op,
-            const struct rows *rows, uint64_t *expert_bytes);
+/* Run one OP_MOE: group the rows by the expert ids in op->src[1], borrow those experts, and let each be computed where it lies, as
+ * they become readable: the device's are queued first, so that it computes while the host does. Adds the bytes of the experts
+ * used to *expert_bytes. ERR_FORMAT (an id out of range), what the store and the devices say. */
+int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,6 @@
 /* Owns the memory that weights are held in (or the mapped files), and the loans of experts. Leaves to others how bytes come
- * from disk (store_load.c, io/), where each weight goes (model/layout.h), and what is computed with it.
+ * from disk (store_load.c, io/), where each weight goes (model/layout.h), what lies on a GPU (store_gpu.c), and what is computed
+ * with it.
  * Dense weights are resident. Experts are, too, and a loan has nothing to wait for, unless the plan gives them
  * slots: then store_slots.c reads them when they are wanted. */
 #include "src/run/store.h"
@@ -10,6 +11,7 @@
 #include "src/base/mem.h"
 #include "src/model/gguf.h"
 #include "src/model/layout.h"
+#include "src/run/store_gpu.h"
 #include "src/run/store_load.h"
 #include "src/run/store_slots.h"
 #include "src/run/touch.h"
@@ -23,11 +25,14 @@ struct store {
     const char **weight;       /* own: (n_weights) views of each one's first byte */
     struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
-    char *memory; /* own: (memory_bytes); NULL when mapped, or on a device */
+    char *memory; /* own: (memory_bytes); NULL when mapped, or with a device */
     uint64_t memory_bytes;
-    struct device *dev;        /* view; NULL: weights are in host memory */
-    void *dev_memory;          /* own: (memory_bytes) on the device */
-    struct store_slots *slots; /* own; NULL: all experts are resident */
+    struct store_gpu *gpu;     /* own; NULL: weights are in host memory */
+    struct device *dev;        /* view; NULL: the same */
+    struct store_slots *slots; /* own; NULL: all experts are resident, or on the device */
+    int32_t *host_ids;         /* own: (n_expert) of the loan, those that are not on the device */
+    int32_t *hint_ids;         /* own: (n_expert) of the hint, the same */
+    struct store_lease host;   /* their loan */
     struct store_stats stats;
 };
 
@@ -143,6 +148,37 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     return rc;
 }
 
+/* Dense weights and some experts to the device, slots for the others. */
+static int load_device(struct store *s, const struct store_args *a)
+{
+    struct store_gpu_args gpu = {.args = a, .files = s->files, .n_files = s->n_files};
+    int rc = store_gpu_open(&gpu, &s->stats.load_bytes, &s->gpu);
+
+    if (rc)
+        return rc;
+    for (int i = 0; i < s->model->n_weights; i++)
+        s->weight[i] = store_gpu_weight(s->gpu, i);
+    s->dev = a->device;
+    s->stats.resident_bytes = store_gpu_bytes(s->gpu);
+    rc = check_files(s);
+    if (rc || !plan_is_split(a->plan)) {
+        close_files(s);
+        return rc;
+    }
+    s->host_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->host_ids, MEM_META);
+    s->hint_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->hint_ids, MEM_META);
+    if (!s->host_ids || !s->hint_ids)
+        return err(ERR_NOMEM, "a loan of %d experts", s->model->hp.n_expert);
+    return store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
+}
+
+static int fill(struct store *s, const struct store_args *a, const struct layout *layout)
+{
+    if (a->plan->has_gpu)
+        return load_device(s, a);
+    return a->plan->io == PLAN_IO_MMAP ? map_weights(s) : load_weights(s, a, layout);
+}
+
 int store_open(const struct store_args *a, struct store **out)
 {
     struct store *s = mem_zalloc(1, sizeof *s, MEM_META);
@@ -162,7 +198,7 @@ int store_open(const struct store_args *a, struct store **out)
     if (!rc)
         rc = check_ends(s);
     if (!rc)
-        rc = a->plan->io == PLAN_IO_MMAP ? map_weights(s) : load_weights(s, a, &layout);
+        rc = fill(s, a, &layout);
     if (rc)
         goto out;
     s->stats.load_ns = clock_ns() - start_ns;
@@ -174,40 +210,16 @@ out:
     return rc;
 }
 
-int store_upload(struct store *s, struct device *dev)
-{
-    if (!s->memory || s->slots)
-        return err(ERR_UNSUPPORTED,
-                   "weights that are %s do not go to device %s: all must fit, read by --io pread or uring",
-                   s->slots ? "read when they are wanted" : "mapped", dev->ops->name);
-    void *there;
-    int rc = dev->ops->alloc(dev, s->memory_bytes, &there);
-    if (rc == 0)
-        rc = dev->ops->upload(dev, there, s->memory, s->memory_bytes);
-    if (rc == 0)
-        rc = dev->ops->sync(dev);
-    if (rc < 0) {
-        dev->ops->release(dev, there);
-        return rc;
-    }
-    for (int i = 0; i < s->model->n_weights; i++)
-        s->weight[i] = (const char *)there + (s->weight[i] - s->memory);
-    mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
-    s->memory = NULL;
-    s->dev = dev;
-    s->dev_memory = there;
-    return 0;
-}
-
 void store_close(struct store *s)
 {
     if (!s)
         return;
-    if (s->dev)
-        s->dev->ops->release(s->dev, s->dev_memory);
     store_slots_close(s->slots);
+    store_gpu_close(s->gpu);
     close_files(s);
     mem_unmap(s->memory, s->memory_bytes, MEM_WEIGHTS);
+    mem_free(s->hint_ids);
+    mem_free(s->host_ids);
     mem_free(s->weight);
     mem_free(s);
 }
@@ -220,7 +232,47 @@ const void *store_weight(const struct store *s, int weight)
     return s->model->weights[weight].is_expert ? NULL : s->weight[weight];
 }
 
+int store_copy_weight(const struct store *s, int weight, void *dst)
+{
+    uint64_t bytes = layout_weight_bytes(&s->model->weights[weight]);
+
+    if (s->dev)
+        return s->dev->ops->download(s->dev, dst, store_weight(s, weight), bytes);
+    memcpy(dst, store_weight(s, weight), bytes);
+    return 0;
+}
+
+bool store_has_device(const struct store *s)
+{
+    return s->gpu != NULL;
+}
+
+bool store_is_on_device(const struct store *s, int layer)
+{
+    int stack = s->model->layers[layer].w[ROLE_EXPERT_GATE];
+    return s->gpu && (stack < 0 || store_gpu_n_experts(s->gpu, layer) == s->model->weights[stack].t.ne[2]);
+}
+
 static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
+
+/* A loan of those that are not on the device. */
+static int lease_host(struct store *s, const struct store_lease *lease)
+{
+    struct store_expert expert;
+    int n = 0;
+    int rc = store_gpu_begin(s->gpu, lease->layer, lease->ids, lease->n);
+
+    if (rc)
+        return rc;
+    s->host = (struct store_lease){.layer = lease->layer, .ids = s->host_ids};
+    for (int i = 0; i < lease->n; i++)
+        if (!store_gpu_find(s->gpu, lease->layer, lease->ids[i], &expert))
+            s->host_ids[n++] = lease->ids[i];
+    s->host.n = n;
+    rc = n ? store_slots_lease(s->slots, &s->host) : 0;
+    s->host.open = n && !rc;
+    return rc;
+}
 
 int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease)
 {
@@ -236,8 +288,31 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
             return err(ERR_ARG, "layer %d has no expert %d, but %" PRId64, layer, ids[i],
                        s->model->weights[w[ROLE_EXPERT_GATE]].t.ne[2]);
     *lease = (struct store_lease){.layer = layer, .n = n, .ids = ids, .open = true};
-    int rc = s->slots ? store_slots_lease(s->slots, lease) : 0;
+    int rc = s->gpu ? lease_host(s, lease) : s->slots ? store_slots_lease(s->slots, lease) : 0;
     lease->open = !rc;
+    return rc;
+}
+
+/* Those on the device that were not given yet. */
+static int give_device(struct store *s, struct store_lease *lease, struct store_expert *out, int max)
+{
+    int n = 0;
+
+    while (lease->n_seen < lease->n && n < max)
+        n += store_gpu_find(s->gpu, lease->layer, lease->ids[lease->n_seen++], &out[n]);
+    lease->n_given += n;
+    s->stats.n_device_hits += (uint64_t)n;
+    return n;
+}
+
+static int next_beside_device(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max,
+                              int *n_out)
+{
+    *n_out = give_device(s, lease, out, max);
+    if (*n_out || !s->host.open)
+        return 0;
+    int rc = store_slots_next(s->slots, &s->host, wait, out, max, n_out);
+    lease->n_given += *n_out;
     return rc;
 }
 
@@ -247,12 +322,15 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     int n = lease->n - lease->n_given;
 
     assert(lease->open);
+    if (s->gpu)
+        return next_beside_device(s, lease, wait, out, max, n_out);
     if (s->slots)
         return store_slots_next(s->slots, lease, wait, out, max, n_out);
     if (n > max)
         n = max;
     for (int i = 0; i < n; i++) {
         out[i].expert = lease->ids[lease->n_given + i];
+        out[i].on_device = false;
         for (int k = 0; k < 3; k++) {
             int stack = w[stacks[k]];
             out[i].w[k] = s->weight[stack] + (uint64_t)out[i].expert * s->model->weights[stack].t.stride[2];
@@ -263,22 +341,49 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     return 0;
 }
 
+int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n)
+{
+    int rc = 0;
+
+    for (int i = 0; i < n && s->gpu && !rc; i++)
+        rc = store_gpu_offer(s->gpu, lease->layer, &experts[i]);
+    return rc;
+}
+
+/* Those that are not on the device. */
+static void hint_host(struct store *s, int layer, const int32_t *ids, int n)
+{
+    struct store_expert expert;
+    int n_host = 0;
+
+    for (int i = 0; i < n && n_host < s->model->hp.n_expert; i++)
+        if (!store_gpu_find(s->gpu, layer, ids[i], &expert))
+            s->hint_ids[n_host++] = ids[i];
+    store_slots_hint(s->slots, layer, s->hint_ids, n_host);
+}
+
 void store_hint(struct store *s, int layer, const int32_t *ids, int n)
 {
-    if (s->slots)
+    if (s->slots && s->gpu)
+        hint_host(s, layer, ids, n);
+    else if (s->slots)
         store_slots_hint(s->slots, layer, ids, n);
 }
 
 void store_release(struct store *s, struct store_lease *lease)
 {
-    if (s->slots && lease->open)
-        store_slots_release(s->slots, lease);
+    struct store_lease *host = s->gpu ? &s->host : lease;
+    if (s->slots && lease->open && host->open)
+        store_slots_release(s->slots, host);
+    host->open = false;
     lease->open = false;
 }
 
 void store_stats(const struct store *s, struct store_stats *out)
 {
     *out = s->stats;
+    out->n_expert_hits += s->stats.n_device_hits;
+    out->n_moves = s->gpu ? store_gpu_n_moves(s->gpu) : 0;
     if (s->slots)
         store_slots_stats(s->slots, out);
 }

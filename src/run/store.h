@@ -20,6 +20,7 @@ struct file_ops;
 struct store_args {
     const struct model *model;  /* view, outlives the store */
     const struct plan *plan;    /* copied: io and sizes */
+    struct device *device;      /* view, outlives the store: with a GPU in the plan, that GPU; otherwise NULL */
     const struct file_ops *ops; /* view, outlives the store; NULL: plain files */
     struct trace *trace;        /* view, outlives the store; NULL: nobody wants to know */
     /* While loading; false stops (ERR_CANCEL). May be NULL. */
@@ -34,23 +35,27 @@ struct store_args {
  * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
-/* Load (or map) the weights; of experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
- * ERR_NOMEM; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
+/* Load (or map) the weights: dense ones and some experts into the device's memory, where there is one; of experts that have slots
+ * (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
+ * ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
-/* Move all weights into the memory of a device that has its own (device.h): from here on store_weight and loans give addresses
- * there, until close, which must come before the device's. The device is a view. ERR_UNSUPPORTED when the weights are mapped
- * or experts are read when wanted; ERR_NOMEM, ERR_DEVICE: then nothing has changed. */
-int store_upload(struct store *s, struct device *dev);
-
-/* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8). View until close; NULL for
- * a stack of experts (lease those). */
+/* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8), in the device's memory if there is
+ * one. View until close; NULL for a stack of experts (lease those). */
 const void *store_weight(const struct store *s, int weight);
+
+/* The same as a copy in the host's memory: dst has room for layout_weight_bytes() (model/layout.h). ERR_DEVICE. */
+int store_copy_weight(const struct store *s, int weight, void *dst);
+
+/* Are weights in the memory of a device that has its own? And all experts of a layer? */
+bool store_has_device(const struct store *s);
+bool store_is_on_device(const struct store *s, int layer);
 
 /* One expert of a layer, readable until the next store_next of its lease, or its release. */
 struct store_expert {
     int expert;
+    bool on_device;   /* w is memory of the device */
     const void *w[3]; /* gate, up, down; any alignment */
 };
 
@@ -58,6 +63,7 @@ struct store_expert {
 struct store_lease {
     int layer, n, n_given;
     const int32_t *ids;
+    int n_seen; /* of ids, looked for on the device */
     bool open;
 };
 
@@ -66,11 +72,15 @@ struct store_lease {
  * slots there is one loan at a time (ERR_STATE). On failure there is no loan. Exec thread. ERR_ARG, ERR_IO. */
 int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct store_lease *lease);
 
-/* Up to max experts of the loan that are readable and were not given yet, resident first. wait: block until there is one.
- * *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO (file, offset, bytes) when one
- * could not be read, ERR_STATE when its file is not the one that was opened; then the loan may be walked on, which tries the
- * same ones again, or released. */
+/* Up to max experts of the loan that are readable and were not given yet: first those on the device, alone, then resident ones.
+ * wait: block until there is one. *n_out is 0 when all were given, or none is ready and wait is false. ERR_IO (file, offset,
+ * bytes) when one could not be read, ERR_STATE when its file is not the one that was opened; then the loan may be walked on,
+ * which tries the same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
+
+/* The host has computed these experts, which the last store_next gave it, beside a device: one of them may begin to move there, in the
+ * background, if it is wanted more than one that is there. Where there is no device it does nothing. ERR_DEVICE. */
+int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
 
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
@@ -87,6 +97,8 @@ struct store_stats {
     uint64_t
         disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
+    uint64_t n_device_hits;                  /* of the former, on the device */
+    uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
     uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };
 void store_stats(const struct store *s, struct store_stats *out);

@@ -1,5 +1,6 @@
 /* Owns the order in which weights are read at open: all ranges, in the files' order, in large pieces that begin at block
- * boundaries of both file and memory, so that nothing is copied on the way. */
+ * boundaries of both file and memory, so that nothing is copied on the way. On their way to a device pieces stay in a buffer
+ * until they have gone up, while the next ones are read. */
 #include "src/run/store_load.h"
 
 #include "io/ring.h"
@@ -15,6 +16,9 @@
 enum { DEPTH = 8 };
 #define RING_PIECE_BYTES (1 * MIB)
 
+_Static_assert(DEPTH *RING_PIECE_BYTES <= PLAN_STAGE_BYTES && PIECE_BYTES <= PLAN_STAGE_BYTES,
+               "what is under way to a device has room");
+
 /* What is still to be read: from pos on in range r. */
 struct walk {
     const struct store_load *l;
@@ -26,7 +30,8 @@ struct walk {
 struct piece {
     int file;
     uint64_t off, bytes;
-    void *dst;
+    uint64_t memory_off; /* of its place */
+    char *dst;           /* where it is read to: there, or the buffer */
 };
 
 /* A file that is whole ends no earlier than its last weight; one that is not makes the read fail. */
@@ -46,7 +51,8 @@ static void walk_init(struct walk *w, const struct store_load *l, uint64_t piece
         w->pos = l->layout->ranges[0].off;
 }
 
-static bool walk_next(struct walk *w, struct piece *p)
+/* stage: which part of the buffer it shall pass through. */
+static bool walk_next(struct walk *w, int stage, struct piece *p)
 {
     const struct store_load *l = w->l;
 
@@ -57,7 +63,8 @@ static bool walk_next(struct walk *w, struct piece *p)
     *p = (struct piece){.file = r->file,
                         .off = w->pos,
                         .bytes = left < w->piece_bytes ? left : w->piece_bytes,
-                        .dst = l->memory + r->memory_off + (w->pos - r->off)};
+                        .memory_off = r->memory_off + (w->pos - r->off)};
+    p->dst = l->memory + (l->dev ? (uint64_t)stage * w->piece_bytes : p->memory_off);
     w->pos += p->bytes;
     if (p->bytes == left && ++w->r < l->layout->n_ranges)
         w->pos = l->layout->ranges[w->r].off;
@@ -75,15 +82,24 @@ static int report(struct walk *w, uint64_t bytes)
     return 0;
 }
 
+/* A piece has been read. */
+static int take(struct walk *w, const struct piece *p)
+{
+    const struct store_load *l = w->l;
+    int rc = l->dev ? l->dev->ops->upload(l->dev, l->dev_memory + p->memory_off, p->dst, p->bytes) : 0;
+
+    return rc ? rc : report(w, p->bytes);
+}
+
 static int load_pread(struct walk *w)
 {
     struct piece p;
     int rc = report(w, 0);
 
-    while (!rc && walk_next(w, &p)) {
+    while (!rc && walk_next(w, 0, &p)) {
         rc = file_read(w->l->files[p.file], p.off, p.dst, p.bytes);
         if (!rc)
-            rc = report(w, p.bytes);
+            rc = take(w, &p);
     }
     return rc;
 }
@@ -102,33 +118,40 @@ static int open_ring(const struct store_load *l, struct ring **out)
     return rc;
 }
 
-static int submit(struct ring *ring, const struct piece *p)
+static int submit(struct ring *ring, const struct piece *p, int tag)
 {
     return ring_submit(
-        ring, &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = p->bytes},
+        ring,
+        &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = (uint64_t)tag},
         1);
 }
 
 static int load_ring(struct walk *w)
 {
     struct ring_done done[DEPTH];
+    struct piece flying[DEPTH];
+    int idle[DEPTH], n_idle = 0; /* of flying */
     struct ring *ring = NULL;
-    struct piece p;
     int rc = report(w, 0);
 
+    while (n_idle < DEPTH)
+        idle[n_idle] = n_idle, n_idle++;
     if (!rc)
         rc = open_ring(w->l, &ring);
     while (!rc) {
         int n_done = 0;
-        while (!rc && ring_n_in_flight(ring) < DEPTH && walk_next(w, &p))
-            rc = submit(ring, &p);
+        while (!rc && n_idle && walk_next(w, idle[n_idle - 1], &flying[idle[n_idle - 1]])) {
+            n_idle--;
+            rc = submit(ring, &flying[idle[n_idle]], idle[n_idle]);
+        }
         if (rc || !ring_n_in_flight(ring))
             break;
         rc = ring_wait(ring, 1, done, DEPTH, &n_done);
         for (int i = 0; i < n_done && !rc; i++) {
             rc = done[i].rc; /* the text is that of the last failed read, which is as good */
             if (!rc)
-                rc = report(w, done[i].tag);
+                rc = take(w, &flying[done[i].tag]);
+            idle[n_idle++] = (int)done[i].tag;
         }
     }
     ring_close(ring);

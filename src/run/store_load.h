@@ -15,10 +15,13 @@ struct store_load {
     const struct layout *layout;   /* view */
     struct file *const *files;     /* view: (n_files) */
     int n_files;
-    char *memory; /* view: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned */
+    /* View: (layout.bytes) LAYOUT_BLOCK_BYTES-aligned, where weights shall lie; with dev: (PLAN_STAGE_BYTES), which they pass through */
+    char *memory;
+    struct device *dev; /* view; NULL: the weights' place is memory */
+    char *dev_memory;   /* view: (layout.bytes) of dev: their place */
 };
 
-/* Read every range of the layout into its place. *bytes: how many were read. ERR_IO, ERR_CANCEL, ERR_UNSUPPORTED (no
+/* Read every range of the layout into its place. ERR_DEVICE; *bytes: how many were read. ERR_IO, ERR_CANCEL, ERR_UNSUPPORTED (no
  * io_uring), ERR_STATE, ERR_NOMEM. */
 int store_load_run(const struct store_load *l, enum plan_io io, uint64_t *bytes);
 

@@ -56,9 +56,10 @@ struct store_slots {
     struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
     int *class_first;         /* own: (shape.n_classes) index into slots */
     int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
-    int *slot_of;             /* own: (shape.n_experts) index into slots; -1: absent */
-    uint32_t *n_uses;         /* own: (shape.n_experts) loans that wanted it so far */
-    double *heat;             /* own: (shape.n_experts) evict.h */
+    int n_keys;               /* experts of the layers that have slots, those on a GPU too */
+    int *slot_of;             /* own: (n_keys) index into slots; -1: absent */
+    uint32_t *n_uses;         /* own: (n_keys) loans that wanted it so far */
+    double *heat;             /* own: (n_keys) evict.h */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
@@ -95,32 +96,45 @@ static int open_ring(struct store_slots *s, const struct store_slots_args *a)
     return rc;
 }
 
+/* Of a layer that has slots; 0: it has none. */
+static int n_stacked(const struct store_slots *s, int layer)
+{
+    if (s->shape.class_of[layer] < 0)
+        return 0;
+    return (int)s->model->weights[s->model->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
+}
+
 static int most_experts(const struct store_slots *s)
 {
     int most = 0;
 
-    for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
-        if (s->shape.class_of[layer] < 0)
-            continue;
-        int n = (int)s->model->weights[s->model->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
-        if (n > most)
-            most = n;
-    }
+    for (int layer = 0; layer < s->model->hp.n_layer; layer++)
+        most = n_stacked(s, layer) > most ? n_stacked(s, layer) : most;
     return most;
+}
+
+static int count_keys(const struct store_slots *s)
+{
+    int n = 0;
+
+    for (int layer = 0; layer < s->model->hp.n_layer; layer++)
+        n += n_stacked(s, layer);
+    return n;
 }
 
 static int take_memory(struct store_slots *s)
 {
-    size_t n_slots = (size_t)s->shape.n_slots, n_experts = (size_t)s->shape.n_experts, most = (size_t)most_experts(s);
+    size_t n_slots = (size_t)s->shape.n_slots, most = (size_t)most_experts(s);
+    size_t n_keys = (size_t)(s->n_keys = count_keys(s));
 
     s->memory = mem_map(s->shape.bytes, MEM_WEIGHTS);
     s->slots = mem_zalloc(n_slots, sizeof *s->slots, MEM_META);
     s->evict = mem_zalloc(n_slots, sizeof *s->evict, MEM_META);
     s->class_first = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->class_first, MEM_META);
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
-    s->slot_of = mem_zalloc(n_experts, sizeof *s->slot_of, MEM_META);
-    s->n_uses = mem_zalloc(n_experts, sizeof *s->n_uses, MEM_META);
-    s->heat = mem_zalloc(n_experts, sizeof *s->heat, MEM_META);
+    s->slot_of = mem_zalloc(n_keys, sizeof *s->slot_of, MEM_META);
+    s->n_uses = mem_zalloc(n_keys, sizeof *s->n_uses, MEM_META);
+    s->heat = mem_zalloc(n_keys, sizeof *s->heat, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
@@ -142,13 +156,26 @@ static void number(struct store_slots *s)
     }
     for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
         s->layer_first[layer] = expert;
-        if (s->shape.class_of[layer] >= 0)
-            expert += (int)s->model->weights[s->model->layers[layer].w[ROLE_EXPERT_GATE]].t.ne[2];
+        expert += n_stacked(s, layer);
     }
-    for (int i = 0; i < s->shape.n_experts; i++)
+    for (int i = 0; i < s->n_keys; i++)
         s->slot_of[i] = -1;
-    for (int i = 0; i < s->shape.n_experts; i++)
+    for (int i = 0; i < s->n_keys; i++)
         s->heat[i] = -INFINITY;
+}
+
+/* Slots for the experts that no GPU holds. */
+static int make_shape(struct store_slots *s, const struct plan *plan)
+{
+    int *n_away = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *n_away, MEM_META);
+
+    if (!n_away)
+        return err(ERR_NOMEM, "experts of %d layers", s->model->hp.n_layer);
+    if (plan->has_gpu)
+        layout_share(s->model, plan->gpu.n_experts, n_away);
+    int rc = slot_shape_init(s->model, n_away, plan->slot_ram_bytes, &s->shape);
+    mem_free(n_away);
+    return rc;
 }
 
 int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
@@ -162,7 +189,7 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
     s->model = a->args->model;
     s->files = a->files;
     s->trace = a->args->trace;
-    int rc = slot_shape_init(s->model, plan->slot_ram_bytes, &s->shape);
+    int rc = make_shape(s, plan);
     if (!rc)
         rc = take_memory(s);
     if (!rc)
@@ -519,6 +546,7 @@ static int give(struct store_slots *s, struct store_lease *lease, struct store_e
             continue;
         int at = s->slot_of[s->layer_first[lease->layer] + lease->ids[i]];
         out[n].expert = lease->ids[i];
+        out[n].on_device = false;
         for (int k = 0; k < N_MATRICES; k++)
             out[n].w[k] = s->slots[at].w[k];
         s->wants[i] = WANT_GIVEN;

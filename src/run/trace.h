@@ -16,6 +16,8 @@ enum trace_what {
     TRACE_DENSE,   /* what lies between two layers' experts; layer: the first of it */
     TRACE_EXPERTS, /* experts computed together; id: how many */
     TRACE_WAIT,    /* nothing to compute until a read ends */
+    TRACE_DOWN,    /* waiting for a GPU, and for what comes down from it then; id: rows */
+    TRACE_UP,      /* queueing what goes up to it; id: rows */
     TRACE_READ,    /* an expert on its way; id: which */
     TRACE_AHEAD,   /* the same, because of a hint */
 };

@@ -47,7 +47,7 @@ static struct alloc allocs[MAX_ALLOCS];
 static cudaStream_t streams[MAX_STREAMS];
 static int n_events;
 static char *arena; /* (ARENA_BYTES), no access for the host */
-static size_t vram_bytes, device_bytes;
+static size_t vram_bytes = ARENA_BYTES, device_bytes;
 static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
@@ -514,7 +514,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    return event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
+    return fails() ? cudaErrorUnknown : event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)

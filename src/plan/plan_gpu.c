@@ -1,0 +1,282 @@
+/* The GPU's part of a plan. Dense weights, the whole cache and the activations have to be there; experts get what is left, as
+ * evenly over the layers as their number allows, because every layer waits for the slower side. The host holds slots for the
+ * others. Pure arithmetic. */
+#include "src/plan/plan_in.h"
+
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/model/layout.h"
+#include "src/model/slot_shape.h"
+
+#include <inttypes.h>
+
+/* Left alone where no --vram is given: a screen and other programs move, too. */
+#define MARGIN_SHIFT 4
+#define MARGIN_LEAST_BYTES (256 * MIB)
+/* The driver gives memory in these. */
+#define GRANULE_BYTES (2 * MIB)
+/* Pieces of memory beside the device's own: weights, cache, activations, scratch. */
+enum { N_ALLOCS = 4 };
+/* What mem_map rounds up to; pinned memory comes in pages, too. */
+#define MAP_BYTES 4096
+
+int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
+{
+    uint64_t free_bytes = in->machine->vram_free_bytes, margin_bytes = free_bytes >> MARGIN_SHIFT;
+    char a[32], b[32];
+
+    if (o->io == PLAN_IO_MMAP)
+        return err(ERR_UNSUPPORTED, "weights that are mapped do not go to a GPU: --io uring or pread reads them");
+    if (o->vram_bytes && in->machine->vram_total_bytes && o->vram_bytes > free_bytes)
+        return err(ERR_LIMIT, "%s of GPU memory asked for; GPU %" PRIu32 " has %s free",
+                   size_format(o->vram_bytes, a, sizeof a), o->gpu_number, size_format(free_bytes, b, sizeof b));
+    if (!o->vram_bytes && !in->machine->vram_total_bytes)
+        return err(ERR_ARG, "how much memory GPU %" PRIu32 " has is not known: --vram says it", o->gpu_number);
+    if (margin_bytes < MARGIN_LEAST_BYTES)
+        margin_bytes = MARGIN_LEAST_BYTES;
+    p->has_gpu = p->gpu.moves = true;
+    p->look_ahead = p->io == PLAN_IO_URING;
+    p->gpu.number = o->gpu_number;
+    p->gpu.budget_bytes = o->vram_bytes ? o->vram_bytes : free_bytes > margin_bytes ? free_bytes - margin_bytes : 0;
+    return 0;
+}
+
+/* ---- bytes ---- */
+
+static void own_bytes(const struct plan_in *in, const struct plan *p, struct device_own *out)
+{
+    const struct hparams *hp = &in->model->hp;
+
+    in->gpu->own_bytes(&(struct device_step){.n_rows = (int)p->chunk_tok,
+                                             .n_seqs = (int)p->n_seq,
+                                             .n_ctx = p->n_ctx,
+                                             .n_expert = hp->n_expert,
+                                             .n_expert_used = hp->n_expert_used},
+                       out);
+}
+
+static uint64_t expert_scratch(const struct plan_in *in, const struct program *program, const struct plan *p)
+{
+    uint64_t most = 0;
+
+    for (int i = 0; i < program->n_ops; i++) {
+        if (program->ops[i].kind != OP_MOE)
+            continue;
+        uint64_t bytes = in->cpu->scratch_bytes(&program->ops[i], 1, (int)p->chunk_tok, (int)p->n_threads);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+void plan_gpu_scratch(const struct plan_in *in, const struct program *program, struct plan *p)
+{
+    struct program_host host;
+    uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
+
+    p->gpu.scratch_bytes = program->arena_bytes + size_up(scratch, 64);
+    p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES);
+    if (!plan_is_split(p))
+        return;
+    program_host_bytes(program, &host);
+    p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES) +
+                        size_up(host.y_bytes, MAP_BYTES) + size_up(expert_scratch(in, program, p), MAP_BYTES);
+}
+
+static uint32_t count_experts(const struct model *m)
+{
+    uint32_t n = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+        int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
+        n += stack >= 0 ? (uint32_t)m->weights[stack].t.ne[2] : 0;
+    }
+    return n;
+}
+
+static int count_vram(const struct model *m, const int *n_expert, struct plan_gpu *g)
+{
+    struct layout dense, all;
+    int rc = layout_init_dense(m, &dense);
+
+    if (rc)
+        return rc;
+    rc = layout_init_part(m, n_expert, &all);
+    if (!rc) {
+        g->dense_bytes = dense.bytes;
+        g->expert_bytes = all.bytes - dense.bytes;
+        layout_done(&all);
+    }
+    layout_done(&dense);
+    return rc;
+}
+
+static int count_slots(const struct model *m, const int *n_away, struct plan *p)
+{
+    struct slot_shape slots;
+    int rc = slot_shape_init(m, n_away, p->slot_ram_bytes, &slots);
+
+    if (rc)
+        return rc;
+    p->expert_bytes = slots.bytes;
+    p->n_slots = (uint32_t)slots.n_slots;
+    p->n_slot_experts = (uint32_t)slots.n_experts;
+    slot_shape_done(&slots);
+    return 0;
+}
+
+int plan_gpu_weights(const struct model *m, struct plan *p)
+{
+    struct plan_gpu *g = &p->gpu;
+    int *n_expert = mem_zalloc((size_t)m->hp.n_layer, sizeof *n_expert, MEM_META);
+
+    if (!n_expert)
+        return err(ERR_NOMEM, "experts of %d layers", m->hp.n_layer);
+    g->n_all_experts = count_experts(m);
+    p->dense_bytes = p->look_ahead && plan_is_split(p) ? plan_ahead_bytes(m) : 0;
+    p->expert_bytes = 0;
+    p->n_slots = p->n_slot_experts = 0;
+    uint32_t n = layout_share(m, g->n_experts, n_expert);
+    int rc = n == g->n_experts ? count_vram(m, n_expert, g)
+                               : err(ERR_FORMAT, "%" PRIu32 " experts on the GPU; the model has %" PRIu32, g->n_experts,
+                                     g->n_all_experts);
+    if (!rc && p->slot_ram_bytes && !plan_is_split(p))
+        rc = err(ERR_FORMAT, "slots for experts in memory, but the GPU holds all");
+    if (!rc && p->slot_ram_bytes)
+        rc = count_slots(m, n_expert, p);
+    mem_free(n_expert);
+    return rc;
+}
+
+uint64_t plan_ahead_bytes(const struct model *m)
+{
+    static const enum role roles[] = {ROLE_ROUTER, ROLE_FFN_NORM};
+    uint64_t sum = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+            int w = m->layers[layer].w[roles[i]];
+            if (m->layers[layer].w[ROLE_ROUTER] >= 0 && w >= 0)
+                sum += layout_weight_bytes(&m->weights[w]);
+        }
+    return sum;
+}
+
+uint64_t plan_gpu_move_bytes(const struct model *m)
+{
+    uint64_t most = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+        uint64_t bytes = model_expert_bytes(m, layer);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+{
+    struct plan_gpu *g = &p->gpu;
+    struct device_own own;
+
+    own_bytes(in, p, &own);
+    g->kv_bytes = plan_kv_bytes(shape, p);
+    g->own_bytes = own.dev_bytes + (uint64_t)(N_ALLOCS + own.n_allocs) * GRANULE_BYTES;
+    g->total_bytes = g->dense_bytes + g->expert_bytes + g->scratch_bytes + g->own_bytes;
+    if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
+        g->total_bytes = UINT64_MAX;
+    p->stage_bytes = PLAN_STAGE_BYTES + own.host_bytes + (g->moves ? plan_gpu_move_bytes(in->model) : 0);
+}
+
+int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
+{
+    const struct plan_gpu *g = &p->gpu;
+    char b[7][32];
+
+    return err(
+        ERR_LIMIT,
+        "%s does not fit GPU %" PRIu32 ", even with all experts elsewhere: %s wanted, %s allowed, %s too much. Dense "
+        "weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32 "), scratch %s, driver and tables %s",
+        in->model->name, g->number, size_format(g->total_bytes, b[0], sizeof b[0]),
+        size_format(g->budget_bytes, b[1], sizeof b[1]),
+        size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
+        size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
+        size_format(g->scratch_bytes, b[5], sizeof b[5]), size_format(g->own_bytes, b[6], sizeof b[6]));
+}
+
+/* ---- what fits ---- */
+
+static int set_experts(const struct plan_in *in, const struct kv_shape *shape, uint32_t n, struct plan *p)
+{
+    p->gpu.n_experts = n;
+    int rc = plan_gpu_weights(in->model, p);
+    if (!rc)
+        plan_set_ctx(in, shape, p->n_ctx, p);
+    return rc;
+}
+
+/* The most experts that fit the GPU. */
+static int fill_gpu(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+{
+    uint32_t lo = 0, hi = p->gpu.n_all_experts;
+    int rc = 0;
+
+    while (!rc && lo < hi) {
+        uint32_t mid = lo + (hi - lo + 1) / 2;
+        rc = set_experts(in, shape, mid, p);
+        if (p->gpu.total_bytes <= p->gpu.budget_bytes)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    return rc ? rc : set_experts(in, shape, lo, p);
+}
+
+/* Slots for what a token needs of a layer. */
+static int least_slots(const struct model *m, const struct plan *p, uint64_t *bytes)
+{
+    struct slot_shape least;
+    int *n_away = mem_zalloc((size_t)m->hp.n_layer, sizeof *n_away, MEM_META);
+
+    if (!n_away)
+        return err(ERR_NOMEM, "experts of %d layers", m->hp.n_layer);
+    layout_share(m, p->gpu.n_experts, n_away);
+    int rc = slot_shape_init(m, n_away, 0, &least);
+    mem_free(n_away);
+    if (rc)
+        return rc;
+    *bytes = least.bytes;
+    slot_shape_done(&least);
+    return 0;
+}
+
+/* The host's slots: at least what a token needs of a layer, at most all experts that are not on the GPU. */
+static int fill_host(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
+{
+    p->slot_ram_bytes = o->expert_ram_bytes;
+    int rc = p->slot_ram_bytes ? 0 : least_slots(in->model, p, &p->slot_ram_bytes);
+
+    if (!rc)
+        rc = set_experts(in, shape, p->gpu.n_experts, p);
+    if (rc || o->expert_ram_bytes || !plan_fits(p))
+        return rc;
+    p->slot_ram_bytes = plan_slot_room(p);
+    return set_experts(in, shape, p->gpu.n_experts, p);
+}
+
+int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
+{
+    p->slot_ram_bytes = 0;
+    int rc = set_experts(in, shape, 0, p);
+    if (rc)
+        return rc;
+    if (!plan_fits(p) && (o->n_ctx || !plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
+        return plan_refuse(p, in);
+    rc = fill_gpu(in, shape, p);
+    if (!rc && plan_is_split(p))
+        rc = fill_host(in, o, shape, p);
+    else if (!rc) {
+        p->gpu.moves = p->look_ahead = false;
+        rc = plan_count(in, shape, p); /* without what the host computes */
+    }
+    return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);
+}
