@@ -1,6 +1,9 @@
-/* Measures how fast memory can be read: the roof of decoding. */
+/* Measures how fast memory can be read: the roof of decoding. Sums of squares, by the widest vectors there are, leave the
+ * loads to set the pace. */
 #include "cpu/cpu.h"
 
+#include "cpu/isa.h"
+#include "cpu/kern.h"
 #include "cpu/pool.h"
 #include "src/base/clock.h"
 #include "src/base/err.h"
@@ -10,35 +13,24 @@
 #include <inttypes.h>
 
 /* What a worker takes at a time: far more than a page, far less than its share. */
-#define PIECE_BYTES (256 * KIB)
+#define PIECE_BYTES (1 * MIB)
+#define PIECE_LEN ((int64_t)(PIECE_BYTES / sizeof(float)))
 
 struct sweep {
     struct pool *pool;
-    const uint64_t *data;
+    const struct kern_table *kern;
+    float *data;
     uint64_t n_pieces;
-    _Alignas(64) uint64_t sums[POOL_MAX_THREADS]; /* keeps the loads from being optimised away */
+    _Alignas(64) float sums[POOL_MAX_THREADS]; /* keeps the loads from being optimised away */
 };
-
-/* Eight independent sums: the compiler makes vectors of them, and the adds never hold up the loads. */
-static uint64_t sum_piece(const uint64_t *p)
-{
-    uint64_t sum[8] = {0};
-
-    for (uint64_t i = 0; i < PIECE_BYTES / sizeof *p; i += 8)
-        for (int lane = 0; lane < 8; lane++)
-            sum[lane] += p[i + (uint64_t)lane];
-    for (int lane = 1; lane < 8; lane++)
-        sum[0] += sum[lane];
-    return sum[0];
-}
 
 static void read_pieces(int worker, void *arg)
 {
     struct sweep *s = arg;
-    uint64_t sum = 0;
+    float sum = 0;
 
     for (int64_t i; (i = pool_claim(s->pool, worker, (int64_t)s->n_pieces)) < (int64_t)s->n_pieces;)
-        sum += sum_piece(s->data + (uint64_t)i * (PIECE_BYTES / sizeof *s->data));
+        sum += s->kern->sum_sq(s->data + i * PIECE_LEN, PIECE_LEN);
     s->sums[worker] = sum;
 }
 
@@ -48,14 +40,15 @@ static void touch_pieces(int worker, void *arg)
     struct sweep *s = arg;
 
     for (int64_t i; (i = pool_claim(s->pool, worker, (int64_t)s->n_pieces)) < (int64_t)s->n_pieces;)
-        for (uint64_t at = 0; at < PIECE_BYTES / sizeof *s->data; at += 512)
-            ((volatile uint64_t *)(uintptr_t)s->data)[(uint64_t)i * (PIECE_BYTES / sizeof *s->data) + at] = at;
+        for (int64_t at = 0; at < PIECE_LEN; at += 1024)
+            s->data[i * PIECE_LEN + at] = 1;
 }
 
 int cpu_read_rate(int n_threads, uint64_t bytes, int n_reps, double *out_bytes_per_s)
 {
     struct sweep *s = NULL;
     struct pool *pool = NULL;
+    const struct kern_table *kern;
     void *data = NULL;
     int rc;
 
@@ -63,7 +56,9 @@ int cpu_read_rate(int n_threads, uint64_t bytes, int n_reps, double *out_bytes_p
     bytes = bytes / PIECE_BYTES * PIECE_BYTES;
     if (!bytes || n_reps < 1)
         return err(ERR_ARG, "memory rate: %d sweeps over %" PRIu64 " bytes", n_reps, bytes);
-    rc = pool_open(n_threads, true, &pool);
+    rc = isa_choose(NULL, &kern);
+    if (rc == 0)
+        rc = pool_open(n_threads, true, &pool);
     if (rc < 0)
         return rc;
     s = mem_zalloc(1, sizeof *s, MEM_OTHER);
@@ -72,7 +67,7 @@ int cpu_read_rate(int n_threads, uint64_t bytes, int n_reps, double *out_bytes_p
         rc = err(ERR_NOMEM, "memory rate: %" PRIu64 " bytes", bytes);
         goto out;
     }
-    *s = (struct sweep){.pool = pool, .data = data, .n_pieces = bytes / PIECE_BYTES};
+    *s = (struct sweep){.pool = pool, .kern = kern, .data = data, .n_pieces = bytes / PIECE_BYTES};
     pool_run(pool, touch_pieces, s);
     for (int rep = 0; rep < n_reps; rep++) {
         uint64_t begin_ns = clock_ns();
