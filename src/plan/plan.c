@@ -143,7 +143,7 @@ static uint64_t meta_bytes(const struct model *m, const struct plan *p)
 
     if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes))
         mapped_bytes = UINT64_MAX;
-    return 4 * header_bytes + 64 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART +
+    return 4 * header_bytes + 96 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART +
            (p->has_gpu ? DRIVER_BYTES : 0);
 }
 
