@@ -308,8 +308,8 @@ int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *re
 int ferry_batch_poll(struct ferry_batch *batch, struct ferry_answer **out);
 void ferry_answer_free(struct ferry_answer *answer); /* takes NULL */
 
-/* Has it begun, and not ended? */
-bool ferry_batch_is_running(const struct ferry_batch *batch, uint64_t id);
+/* Has it begun, and was its answer not given yet? One that is finished and waits for its poll has begun. */
+bool ferry_batch_has_begun(const struct ferry_batch *batch, uint64_t id);
 
 /* Drop a request. FERRY_ERR_ARG: there is none of that id any more. */
 int ferry_batch_cancel(struct ferry_batch *batch, uint64_t id);

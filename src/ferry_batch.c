@@ -150,9 +150,9 @@ void ferry_answer_free(struct ferry_answer *a)
     mem_free(a);
 }
 
-bool ferry_batch_is_running(const struct ferry_batch *b, uint64_t id)
+bool ferry_batch_has_begun(const struct ferry_batch *b, uint64_t id)
 {
-    return jobs_is_running(b->jobs, id);
+    return jobs_has_begun(b->jobs, id);
 }
 
 int ferry_batch_cancel(struct ferry_batch *b, uint64_t id)

@@ -434,6 +434,41 @@ START_TEST(bad_request_is_taken_or_breaks_the_batch)
 }
 END_TEST
 
+/* Several end in one step, and are given one by one: until then they are no longer of those that can be dropped in favour of others. */
+START_TEST(finished_counts_as_not_begun)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_batch *b = NULL;
+    struct ferry_answer *a = NULL;
+    struct ferry_batch_stats st;
+    uint64_t id[4];
+    o.n_batch = 3;
+    o.batch_tok = 256;
+    struct ferry_engine *e = open_with("mixed", &o);
+    ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+    for (int i = 0; i < 4; i++) {
+        struct req r = {.n_tok = 2, .max_tok = 1, .ignore_eos = true};
+        r.token[0] = ids[2 * i];
+        r.token[1] = ids[2 * i + 1];
+        ferry_sample_opts_init(&r.sample);
+        id[i] = submit(b, &r);
+        ck_assert(!ferry_batch_has_begun(b, id[i]));
+    }
+    while (!a)
+        ck_assert_int_eq(ferry_batch_poll(b, &a), 0);
+    ferry_batch_stats(b, &st);
+    ck_assert_uint_eq(st.n_finished, 2);
+    ck_assert_uint_eq(a->id, id[0]);
+    ck_assert(!ferry_batch_has_begun(b, id[0])); /* given */
+    ck_assert(ferry_batch_has_begun(b, id[1]));
+    ck_assert(ferry_batch_has_begun(b, id[2]));
+    ck_assert(!ferry_batch_has_begun(b, id[3]));
+    ferry_answer_free(a);
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+}
+END_TEST
+
 START_TEST(cancel_or_interrupt_changes_the_others)
 {
     struct ferry_engine_opts o = small_opts();
@@ -456,8 +491,8 @@ START_TEST(cancel_or_interrupt_changes_the_others)
     ferry_batch_interrupt(b);
     ck_assert_int_eq(ferry_batch_poll(b, &a), FERRY_ERR_CANCEL);
     ck_assert_int_eq(ferry_batch_poll(b, &a), 0);
-    ck_assert(ferry_batch_is_running(b, id[0]));
-    ck_assert(!ferry_batch_is_running(b, id[5]));
+    ck_assert(ferry_batch_has_begun(b, id[0]));
+    ck_assert(!ferry_batch_has_begun(b, id[5]));
     ck_assert_int_eq(ferry_batch_cancel(b, id[0]), 0); /* runs */
     ck_assert_int_eq(ferry_batch_cancel(b, id[4]), 0); /* waits */
     ck_assert_int_eq(ferry_batch_cancel(b, id[4]), FERRY_ERR_ARG);
@@ -572,6 +607,7 @@ int main(void)
     tcase_add_loop_test(t, shared_beginning_is_run_for_each, 0, 3);
     tcase_add_test(t, score_is_not_that_of_the_logits);
     tcase_add_test(t, bad_request_is_taken_or_breaks_the_batch);
+    tcase_add_test(t, finished_counts_as_not_begun);
     tcase_add_test(t, cancel_or_interrupt_changes_the_others);
     tcase_add_test(t, failed_allocation_changes_or_leaks);
     suite_add_tcase(suite, t);

@@ -28,7 +28,7 @@ static struct batch_group *find_untouched(const struct batch_run *r)
         struct batch_group *g = r->pending[i].group;
         bool is_untouched = r->pending[i].id && g->n_left == g->n_submitted;
         for (size_t k = 0; k < r->n_pending && is_untouched; k++)
-            if (r->pending[k].id && r->pending[k].group == g && ferry_batch_is_running(r->batch, r->pending[k].id))
+            if (r->pending[k].id && r->pending[k].group == g && ferry_batch_has_begun(r->batch, r->pending[k].id))
                 is_untouched = false;
         if (is_untouched)
             return g;

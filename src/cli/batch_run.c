@@ -272,12 +272,12 @@ int batch_run_poll(struct batch_run *r)
     return rc;
 }
 
-/* What waits is dropped; what runs is finished. */
+/* What waits is dropped; what runs is finished, and what is finished gets its record. */
 void batch_run_drop_waiting(struct batch_run *r)
 {
     for (size_t i = 0; i < r->n_pending; i++) {
         struct batch_pending *p = &r->pending[i];
-        if (!p->id || ferry_batch_is_running(r->batch, p->id) || ferry_batch_cancel(r->batch, p->id))
+        if (!p->id || ferry_batch_has_begun(r->batch, p->id) || ferry_batch_cancel(r->batch, p->id))
             continue;
         p->id = 0;
         r->n_flying--;

@@ -286,10 +286,13 @@ bool jobs_cancel(struct jobs *j, uint64_t id)
     return job != NULL;
 }
 
-bool jobs_is_running(const struct jobs *j, uint64_t id)
+bool jobs_has_begun(const struct jobs *j, uint64_t id)
 {
     for (int i = 0; i < j->n_running; i++)
         if (j->running[i]->id == id)
+            return true;
+    for (const struct job *job = j->finished.first; job; job = job->next)
+        if (job->id == id)
             return true;
     for (const struct job *job = j->waiting.first; job; job = job->next)
         if (job->id == id)

@@ -53,8 +53,8 @@ int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id);
 /* Drop a request that waits or runs, or its finished answer. false: there is none of that id. */
 bool jobs_cancel(struct jobs *j, uint64_t id);
 
-/* Has it begun, and not ended? One that gave its pages back has begun. */
-bool jobs_is_running(const struct jobs *j, uint64_t id);
+/* Has it begun, and was it not taken yet? One that gave its pages back has begun, and so has one that is finished. */
+bool jobs_has_begun(const struct jobs *j, uint64_t id);
 
 /* Run one step, if anybody waits or runs. After an error (ERR_CANCEL too) nothing of the step counts, and the next call tries
  * again. What exec_run says. */
