@@ -53,7 +53,8 @@ struct jobs {
     struct sched_seq *turns; /* (n_most) of the running */
     int n_running;
     struct job_list waiting, finished;
-    float *hidden; /* own: (HIDDEN_ROWS, n_embd); NULL: nobody wanted an embedding yet */
+    uint64_t rows_ns; /* what the rows of all steps took, without what pages took that were spilled */
+    float *hidden;    /* own: (HIDDEN_ROWS, n_embd); NULL: nobody wanted an embedding yet */
     uint64_t last_id;
     int cancel; /* written by jobs_interrupt, read by exec */
     struct jobs_stats stats;
@@ -421,7 +422,7 @@ static bool is_spilling_cheaper(const struct jobs *j, int64_t len)
 {
     double n_rows = (double)(j->stats.n_prompt + j->stats.n_drawn + j->stats.n_rerun);
 
-    return spill_ns(j->spill, len) * n_rows <= (double)len * (double)j->stats.step_ns;
+    return spill_ns(j->spill, len) * n_rows <= (double)len * (double)j->rows_ns;
 }
 
 static void keep_pages(struct jobs *j, struct job *job, int64_t len)
@@ -657,6 +658,7 @@ int jobs_step(struct jobs *j)
     if (rc < 0)
         return rc;
     fill_batch(j);
+    uint64_t rows_start_ns = clock_ns();
     rc = exec_run(j->args.exec, &j->batch, &j->cancel, &logits);
     if (rc == 0 && j->batch.wants_hidden)
         rc = pool(j);
@@ -664,6 +666,7 @@ int jobs_step(struct jobs *j)
         __atomic_store_n(&j->cancel, 0, __ATOMIC_RELAXED);
         return rc;
     }
+    j->rows_ns += clock_ns() - rows_start_ns;
     commit(j, logits);
     j->stats.n_steps++;
     j->stats.step_ns += clock_ns() - start_ns;
