@@ -295,6 +295,14 @@ START_TEST(another_run_is_taken_for_this_one)
     ck_assert(says(errors, "--restart"));
     must_run("cat $T/p");
     ck_assert_str_eq(out, "mine\n");
+    for (int i = 0; i < 2; i++) /* every digit of an option comes back */
+        must_run("$B -o $T/q --temp 0.12345678912345678 --top-p 0.98765432198765432");
+    /* What a saved plan says differs, too. */
+    must_run("$F plan $M --ctx 256 --threads 1 --no-pin --save $T/p.json; sed -i 's/\"kv_type\": "
+             "*\"f16\"/\"kv_type\":\"q8_0\"/;"
+             "s/\"sessions\"/\"kv_tok\":512,&/' $T/p.json");
+    ck_assert_int_eq(run("$B -o $T/q --temp 0.12345678912345678 --top-p 0.98765432198765432 --plan $T/p.json"), 1);
+    ck_assert(says(errors, "kv-type was \"f16\", is \"q8_0\""));
 }
 END_TEST
 

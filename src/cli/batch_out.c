@@ -141,7 +141,7 @@ static int write_about(struct batch_out *o, const json_t *about)
 
     json_object_set_new(copy, ABOUT, json_integer(ABOUT_FORMAT));
     char *text;
-    int rc = batch_record_text(copy, &text, &n);
+    int rc = batch_record_exact(copy, &text, &n);
     json_decref(copy);
     if (!rc)
         rc = ferry_journal_append(o->side, text, n, NULL);

@@ -40,7 +40,7 @@ static int give_group(struct batch_run *r, int to, struct batch_group *g)
 {
     char *text;
     size_t n;
-    int rc = batch_record_text(g->line.root, &text, &n);
+    int rc = batch_record_exact(g->line.root, &text, &n);
 
     if (!rc)
         rc = batch_rank_give_line(r, to, g->line.number, text, n);
@@ -269,7 +269,7 @@ int batch_rank_say_ready(struct batch_run *r)
 {
     size_t n;
     char *text;
-    int rc = batch_record_text(r->about, &text, &n);
+    int rc = batch_record_exact(r->about, &text, &n);
 
     if (!rc)
         rc = batch_run_tell(r, &(struct team_head){.kind = TEAM_READY}, text, n);

@@ -217,20 +217,28 @@ json_t *batch_record_error(const struct batch_line *line, unsigned index, int co
                      "stats", stats);
 }
 
-int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
+static int to_text(const json_t *v, size_t flags, char **out, size_t *n_bytes)
 {
-    /* 9 digits name a float exactly. */
-    const size_t flags = JSON_COMPACT | JSON_REAL_PRECISION(9);
-    size_t n = record ? json_dumpb(record, NULL, 0, flags) : 0;
+    size_t n = v ? json_dumpb(v, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
     *n_bytes = n;
     if (text) {
-        json_dumpb(record, text, n, flags);
+        json_dumpb(v, text, n, flags);
         text[n] = '\0';
     }
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a record of %zu bytes", n);
+}
+
+int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
+{
+    return to_text(record, JSON_COMPACT | JSON_REAL_PRECISION(9), out, n_bytes); /* 9 digits name a float exactly */
+}
+
+int batch_record_exact(const json_t *v, char **out, size_t *n_bytes)
+{
+    return to_text(v, JSON_COMPACT | JSON_REAL_PRECISION(17), out, n_bytes);
 }
 
 const char *batch_record_brief(const json_t *v, char *out, size_t n)

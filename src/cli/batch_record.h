@@ -41,6 +41,9 @@ json_t *batch_record_error(const struct batch_line *line, unsigned index, int co
 /* To one line of text, which the caller frees with ferry_free. ERR_NOMEM, also for a record that is NULL. */
 int batch_record_text(const json_t *record, char **out, size_t *n_bytes);
 
+/* The same for what is no record: its numbers are doubles, and are the same when they are read again. */
+int batch_record_exact(const json_t *v, char **out, size_t *n_bytes);
+
 /* Any value in one line of text, cut to n bytes; NULL is "nothing". Returns out. */
 const char *batch_record_brief(const json_t *v, char *out, size_t n);
 

@@ -1,6 +1,7 @@
 /* ferry batch: many prompts, answered together, into a file that survives whatever ends the run. */
 #include "src/cli/cmd.h"
 
+#include "src/base/err.h"
 #include "src/cli/batch_rank.h"
 #include "src/cli/batch_record.h"
 #include "src/cli/batch_run.h"
@@ -52,7 +53,7 @@ static struct state state_of(const struct batch_run *r)
     all_stats(r, &st);
     if (s > 0)
         out.tokens_per_s = (double)(makes_answers(r->conf) ? st.n_generated : st.n_prompt) / s;
-    if (out.done > r->n_had)
+    if (out.done > r->n_had && out.total >= out.done)
         out.left_s = s * (double)(out.total - out.done) / (double)(out.done - r->n_had);
     return out;
 }
@@ -221,8 +222,9 @@ static int work_for_first(struct batch_run *r)
     return rc ? rc : stopping ? FERRY_ERR_CANCEL : 0;
 }
 
-/* What an answer depends on: a run that differs in it is another run. */
-static json_t *about(const struct batch_run *r)
+/* What an answer depends on: a run that differs in it is another run. plan: the engine's, which need not be made from the options
+ * (--plan). */
+static json_t *about(const struct batch_run *r, const json_t *plan)
 {
     const struct conf *c = r->conf;
     char hash[24], identity[24];
@@ -234,11 +236,26 @@ static json_t *about(const struct batch_run *r)
         "top-k", (json_int_t)c->top_k, "top-p", c->top_p, "min-p", c->min_p, "repeat-penalty", c->repeat_penalty,
         "presence-penalty", c->presence_penalty, "frequency-penalty", c->frequency_penalty, "penalty-window",
         (json_int_t)c->penalty_window, "seed", (json_int_t)c->seed, "max-tokens", (json_int_t)c->n_tokens, "ctx",
-        (int)r->info.n_ctx, "kv-type", c->kv_type ? c->kv_type : "f16", "prefill", c->prefill ? c->prefill : "int",
-        "order", c->order, "score", c->score, "embed", c->embed ? c->embed : "none", "normalize", c->normalize);
+        (int)r->info.n_ctx, "kv-type", json_string_value(json_object_get(plan, "kv_type")), "prefill",
+        json_string_value(json_object_get(plan, "prefill")), "order", c->order, "score", c->score, "embed",
+        c->embed ? c->embed : "none", "normalize", c->normalize);
     return json_pack("{s:{s:s}, s:{s:I, s:I, s:s}, s:{s:s, s:s}, s:o}", "ferry", "version", ferry_version(), "input",
                      "bytes", (json_int_t)r->in.n_bytes, "lines", (json_int_t)r->in.n_lines, "hash", hash, "model",
                      "name", r->info.name, "identity", identity, "options", options);
+}
+
+static int make_about(struct batch_run *r)
+{
+    char *text = NULL;
+    int rc = ferry_engine_plan(r->engine, true, &text);
+
+    if (rc)
+        return rc;
+    json_t *plan = json_loads(text, 0, NULL);
+    r->about = about(r, plan);
+    json_decref(plan);
+    ferry_free(text);
+    return r->about ? 0 : err(ERR_NOMEM, "what the answers depend on");
 }
 
 static int open_output(struct batch_run *r)
@@ -296,8 +313,10 @@ static int open_engine(struct batch_run *r)
     ferry_engine_info(r->engine, &r->info);
     r->n_pending = (size_t)r->info.n_batch * (1 + WAITING_PER_SEQUENCE) + BATCH_MAX_N;
     r->pending = batch_in_zalloc(r->n_pending, sizeof *r->pending, "the requests in flight");
-    r->about = about(r);
-    return r->pending ? ferry_batch_make(r->engine, &r->batch) : FERRY_ERR_NOMEM;
+    if (!r->pending)
+        return FERRY_ERR_NOMEM;
+    rc = make_about(r);
+    return rc ? rc : ferry_batch_make(r->engine, &r->batch);
 }
 
 static int run_other(struct batch_run *r)
