@@ -59,6 +59,8 @@ int batch_rank_share(struct batch_run *r, bool stopping)
     struct batch_group *g = NULL;
     int rc = 0, to;
 
+    if (team_is_alone(&r->team))
+        return 0;
     while (!rc && !stopping && (to = team_hungriest(&r->team)) && (g = find_untouched(r)))
         rc = give_group(r, to, g);
     bool is_end = stopping || !find_untouched(r);
