@@ -823,7 +823,8 @@ END_TEST
 
 /* ---- files of the system ---- */
 
-static char folder[] = TEST_BUILD_DIR "/t_quantize-XXXXXX";
+static const char folder_pattern[] = TEST_BUILD_DIR "/t_quantize-XXXXXX";
+static char folder[sizeof folder_pattern];
 
 static int n_entries(void)
 {
@@ -840,6 +841,7 @@ static int n_entries(void)
 static void make_folder(void)
 {
     setup();
+    memcpy(folder, folder_pattern, sizeof folder); /* anew: without forks all tests see one */
     ck_assert_ptr_nonnull(mkdtemp(folder));
 }
 

@@ -251,7 +251,7 @@ static int measure_roof(struct bench *b)
 int cmd_bench(const struct conf *conf)
 {
     struct bench b = {.conf = conf};
-    struct result results[2];
+    struct result results[2] = {0};
     int n = 0;
 
     if (!conf->bench_prompt && !conf->bench_generate)
