@@ -52,12 +52,20 @@ static int failed(cudaError_t e, const char *what)
     return e ? err(ERR_DEVICE, "CUDA: %s: %s", what, cudaGetErrorString(e)) : 0;
 }
 
+/* Which GPU a thread means is its own affair: calls may come from another one than opened the device, or behind code that has chosen
+ * another GPU. */
+static cudaError_t choose(const struct cuda *c)
+{
+    return cudaSetDevice(c->opts.ordinal);
+}
+
 /* ---- memory ---- */
 
 static int dev_alloc(struct device *dev, uint64_t bytes, void **out)
 {
-    (void)dev;
-    cudaError_t e = cudaMalloc(out, bytes);
+    cudaError_t e = choose(cuda_of(dev));
+    if (!e)
+        e = cudaMalloc(out, bytes);
     if (!e)
         return 0;
     *out = NULL;
@@ -68,13 +76,18 @@ static int dev_alloc(struct device *dev, uint64_t bytes, void **out)
 
 static void dev_release(struct device *dev, void *ptr)
 {
-    (void)dev;
+    choose(cuda_of(dev)); /* if that fails there is nobody to tell, as with what follows */
     cudaFree(ptr);
 }
 
 static int upload(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
-    return failed(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, cuda_of(dev)->stream), "upload");
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream);
+    return failed(e, "upload");
 }
 
 static int download(struct device *dev, void *dst, const void *src, uint64_t bytes)
@@ -83,7 +96,9 @@ static int download(struct device *dev, void *dst, const void *src, uint64_t byt
 
     for (uint64_t at = 0; at < bytes; at += DOWN_BYTES) {
         uint64_t n = bytes - at < DOWN_BYTES ? bytes - at : DOWN_BYTES;
-        cudaError_t e = cudaMemcpyAsync(c->down, (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream);
+        cudaError_t e = choose(c);
+        if (!e)
+            e = cudaMemcpyAsync(c->down, (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream);
         if (!e)
             e = cudaStreamSynchronize(c->stream);
         if (e)
@@ -95,8 +110,9 @@ static int download(struct device *dev, void *dst, const void *src, uint64_t byt
 
 static int alloc_host(struct device *dev, uint64_t bytes, void **out)
 {
-    (void)dev;
-    cudaError_t e = cudaHostAlloc(out, bytes, cudaHostAllocDefault);
+    cudaError_t e = choose(cuda_of(dev));
+    if (!e)
+        e = cudaHostAlloc(out, bytes, cudaHostAllocDefault);
     if (!e)
         return 0;
     *out = NULL;
@@ -108,7 +124,7 @@ static int alloc_host(struct device *dev, uint64_t bytes, void **out)
 
 static void release_host(struct device *dev, void *ptr)
 {
-    (void)dev;
+    choose(cuda_of(dev));
     cudaFreeHost(ptr);
 }
 
@@ -125,20 +141,30 @@ static int stop(struct cuda *c, cudaError_t e, const char *what)
 static int fetch(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
     struct cuda *c = cuda_of(dev);
-    return stop(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream);
+    return stop(c, e, "fetch");
 }
 
 static int send_up(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
     struct cuda *c = cuda_of(dev);
-    return stop(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->up), "send");
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->up);
+    return stop(c, e, "send");
 }
 
 static int bring(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
     struct cuda *c = cuda_of(dev);
-    cudaError_t e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->back);
+    cudaError_t e = choose(c);
 
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->back);
     if (!e)
         e = cudaEventRecord(c->brought, c->back);
     if (e)
@@ -149,21 +175,27 @@ static int bring(struct device *dev, void *dst, const void *src, uint64_t bytes)
 static int brought(struct device *dev, bool wait, bool *is_there)
 {
     struct cuda *c = cuda_of(dev);
-    cudaError_t e = wait ? cudaEventSynchronize(c->brought) : cudaEventQuery(c->brought);
+    cudaError_t e = choose(c);
 
+    if (!e)
+        e = wait ? cudaEventSynchronize(c->brought) : cudaEventQuery(c->brought);
     *is_there = e == cudaSuccess;
     if (e == cudaErrorNotReady) {
         cudaGetLastError(); /* that was an answer, which the next launch shall not be told */
         return 0;
     }
+    if (e)
+        cudaStreamSynchronize(c->back);
     return failed(e, "bring");
 }
 
 static int meet(struct device *dev)
 {
     struct cuda *c = cuda_of(dev);
-    cudaError_t e = cudaEventRecord(c->sent, c->up);
+    cudaError_t e = choose(c);
 
+    if (!e)
+        e = cudaEventRecord(c->sent, c->up);
     if (!e)
         e = cudaStreamWaitEvent(c->stream, c->sent, 0);
     return stop(c, e, "meet");
@@ -171,7 +203,12 @@ static int meet(struct device *dev)
 
 static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
-    return failed(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(dev)->stream), "copy");
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, c->stream);
+    return failed(e, "copy");
 }
 
 /* ---- what goes up with a call ---- */
@@ -351,6 +388,8 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .n_ops = n_ops};
     int rc = check(c, ops, n_ops, rows);
 
+    if (rc == 0)
+        rc = failed(choose(c), "choosing the GPU");
     if (rc == 0) /* the copy of the call that had the slot last reads it */
         rc = failed(cudaEventSynchronize(slot->done), "wait");
     if (rc == 0)
@@ -368,7 +407,12 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
 
 static int sync_device(struct device *dev)
 {
-    return failed(cudaStreamSynchronize(cuda_of(dev)->stream), "step");
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaStreamSynchronize(c->stream);
+    return failed(e, "step");
 }
 
 static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
@@ -417,6 +461,8 @@ static void close_device(struct device *dev)
 
     if (!c)
         return;
+    if (c->stream) /* the first thing that is made */
+        choose(c);
     if (c->back)
         cudaStreamSynchronize(c->back);
     if (c->up)

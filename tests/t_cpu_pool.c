@@ -89,6 +89,39 @@ START_TEST(barrier_lets_nobody_pass_early_and_claims_give_each_item_once)
 }
 END_TEST
 
+struct few {
+    struct pool *pool;
+    int64_t n;
+    atomic_int claimed[16];
+};
+
+static void claim_few(int worker, void *arg)
+{
+    struct few *f = arg;
+
+    for (int64_t i; (i = pool_claim(f->pool, worker, f->n)) < f->n;)
+        atomic_fetch_add(&f->claimed[i], 1);
+}
+
+START_TEST(jobs_without_barriers_and_with_few_items_give_each_item_once)
+{
+    for (int n_threads = 1; n_threads <= 7; n_threads += 3) {
+        struct few f = {.n = 0};
+        int want[16] = {0};
+        ck_assert_int_eq(pool_open(n_threads, false, &f.pool), 0);
+        for (int round = 0; round < 300; round++) {
+            f.n = round * 7 % 17; /* none, fewer than threads, more */
+            pool_run(f.pool, claim_few, &f);
+            for (int i = 0; i < 16; i++) {
+                want[i] += i < f.n;
+                ck_assert_int_eq(atomic_load(&f.claimed[i]), want[i]);
+            }
+        }
+        pool_close(f.pool);
+    }
+}
+END_TEST
+
 static void note_cpu(int worker, void *arg)
 {
     cpu_set_t *sets = arg;
@@ -281,6 +314,7 @@ int main(void)
 
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, barrier_lets_nobody_pass_early_and_claims_give_each_item_once);
+    tcase_add_test(tc, jobs_without_barriers_and_with_few_items_give_each_item_once);
     tcase_add_test(tc, workers_are_pinned_to_cores_of_their_own_and_the_caller_only_meanwhile);
     tcase_add_test(tc, affinity_of_the_process_is_respected);
     tcase_add_test(tc, thread_that_cannot_be_made_ends_the_others);

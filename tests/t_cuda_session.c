@@ -496,6 +496,41 @@ START_TEST(saved_split_is_another)
 }
 END_TEST
 
+/* Which GPU is chosen is each thread's own affair: another thread than opened the engine has chosen the first one, as this one has
+ * after each call here. The emulator ends the process where work goes to a GPU that is not chosen. */
+START_TEST(engine_is_bound_to_the_thread_that_opened_it)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 1);
+    static float want[N_TOK * N_VOCAB], got[N_VOCAB];
+    struct ferry_engine *e = open_with("qwen3moe", &cpu);
+    struct ferry_session *s = session_of(e);
+    struct ferry_stats stats;
+    int32_t words[N_TOK];
+
+    for (int i = 0; i < N_TOK; i++)
+        words[i] = ids[i / 40]; /* so that experts move */
+    ck_assert_int_eq(ferry_session_logits(s, words, N_TOK, false, want), 0);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    emu_set_gpus(2);
+    gpu.device = "cuda:1";
+    e = open_with("qwen3moe", &gpu);
+    ck_assert_int_eq(cudaSetDevice(0), cudaSuccess);
+    s = session_of(e);
+    for (int i = 0; i < N_TOK; i++) {
+        ck_assert_int_eq(cudaSetDevice(0), cudaSuccess);
+        ck_assert_int_eq(ferry_session_logits(s, words + i, 1, false, got), 0);
+        ck_assert_mem_eq(got, want + i * N_VOCAB, sizeof got);
+    }
+    ferry_session_stats(s, &stats);
+    ck_assert_uint_gt(stats.expert_moves, 0);
+    ck_assert_int_eq(cudaSetDevice(0), cudaSuccess);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+END_TEST
+
 /* ---- when it does not fit, or fails ---- */
 
 START_TEST(too_little_memory_leaves_something)
@@ -763,6 +798,33 @@ START_TEST(moved_expert_is_not_what_the_file_says)
 }
 END_TEST
 
+/* Hints are advice: of layers without experts, which may stand behind one that has them, of layers and experts that are not there,
+ * nothing is read, and loans go on. */
+START_TEST(hint_of_what_is_not_there_is_followed)
+{
+    static const int32_t wild[] = {-1, -1000000, 1 << 30, INT32_MAX};
+    static const int layers[] = {-1, -1000000, 1 << 30, INT32_MAX};
+    int32_t some[8] = {0, 1, 2, 3, 4, 5, 6, 7}, loan[3] = {0, 1, 2};
+    int n_device = 0, moe = 0, dense = -1;
+    struct store_stats stats;
+
+    make_rooms("dots1", PLAN_IO_URING);
+    for (int i = 0; i < rooms.model->hp.n_layer; i++)
+        *(rooms.model->layers[i].w[ROLE_EXPERT_GATE] < 0 ? &dense : &moe) = i;
+    ck_assert_int_ge(dense, 0);
+    for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
+        store_hint(rooms.store, layers[i], some, 8);
+    store_hint(rooms.store, rooms.model->hp.n_layer, some, 8);
+    store_hint(rooms.store, dense, some, 8);
+    ck_assert_int_eq(walk_loan(moe, loan, 0, &n_device), 0);
+    store_hint(rooms.store, moe, wild, sizeof wild / sizeof *wild);
+    ck_assert_int_eq(walk_loan(moe, loan, 0, &n_device), 0);
+    store_stats(rooms.store, &stats);
+    ck_assert_uint_eq(stats.n_hint_reads, 0);
+    leave_rooms();
+}
+END_TEST
+
 /* An expert of the host that cannot be read, while the GPU computes its own: the step says which file and where, and the next one
  * finds all in order. */
 START_TEST(failed_read_in_a_layer_spoils_the_session)
@@ -893,11 +955,13 @@ int main(void)
     tcase_add_loop_test(tc, crossings_are_not_those_of_the_plan, 0, 3);
     tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, 2);
     tcase_add_test(tc, saved_split_is_another);
+    tcase_add_test(tc, engine_is_bound_to_the_thread_that_opened_it);
     tcase_add_test(tc, too_little_memory_leaves_something);
     tcase_add_loop_test(tc, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(tc, failed_allocation_at_open_leaves_something);
     tcase_add_loop_test(tc, failed_call_in_a_step_spoils_the_session, 0, 2);
     tcase_add_loop_test(tc, moved_expert_is_not_what_the_file_says, 0, 2);
+    tcase_add_test(tc, hint_of_what_is_not_there_is_followed);
     tcase_add_loop_test(tc, failed_read_in_a_layer_spoils_the_session, 0, 2);
     tcase_add_test(tc, embedding_differs_from_the_cpus);
     tcase_add_test(tc, what_a_gpu_cannot_have_is_taken);

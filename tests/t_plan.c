@@ -671,6 +671,10 @@ START_TEST(gpu_gets_another_number_of_experts_than_fits)
     ck_assert_uint_eq(less.slot_ram_bytes, 0);
     ck_assert(!less.look_ahead);
     ck_assert_uint_lt(less.scratch_bytes, p.scratch_bytes);
+    /* a row of logits; but it still looks at which experts a step wants: 8 numbers a row */
+    uint64_t logits_bytes = (uint64_t)in.model->hp.n_vocab * sizeof(float);
+    ck_assert_uint_eq(less.scratch_bytes,
+                      size_up(logits_bytes, 4096) + size_up(less.chunk_tok * 8 * sizeof(int32_t), 4096));
     ck_assert_uint_eq(less.gpu.up_bytes_per_tok, 0);
     /* Little memory: slots for some of the others */
     opts.vram_bytes = 512 * MIB;

@@ -75,12 +75,11 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, s
     uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
 
     p->gpu.scratch_bytes = program->arena_bytes + size_up(scratch, 64);
-    p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES);
-    if (!plan_is_split(p))
-        return;
     program_host_bytes(program, &host);
-    p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES) +
-                        size_up(host.y_bytes, MAP_BYTES) + size_up(expert_scratch(in, program, p), MAP_BYTES);
+    p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
+    if (plan_is_split(p))
+        p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.y_bytes, MAP_BYTES) +
+                            size_up(expert_scratch(in, program, p), MAP_BYTES);
 }
 
 static uint32_t count_experts(const struct model *m)

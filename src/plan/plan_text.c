@@ -131,9 +131,10 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     if (!p->has_gpu)
         say_bytes(t, p, "KV cache", p->kv_bytes, kv);
     say_bytes(t, p, "scratch", p->scratch_bytes,
-              !p->has_gpu        ? "activations of a step"
-              : plan_is_split(p) ? "what experts read and give, and the logits"
-                                 : "the logits");
+              !p->has_gpu              ? "activations of a step"
+              : plan_is_split(p)       ? "what experts read and give, and the logits"
+              : in->model->hp.n_expert ? "the logits, and which experts are wanted"
+                                       : "the logits");
     if (p->stage_bytes)
         say_bytes(t, p, "to and from GPU", p->stage_bytes, "buffers, most of them pinned");
     say_bytes(t, p, "header and tables", p->meta_bytes,
@@ -172,7 +173,7 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
     if (p->decode_tok_per_s > 0 && p->decode_disk_s > 0)
         say(t, "%s%.3g ms for reading%s", is_measured ? ", " : "\n              ", 1e3 * p->decode_disk_s,
             p->slot_ram_bytes && p->io == PLAN_IO_URING ? ", meanwhile" : "");
-    if (p->decode_tok_per_s > 0 && !is_measured)
+    if (p->decode_tok_per_s > 0 && !is_measured && m->mem_bytes_per_s > 0)
         say(t, "\n              memory gives %.3g GB/s", m->mem_bytes_per_s / 1e9);
     if (p->has_gpu)
         say(t, "\n              to the GPU %s a token, from it %s",

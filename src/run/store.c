@@ -350,14 +350,20 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
     return rc;
 }
 
-/* Those that are not on the device. */
+static int n_experts_of(const struct store *s, int layer)
+{
+    int stack = layer >= 0 && layer < s->model->hp.n_layer ? s->model->layers[layer].w[ROLE_EXPERT_GATE] : -1;
+    return stack < 0 ? 0 : (int)s->model->weights[stack].t.ne[2];
+}
+
+/* Those that are not on the device. A layer of experts may stand before one that has none. */
 static void hint_host(struct store *s, int layer, const int32_t *ids, int n)
 {
     struct store_expert expert;
-    int n_host = 0;
+    int n_host = 0, n_experts = n_experts_of(s, layer);
 
-    for (int i = 0; i < n && n_host < s->model->hp.n_expert; i++)
-        if (!store_gpu_find(s->gpu, layer, ids[i], &expert))
+    for (int i = 0; i < n && n_host < n_experts; i++)
+        if (ids[i] >= 0 && ids[i] < n_experts && !store_gpu_find(s->gpu, layer, ids[i], &expert))
             s->hint_ids[n_host++] = ids[i];
     store_slots_hint(s->slots, layer, s->hint_ids, n_host);
 }

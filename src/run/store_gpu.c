@@ -189,6 +189,8 @@ static int end_move(struct store_gpu *g)
     bool is_there = false;
     int rc = g->move.is_under_way ? g->dev->ops->brought(g->dev, false, &is_there) : 0;
 
+    if (rc) /* nobody knows what lies there: the place stays empty */
+        g->move.is_under_way = false;
     if (rc || !is_there)
         return rc;
     int first = g->layer_first[g->move.layer];

@@ -31,6 +31,7 @@ struct op {
 struct CUstream_st {
     struct op *head, *tail;
     uint64_t n_queued, n_done;
+    int gpu;
 };
 
 struct CUevent_st {
@@ -41,6 +42,7 @@ struct alloc {
     char *base; /* NULL: not used */
     size_t bytes;
     bool is_host;
+    int gpu;
 };
 
 static struct alloc allocs[MAX_ALLOCS];
@@ -51,6 +53,7 @@ static size_t vram_bytes = ARENA_BYTES, device_bytes;
 static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
+static int n_gpus = 1, gpu; /* gpu: the one chosen */
 
 void emu_die(const char *fmt, ...)
 {
@@ -88,11 +91,18 @@ void emu_reset(uint64_t seed)
     fail_at = n_calls = drop_at = 0;
     n_launches = 0;
     in_step = false;
+    n_gpus = 1;
+    gpu = 0;
 }
 
 void emu_set_vram(size_t bytes)
 {
     vram_bytes = bytes < ARENA_BYTES ? bytes : ARENA_BYTES;
+}
+
+void emu_set_gpus(int n)
+{
+    n_gpus = n;
 }
 
 void emu_fail_nth(int n)
@@ -208,7 +218,7 @@ cudaError_t cudaMalloc(void **ptr, size_t bytes)
     char *place = find_place(bytes);
     if (fails() || bytes > vram_bytes - device_bytes || !place)
         return cudaErrorMemoryAllocation;
-    *alloc_slot() = (struct alloc){place, bytes ? bytes : 1, false};
+    *alloc_slot() = (struct alloc){place, bytes ? bytes : 1, false, gpu};
     device_bytes += bytes;
     open_arena(true);
     memset(place, 0xff, bytes);
@@ -256,7 +266,7 @@ cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned flags)
     if (!p)
         return cudaErrorMemoryAllocation;
     memset(p, 0xff, bytes);
-    *alloc_slot() = (struct alloc){p, bytes ? bytes : 1, true};
+    *alloc_slot() = (struct alloc){p, bytes ? bytes : 1, true, gpu};
     *ptr = p;
     return cudaSuccess;
 }
@@ -352,6 +362,8 @@ static void enqueue(cudaStream_t stream, const struct op *op)
 {
     if (!stream)
         emu_die("the default stream waits for all others: use one of your own");
+    if (stream->gpu != gpu)
+        emu_die("a stream of GPU %d is used while GPU %d is chosen", stream->gpu, gpu);
     struct op *copy = malloc(sizeof *copy);
     if (!copy)
         emu_die("no memory for an operation");
@@ -386,6 +398,8 @@ static void check_place(const void *ptr, size_t bytes, bool is_device)
 
     if (is_device != emu_is_device(ptr))
         emu_die("a copy to or from %s memory got an address of the other", is_device ? "device" : "host");
+    if (is_device && a && a->gpu != gpu)
+        emu_die("memory of GPU %d is used while GPU %d is chosen", a->gpu, gpu);
     if (is_device && (!a || (size_t)((const char *)ptr - a->base) + bytes > a->bytes))
         emu_die("a copy of %zu bytes leaves its allocation", bytes);
 }
@@ -442,7 +456,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
     for (int i = 0; i < MAX_STREAMS; i++)
         if (!streams[i]) {
             *stream = streams[i] = calloc(1, sizeof **stream);
-            return *stream ? cudaSuccess : cudaErrorMemoryAllocation;
+            if (!*stream)
+                return cudaErrorMemoryAllocation;
+            (*stream)->gpu = gpu;
+            return cudaSuccess;
         }
     emu_die("more than %d streams", MAX_STREAMS);
 }
@@ -531,13 +548,18 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    *count = 1;
+    *count = n_gpus;
     return fails() ? cudaErrorNoDevice : cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
-    return fails() ? cudaErrorUnknown : device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+    if (fails())
+        return cudaErrorUnknown;
+    if (device < 0 || device >= n_gpus)
+        return cudaErrorInvalidDevice;
+    gpu = device;
+    return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
