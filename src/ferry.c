@@ -255,6 +255,7 @@ static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *i
                       struct plan *plan)
 {
     const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
+                                         .most_seq = o->batch_most,
                                          .seq_tok = o->batch_tok};
     return plan_batch_make(in, &opts, batch, plan);
 }

@@ -66,9 +66,10 @@ struct ferry_engine_opts {
     /* Sequences that a ferry_batch runs at once; 0: this engine has no batch; FERRY_BATCH_AUTO: the plan's choice. A saved plan
      * settles it, too. */
     uint32_t n_batch;
-    uint32_t batch_tok; /* positions that one of them is expected to take; 0: 512 */
-    bool trace;         /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
-    bool trace_experts; /* keep which experts each step wanted: 16 MiB beside the plan's memory */
+    uint32_t batch_tok;  /* positions that one of them is expected to take; 0: 512 */
+    uint32_t batch_most; /* with FERRY_BATCH_AUTO: more sequences than this there will never be; 0: not known */
+    bool trace;          /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
+    bool trace_experts;  /* keep which experts each step wanted: 16 MiB beside the plan's memory */
     /* Who computes: "cpu", or "cuda:N" where ferry was built with CUDA: GPU N all but the experts that do not fit its memory, the CPU
      * those. NULL: "cpu", or what a saved plan says. */
     const char *device;

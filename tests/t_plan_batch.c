@@ -137,6 +137,40 @@ START_TEST(pages_take_nothing_from_slots)
 }
 END_TEST
 
+/* Where pages crowd out the least slots there are, mapping the file would promise reads for nothing. */
+START_TEST(mapping_passes_for_memory)
+{
+    struct machine m = machine_of(512 * GIB);
+    struct plan_batch b;
+    struct plan p;
+    ck_assert_int_eq(make(&m, 0, 0, &b, &p), 0);
+    uint64_t ram = b.points[b.n_points - 1].kv_bytes + 200 * MIB; /* tables and scratch */
+    ck_assert_msg(make(&m, ram, 0, &b, &p) == 0, "%s", err_text());
+    ck_assert(!b.points[b.n_points - 1].fits);
+    ck_assert(b.points[0].fits);
+    ck_assert_int_ne(p.io, PLAN_IO_MMAP);
+    ck_assert_uint_gt(p.slot_ram_bytes, 0);
+    ck_assert_msg(make(&m, ram, 256, &b, &p) == 0, "%s", err_text()); /* asked for: as it can be had */
+    ck_assert_int_eq(p.io, PLAN_IO_MMAP);
+}
+END_TEST
+
+START_TEST(more_sequences_than_requests)
+{
+    static const uint32_t want[] = {1, 2, 4, 5};
+    struct machine m = machine_of(512 * GIB);
+    struct plan_opts o = {.n_ctx = 1024};
+    struct plan_in in = {.machine = &m, .model = model, .opts = &o, .cpu = &device};
+    struct plan_batch b;
+    struct plan p;
+    ck_assert_int_eq(plan_batch_make(&in, &(struct plan_batch_opts){.most_seq = 5, .seq_tok = 512}, &b, &p), 0);
+    ck_assert_int_eq(b.n_points, 4);
+    for (int i = 0; i < b.n_points; i++)
+        ck_assert_uint_eq(b.points[i].n_seq, want[i]);
+    ck_assert_uint_le(p.n_seq, 5);
+}
+END_TEST
+
 START_TEST(unknown_rates_are_guessed)
 {
     struct machine m = machine_of(512 * GIB);
@@ -180,6 +214,8 @@ int main(void)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, point_says_what_is_not_so);
     tcase_add_test(t, pages_take_nothing_from_slots);
+    tcase_add_test(t, mapping_passes_for_memory);
+    tcase_add_test(t, more_sequences_than_requests);
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);
     suite_add_tcase(suite, t);

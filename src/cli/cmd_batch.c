@@ -283,6 +283,15 @@ static uint32_t expected_tok(const struct batch_run *r)
     return n < LEAST_TOK ? LEAST_TOK : n < UINT32_MAX / 2 ? (uint32_t)n : UINT32_MAX / 2;
 }
 
+/* Lines may want several answers, but memory for sequences that will never be is taken from experts. */
+static uint32_t most_sequences(const struct batch_run *r)
+{
+    enum { SEVERAL = 32 };
+    uint64_t n = r->in.n_requests < SEVERAL ? SEVERAL : r->in.n_requests;
+
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
 /* The engine's options, with the rates that ferry probe saved; r->profile holds their path. */
 static int batch_opts(struct batch_run *r, struct ferry_engine_opts *o)
 {
@@ -293,6 +302,7 @@ static int batch_opts(struct batch_run *r, struct ferry_engine_opts *o)
     *o = talk_engine_opts(r->conf, r->conf->n_ctx, 0, &r->progress);
     o->n_batch = r->conf->n_sequences ? r->conf->n_sequences : FERRY_BATCH_AUTO;
     o->batch_tok = r->seq_tok;
+    o->batch_most = most_sequences(r);
     o->profile_path = r->profile;
     o->spill_dir = r->conf->spill;
     return 0;

@@ -5,6 +5,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/plan_in.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -84,7 +85,7 @@ static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq
     const struct machine *machine = in->machine;
     double dense_bytes = (double)p->decode_bytes_per_tok - wanted_bytes(in->model, 1);
     double experts = wanted_bytes(in->model, at->n_seq);
-    double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : 0;
+    double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
     double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
 
     at->kv_bytes = p->kv_bytes;
@@ -122,8 +123,9 @@ static int try_point(const struct plan_in *in, uint32_t seq_tok, struct plan_bat
 
     one.opts = &o;
     int rc = plan_make(&one, plan);
-    at->fits = rc == 0;
-    if (rc == 0)
+    bool is_thrashing = rc == 0 && plan->io == PLAN_IO_MMAP && o.io != PLAN_IO_MMAP && plan_missing_share(plan) > 0;
+    at->fits = rc == 0 && !is_thrashing;
+    if (at->fits)
         predict(in, plan, seq_tok, at);
     return rc == ERR_LIMIT ? 0 : rc;
 }
@@ -143,16 +145,31 @@ static int choose(const struct plan_batch *b)
     return best;
 }
 
+/* The bound itself is a candidate. */
+static uint32_t candidate(const struct plan_batch_opts *opts, int i)
+{
+    return opts->most_seq && candidates[i] > opts->most_seq ? opts->most_seq : candidates[i];
+}
+
+static int n_candidates(const struct plan_batch_opts *opts)
+{
+    int n = 1;
+
+    while (n < N_CANDIDATES && candidate(opts, n) > candidate(opts, n - 1))
+        n++;
+    return n;
+}
+
 int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts, struct plan_batch *out,
                     struct plan *plan)
 {
     uint32_t seq_tok = opts->seq_tok ? opts->seq_tok : SEQ_TOK;
 
     memset(out, 0, sizeof *out);
-    out->n_points = opts->n_seq ? 1 : N_CANDIDATES;
+    out->n_points = opts->n_seq ? 1 : n_candidates(opts);
     out->has_rates = true;
     for (int i = 0; i < out->n_points; i++) {
-        out->points[i].n_seq = opts->n_seq ? opts->n_seq : candidates[i];
+        out->points[i].n_seq = opts->n_seq ? opts->n_seq : candidate(opts, i);
         int rc = try_point(in, seq_tok, &out->points[i], plan);
         if (rc < 0)
             return rc;

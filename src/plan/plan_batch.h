@@ -15,8 +15,9 @@ extern "C" {
 enum { PLAN_BATCH_MOST_POINTS = 16 };
 
 struct plan_batch_opts {
-    uint32_t n_seq;   /* 0: choose */
-    uint32_t seq_tok; /* positions that a sequence is expected to take; 0: 512 */
+    uint32_t n_seq;    /* 0: choose */
+    uint32_t most_seq; /* choose no more than this; 0: no bound */
+    uint32_t seq_tok;  /* positions that a sequence is expected to take; 0: 512 */
 };
 
 /* One number of sequences: what a step of all of them takes. Seconds are 0 where the machine's rate is not known. */
@@ -36,7 +37,8 @@ struct plan_batch {
 };
 
 /* The plan of a batch. The number of sequences grows as long as the predicted speed does; without rates it is 32, or what
- * fits. Pure. As plan_make; ERR_LIMIT when not even one fits. */
+ * fits. What would leave weights no way but to be mapped and read through again and again counts as not fitting, unless mapping
+ * is asked for or even one sequence comes to that. Pure. As plan_make; ERR_LIMIT when not even one fits. */
 int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts, struct plan_batch *out,
                     struct plan *plan);
 
