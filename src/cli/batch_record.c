@@ -236,6 +236,11 @@ int batch_record_text(const json_t *record, char **out, size_t *n_bytes)
     return to_text(record, JSON_COMPACT | JSON_REAL_PRECISION(9), out, n_bytes); /* 9 digits name a float exactly */
 }
 
+int batch_record_made(const json_t *v, const char *what)
+{
+    return v ? 0 : err(ERR_NOMEM, "%s", what);
+}
+
 int batch_record_exact(const json_t *v, char **out, size_t *n_bytes)
 {
     return to_text(v, JSON_COMPACT | JSON_REAL_PRECISION(17), out, n_bytes);

@@ -44,6 +44,9 @@ int batch_record_text(const json_t *record, char **out, size_t *n_bytes);
 /* The same for what is no record: its numbers are doubles, and are the same when they are read again. */
 int batch_record_exact(const json_t *v, char **out, size_t *n_bytes);
 
+/* 0, or ERR_NOMEM with `what` in its text where v could not be made (NULL). */
+int batch_record_made(const json_t *v, const char *what);
+
 /* Any value in one line of text, cut to n bytes; NULL is "nothing". Returns out. */
 const char *batch_record_brief(const json_t *v, char *out, size_t n);
 

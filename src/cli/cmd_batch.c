@@ -1,7 +1,6 @@
 /* ferry batch: many prompts, answered together, into a file that survives whatever ends the run. */
 #include "src/cli/cmd.h"
 
-#include "src/base/err.h"
 #include "src/cli/batch_rank.h"
 #include "src/cli/batch_record.h"
 #include "src/cli/batch_run.h"
@@ -255,7 +254,7 @@ static int make_about(struct batch_run *r)
     r->about = about(r, plan);
     json_decref(plan);
     ferry_free(text);
-    return r->about ? 0 : err(ERR_NOMEM, "what the answers depend on");
+    return batch_record_made(r->about, "what the answers depend on");
 }
 
 static int open_output(struct batch_run *r)
