@@ -76,13 +76,18 @@ AVX2_INLINE __m256i dot_iq4_xs(const uint8_t *p, struct avx2_x256 x)
 
 /* ---- signs ---- */
 
-/* x negated where a bit of the 32 at `signs` is set. */
-AVX2_INLINE __m256i signed_x(const int8_t *x, const void *signs)
+/* Each of 4 bytes, 8 times. */
+AVX2_INLINE __m256i spread4(const uint8_t *p)
 {
     __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
                                       3, 3, 3, 3, 3);
-    __m256i one = _mm256_set1_epi64x((int64_t)0x8040201008040201u), v;
-    v = _mm256_shuffle_epi8(_mm256_set1_epi32(avx2_i32_at(signs)), spread);
+    return _mm256_shuffle_epi8(_mm256_set1_epi32(avx2_i32_at(p)), spread);
+}
+
+/* x negated where a bit of the 32 at `signs` is set. */
+AVX2_INLINE __m256i signed_x(const int8_t *x, const uint8_t *signs)
+{
+    __m256i one = _mm256_set1_epi64x((int64_t)0x8040201008040201u), v = spread4(signs);
     v = _mm256_cmpeq_epi8(_mm256_and_si256(v, one), one);
     return _mm256_sign_epi8(avx2_load32(x), _mm256_or_si256(v, _mm256_set1_epi8(1)));
 }
@@ -234,9 +239,7 @@ AVX2_INLINE __m256i scales_iq1_m(const uint8_t *p, struct avx2_x256 x)
 /* 32 columns in eighths: 8 times the book's, less one where the 8 columns' byte of `down` is set, else one more. */
 AVX2_INLINE __m256i shifted(__m256i v, const uint8_t *down)
 {
-    __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
-                                      3, 3, 3, 3, 3);
-    __m256i shift = _mm256_shuffle_epi8(_mm256_set1_epi32(avx2_i32_at(down)), spread);
+    __m256i shift = spread4(down);
     v = _mm256_add_epi8(v, v);
     v = _mm256_add_epi8(v, v);
     return _mm256_add_epi8(_mm256_add_epi8(v, v), _mm256_or_si256(shift, _mm256_set1_epi8(1)));
