@@ -462,6 +462,10 @@ START_TEST(bench_reports_its_tests)
     ck_assert(says(out, "\"fraction\""));
     ck_assert(says(out, "\"plan\""));
     ck_assert_str_eq(errors, "");
+    must_run("$F bench $M -p 16 -n 8 -d 40 -r 2 --threads 1 -q");
+    ck_assert(says(out, "pp16@40") && says(out, "tg8@40"));
+    ck_assert_int_eq(run("$F bench $M -p 16 -n 0 -d 20 --ctx 35 -q"), 1);
+    ck_assert(says(errors, "depth of 20"));
     ck_assert_int_eq(run("$F bench $M -p 64 --ctx 32 -q"), 1);
     ck_assert(says(errors, "do not fit a context of 32"));
 }

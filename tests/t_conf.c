@@ -67,6 +67,9 @@ START_TEST(defaults_stand_where_nothing_was_said)
     ck_assert_int_eq(parse("bench m"), 0);
     ck_assert_uint_eq(conf.bench_prompt, 512);
     ck_assert_uint_eq(conf.n_reps, 5);
+    ck_assert_uint_eq(conf.bench_depth, 0);
+    ck_assert_int_eq(parse("bench m -d 8192"), 0);
+    ck_assert_uint_eq(conf.bench_depth, 8192);
 }
 END_TEST
 

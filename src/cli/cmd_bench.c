@@ -28,13 +28,13 @@ struct bench {
     struct machine machine;
     double roof_bytes_per_s;
     uint64_t random; /* state of the draws */
-    int32_t *tokens; /* own: room for the longer test */
+    int32_t *tokens; /* own: room for the longer test, or the depth */
     float *logits;   /* own: (n_vocab) */
 };
 
 /* What one test gave. */
 struct result {
-    char name[32];
+    char name[48];
     double tokens_per_s, least, most; /* median, slowest, fastest */
     double ram_bytes_per_tok, disk_bytes_per_tok;
     double predicted; /* by the plan; 0: not known, or not for so many tokens */
@@ -94,7 +94,29 @@ static void take_disk(struct result *out, const struct ferry_stats *before, cons
     out->hit_share = n_wanted > 0 ? n_hits / n_wanted : NAN;
 }
 
-/* Warm-up, then the repetitions; each begins with an empty session and draws tokens of its own. */
+/* Tokens that are there before a test begins; once, since each repetition takes back only its own. */
+static int fill_depth(struct bench *b)
+{
+    size_t n = b->conf->bench_depth;
+
+    if (!n)
+        return 0;
+    draw_tokens(b, n);
+    return run_prompt(b, n);
+}
+
+/* Back to the depth. Where a sliding window has let go of what the next token needs, the step that is not counted runs it
+ * again. */
+static int rewind_session(struct bench *b)
+{
+    size_t n = b->conf->bench_depth;
+    int rc = ferry_session_truncate(b->talk.session, n ? n - 1 : 0);
+
+    draw_tokens(b, 1);
+    return rc || !n ? rc : run_prompt(b, 1);
+}
+
+/* Warm-up, then the repetitions; each begins at the same depth and draws tokens of its own. */
 static int measure(struct bench *b, const char *name, size_t n, bool generate, struct result *out)
 {
     struct ferry_stats before = {0}, after;
@@ -105,8 +127,8 @@ static int measure(struct bench *b, const char *name, size_t n, bool generate, s
     for (size_t rep = 0; rep <= n_reps && !rc; rep++) {
         if (rep == 1)
             ferry_session_stats(b->talk.session, &before);
+        rc = rewind_session(b);
         draw_tokens(b, n);
-        rc = ferry_session_truncate(b->talk.session, 0);
         uint64_t start_ns = clock_ns();
         if (!rc)
             rc = generate ? run_generate(b, n) : run_prompt(b, n);
@@ -119,14 +141,17 @@ static int measure(struct bench *b, const char *name, size_t n, bool generate, s
         return rc;
     ferry_session_stats(b->talk.session, &after);
     qsort(rates, n_reps, sizeof *rates, by_value);
-    snprintf(out->name, sizeof out->name, "%s%zu", name, n);
+    snprintf(out->name, sizeof out->name, b->conf->bench_depth ? "%s%zu@%" PRIu32 : "%s%zu", name, n,
+             b->conf->bench_depth);
     out->tokens_per_s = n_reps % 2 ? rates[n_reps / 2] : (rates[n_reps / 2 - 1] + rates[n_reps / 2]) / 2;
     out->least = rates[0];
     out->most = rates[n_reps - 1];
     out->memory_bound = generate;
-    if (b->talk.info.is_measured && generate)
+    if (!b->talk.info.is_measured || b->conf->bench_depth)
+        out->predicted = 0; /* plans predict the beginning of a session */
+    else if (generate)
         out->predicted = b->talk.info.predicted_decode_tok_per_s;
-    else if (b->talk.info.is_measured && n == PLAN_PROMPT_TOK)
+    else if (n == PLAN_PROMPT_TOK)
         out->predicted = b->talk.info.predicted_prefill_tok_per_s;
     uint64_t bytes = generate ? after.weight_bytes_generate - before.weight_bytes_generate
                               : after.weight_bytes_prompt - before.weight_bytes_prompt;
@@ -223,17 +248,21 @@ static int open_bench(struct bench *b)
 {
     const struct conf *conf = b->conf;
     uint32_t longest = conf->bench_prompt > conf->bench_generate ? conf->bench_prompt : conf->bench_generate;
-    int rc = talk_open(conf, conf->n_ctx ? conf->n_ctx : longest, 1, &b->talk);
+    uint64_t n_ctx = (uint64_t)conf->bench_depth + longest;
+    uint64_t n_tokens = longest > conf->bench_depth ? longest : conf->bench_depth;
 
+    if (n_ctx > UINT32_MAX)
+        return err(ERR_LIMIT, "a depth of %" PRIu32 " and %" PRIu32 " tokens", conf->bench_depth, longest);
+    int rc = talk_open(conf, conf->n_ctx ? conf->n_ctx : (uint32_t)n_ctx, 1, &b->talk);
     if (rc)
         return rc;
-    if (longest > b->talk.info.n_ctx)
-        return err(ERR_LIMIT, "tests of %" PRIu32 " tokens do not fit a context of %" PRIu32, longest,
-                   b->talk.info.n_ctx);
-    b->tokens = mem_zalloc(longest, sizeof *b->tokens, MEM_OTHER);
+    if (n_ctx > b->talk.info.n_ctx)
+        return err(ERR_LIMIT, "tests of %" PRIu32 " tokens at a depth of %" PRIu32 " do not fit a context of %" PRIu32,
+                   longest, conf->bench_depth, b->talk.info.n_ctx);
+    b->tokens = mem_zalloc(n_tokens, sizeof *b->tokens, MEM_OTHER);
     b->logits = mem_zalloc(b->talk.info.n_vocab, sizeof *b->logits, MEM_OTHER);
     b->random = conf->seed;
-    return b->tokens && b->logits ? 0 : err(ERR_NOMEM, "%" PRIu32 " tokens", longest);
+    return b->tokens && b->logits ? 0 : err(ERR_NOMEM, "%" PRIu64 " tokens", n_tokens);
 }
 
 /* The roof: before the model fills memory, with the same number of threads. */
@@ -260,6 +289,8 @@ int cmd_bench(const struct conf *conf)
     if (rc)
         return term_fail(rc);
     rc = open_bench(&b);
+    if (!rc)
+        rc = fill_depth(&b);
     if (!rc && conf->bench_prompt)
         rc = measure(&b, "pp", conf->bench_prompt, false, &results[n++]);
     if (!rc && conf->bench_generate)

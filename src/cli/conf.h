@@ -49,7 +49,7 @@ struct conf {
     uint32_t n_prefill;
     bool has_n_prefill;
     /* bench */
-    uint32_t bench_prompt, bench_generate, n_reps;
+    uint32_t bench_prompt, bench_generate, bench_depth, n_reps;
     /* a machine that is described, for plan */
     double mem_bytes_per_s, disk_bytes_per_s, gpu_bytes_per_s, pcie_bytes_per_s, skew;
     uint64_t vram_bytes;
