@@ -254,9 +254,8 @@ static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, 
 static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
                       struct plan *plan)
 {
-    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
-                                         .most_seq = o->batch_most,
-                                         .seq_tok = o->batch_tok};
+    const struct plan_batch_opts opts = {
+        .n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch, .most_seq = o->batch_most, .seq_tok = o->batch_tok};
     return plan_batch_make(in, &opts, batch, plan);
 }
 
@@ -826,7 +825,8 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
                                 .host_expert_rows = ex.n_host_rows,
-                                .expert_moves = st.n_moves};
+                                .expert_moves = st.n_moves,
+                                .read_repeats = st.n_repeats};
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

@@ -221,6 +221,7 @@ struct ferry_stats {
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
     uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
+    uint64_t read_repeats; /* reads of the model's file that failed once and were repeated, while loading too */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
@@ -340,8 +341,10 @@ struct ferry_journal;
  * all behind it are cut off; another error ends the opening. */
 typedef int ferry_journal_line(const char *line, size_t n_bytes, uint64_t off, void *arg);
 
-/* Open, or make an empty one. ERR_IO, ERR_STATE (another process has it), ERR_UNSUPPORTED (no regular file). */
-int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out);
+/* Open, or make an empty one. begin: what the file begins with, or its end if it is shorter than that; NULL: anything.
+ * ERR_STATE: it begins otherwise, and was left as it is, or another process has it; ERR_IO, ERR_UNSUPPORTED (no regular file). */
+int ferry_journal_open(const char *path, const char *begin, ferry_journal_line *on_line, void *arg,
+                       struct ferry_journal **out);
 void ferry_journal_close(struct ferry_journal *journal);       /* without sync; takes NULL */
 uint64_t ferry_journal_n_cut(struct ferry_journal *journal);   /* bytes cut off at open */
 uint64_t ferry_journal_n_bytes(struct ferry_journal *journal); /* of whole lines */

@@ -305,6 +305,8 @@ static void print_disk(const struct ferry_stats *now, const struct ferry_stats *
                 " experts read ahead, %.1f %% of them rightly",
                 (double)bytes / 1e6, rate(bytes, now->disk_busy_ns - start->disk_busy_ns) / 1e9, (double)wait_ns * 1e-9,
                 percent(wait_ns, ns), n_hints, percent(n_right, n_hints));
+    if (now->read_repeats)
+        fprintf(stderr, "; %" PRIu64 " reads failed once and were repeated", now->read_repeats);
     fprintf(stderr, "]\n");
 }
 

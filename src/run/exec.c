@@ -259,6 +259,8 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
         rc = run_dense(e, &e->program->hidden, 1, rows);
     if (rc == 0)
         rc = e->dev->ops->sync(e->dev);
+    if (rc == 0)
+        rc = store_check(e->store);
     event.end_ns = e->trace ? clock_ns() : 0;
     trace_add(e->trace, &event);
     return rc;

@@ -625,4 +625,9 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->n_expert_misses += s->stats.n_expert_misses;
     stats->n_hint_reads += s->stats.n_hint_reads;
     stats->n_hint_hits += s->stats.n_hint_hits;
+    if (s->ring) {
+        struct ring_info info;
+        ring_info(s->ring, &info);
+        stats->n_repeats += info.n_repeats;
+    }
 }
