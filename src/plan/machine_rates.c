@@ -182,10 +182,12 @@ int machine_to_json(const struct machine *m, char **out)
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
-    if (text) {
-        json_dumpb(o, text, n, flags);
-        text[n] = '\0';
+    if (text && json_dumpb(o, text, n, flags) != n) { /* for want of memory of its own */
+        mem_free(text);
+        text = NULL;
     }
+    if (text)
+        text[n] = '\0';
     json_decref(o);
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a machine as text");

@@ -408,10 +408,12 @@ int plan_to_json(const struct plan *plan, char **out)
     size_t n = json_dumpb(o, NULL, 0, flags);
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
-    if (text) {
-        json_dumpb(o, text, n, flags);
-        text[n] = '\0';
+    if (text && json_dumpb(o, text, n, flags) != n) { /* for want of memory of its own */
+        mem_free(text);
+        text = NULL;
     }
+    if (text)
+        text[n] = '\0';
     json_decref(o);
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a plan as JSON");
