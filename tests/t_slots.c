@@ -5,6 +5,7 @@
 #include "src/base/mem.h"
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
+#include "src/run/adapt.h"
 #include "src/run/ahead.h"
 #include "src/run/evict.h"
 #include "tests/memfile.h"
@@ -93,13 +94,13 @@ END_TEST
 /* Used in steps 0, 4 and 8: 1 + 2 + 4 halves as the exponent says. Once in step 11 is less than that, in step 12 more. */
 START_TEST(heat_is_not_the_sum_of_faded_uses)
 {
-    double often = evict_heat(evict_heat(evict_heat(-INFINITY, 0), 4), 8);
+    double often = evict_heat_of(evict_heat_of(evict_heat_of(-INFINITY, 0, 4), 4, 4), 8, 4);
 
     ck_assert_double_eq_tol(often, log2(1 + 2 + 4), 4 * DBL_EPSILON * 3);
-    ck_assert_double_eq(evict_heat(-INFINITY, 12), 3);
-    ck_assert_double_lt(evict_heat(-INFINITY, 11), often);
-    ck_assert_double_gt(evict_heat(-INFINITY, 12), often);
-    ck_assert_double_eq(evict_heat(evict_heat(-INFINITY, 12), 12), 4);
+    ck_assert_double_eq(evict_heat_of(-INFINITY, 12, 4), 3);
+    ck_assert_double_lt(evict_heat_of(-INFINITY, 11, 4), often);
+    ck_assert_double_gt(evict_heat_of(-INFINITY, 12, 4), often);
+    ck_assert_double_eq(evict_heat_of(evict_heat_of(-INFINITY, 12, 4), 12, 4), 4);
 }
 END_TEST
 
@@ -120,6 +121,59 @@ START_TEST(accident_is_taken_for_a_favourite)
     ck_assert(!evict_is_warmer(n[50], n[100], 5 * HALF, HALF));
     ck_assert(!evict_is_warmer(n[0], n[0], 5 * HALF, HALF));
     ck_assert(!evict_is_warmer(n[18], n[0], 6 * HALF, HALF)); /* half of them have faded */
+}
+END_TEST
+
+static uint64_t draw(uint64_t *x)
+{
+    *x ^= *x << 13, *x ^= *x >> 7, *x ^= *x << 17;
+    return *x >> 11;
+}
+
+/* Three of twelve favourites and three of the others: with 16 slots only counting over many steps keeps the favourites. */
+static void want_favourites(uint64_t *x, int32_t *ids)
+{
+    for (int i = 0; i < 3; i++) {
+        ids[i] = 4 * i + (int32_t)(draw(x) % 4);
+        ids[3 + i] = 12 + 50 * i + (int32_t)(draw(x) % 50);
+    }
+}
+
+/* Two sixes in turn for twelve steps, then two others: whoever counts over many steps keeps what is gone. */
+static void want_new_ones(uint64_t step, int32_t *ids)
+{
+    for (int i = 0; i < 6; i++)
+        ids[i] = 12 + (int32_t)(step / 12 * 12 + step % 2 * 6 + (uint64_t)i) % 150;
+}
+
+/* Layer 1 of 8 is not among those that are simulated; of one layer, layer 0 is. */
+START_TEST(half_life_does_not_follow_what_is_wanted)
+{
+    struct adapt *one, *many;
+    uint64_t x = 88172645463325252u, step = 0;
+    int32_t ids[6];
+    int half = -1;
+
+    ck_assert_int_eq(adapt_open(16, 1, 162, &one), 0);
+    ck_assert_int_eq(adapt_open(8 * 16, 8, 162, &many), 0);
+    for (; step < 300; step++) {
+        want_favourites(&x, ids);
+        half = adapt_loan(one, step, 0, ids, 6);
+        ck_assert_int_eq(adapt_loan(many, step, 1, ids, 6), 1);
+    }
+    ck_assert_int_eq(half, 2);
+    for (; step < 330; step++) {
+        want_new_ones(step, ids);
+        half = adapt_loan(one, step, 0, ids, 6);
+    }
+    ck_assert_int_ne(half, 2);
+    for (; step < 600; step++) {
+        want_favourites(&x, ids);
+        half = adapt_loan(one, step, 0, ids, 6);
+    }
+    ck_assert_int_eq(half, 2);
+    adapt_close(many);
+    adapt_close(one);
 }
 END_TEST
 
@@ -750,6 +804,7 @@ int main(void)
     tcase_add_test(tc, held_slot_goes_or_free_one_does_not);
     tcase_add_test(tc, heat_is_not_the_sum_of_faded_uses);
     tcase_add_test(tc, accident_is_taken_for_a_favourite);
+    tcase_add_test(tc, half_life_does_not_follow_what_is_wanted);
     tcase_add_test(tc, moves_follow_chance_and_not_favourites);
     tcase_add_test(tc, slots_take_other_bytes_than_reckoned);
     tcase_add_loop_test(tc, loans_give_other_bytes_than_the_files, 0, 16);

@@ -11,6 +11,7 @@
 #include "src/base/mem.h"
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
+#include "src/run/adapt.h"
 #include "src/run/evict.h"
 #include "src/run/touch.h"
 #include "src/run/trace.h"
@@ -45,6 +46,12 @@ struct slot {
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
+/* What a class of slots knows of the uses of its experts. */
+struct class_use {
+    struct adapt *adapt; /* own */
+    int half;            /* index in adapt_half_steps: the one that is in force */
+};
+
 struct store_slots {
     const struct model *model; /* view */
     struct file *const *files; /* view */
@@ -59,7 +66,9 @@ struct store_slots {
     int n_keys;               /* experts of the layers that have slots, those on a GPU too */
     int *slot_of;             /* own: (n_keys) index into slots; -1: absent */
     uint32_t *n_uses;         /* own: (n_keys) loans that wanted it so far */
-    double *heat;             /* own: (n_keys) evict.h */
+    double *heat;             /* own: (ADAPT_N, n_keys) evict.h */
+    struct class_use *uses;   /* own: (shape.n_classes) */
+    int *rank_of;             /* own: (n_layer) of a layer among those of its class */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
@@ -134,12 +143,14 @@ static int take_memory(struct store_slots *s)
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
     s->slot_of = mem_zalloc(n_keys, sizeof *s->slot_of, MEM_META);
     s->n_uses = mem_zalloc(n_keys, sizeof *s->n_uses, MEM_META);
-    s->heat = mem_zalloc(n_keys, sizeof *s->heat, MEM_META);
+    s->heat = mem_zalloc(ADAPT_N * n_keys, sizeof *s->heat, MEM_META);
+    s->uses = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->uses, MEM_META);
+    s->rank_of = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->rank_of, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
     if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
-        s->wants && s->given && s->hints)
+        s->uses && s->rank_of && s->wants && s->given && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -160,8 +171,25 @@ static void number(struct store_slots *s)
     }
     for (int i = 0; i < s->n_keys; i++)
         s->slot_of[i] = -1;
-    for (int i = 0; i < s->n_keys; i++)
+    for (int i = 0; i < ADAPT_N * s->n_keys; i++)
         s->heat[i] = -INFINITY;
+}
+
+static int open_uses(struct store_slots *s)
+{
+    int rc = 0;
+
+    for (int class = 0; class < s->shape.n_classes && !rc; class ++) {
+        int n_layers = 0, most = 0;
+        for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
+            if (s->shape.class_of[layer] != class)
+                continue;
+            s->rank_of[layer] = n_layers++;
+            most = n_stacked(s, layer) > most ? n_stacked(s, layer) : most;
+        }
+        rc = adapt_open(s->shape.classes[class].n_slots, n_layers, most, &s->uses[class].adapt);
+    }
+    return rc;
 }
 
 /* Slots for the experts that no GPU holds. */
@@ -194,6 +222,8 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         rc = take_memory(s);
     if (!rc)
         number(s);
+    if (!rc)
+        rc = open_uses(s);
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
     if (!rc)
@@ -215,6 +245,10 @@ void store_slots_close(struct store_slots *s)
     mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
+    mem_free(s->rank_of);
+    for (int class = 0; s->uses && class < s->shape.n_classes; class ++)
+        adapt_close(s->uses[class].adapt);
+    mem_free(s->uses);
     mem_free(s->heat);
     mem_free(s->n_uses);
     mem_free(s->slot_of);
@@ -258,6 +292,34 @@ static void let_go(struct store_slots *s, struct slot *slot)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
+static double heat_of(const struct store_slots *s, int layer, int key)
+{
+    return s->heat[s->uses[s->shape.class_of[layer]].half * s->n_keys + key];
+}
+
+/* A loan wants this expert. */
+static void count_use(struct store_slots *s, int key)
+{
+    s->n_uses[key]++;
+    for (int i = 0; i < ADAPT_N; i++) {
+        double *heat = &s->heat[i * s->n_keys + key];
+        *heat = evict_heat_of(*heat, s->n_steps, adapt_half_steps[i]);
+    }
+}
+
+/* Another half-life is better of late: those that lie in slots are told from each other by it from now on. */
+static void set_half(struct store_slots *s, int class, int half)
+{
+    int first = s->class_first[class], n = s->shape.classes[class].n_slots;
+
+    s->uses[class].half = half;
+    for (int i = first; i < first + n; i++) {
+        struct slot *slot = &s->slots[i];
+        if (slot->key >= 0)
+            s->evict[i].heat = slot->when_free.heat = heat_of(s, slot->layer, slot->key);
+    }
+}
+
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     s->stats.n_hint_hits += slot->is_hint;
@@ -267,7 +329,7 @@ static void hold(struct store_slots *s, struct slot *slot, int want)
     if (!s->is_large)
         slot->when_free = (struct evict_slot){.state = EVICT_KEPT, .at = s->n_loans};
     slot->when_free.n_uses = s->n_uses[slot->key];
-    slot->when_free.heat = s->heat[slot->key];
+    slot->when_free.heat = heat_of(s, slot->layer, slot->key);
 }
 
 /* Take a slot for an expert: NULL when all of its size are held. */
@@ -451,7 +513,7 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
     slot->is_hint = true;
     slot->when_free = (struct evict_slot){.state = s->is_large ? EVICT_PASSING : EVICT_KEPT,
                                           .n_uses = s->n_uses[key],
-                                          .heat = s->heat[key],
+                                          .heat = heat_of(s, s->hint_layer, key),
                                           .at = s->n_loans};
     s->stats.n_hint_reads++;
     *rc = submit(s, slot);
@@ -505,6 +567,20 @@ static int read_one(struct store_slots *s, const struct store_lease *lease)
 
 /* ---- loans ---- */
 
+/* What the loan says of the experts' use, before any slot is looked for. */
+static void count_uses(struct store_slots *s, const struct store_lease *lease)
+{
+    int class = s->shape.class_of[lease->layer];
+
+    for (int i = 0; i < lease->n; i++)
+        count_use(s, s->layer_first[lease->layer] + lease->ids[i]);
+    if (s->is_large)
+        return;
+    int half = adapt_loan(s->uses[class].adapt, s->n_steps, s->rank_of[lease->layer], lease->ids, lease->n);
+    if (half != s->uses[class].half)
+        set_half(s, class, half);
+}
+
 int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
 {
     const struct slot_class *class = &s->shape.classes[s->shape.class_of[lease->layer]];
@@ -517,10 +593,9 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->n_steps += lease->layer <= s->last_layer; /* layers come in order: another step has begun */
     s->last_layer = lease->layer;
     s->n_given = s->first_waiting = 0;
+    count_uses(s, lease);
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
-        s->n_uses[key]++;
-        s->heat[key] = evict_heat(s->heat[key], s->n_steps);
         s->wants[i] = WANT_WAITING;
         if (at >= 0) {
             hold(s, &s->slots[at], i);
