@@ -589,7 +589,7 @@ START_TEST(guess_is_not_the_routers_likelier_half)
     by_hand.layers[2].w[ROLE_ROUTER] = N_WEIGHTS;
     write_file();
     ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
-    ck_assert_int_eq(ahead_init(&by_hand.m, s, &a), 0);
+    ck_assert_int_eq(ahead_init(&by_hand.m, s, 2, &a), 0);
     ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, 1, 4}, &ids), 2);
     ck_assert_int_eq(ids[0], 4);
     ck_assert_int_eq(ids[1], 1);

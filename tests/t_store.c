@@ -421,6 +421,29 @@ START_TEST(fault_of_the_ring_while_loading_is_hidden)
 }
 END_TEST
 
+/* A node that no machine has. */
+START_TEST(memory_that_cannot_be_placed_is_placed_elsewhere)
+{
+    struct store *s;
+
+    make_model(PLAN_IO_PREAD);
+    write_file(FILE_BYTES);
+    uint64_t before = live_bytes();
+    by_hand.plan.numa = _i ? PLAN_NUMA_BOUND : PLAN_NUMA_INTERLEAVED;
+    by_hand.plan.numa_nodes = UINT64_C(1) << 63;
+    ck_assert_int_eq(open_store(NULL, &s), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "NUMA"));
+    ck_assert_uint_eq(live_bytes(), before);
+    by_hand.plan.numa_nodes = 1; /* every machine has it; a sandbox may refuse all the same */
+    int rc = open_store(NULL, &s);
+    ck_assert(rc == 0 || rc == ERR_UNSUPPORTED);
+    if (!rc)
+        check_bytes(s);
+    store_close(s);
+    drop_model();
+}
+END_TEST
+
 START_TEST(mapped_file_that_was_written_to_is_not_noticed)
 {
     const struct timespec later[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
@@ -657,6 +680,7 @@ int main(void)
     tcase_add_test(tc, file_that_changes_while_it_is_read_is_refused);
     tcase_add_test(tc, fault_that_passes_stops_loading_or_is_hidden);
     tcase_add_test(tc, fault_of_the_ring_while_loading_is_hidden);
+    tcase_add_loop_test(tc, memory_that_cannot_be_placed_is_placed_elsewhere, 0, 2);
     tcase_add_loop_test(tc, mapped_file_that_was_written_to_is_not_noticed, 0, 2);
     tcase_add_loop_test(tc, truncated_file_is_an_error_not_a_signal, 0, 18);
     tcase_add_loop_test(tc, file_cut_while_it_is_read_is_an_error, 0, 1);

@@ -130,6 +130,9 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     s->memory = mem_map(layout->bytes, MEM_WEIGHTS);
     if (!s->memory)
         return err(ERR_NOMEM, "weights of %s: %" PRIu64 " bytes", s->model->path, layout->bytes);
+    int rc = store_load_place(a->plan, s->memory, layout->bytes);
+    if (rc)
+        return rc;
     for (int i = 0; i < s->model->n_weights; i++)
         s->weight[i] =
             a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
@@ -137,7 +140,7 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
     struct touch *touch = NULL;
-    int rc = touch_start(s->memory, layout->bytes, &touch);
+    rc = touch_start(s->memory, layout->bytes, &touch);
     if (!rc && a->plan->slot_ram_bytes) /* before the dense weights: its memory is touched while they are read */
         rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
                               &s->slots);
@@ -383,6 +386,12 @@ void store_hint(struct store *s, int layer, const int32_t *ids, int n)
         hint_host(s, layer, ids, n);
     else if (s->slots)
         store_slots_hint(s->slots, layer, ids, n);
+}
+
+void store_set_reads(struct store *s, int n)
+{
+    if (s->slots)
+        store_slots_set_reads(s->slots, n);
 }
 
 void store_release(struct store *s, struct store_lease *lease)

@@ -91,6 +91,9 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
  * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
 void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
+/* Between loans: so many reads in flight at most from now on, PLAN_LEAST_READS to PLAN_MAX_READS. Without slots it does nothing. */
+void store_set_reads(struct store *s, int n);
+
 /* End the loan, also one that failed or was not walked to its end. */
 void store_release(struct store *s, struct store_lease *lease);
 
@@ -104,7 +107,9 @@ struct store_stats {
     uint64_t n_device_hits;                  /* of the former, on the device */
     uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
     uint64_t n_repeats;                      /* reads that failed once and were repeated, at open too */
-    uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
+    uint64_t n_hint_reads, n_hint_hits;    /* experts read because of a hint; of these, wanted before they had to go */
+    uint64_t hint_bytes, hint_hit_bytes;   /* theirs */
+    uint64_t n_guessed, n_guessed_rightly; /* experts on loan in layers that hints were for; of these, named by them */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

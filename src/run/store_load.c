@@ -174,6 +174,16 @@ static int load_ring(struct walk *w)
     return rc;
 }
 
+int store_load_place(const struct plan *plan, void *memory, uint64_t bytes)
+{
+    enum mem_spread spread = plan->numa == PLAN_NUMA_BOUND ? MEM_BOUND : MEM_INTERLEAVED;
+
+    if (plan->numa == PLAN_NUMA_LEFT || mem_place(memory, bytes, spread, plan->numa_nodes))
+        return 0;
+    return err(ERR_UNSUPPORTED, "%" PRIu64 " bytes of weights cannot be placed on NUMA nodes (mask %#" PRIx64 ")",
+               bytes, plan->numa_nodes);
+}
+
 int store_load_run(const struct store_load *l, enum plan_io io, uint64_t *bytes)
 {
     struct walk w;

@@ -13,15 +13,14 @@
 #include "src/model/slot_shape.h"
 #include "src/run/adapt.h"
 #include "src/run/evict.h"
+#include "src/run/store_load.h"
 #include "src/run/touch.h"
 #include "src/run/trace.h"
 
 #include <assert.h>
 #include <math.h>
 
-/* Reads in flight. A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more to come to its rate; 32 are
- * ten experts: all that a token wants of a layer in most models. */
-enum { DEPTH = 32, N_MATRICES = 3 };
+enum { N_MATRICES = 3 };
 
 /* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
 #define GIVE_AT_ONCE 4
@@ -76,6 +75,7 @@ struct store_slots {
     int n_hints, next_hint, hint_layer;
     int n_ahead;       /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
+    int n_reads;       /* in flight at most */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans, n_steps;
@@ -95,7 +95,7 @@ static int open_ring(struct store_slots *s, const struct store_slots_args *a)
     for (int i = 0; i < a->n_files; i++)
         files[i] = (struct ring_file){.path = file_path(a->files[i]), .then = file_identity(a->files[i])};
     /* The arena is not registered: the kernel would clear and pin all of it before the first token. */
-    int rc = ring_open(&(struct ring_args){.depth = DEPTH,
+    int rc = ring_open(&(struct ring_args){.depth = PLAN_MAX_READS,
                                            .files = files,
                                            .n_files = a->n_files,
                                            .fault = a->args->read_fault,
@@ -217,9 +217,12 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
     s->model = a->args->model;
     s->files = a->files;
     s->trace = a->args->trace;
+    s->n_reads = plan->pace.n_reads ? (int)plan->pace.n_reads : PLAN_MAX_READS;
     int rc = make_shape(s, plan);
     if (!rc)
         rc = take_memory(s);
+    if (!rc)
+        rc = store_load_place(plan, s->memory, s->shape.bytes);
     if (!rc)
         number(s);
     if (!rc)
@@ -323,6 +326,7 @@ static void set_half(struct store_slots *s, int class, int half)
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     s->stats.n_hint_hits += slot->is_hint;
+    s->stats.hint_hit_bytes += slot->is_hint ? model_expert_bytes(s->model, slot->layer) : 0;
     slot->is_hint = slot->is_ahead = false;
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
@@ -452,9 +456,9 @@ static int take_done(struct store_slots *s, const struct ring_done *done, int n)
 
 static int reap(struct store_slots *s, int n_min)
 {
-    struct ring_done done[DEPTH];
+    struct ring_done done[PLAN_MAX_READS];
     int n;
-    int rc = ring_wait(s->ring, n_min, done, DEPTH, &n);
+    int rc = ring_wait(s->ring, n_min, done, PLAN_MAX_READS, &n);
     int done_rc = take_done(s, done, n);
 
     if (n && !ring_n_in_flight(s->ring))
@@ -516,6 +520,7 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
                                           .heat = heat_of(s, s->hint_layer, key),
                                           .at = s->n_loans};
     s->stats.n_hint_reads++;
+    s->stats.hint_bytes += model_expert_bytes(s->model, s->hint_layer);
     *rc = submit(s, slot);
     return true;
 }
@@ -525,8 +530,8 @@ static void submit_hints(struct store_slots *s)
     int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints && s->n_ahead < most &&
-           submit_hint(s, s->hints[s->next_hint], &rc))
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && s->next_hint < s->n_hints &&
+           s->n_ahead < most && submit_hint(s, s->hints[s->next_hint], &rc))
         s->next_hint++;
 }
 
@@ -535,7 +540,7 @@ static int submit_waiting(struct store_slots *s, const struct store_lease *lease
 {
     int rc = 0;
 
-    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && find_waiting(s, lease)) {
+    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && find_waiting(s, lease)) {
         struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
         if (!slot)
             break;
@@ -581,6 +586,17 @@ static void count_uses(struct store_slots *s, const struct store_lease *lease)
         set_half(s, class, half);
 }
 
+/* How many of those that the loan wants had been guessed? */
+static void count_guesses(struct store_slots *s, const struct store_lease *lease)
+{
+    if (!s->n_hints || s->hint_layer != lease->layer)
+        return;
+    s->stats.n_guessed += (uint64_t)lease->n;
+    for (int i = 0; i < lease->n; i++)
+        for (int k = 0; k < s->n_hints; k++)
+            s->stats.n_guessed_rightly += s->hints[k] == lease->ids[i];
+}
+
 int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
 {
     const struct slot_class *class = &s->shape.classes[s->shape.class_of[lease->layer]];
@@ -594,6 +610,7 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->last_layer = lease->layer;
     s->n_given = s->first_waiting = 0;
     count_uses(s, lease);
+    count_guesses(s, lease);
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
         s->wants[i] = WANT_WAITING;
@@ -679,6 +696,12 @@ void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int 
     s->hint_layer = layer;
 }
 
+void store_slots_set_reads(struct store_slots *s, int n)
+{
+    assert(n >= PLAN_LEAST_READS && n <= PLAN_MAX_READS);
+    s->n_reads = n;
+}
+
 void store_slots_release(struct store_slots *s, const struct store_lease *lease)
 {
     for (int i = 0; i < lease->n; i++) {
@@ -700,6 +723,10 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->n_expert_misses += s->stats.n_expert_misses;
     stats->n_hint_reads += s->stats.n_hint_reads;
     stats->n_hint_hits += s->stats.n_hint_hits;
+    stats->hint_bytes += s->stats.hint_bytes;
+    stats->hint_hit_bytes += s->stats.hint_hit_bytes;
+    stats->n_guessed += s->stats.n_guessed;
+    stats->n_guessed_rightly += s->stats.n_guessed_rightly;
     if (s->ring) {
         struct ring_info info;
         ring_info(s->ring, &info);
