@@ -107,9 +107,10 @@ struct store_stats {
     uint64_t n_device_hits;                  /* of the former, on the device */
     uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
     uint64_t n_repeats;                      /* reads that failed once and were repeated, at open too */
-    uint64_t n_hint_reads, n_hint_hits;    /* experts read because of a hint; of these, wanted before they had to go */
-    uint64_t hint_bytes, hint_hit_bytes;   /* theirs */
-    uint64_t n_guessed, n_guessed_rightly; /* experts on loan in layers that hints were for; of these, named by them */
+    uint64_t n_hint_reads, n_hint_hits;  /* experts read because of a hint; of these, wanted before they had to go */
+    uint64_t hint_bytes, hint_hit_bytes; /* theirs */
+    uint64_t n_guessed,
+        n_guessed_rightly; /* experts on loan in layers that some were hinted at; of these, named by the hint */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

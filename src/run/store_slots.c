@@ -586,10 +586,10 @@ static void count_uses(struct store_slots *s, const struct store_lease *lease)
         set_half(s, class, half);
 }
 
-/* How many of those that the loan wants had been guessed? */
+/* How many of those that the loan wants had been guessed? To hint at a whole layer is no guess. */
 static void count_guesses(struct store_slots *s, const struct store_lease *lease)
 {
-    if (!s->n_hints || s->hint_layer != lease->layer)
+    if (!s->n_hints || s->hint_layer != lease->layer || s->n_hints == n_stacked(s, lease->layer))
         return;
     s->stats.n_guessed += (uint64_t)lease->n;
     for (int i = 0; i < lease->n; i++)
