@@ -1,7 +1,7 @@
 /* The io_uring reader: many reads in flight, without a thread for each and, where the file system allows it, without
  * the page cache (O_DIRECT). One thread owns a ring and calls everything but ring_wake. Short reads are settled here, and a read
- * that failed is asked for once more; what the bytes are for is known above. Where io_uring is not to be had, ring_open says so and the plan reads by
- * pread. */
+ * that failed is asked for once more; what the bytes are for is known above. Where io_uring is not to be had,
+ * ring_open says so and the plan reads by pread. */
 #ifndef FERRY_IO_RING_H
 #define FERRY_IO_RING_H
 

@@ -31,6 +31,7 @@ static struct plan predicted(void)
                          .decode_dense_s = 0.02,
                          .decode_expert_s = 0.04,
                          .missed_bytes_per_tok = 40000000,
+                         .look_ahead = true,
                          .pace = {4, 32}};
 }
 
@@ -235,6 +236,15 @@ START_TEST(trials_where_there_is_nothing_to_try)
         ck_assert(!live(&w, &r));
     ck_assert_uint_eq(r.n_refits, 1);
     ck_assert_int_eq(r.n_trials, 0);
+    p = predicted();
+    p.look_ahead = false;
+    p.pace.n_ahead = 0;
+    refit_init(&r, &p, 8);
+    for (int i = 0; i < 500; i++) {
+        live(&w, &r);
+        ck_assert_uint_eq(r.pace.n_ahead, 0);
+    }
+    ck_assert_int_eq(r.n_trials, 2); /* other numbers of reads */
 }
 END_TEST
 

@@ -42,7 +42,7 @@ static bool make_candidate(const struct refit *r, int i, struct plan_pace *out)
 
     *out = r->best;
     if (i < N_AHEAD)
-        out->n_ahead = ahead[i];
+        out->n_ahead = r->now.look_ahead ? ahead[i] : 0; /* without, nobody could ask a router */
     else if (i < N)
         out->n_reads = reads[i - N_AHEAD];
     return i < N;

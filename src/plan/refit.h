@@ -15,7 +15,8 @@
 extern "C" {
 #endif
 
-/* Work that a prediction is held against: so long, and TUNE_LEAST_TOK tokens. The first such window finds slots empty and is not counted. */
+/* Work that a prediction is held against: so long, and TUNE_LEAST_TOK tokens. The first such window finds slots empty and is
+ * not counted. */
 #define REFIT_WATCH_NS UINT64_C(2000000000)
 
 /* Wrong is what is off by more than TUNE_CLOSE in two windows in a row, alike; once rates were corrected, by more than this: they
@@ -67,7 +68,8 @@ struct refit {
 /* p is copied; n_used: experts of a layer that a token needs. A plan without predictions is never wrong. */
 void refit_init(struct refit *r, const struct plan *p, int n_used);
 
-/* After a generated token: the totals of all so far. Returns whether r->pace is another one than before, to be used from the next token on. */
+/* After a generated token: the totals of all so far. Returns whether r->pace is another one than before, to be used from the
+ * next token on. */
 bool refit_feed(struct refit *r, const struct tune_seen *total);
 
 /* One line, without its end, for a person; "" when nothing was corrected. Returns buf. */

@@ -1,8 +1,8 @@
 /* Which slot goes next. A pure function of what is known of the slots, so that a recorded trace can be replayed.
  *
- * Loans that one layer's fair share of the slots holds are kept by heat: every use counts, half as much for every
- * so many steps that have passed since (adapt.h says how many). That lies between recency, which is best where a text keeps to some experts for
- * a while, and frequency, which is best where slots are few and the router has favourites.
+ * Loans that one layer's fair share of the slots holds are kept by heat: every use counts, half as much for
+ * every so many steps that have passed since (adapt.h says how many). That lies between recency, which is best where a text keeps
+ * to some experts for a while, and frequency, which is best where slots are few and the router has favourites.
  *
  * A larger loan (a chunk of a prompt, or slots for less than one token's experts a layer) walks through the model in a circle,
  * where the last use says nothing but how long it will take until the next. So what such a loan brought in is marked PASSING and

@@ -35,8 +35,8 @@ struct journal_args {
     const struct journal_ops *ops; /* view until close; NULL: the system */
 };
 
-/* Open, or make an empty one. ERR_IO, ERR_NOMEM, ERR_STATE (another process has it open, or it begins otherwise), ERR_UNSUPPORTED (no regular file),
- * what on_line says. */
+/* Open, or make an empty one. ERR_IO, ERR_NOMEM, ERR_STATE (another process has it open, or it begins otherwise),
+ * ERR_UNSUPPORTED (no regular file), what on_line says. */
 int journal_open(const struct journal_args *args, struct journal **out);
 void journal_close(struct journal *j); /* without sync; takes NULL */
 
