@@ -18,6 +18,7 @@ struct file {
     void *handle;               /* own, through ops */
     char *path;                 /* own */
     const void *mapped;         /* own, through ops; NULL until asked for */
+    uint64_t n_repeats;         /* atomic */
     struct file_id id;
 };
 
@@ -176,9 +177,20 @@ bool file_is_same(const struct file_id *a, const struct file_id *b)
     return a->dev == b->dev && a->ino == b->ino && a->bytes == b->bytes && a->mtime_ns == b->mtime_ns;
 }
 
+uint64_t file_n_repeats(const struct file *f)
+{
+    return __atomic_load_n(&f->n_repeats, __ATOMIC_RELAXED);
+}
+
+void file_add_repeats(struct file *f, uint64_t n)
+{
+    __atomic_add_fetch(&f->n_repeats, n, __ATOMIC_RELAXED);
+}
+
 int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes)
 {
     uint64_t done = 0;
+    bool is_repeat = false;
 
     if (off > INT64_MAX || bytes > INT64_MAX - off)
         return err(ERR_ARG, "%s: %" PRIu64 " bytes at offset %" PRIu64 " lie beyond any file", f->path, bytes, off);
@@ -187,6 +199,11 @@ int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes)
         int64_t n = f->ops->read_at(f->ops->ctx, f->handle, off + done, (char *)dst + done, want);
         if (n == -EINTR || n == -EAGAIN)
             continue;
+        if (n < 0 && !is_repeat) {
+            is_repeat = true;
+            file_add_repeats(f, 1);
+            continue;
+        }
         if (n < 0)
             return err(ERR_IO, "%s: reading %" PRIu64 " bytes at offset %" PRIu64 " failed at %" PRIu64 ": %s", f->path,
                        bytes, off, off + done, file_reason(n));

@@ -53,8 +53,13 @@ int file_identify(int fd, struct file_id *out);
 /* ERR_STATE, with what differs, if the file at path, now this one, is not the one it was then. */
 int file_compare(const char *path, const struct file_id *now, const struct file_id *then);
 
-/* All of bytes from off, or an error: ERR_IO, with path, offset, bytes and the system's reason. */
+/* All of bytes from off, or an error: ERR_IO, with path, offset, bytes and the system's reason. What failed is asked for once
+ * more before. Any thread. */
 int file_read(struct file *f, uint64_t off, void *dst, uint64_t bytes);
+
+/* How often that was so, and of other readers of the file what they have added. Any thread. */
+uint64_t file_n_repeats(const struct file *f);
+void file_add_repeats(struct file *f, uint64_t n);
 
 /* Look again: file_compare of the open file as it is now with `then` (file_identity(f), or what an earlier open saw). */
 int file_check(struct file *f, const struct file_id *then);

@@ -24,11 +24,15 @@ uint64_t ring_slot_bytes(uint64_t off, uint64_t bytes)
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 /* One request; the kernel takes less than 2^31 bytes, and registers memory in pieces of at most 2^30. */
 #define MAX_REQUEST_BYTES (1 * GIB)
 #define WAKE_TAG UINTPTR_MAX
+
+/* A submission is tried so often, a millisecond apart, before the ring counts as broken. */
+enum { MAX_REFUSED = 1000 };
 
 struct open_file {
     int fd;
@@ -41,6 +45,7 @@ struct op {
     struct ring_read read;
     uint64_t begin, end; /* what is asked of the system: read.off and its end, rounded out for O_DIRECT */
     uint64_t done_bytes; /* from begin on */
+    bool is_repeat;      /* it has failed once */
 };
 
 struct ring {
@@ -56,7 +61,9 @@ struct ring {
     char *arena; /* view; NULL: not registered */
     uint64_t arena_bytes;
     bool has_fixed_files;
-    int (*fault)(void *arg, int res);
+    uint64_t n_repeats;
+    int n_refused; /* submissions, one after the other */
+    int (*fault)(void *arg, uint64_t off, int res);
     void *fault_arg;
 };
 
@@ -154,6 +161,12 @@ static int open_uring(struct ring *r)
             "io_uring is not permitted here (a sandbox, or sysctl kernel.io_uring_disabled); read by pread instead");
     if (sys == -ENOSYS)
         return err(ERR_UNSUPPORTED, "this kernel has no io_uring; read by pread instead");
+    if (sys == -ENOMEM || sys == -EMFILE || sys == -ENFILE)
+        return err(
+            ERR_UNSUPPORTED,
+            "io_uring: a queue of %d reads passes a limit (locked memory: ulimit -l, or open files): %s; read by "
+            "pread instead",
+            r->depth, file_reason(sys));
     if (sys)
         return err(ERR_IO, "io_uring: a queue of %d reads: %s", r->depth, file_reason(sys));
     r->has_uring = true;
@@ -266,6 +279,12 @@ static void queue_op(struct ring *r, int i)
     io_uring_sqe_set_data(sqe, (void *)(uintptr_t)i);
 }
 
+/* The system has no memory for a request now, or wants its answers to be taken first. */
+static bool is_short_of_room(int sys)
+{
+    return sys == -EAGAIN || sys == -EBUSY;
+}
+
 int ring_submit(struct ring *r, const struct ring_read *reads, int n)
 {
     int rc, sys;
@@ -291,7 +310,7 @@ int ring_submit(struct ring *r, const struct ring_read *reads, int n)
     do
         sys = io_uring_submit(&r->uring);
     while (sys == -EINTR);
-    if (sys < 0 && sys != -EAGAIN && sys != -EBUSY)
+    if (sys < 0 && !is_short_of_room(sys))
         return err(ERR_IO, "io_uring: submitting %d reads: %s", n, file_reason(sys));
     return 0;
 }
@@ -305,9 +324,14 @@ static bool take_answer(struct ring *r, int i, int res, int *rc)
 
     *rc = 0;
     if (r->fault)
-        res = r->fault(r->fault_arg, res);
+        res = r->fault(r->fault_arg, op->read.off, res);
     if (res == -EINTR || res == -EAGAIN)
         return false;
+    if (res < 0 && !op->is_repeat) {
+        op->is_repeat = true;
+        r->n_repeats++;
+        return false;
+    }
     if (res < 0) {
         *rc = err(ERR_IO, "%s: reading %" PRIu64 " bytes at offset %" PRIu64 ": %s", f->path, op->read.bytes,
                   op->read.off, file_reason(res));
@@ -351,6 +375,19 @@ static void reap(struct ring *r, struct ring_done *done, int n_max, int *n_done)
     }
 }
 
+/* May the refused submission be tried again? Not for ever: where nothing is in flight, nothing will make room. */
+static bool is_worth_trying(struct ring *r, int sys)
+{
+    if (sys >= 0 || sys == -EINTR) {
+        r->n_refused = 0;
+        return true;
+    }
+    if (!is_short_of_room(sys) || ++r->n_refused > MAX_REFUSED)
+        return false;
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return true;
+}
+
 int ring_wait(struct ring *r, int n_min, struct ring_done *done, int n_max, int *n_done)
 {
     int n_in_flight = ring_n_in_flight(r), sys;
@@ -366,7 +403,7 @@ int ring_wait(struct ring *r, int n_min, struct ring_done *done, int n_max, int 
         /* What goes on after a short read has been queued by reap and must reach the system even when nobody waits. */
         sys = is_enough ? (io_uring_sq_ready(&r->uring) ? io_uring_submit(&r->uring) : 0)
                         : io_uring_submit_and_wait(&r->uring, 1);
-        if (sys < 0 && sys != -EINTR && sys != -EAGAIN && sys != -EBUSY)
+        if (!is_worth_trying(r, sys))
             return err(ERR_IO, "io_uring: waiting for %d reads: %s", n_in_flight, file_reason(sys));
         if (is_enough)
             break;
@@ -387,7 +424,8 @@ int ring_n_in_flight(const struct ring *r)
 
 void ring_info(const struct ring *r, struct ring_info *out)
 {
-    *out = (struct ring_info){.has_fixed_files = r->has_fixed_files, .has_fixed_arena = r->arena != NULL};
+    *out = (struct ring_info){
+        .has_fixed_files = r->has_fixed_files, .has_fixed_arena = r->arena != NULL, .n_repeats = r->n_repeats};
     for (int i = 0; i < r->n_files; i++)
         out->n_direct += r->files[i].is_direct;
 }

@@ -1,7 +1,7 @@
 /* The io_uring reader: many reads in flight, without a thread for each and, where the file system allows it, without
- * the page cache (O_DIRECT). One thread owns a ring and calls everything but ring_wake. Retries and short reads are settled
- * here; what the bytes are for is known above. Where io_uring is not to be had, ring_open says so and the plan reads by
- * pread. */
+ * the page cache (O_DIRECT). One thread owns a ring and calls everything but ring_wake. Short reads are settled here, and a read
+ * that failed is asked for once more; what the bytes are for is known above. Where io_uring is not to be had,
+ * ring_open says so and the plan reads by pread. */
 #ifndef FERRY_IO_RING_H
 #define FERRY_IO_RING_H
 
@@ -32,8 +32,9 @@ struct ring_args {
     bool is_buffered; /* do not ask for O_DIRECT */
     void *arena;      /* where most slots lie, RING_ALIGN-aligned; registered if the lock limit allows. NULL: none */
     uint64_t arena_bytes;
-    /* Tests: gets what the system said of a read (bytes or -errno), returns what it shall have said: no more bytes. */
-    int (*fault)(void *arg, int res);
+    /* Tests: gets what the system said of the read at this offset (bytes or -errno), returns what it shall have said: no more
+     * bytes. */
+    int (*fault)(void *arg, uint64_t off, int res);
     void *fault_arg;
 };
 
@@ -46,20 +47,21 @@ struct ring_read {
 
 struct ring_done {
     uint64_t tag;
-    int rc;     /* 0 or ERR_IO; the text of ring_wait's last failed read is err_text() */
+    int rc;     /* 0, or ERR_IO: it failed twice; the text of ring_wait's last failed read is err_text() */
     void *data; /* where byte `off` lies: slot + off % RING_ALIGN, so that O_DIRECT need not copy */
 };
 
 struct ring_info {
     int n_direct; /* files read by O_DIRECT */
     bool has_fixed_files, has_fixed_arena;
+    uint64_t n_repeats; /* reads so far that failed and were asked for once more */
 };
 
 /* Room that a read needs: it is rounded out to RING_ALIGN at both ends. */
 uint64_t ring_slot_bytes(uint64_t off, uint64_t bytes);
 
-/* ERR_UNSUPPORTED: no io_uring here (old kernel, forbidden, built without); ERR_STATE: a file changed; ERR_IO, ERR_NOMEM,
- * ERR_ARG. */
+/* ERR_UNSUPPORTED: no io_uring here (old kernel, forbidden, built without, its queue passes the limits of memory or handles);
+ * ERR_STATE: a file changed; ERR_IO, ERR_NOMEM, ERR_ARG. */
 int ring_open(const struct ring_args *args, struct ring **out);
 void ring_close(struct ring *r); /* takes NULL; waits for what is in flight */
 
@@ -67,7 +69,8 @@ void ring_close(struct ring *r); /* takes NULL; waits for what is in flight */
 int ring_submit(struct ring *r, const struct ring_read *reads, int n);
 
 /* Up to n_max finished reads, in the order they finished. Sleeps until there are n_min (or all, if fewer are in flight),
- * or somebody calls ring_wake. A failed read does not fail the call. ERR_IO when the ring itself broke. */
+ * or somebody calls ring_wake. A failed read does not fail the call. ERR_IO when the ring itself broke, or the system took no
+ * read for a second (its memory for requests is short). */
 int ring_wait(struct ring *r, int n_min, struct ring_done *done, int n_max, int *n_done);
 
 /* Let the owner return from ring_wait, or from its next one: there is work to submit. Any thread. */

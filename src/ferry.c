@@ -82,12 +82,18 @@ static int pick(const char *option, const char *word, const char *const *words, 
     return err(ERR_ARG, "%s = %.40s: expected %s, %s…", option, word, words[0], words[1]);
 }
 
+static struct trace_args trace_args_of(const struct ferry_engine_opts *o)
+{
+    return (struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0};
+}
+
 static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out)
 {
     static const char *const io_words[] = {"auto", "uring", "pread", "mmap"};
     static const enum plan_io io_values[] = {PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP};
     static const char *const kv_words[] = {"f16", "q8_0"};
     static const char *const prefill_words[] = {"int", "blas"};
+    const struct trace_args trace = trace_args_of(o);
     int io = pick("io", o->io, io_words, 4), kv = pick("kv_type", o->kv_type, kv_words, 2);
     int prefill = pick("prefill", o->prefill, prefill_words, 2);
     if (io < 0 || kv < 0 || prefill < 0)
@@ -103,7 +109,8 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .prefill = prefill ? DEVICE_PREFILL_BLAS : DEVICE_PREFILL_INT,
                               .no_pin = o->no_pin,
                               .expert_ram_bytes = o->expert_ram_bytes,
-                              .vram_bytes = o->vram_bytes};
+                              .vram_bytes = o->vram_bytes,
+                              .trace_bytes = trace_bytes(&trace)};
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -241,7 +248,9 @@ static int check_device(const struct plan *p, const char *path, const char *devi
 
 static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, const struct wish *wish)
 {
-    struct plan_in in = plan_inputs(e, NULL, true);
+    const struct trace_args trace = trace_args_of(o);
+    const struct plan_opts opts = {.trace_bytes = trace_bytes(&trace)};
+    struct plan_in in = plan_inputs(e, &opts, true);
     char *text = NULL;
     int rc = read_text(o->plan_path, &text);
 
@@ -254,9 +263,8 @@ static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, 
 static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
                       struct plan *plan)
 {
-    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
-                                         .most_seq = o->batch_most,
-                                         .seq_tok = o->batch_tok};
+    const struct plan_batch_opts opts = {
+        .n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch, .most_seq = o->batch_most, .seq_tok = o->batch_tok};
     return plan_batch_make(in, &opts, batch, plan);
 }
 
@@ -333,9 +341,8 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
 {
     const struct plan *p = &e->plan;
     e->trace_experts = o->trace_experts;
-    int rc = trace_open(
-        &(struct trace_args){.n_events = o->trace ? TRACE_EVENTS : 0, .n_ids = o->trace_experts ? TRACE_IDS : 0},
-        &e->trace);
+    const struct trace_args trace = trace_args_of(o);
+    int rc = trace_open(&trace, &e->trace);
     if (rc == 0)
         rc = open_devices(e);
     if (rc == 0)
@@ -426,6 +433,8 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
         rc = make_plan(e, &o);
     if (rc == 0)
         rc = open_rooms(e, &o);
+    if (rc == 0 && plan_is_measured(&e->plan, &e->machine))
+        refit_init(&e->refit, &e->plan, e->model->hp.n_expert_used);
     if (rc < 0) {
         ferry_engine_close(e);
         return rc;
@@ -752,9 +761,34 @@ int ferry_session_logits(struct ferry_session *fs, const int32_t *tokens, size_t
     return session_logits(fs->s, tokens, n, prompt, out);
 }
 
+/* What sessions have generated and the store has read so far. */
+static struct tune_seen look(const struct ferry_session *fs)
+{
+    struct session_stats s;
+    struct store_stats st;
+
+    session_stats(fs->s, &s);
+    store_stats(fs->engine->store, &st);
+    return (struct tune_seen){
+        .n_tok = s.n_generated, .ns = s.generate_ns, .disk_bytes = st.disk_bytes, .disk_wait_ns = st.disk_wait_ns};
+}
+
 int ferry_session_step(struct ferry_session *fs, int32_t *token)
 {
-    return session_step(fs->s, token);
+    struct ferry_engine *e = fs->engine;
+    struct tune_seen before = look(fs);
+    int rc = session_step(fs->s, token);
+    struct tune_seen after = look(fs);
+
+    if (rc < 0 || after.n_tok == before.n_tok) /* the first token of an answer was computed with its prompt */
+        return rc;
+    e->seen.n_tok += after.n_tok - before.n_tok;
+    e->seen.ns += after.ns - before.ns;
+    e->seen.disk_bytes += after.disk_bytes - before.disk_bytes;
+    e->seen.disk_wait_ns += after.disk_wait_ns - before.disk_wait_ns;
+    if (refit_feed(&e->refit, &e->seen))
+        exec_set_pace(e->exec, &e->refit.pace);
+    return 0;
 }
 
 size_t ferry_session_n_tokens(const struct ferry_session *fs)
@@ -826,7 +860,12 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
                                 .host_expert_rows = ex.n_host_rows,
-                                .expert_moves = st.n_moves};
+                                .expert_moves = st.n_moves,
+                                .hint_bytes = st.hint_bytes,
+                                .hint_hit_bytes = st.hint_hit_bytes,
+                                .guessed = st.n_guessed,
+                                .guessed_rightly = st.n_guessed_rightly,
+                                .read_repeats = st.n_repeats};
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,
@@ -844,4 +883,9 @@ const char *ferry_session_review(const struct ferry_session *fs, const struct fe
         return buf;
     tune_compare(&e->plan, &seen, &t);
     return tune_text(&e->plan, &t, buf, buf_bytes);
+}
+
+const char *ferry_engine_refit(const struct ferry_engine *e, char *buf, size_t buf_bytes)
+{
+    return refit_text(&e->refit, buf, buf_bytes);
 }

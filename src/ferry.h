@@ -68,8 +68,8 @@ struct ferry_engine_opts {
     uint32_t n_batch;
     uint32_t batch_tok;  /* positions that one of them is expected to take; 0: 512 */
     uint32_t batch_most; /* with FERRY_BATCH_AUTO: more sequences than this there will never be; 0: not known */
-    bool trace;          /* keep a timeline of the last steps: 10 MiB beside the plan's memory */
-    bool trace_experts;  /* keep which experts each step wanted: 16 MiB beside the plan's memory */
+    bool trace;          /* keep a timeline of the last steps: 10 MiB, which the plan counts */
+    bool trace_experts;  /* keep which experts each step wanted: 16 MiB, which the plan counts */
     /* Who computes: "cpu", or "cuda:N" where ferry was built with CUDA: GPU N all but the experts that do not fit its memory, the CPU
      * those. NULL: "cpu", or what a saved plan says. */
     const char *device;
@@ -220,7 +220,11 @@ struct ferry_stats {
     /* With a GPU: all that the plan takes of its memory, of dense_bytes, expert_bytes and kv_bytes what lies there; what went to it
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
-    uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
+    uint64_t expert_moves;               /* experts that have moved to the GPU since it was loaded */
+    uint64_t hint_bytes, hint_hit_bytes; /* bytes of the former, and of those that were right */
+    uint64_t guessed,
+        guessed_rightly;   /* experts that layers wanted which guesses were made for; that the guesses named */
+    uint64_t read_repeats; /* reads of the model's file that failed once and were repeated, while loading too */
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
@@ -229,6 +233,10 @@ void ferry_session_stats(const struct ferry_session *session, struct ferry_stats
  * off: one line into buf; "" when nothing was predicted or generated. Prompts may not have run in between. Returns buf. */
 const char *ferry_session_review(const struct ferry_session *session, const struct ferry_stats *from,
                                  const struct ferry_stats *to, char *buf, size_t buf_bytes);
+
+/* What an engine has made of predictions that were wrong: which rates it corrected, what it tried then, and what it kept (by that
+ * no result changes). One line into buf; "" when nothing was. Returns buf. */
+const char *ferry_engine_refit(const struct ferry_engine *engine, char *buf, size_t buf_bytes);
 
 /* ---- many prompts at once ---- */
 
@@ -340,8 +348,10 @@ struct ferry_journal;
  * all behind it are cut off; another error ends the opening. */
 typedef int ferry_journal_line(const char *line, size_t n_bytes, uint64_t off, void *arg);
 
-/* Open, or make an empty one. ERR_IO, ERR_STATE (another process has it), ERR_UNSUPPORTED (no regular file). */
-int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out);
+/* Open, or make an empty one. begin: what the file begins with, or its end if it is shorter than that; NULL: anything.
+ * ERR_STATE: it begins otherwise, and was left as it is, or another process has it; ERR_IO, ERR_UNSUPPORTED (no regular file). */
+int ferry_journal_open(const char *path, const char *begin, ferry_journal_line *on_line, void *arg,
+                       struct ferry_journal **out);
 void ferry_journal_close(struct ferry_journal *journal);       /* without sync; takes NULL */
 uint64_t ferry_journal_n_cut(struct ferry_journal *journal);   /* bytes cut off at open */
 uint64_t ferry_journal_n_bytes(struct ferry_journal *journal); /* of whole lines */

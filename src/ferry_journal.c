@@ -8,10 +8,11 @@ static struct journal *inner(struct ferry_journal *j)
     return (struct journal *)j;
 }
 
-int ferry_journal_open(const char *path, ferry_journal_line *on_line, void *arg, struct ferry_journal **out)
+int ferry_journal_open(const char *path, const char *begin, ferry_journal_line *on_line, void *arg,
+                       struct ferry_journal **out)
 {
     struct journal *j;
-    int rc = journal_open(&(struct journal_args){.path = path, .on_line = on_line, .arg = arg}, &j);
+    int rc = journal_open(&(struct journal_args){.path = path, .begin = begin, .on_line = on_line, .arg = arg}, &j);
 
     *out = (struct ferry_journal *)j;
     return rc;

@@ -5,6 +5,7 @@
 #include "io/file.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 
 enum { MEMFILE_MAX = 8 };
@@ -20,10 +21,13 @@ struct memfiles {
     struct memfile files[MEMFILE_MAX];
     int n_files;
     int n_open;
-    uint64_t max_read_bytes;   /* 0: as asked */
-    uint64_t n_calls, fail_at; /* of open, identify, read_at; the fail_at-th says EIO (0: none) */
-    uint64_t changes_at;       /* the changes_at-th call finds the files written to (0: none) */
-    uint64_t read_end;         /* the furthest byte that was read */
+    uint64_t max_read_bytes; /* 0: as asked */
+    uint64_t n_calls,
+        fail_at;      /* of open, identify, read_at; the fail_at-th says EIO (0: none), if it is a read the next, too */
+    bool is_passing;  /* only the fail_at-th */
+    bool fails_again; /* the read before this call has failed */
+    uint64_t changes_at; /* the changes_at-th call finds the files written to (0: none) */
+    uint64_t read_end;   /* the furthest byte that was read */
 };
 
 static inline int memfile_call(struct memfiles *m)
@@ -72,6 +76,9 @@ static inline int64_t memfile_read_at(void *ctx, void *handle, uint64_t off, voi
     const struct memfile *f = (const struct memfile *)handle;
     int sys = memfile_call(m);
 
+    if (m->fails_again)
+        sys = -EIO;
+    m->fails_again = sys && !m->fails_again && !m->is_passing;
     if (sys)
         return sys;
     if (off >= f->bytes)

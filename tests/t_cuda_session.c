@@ -645,19 +645,32 @@ static struct {
     struct exec *exec;
     struct session *session;
     int fail_at, n_reads; /* the read that fails; 0: none */
+    uint64_t fail_off;    /* 0: it has failed twice, or not yet */
 } rooms;
+
+/* The nth read, and its repetition. */
+static bool fails(uint64_t off)
+{
+    if (++rooms.n_reads == rooms.fail_at) {
+        rooms.fail_off = off;
+        return true;
+    }
+    bool is_repeat = rooms.fail_at && off == rooms.fail_off;
+    rooms.fail_off = is_repeat ? 0 : rooms.fail_off;
+    return is_repeat;
+}
 
 static int64_t read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
 {
-    if (++rooms.n_reads == rooms.fail_at)
+    if (fails(off))
         return -EIO;
     return file_plain.read_at(ctx, handle, off, dst, bytes);
 }
 
-static int read_fault(void *arg, int res)
+static int read_fault(void *arg, uint64_t off, int res)
 {
     (void)arg;
-    return ++rooms.n_reads == rooms.fail_at ? -EIO : res;
+    return fails(off) ? -EIO : res;
 }
 
 /* Half of the experts on the GPU, two slots for the others. */

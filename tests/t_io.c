@@ -133,10 +133,31 @@ START_TEST(short_and_interrupted_reads_are_resumed)
 }
 END_TEST
 
+START_TEST(read_that_failed_once_is_not_repeated_or_not_counted)
+{
+    unsigned char got[20];
+    struct broken b = {.read_errno = EIO, .n_read_errors = 1};
+    struct file_ops ops = ops_of(&b);
+    struct file *f;
+
+    make_file(100);
+    ck_assert_int_eq(file_open(path, &ops, &f), 0);
+    unlink(path);
+    ck_assert_uint_eq(file_n_repeats(f), 0);
+    ck_assert_int_eq(file_read(f, 57, got, 20), 0);
+    check_bytes(got, 57, 20);
+    ck_assert_int_eq(b.n_reads, 2);
+    ck_assert_uint_eq(file_n_repeats(f), 1);
+    ck_assert_int_eq(file_read(f, 57, got, 20), 0);
+    ck_assert_uint_eq(file_n_repeats(f), 1);
+    file_close(f);
+}
+END_TEST
+
 START_TEST(read_error_names_path_offset_bytes_and_reason)
 {
     char got[20];
-    struct broken b = {.read_errno = EIO, .n_read_errors = 1};
+    struct broken b = {.read_errno = EIO, .n_read_errors = 2};
     struct file_ops ops = ops_of(&b);
     struct file *f;
 
@@ -366,6 +387,7 @@ int main(void)
 
     tcase_add_test(tc, plain_read_gives_the_bytes_at_the_offset);
     tcase_add_test(tc, short_and_interrupted_reads_are_resumed);
+    tcase_add_test(tc, read_that_failed_once_is_not_repeated_or_not_counted);
     tcase_add_test(tc, read_error_names_path_offset_bytes_and_reason);
     tcase_add_test(tc, read_past_the_end_says_where_the_file_ends);
     tcase_add_test(tc, open_that_fails_names_path_and_reason_and_leaks_nothing);

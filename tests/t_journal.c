@@ -79,6 +79,32 @@ static void add(struct journal *j, const char *line)
     ck_assert_msg(journal_append(j, line, strlen(line), NULL) == 0, "%s", err_text());
 }
 
+/* A file of somebody else is refused, and not a byte of it is lost; a torn first line of our own is cut. */
+START_TEST(foreign_file_is_cut)
+{
+    static const struct {
+        const char *bytes, *left;
+        int rc;
+    } rows[] = {
+        {"my notes\nof today\n", "my notes\nof today\n", ERR_STATE},
+        {"my notes", "my notes", ERR_STATE},
+        {"{\"fe", "", 0},
+        {"{\"ferry", "", 0},
+        {"{\"ferry\"}\n{\"fe", "{\"ferry\"}\n", 0},
+        {"", "", 0},
+    };
+    struct seen s = {.bad = NULL};
+    struct journal *j = NULL;
+    put(rows[_i].bytes, strlen(rows[_i].bytes));
+    struct journal_args args = {.path = path, .begin = "{\"ferry\"", .on_line = see, .arg = &s};
+    ck_assert_int_eq(journal_open(&args, &j), rows[_i].rc);
+    if (rows[_i].rc)
+        ck_assert_ptr_nonnull(strstr(err_text(), path));
+    journal_close(j);
+    must_be(rows[_i].left);
+}
+END_TEST
+
 START_TEST(torn_end_stays)
 {
     static const struct {
@@ -334,6 +360,7 @@ int main(void)
     TCase *t = tcase_create("journal");
     tcase_set_timeout(t, 60);
     tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_loop_test(t, foreign_file_is_cut, 0, 6);
     tcase_add_loop_test(t, torn_end_stays, 0, 7);
     tcase_add_test(t, long_line_is_cut);
     tcase_add_test(t, two_write_at_once);

@@ -258,6 +258,30 @@ START_TEST(disk_rate_is_measured_on_file_and_folder)
 }
 END_TEST
 
+/* ---- nodes ---- */
+
+/* Machines as hwloc invents them; memory counts only where cores of this process are. */
+START_TEST(nodes_of_a_machine_are_miscounted)
+{
+    static const struct {
+        const char *form;
+        int n_cores, n_numa;
+        uint64_t nodes;
+    } rows[] = {
+        {"core:4 pu:2", 4, 1, 1},
+        {"pack:2 [numa(memory=8GB)] core:3 pu:1", 6, 2, 3},
+        {"pack:4 [numa(memory=8GB)] core:1 pu:2", 4, 4, 15},
+    };
+    struct machine m = {.n_numa = 0};
+
+    ck_assert_msg(machine_find_topology(rows[_i].form, &m) == 0, "%s", err_text());
+    ck_assert_int_eq(m.n_cores, rows[_i].n_cores);
+    ck_assert_int_eq(m.n_numa, rows[_i].n_numa);
+    ck_assert_uint_eq(m.numa_nodes, rows[_i].nodes);
+    ck_assert_int_eq(machine_find_topology("no machine", &m), ERR_ARG);
+}
+END_TEST
+
 /* ---- JSON ---- */
 
 static struct machine invented(void)
@@ -266,6 +290,7 @@ static struct machine invented(void)
                         .isa = "avx2",
                         .n_cores = 8,
                         .n_numa = 2,
+                        .numa_nodes = 3,
                         .l2_bytes = MIB,
                         .ram_total_bytes = 64 * GIB,
                         .ram_limit_bytes = UINT64_MAX,
@@ -302,6 +327,7 @@ START_TEST(profile_comes_back_whole)
     ck_assert(back.has_uring);
     ck_assert_double_eq(back.mem_bytes_per_s, m.mem_bytes_per_s);
     ck_assert_uint_eq(back.identity, m.identity);
+    ck_assert_uint_eq(back.numa_nodes, 3);
     ck_assert_int_eq(back.n_mem, 2);
     ck_assert_int_eq(memcmp(back.kernels, m.kernels, sizeof m.kernels), 0);
     ck_assert_int_eq(memcmp(back.ops, m.ops, sizeof m.ops), 0);
@@ -440,6 +466,7 @@ int main(void)
     tcase_add_test(t, this_machine_is_found);
     tcase_add_test(t, bound_process_has_the_cores_it_is_bound_to);
     tcase_add_test(t, disk_rate_is_measured_on_file_and_folder);
+    tcase_add_loop_test(t, nodes_of_a_machine_are_miscounted, 0, 3);
     tcase_add_test(t, profile_comes_back_whole);
     tcase_add_test(t, bad_profile_names_its_field);
     tcase_add_test(t, rates_lie_between_what_was_measured);

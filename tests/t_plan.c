@@ -120,7 +120,8 @@ static struct plan_in *ask(int model, uint64_t ram_bytes)
 
 static uint64_t sum(const struct plan *p)
 {
-    return p->dense_bytes + p->expert_bytes + p->kv_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
+    return p->dense_bytes + p->expert_bytes + p->kv_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes +
+           p->trace_bytes;
 }
 
 static bool explains(const struct plan *p, const char *words)
@@ -601,6 +602,68 @@ static uint64_t gpu_scratch_bytes(const struct op *ops, int n_ops, int n_rows, i
     return (uint64_t)n_rows * 1000 + 1;
 }
 
+/* What a trace is kept in is memory like any other: slots give way to it, and a saved plan that is full has no room for it. */
+START_TEST(trace_stands_outside_the_budget)
+{
+    struct plan p, without, back;
+    char *text;
+
+    ask(MOE, GIB);
+    opts.expert_ram_bytes = 0;
+    ck_assert_int_eq(plan_make(&in, &without), 0);
+    opts.trace_bytes = 26 * MIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.trace_bytes, 26 * MIB);
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    ck_assert_uint_le(p.total_bytes, p.budget_bytes);
+    ck_assert(explains(&p, "traces"));
+    opts.ram_bytes = without.total_bytes; /* full to the last byte */
+    opts.trace_bytes = 0;
+    ck_assert_int_eq(plan_make(&in, &without), 0);
+    ck_assert_int_eq(plan_to_json(&without, &text), 0);
+    ck_assert_int_eq(plan_from_json(text, &in, &back), 0);
+    opts.trace_bytes = 26 * MIB;
+    ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "traces"));
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(weights_lie_on_other_nodes_than_the_cores)
+{
+    static const struct {
+        int n_numa;
+        uint64_t nodes;
+        enum plan_io io;
+        enum plan_numa want;
+        const char *says; /* NULL: nothing */
+    } rows[] = {
+        {1, 1, PLAN_IO_PREAD, PLAN_NUMA_LEFT, NULL},
+        {2, 3, PLAN_IO_PREAD, PLAN_NUMA_INTERLEAVED, "NUMA       2 nodes; weights in memory: in turn on nodes 0 1\n"},
+        {4, 12, PLAN_IO_URING, PLAN_NUMA_INTERLEAVED, "in turn on nodes 2 3\n"},
+        {2, 2, PLAN_IO_PREAD, PLAN_NUMA_BOUND, "weights in memory: on node 1\n"},
+        {2, 3, PLAN_IO_MMAP, PLAN_NUMA_LEFT, "left to the system, as mapped files are\n"},
+        {2, 0, PLAN_IO_PREAD, PLAN_NUMA_LEFT, "left to the system, which does not let this process place memory\n"},
+    };
+    struct plan p, back;
+    char *text;
+
+    ask(MOE, 8 * GIB);
+    machine.n_numa = rows[_i].n_numa;
+    machine.numa_nodes = rows[_i].nodes;
+    opts.io = rows[_i].io;
+    ck_assert_msg(plan_make(&in, &p) == 0, "%s", err_text());
+    ck_assert_int_eq(p.numa, rows[_i].want);
+    ck_assert_uint_eq(p.numa_nodes, rows[_i].want == PLAN_NUMA_LEFT ? 0 : rows[_i].nodes);
+    ck_assert(explains(&p, rows[_i].says ? rows[_i].says : "compute"));
+    ck_assert(rows[_i].says || !explains(&p, "NUMA"));
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    ck_assert_int_eq(plan_from_json(text, &in, &back), 0);
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    mem_free(text);
+}
+END_TEST
+
 static const struct device_ops gpu = {
     .name = "gpu", .can = can, .scratch_bytes = gpu_scratch_bytes, .own_bytes = gpu_own_bytes};
 
@@ -776,6 +839,16 @@ START_TEST(saved_plan_with_a_gpu_comes_back_another)
     ck_assert_int_eq(plan_from_json(edited(text, "io", "\"mmap\""), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "look_ahead", "false"), &in, &back), 0);
     ck_assert_uint_eq(back.dense_bytes, 0);
+    ck_assert_uint_eq(p.pace.n_ahead, 4); /* half of a token's eight */
+    ck_assert_uint_eq(back.pace.n_ahead, 0);
+    ck_assert_uint_eq(back.pace.n_reads, p.pace.n_reads);
+    ck_assert_int_eq(plan_from_json(edited(text, "ahead_experts", "8"), &in, &back), 0);
+    ck_assert_uint_eq(back.pace.n_ahead, 8);
+    ck_assert_int_eq(plan_from_json(edited(text, "ahead_experts", "9"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "12"), &in, &back), 0);
+    ck_assert_uint_eq(back.pace.n_reads, 12);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "65"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "2"), &in, &back), ERR_FORMAT);
     machine.vram_total_bytes = GIB;
     machine.vram_free_bytes = 100 * MIB;
     ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);
@@ -843,6 +916,8 @@ int main(void)
     tcase_add_loop_test(t, bad_field_is_named, 0, (int)(sizeof bad / sizeof *bad));
     tcase_add_test(t, cut_text_is_no_plan);
     tcase_add_test(t, no_memory_leaks_nothing);
+    tcase_add_test(t, trace_stands_outside_the_budget);
+    tcase_add_loop_test(t, weights_lie_on_other_nodes_than_the_cores, 0, 6);
     tcase_add_test(t, every_byte_of_a_gpu_has_a_purpose);
     tcase_add_test(t, gpu_gets_another_number_of_experts_than_fits);
     tcase_add_test(t, gpu_that_is_too_small_is_refused_with_the_numbers);

@@ -11,6 +11,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,16 +62,23 @@ static int n_open_files(void)
     return n;
 }
 
-/* The nth answer from now on is replaced. */
+/* The nth answer from now on is replaced, for a bad place also that of the read's repetitions. */
 struct fault {
     int countdown, res; /* res: -errno, or a number of bytes that the answer is cut to */
+    bool is_bad_place;
+    uint64_t off; /* of the read whose answer was replaced */
 };
 
-static int answer(void *arg, int res)
+static int answer(void *arg, uint64_t off, int res)
 {
     struct fault *f = arg;
-    if (!f->countdown || --f->countdown)
+    if (f->is_bad_place && f->countdown < 0 && off == f->off)
+        return f->res;
+    if (f->countdown < 1 || --f->countdown)
         return res;
+    if (f->is_bad_place)
+        f->countdown = -1;
+    f->off = off;
     return f->res >= 0 && res >= 0 ? (res < f->res ? res : f->res) : f->res;
 }
 
@@ -151,19 +159,22 @@ START_TEST(random_reads_equal_the_file)
 END_TEST
 
 /* Cut to these many bytes, or made to fail in a way that passes. */
-static const int passing_faults[] = {4096, 8192, 5000, 100000, -EINTR, -EAGAIN};
+static const int passing_faults[] = {4096, 8192, 5000, 100000, -EINTR, -EAGAIN, -EIO, -ENOMEM};
+enum { N_PASSING = sizeof passing_faults / sizeof *passing_faults, FIRST_REPEATED = 6 };
 
 START_TEST(short_and_interrupted_answers_are_resumed)
 {
     struct ring_file file = {path, NULL};
-    struct fault fault = {.res = passing_faults[_i % 6]};
+    struct fault fault = {.res = passing_faults[_i % N_PASSING]};
     struct ring_args args = args_of(&file, &fault);
+    struct ring_info info;
     struct ring *r;
     struct stage *s;
+    uint64_t n_faults = 0;
 
     srand(SEED + (unsigned)_i);
     make_file();
-    args.is_buffered = _i >= 6;
+    args.is_buffered = _i >= N_PASSING;
     ck_assert_int_eq(stage_open(NULL, 1, ring_slot_bytes(1, MAX_READ), &s), 0);
     ck_assert_int_eq(ring_open(&args, &r), 0);
     for (int i = 0; i < 20; i++) {
@@ -179,7 +190,11 @@ START_TEST(short_and_interrupted_answers_are_resumed)
         ck_assert_msg(done.rc == 0, "%s", err_text());
         ck_assert_uint_eq(done.tag, 5);
         ck_assert_mem_eq(done.data, truth + read.off, read.bytes);
+        n_faults += fault.countdown == 0;
     }
+    ring_info(r, &info);
+    ck_assert_uint_eq(info.n_repeats, _i % N_PASSING >= FIRST_REPEATED ? n_faults : 0);
+    ck_assert_uint_ge(n_faults, 10);
     ring_close(r);
     stage_close(s);
     drop_file();
@@ -189,8 +204,9 @@ END_TEST
 START_TEST(failed_read_names_file_offset_and_reason_and_spares_the_others)
 {
     struct ring_file file = {path, NULL};
-    struct fault fault = {.countdown = 7, .res = -EIO};
+    struct fault fault = {.countdown = 7, .res = -EIO, .is_bad_place = true};
     struct ring_args args = args_of(&file, &fault);
+    struct ring_info info;
     struct ring *r;
     struct stage *s;
 
@@ -210,6 +226,8 @@ START_TEST(failed_read_names_file_offset_and_reason_and_spares_the_others)
     ck_assert_int_eq(ring_wait(r, 1, &done, 1, &n_done), 0);
     ck_assert_int_eq(done.rc, ERR_IO);
     ck_assert_ptr_nonnull(strstr(err_text(), "reading 1000 bytes at offset 123456: Input/output error"));
+    ring_info(r, &info);
+    ck_assert_uint_eq(info.n_repeats, 2);
     ck_assert_int_eq(read_random(r, s, 20), 0);
     ring_close(r);
     stage_close(s);
@@ -312,8 +330,9 @@ static void *wake_soon(void *arg)
 }
 
 /* While *arg is set, "again" to everything: the read stays in flight. */
-static int hold_back(void *arg, int res)
+static int hold_back(void *arg, uint64_t off, int res)
 {
+    (void)off;
     return *(bool *)arg ? -EAGAIN : res;
 }
 
@@ -399,29 +418,91 @@ START_TEST(every_allocation_may_fail_without_leaking)
 }
 END_TEST
 
-/* Only in a process of its own (Check forks): it cannot be taken back. */
-START_TEST(forbidden_io_uring_is_said_clearly)
+/* From now on the system answers a call with an error; false: this kernel has no filters, there is nothing to show. Only in a process
+ * of its own (Check forks): it cannot be taken back. */
+static bool forbid(unsigned call, int with_errno)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (uint32_t)(_i ? ENOSYS : EPERM)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (uint32_t)with_errno),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof code / sizeof code[0], code};
+
+    return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+static const struct {
+    int with_errno;
+    const char *says;
+} refusals[] = {{EPERM, "not permitted"}, {ENOSYS, "no io_uring"}, {ENOMEM, "locked memory"}, {EMFILE, "open files"}};
+
+START_TEST(forbidden_io_uring_is_said_clearly)
+{
     struct ring_file file = {path, NULL};
     struct fault none = {0};
     struct ring_args args = args_of(&file, &none);
     struct ring *r;
 
     make_file();
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) {
-        drop_file();
-        return; /* this kernel has no filters: nothing to show */
+    if (forbid(SYS_io_uring_setup, refusals[_i].with_errno)) {
+        ck_assert_int_eq(ring_open(&args, &r), ERR_UNSUPPORTED);
+        ck_assert_msg(strstr(err_text(), refusals[_i].says) != NULL, "%s", err_text());
+        ck_assert_ptr_nonnull(strstr(err_text(), "pread"));
     }
-    ck_assert_int_eq(ring_open(&args, &r), ERR_UNSUPPORTED);
-    ck_assert_ptr_nonnull(strstr(err_text(), _i ? "no io_uring" : "not permitted"));
-    ck_assert_ptr_nonnull(strstr(err_text(), "pread"));
+    drop_file();
+}
+END_TEST
+
+/* An ordinary user may lock 8 MiB, and other things of his may have them already. */
+START_TEST(memory_that_cannot_be_locked_stops_reading)
+{
+    struct ring_file file = {path, NULL};
+    struct fault none = {0};
+    struct ring_args args = args_of(&file, &none);
+    struct ring_info info;
+    struct ring *r;
+    struct stage *s;
+
+    srand(SEED);
+    make_file();
+    ck_assert_int_eq(stage_open(NULL, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ), &s), 0);
+    args.arena = stage_base(s);
+    args.arena_bytes = stage_bytes(DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ)) - STAGE_ALIGN;
+    if (forbid(SYS_io_uring_register, ENOMEM)) {
+        ck_assert_int_eq(ring_open(&args, &r), 0);
+        ring_info(r, &info);
+        ck_assert(!info.has_fixed_arena && !info.has_fixed_files);
+        ck_assert_int_eq(read_random(r, s, 100), 0);
+        ring_close(r);
+    }
+    stage_close(s);
+    drop_file();
+}
+END_TEST
+
+START_TEST(system_that_takes_no_reads_is_waited_for_for_ever)
+{
+    struct ring_file file = {path, NULL};
+    struct fault none = {0};
+    struct ring_args args = args_of(&file, &none);
+    struct ring *r;
+    struct ring_done done;
+    int n_done;
+    void *slot = mem_map(8192, MEM_STAGE);
+    struct ring_read read = {0, 0, 1, slot, 9};
+
+    make_file();
+    ck_assert_int_eq(ring_open(&args, &r), 0);
+    if (forbid(SYS_io_uring_enter, _i ? EBUSY : EAGAIN)) {
+        ck_assert_int_eq(ring_submit(r, &read, 1), 0);
+        ck_assert_int_eq(ring_wait(r, 1, &done, 1, &n_done), ERR_IO);
+        ck_assert_int_eq(n_done, 0);
+        ck_assert_ptr_nonnull(strstr(err_text(), "waiting for 1 reads"));
+    }
+    ring_close(r);
+    mem_unmap(slot, 8192, MEM_STAGE);
     drop_file();
 }
 END_TEST
@@ -448,7 +529,7 @@ int main(void)
         return 77;
     }
     tcase_add_loop_test(tc, random_reads_equal_the_file, 0, 3);
-    tcase_add_loop_test(tc, short_and_interrupted_answers_are_resumed, 0, 12);
+    tcase_add_loop_test(tc, short_and_interrupted_answers_are_resumed, 0, 2 * N_PASSING);
     tcase_add_test(tc, failed_read_names_file_offset_and_reason_and_spares_the_others);
     tcase_add_loop_test(tc, file_cut_after_opening_ends_in_an_error, 0, 2);
     tcase_add_test(tc, impossible_reads_are_refused_before_any_is_started);
@@ -456,7 +537,9 @@ int main(void)
     tcase_add_test(tc, wake_ends_a_wait_for_a_read_that_does_not_come);
     tcase_add_test(tc, pipe_cannot_be_read_at_offsets);
     tcase_add_test(tc, every_allocation_may_fail_without_leaking);
-    tcase_add_loop_test(tc, forbidden_io_uring_is_said_clearly, 0, 2);
+    tcase_add_loop_test(tc, forbidden_io_uring_is_said_clearly, 0, 4);
+    tcase_add_test(tc, memory_that_cannot_be_locked_stops_reading);
+    tcase_add_loop_test(tc, system_that_takes_no_reads_is_waited_for_for_ever, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

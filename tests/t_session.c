@@ -1,9 +1,12 @@
 /* Whole engines on the tiny models of tests/data/models (tests/mkmodel.py): logits against llama.cpp's, and the promise
  * that no bit of them depends on threads, instruction set, cuts, company or placement. */
+#include "cpu/cpu.h"
+#include "src/base/clock.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/ferry.h"
 #include "src/model/slot_shape.h"
+#include "src/plan/machine.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -244,6 +247,78 @@ START_TEST(look_ahead_changes_words_or_reads_nothing)
     ck_assert_uint_gt(st.expert_misses, 0);
     ck_assert_uint_gt(st.hint_reads, 0);
     ck_assert_uint_le(st.hint_hits, st.hint_reads);
+}
+END_TEST
+
+/* A clock that a thing looked at a moment later finds 20 ms on. */
+static uint64_t hasty(void)
+{
+    static uint64_t now_ns = 1000000000;
+    return __atomic_add_fetch(&now_ns, 20000000, __ATOMIC_RELAXED);
+}
+
+/* A profile of this machine by which everything takes next to no time, so that the plan's predictions are wrong. */
+static void write_profile(const char *path)
+{
+    struct machine m;
+    struct machine_disk disk = {.is_direct = true, .n_rates = 1, .rates = {{4096, 1, 1e10}}};
+    char *text;
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(machine_find(&m), 0);
+    const char *const *isa = cpu_isa_names();
+    while (!cpu_isa_has(*isa))
+        isa++;
+    strcpy(m.isa, *isa);
+    m.mem_bytes_per_s = 1e11;
+    for (int type = 0; type < QUANT_ID_END; type++)
+        if (quant_info(type))
+            m.kernels[type] = (struct machine_kernel){1e11, 1e13, 1e13};
+    for (int kind = 0; kind < OP_N_KIND; kind++)
+        m.ops[kind] = (struct machine_op){1e-9, 1e-12};
+    ck_assert_int_eq(machine_disk_id(model_path("qwen3moe"), disk.id), 0);
+    machine_disk_put(&m, &disk);
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    fputs(text, f);
+    fclose(f);
+    ferry_free(text);
+}
+
+/* Trials change how experts are read at every few tokens, and no word. */
+START_TEST(trials_change_words)
+{
+    enum { N_NEW = 40, N_ROUNDS = 60 };
+    struct ferry_engine_opts o = small_opts();
+    const char profile[] = TEST_BUILD_DIR "/t_session-profile";
+    static int32_t words[2][N_NEW];
+    struct ferry_engine *e = NULL;
+    char text[1024] = "";
+
+    write_profile(profile);
+    for (int k = 0; k < 2; k++) {
+        o.io = k ? "uring" : "pread";
+        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
+        o.profile_path = k ? profile : NULL;
+        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+        if (k && rc == FERRY_ERR_UNSUPPORTED)
+            break; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        clock_pretend(k ? hasty : NULL);
+        struct ferry_session *s = session_of(e);
+        for (int round = 0; round < (k ? N_ROUNDS : 1); round++) {
+            ck_assert_int_eq(ferry_session_truncate(s, 0), 0);
+            ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+            for (int i = 0; i < N_NEW; i++)
+                ck_assert_msg(ferry_session_step(s, &words[k][i]) == 0, "%s", ferry_error());
+            ck_assert_int_eq(memcmp(words[0], words[k], sizeof words[0]), 0);
+        }
+        clock_pretend(NULL);
+        ferry_engine_refit(e, text, sizeof text);
+        ferry_session_free(s);
+        ferry_engine_close(e);
+        ck_assert_msg(!k || strstr(text, "; tried") != NULL, "%s", text);
+    }
+    unlink(profile);
 }
 END_TEST
 
@@ -601,6 +676,7 @@ int main(void)
     tcase_add_loop_test(t, bits_depend_on_threads_cuts_isa_or_io, 0, N_EXACT);
     tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
     tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
+    tcase_add_test(t, trials_change_words);
     tcase_add_test(t, traces_tell_other_things_than_the_counters);
     tcase_add_test(t, joint_stack_of_gate_and_up_changes_bits);
     tcase_add_test(t, q8_0_cache_loses_the_thread);

@@ -8,10 +8,12 @@
 #include "tests/memfile.h"
 
 #include <check.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A model by hand in one file of noise. Rows of 1024 Q4_0 values take 576 bytes, of 512 take 288. Blocks of 4096:
@@ -346,6 +348,127 @@ START_TEST(every_failing_call_of_the_file_is_told)
 }
 END_TEST
 
+/* A read that fails once and is well when it is repeated: the weights are right, and it is counted. */
+START_TEST(fault_that_passes_stops_loading_or_is_hidden)
+{
+    struct memfiles files = {.max_read_bytes = 1000000, .is_passing = true};
+    struct file_ops ops = memfile_ops(&files);
+    struct store_stats stats;
+    struct store *s;
+    uint64_t n_repeats = 0;
+
+    make_model(PLAN_IO_PREAD);
+    memfile_add(&files, "in memory", by_hand.data, FILE_BYTES);
+    ck_assert_int_eq(open_store(&ops, &s), 0);
+    store_close(s);
+    uint64_t n_calls = files.n_calls;
+    for (uint64_t n = 1; n <= n_calls; n++) {
+        files.n_calls = 0;
+        files.fail_at = n;
+        int rc = open_store(&ops, &s);
+        ck_assert(rc == 0 || rc == ERR_IO); /* ERR_IO: it was no read */
+        if (rc)
+            continue;
+        check_bytes(s);
+        store_stats(s, &stats);
+        ck_assert_uint_eq(stats.n_repeats, 1);
+        n_repeats++;
+        store_close(s);
+    }
+    ck_assert_uint_ge(n_repeats, FILE_BYTES / 1000000 - 1);
+    drop_model();
+}
+END_TEST
+
+/* The first read of io_uring fails so often. */
+struct first_fault {
+    int n_left;
+    uint64_t off; /* of that read; 0: it has not come yet */
+};
+
+static int first_fails(void *arg, uint64_t off, int res)
+{
+    struct first_fault *f = arg;
+
+    f->off = f->off ? f->off : off;
+    return off == f->off && f->n_left-- > 0 ? -EIO : res;
+}
+
+START_TEST(fault_of_the_ring_while_loading_is_hidden)
+{
+    for (int n_faults = 1; n_faults <= 2; n_faults++) {
+        struct first_fault fault = {n_faults, 0};
+        struct store_stats stats;
+        struct store *s;
+
+        make_model(PLAN_IO_URING);
+        write_file(FILE_BYTES);
+        struct store_args args = {
+            .model = &by_hand.m, .plan = &by_hand.plan, .read_fault = first_fails, .read_fault_arg = &fault};
+        int rc = store_open(&args, &s);
+        if (!is_refused(rc) && n_faults == 1) {
+            ck_assert_int_eq(rc, 0);
+            check_bytes(s);
+            store_stats(s, &stats);
+            ck_assert_uint_eq(stats.n_repeats, 1);
+        } else if (!is_refused(rc)) {
+            ck_assert_int_eq(rc, ERR_IO);
+            ck_assert_ptr_nonnull(strstr(err_text(), by_hand.path));
+        }
+        store_close(s);
+        drop_model();
+    }
+}
+END_TEST
+
+/* A node that no machine has. */
+START_TEST(memory_that_cannot_be_placed_is_placed_elsewhere)
+{
+    struct store *s;
+
+    make_model(PLAN_IO_PREAD);
+    write_file(FILE_BYTES);
+    uint64_t before = live_bytes();
+    by_hand.plan.numa = _i ? PLAN_NUMA_BOUND : PLAN_NUMA_INTERLEAVED;
+    by_hand.plan.numa_nodes = UINT64_C(1) << 63;
+    ck_assert_int_eq(open_store(NULL, &s), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "NUMA"));
+    ck_assert_uint_eq(live_bytes(), before);
+    by_hand.plan.numa_nodes = 1; /* every machine has it; a sandbox may refuse all the same */
+    int rc = open_store(NULL, &s);
+    ck_assert(rc == 0 || rc == ERR_UNSUPPORTED);
+    if (!rc)
+        check_bytes(s);
+    store_close(s);
+    drop_model();
+}
+END_TEST
+
+START_TEST(mapped_file_that_was_written_to_is_not_noticed)
+{
+    const struct timespec later[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    struct store *s;
+
+    make_model(PLAN_IO_MMAP);
+    write_file(FILE_BYTES);
+    ck_assert_int_eq(open_store(NULL, &s), 0);
+    ck_assert_int_eq(store_check(s), 0);
+    int fd = open(by_hand.path, O_WRONLY);
+    ck_assert_int_ge(fd, 0);
+    if (_i)
+        ck_assert_int_eq(ftruncate(fd, 100), 0);
+    else
+        ck_assert_int_eq(pwrite(fd, "other", 5, 9000), 5);
+    if (!_i)
+        ck_assert_int_eq(futimens(fd, later), 0); /* clocks of files are coarse */
+    close(fd);
+    ck_assert_int_eq(store_check(s), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), by_hand.path));
+    store_close(s);
+    drop_model();
+}
+END_TEST
+
 START_TEST(file_that_changes_while_it_is_read_is_refused)
 {
     struct memfiles files = {.max_read_bytes = 1000000};
@@ -555,6 +678,10 @@ int main(void)
     tcase_add_test(tc, short_reads_are_resumed);
     tcase_add_test(tc, every_failing_call_of_the_file_is_told);
     tcase_add_test(tc, file_that_changes_while_it_is_read_is_refused);
+    tcase_add_test(tc, fault_that_passes_stops_loading_or_is_hidden);
+    tcase_add_test(tc, fault_of_the_ring_while_loading_is_hidden);
+    tcase_add_loop_test(tc, memory_that_cannot_be_placed_is_placed_elsewhere, 0, 2);
+    tcase_add_loop_test(tc, mapped_file_that_was_written_to_is_not_noticed, 0, 2);
     tcase_add_loop_test(tc, truncated_file_is_an_error_not_a_signal, 0, 18);
     tcase_add_loop_test(tc, file_cut_while_it_is_read_is_an_error, 0, 1);
     tcase_add_loop_test(tc, file_cut_while_it_is_read_is_an_error, 2, 3);

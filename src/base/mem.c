@@ -6,10 +6,13 @@
 #include "src/base/size.h"
 
 #include <assert.h>
+#include <linux/mempolicy.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { ALIGN = 64 };
 
@@ -156,6 +159,14 @@ void mem_unmap(void *p, uint64_t bytes, enum mem_tag tag)
     bytes = mapped_bytes(bytes);
     munmap(p, bytes);
     count_sub(tag, bytes);
+}
+
+bool mem_place(void *p, uint64_t bytes, enum mem_spread spread, uint64_t nodes)
+{
+    const unsigned long mask[] = {nodes, 0}; /* the kernel takes one bit less than it is told of */
+
+    return syscall(SYS_mbind, p, mapped_bytes(bytes), spread == MEM_BOUND ? MPOL_BIND : MPOL_INTERLEAVE, mask,
+                   8 * sizeof nodes + 1, 0) == 0;
 }
 
 uint64_t mem_live_bytes(enum mem_tag tag)

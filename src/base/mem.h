@@ -2,6 +2,7 @@
 #ifndef FERRY_BASE_MEM_H
 #define FERRY_BASE_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,6 +26,11 @@ void mem_free(void *p); /* takes NULL */
 /* Big things: whole pages of zeroed anonymous memory, huge pages asked for from 2 MiB on. 4 KiB aligned (2 MiB from 2 MiB on). */
 void *mem_map(uint64_t bytes, enum mem_tag tag);
 void mem_unmap(void *p, uint64_t bytes, enum mem_tag tag); /* takes NULL; bytes as asked of mem_map */
+
+/* How pages of mapped memory that are not there yet shall lie on NUMA nodes, bit i of nodes being node i: page by page in turn, or on
+ * those alone. False: the system refuses it (a sandbox, nodes that this process may not use). */
+enum mem_spread { MEM_INTERLEAVED, MEM_BOUND };
+bool mem_place(void *p, uint64_t bytes, enum mem_spread spread, uint64_t nodes);
 
 /* Bytes alive now, and the most that ever were, under one tag. */
 uint64_t mem_live_bytes(enum mem_tag tag);

@@ -4,6 +4,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/json_room.h"
 #include "src/cli/text.h"
 
 #include <stddef.h>
@@ -295,17 +296,15 @@ static int check_prompt(const struct batch_line *line, const struct conf *conf)
 
 int batch_line_read(const struct conf *conf, const char *text, size_t n_bytes, uint64_t number, struct batch_line *out)
 {
-    json_error_t e;
-
     *out = (struct batch_line){.number = number};
     set_defaults(conf, out);
-    out->root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
-    if (!out->root)
-        return err(ERR_FORMAT, "not JSON: %s (byte %d)", e.text, e.position);
+    int rc = json_room_parse(text, n_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &out->root);
+    if (rc)
+        return rc;
     if (!json_is_object(out->root))
         return err(ERR_FORMAT, "not a JSON object");
     bool is_openai = json_object_get(out->root, "body") || json_object_get(out->root, "custom_id");
-    int rc = is_openai ? read_openai(conf, out) : read_short(conf, out);
+    rc = is_openai ? read_openai(conf, out) : read_short(conf, out);
     if (rc)
         return rc;
     return conf->embed ? check_input(out) : check_prompt(out, conf);

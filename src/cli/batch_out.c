@@ -4,6 +4,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/json_room.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,6 +13,11 @@
 
 #define ABOUT "ferry_batch"
 enum { ABOUT_FORMAT = 1 };
+
+/* The journal begins with what cmd_batch.c describes a run with. */
+#define ABOUT_BEGIN "{\"ferry\":{"
+#define FOREIGN \
+    " is there, and no journal of ferry batch: it is left as it is. Take it away, or give the output another name"
 
 struct batch_kept {
     struct batch_key key;
@@ -66,9 +72,12 @@ static int on_out_line(const char *line, size_t n_bytes, uint64_t off, void *arg
     struct batch_out *o = arg;
     struct batch_key key;
 
-    (void)off;
-    if (!batch_record_key(line, n_bytes, &key))
-        return err(ERR_FORMAT, "no record");
+    int rc = batch_record_key(line, n_bytes, &key);
+    if (rc == ERR_FORMAT && !off && !o->conf->restart)
+        return err(ERR_STATE, "%s begins with a line that is no record of ferry batch. --restart overwrites it",
+                   o->conf->output);
+    if (rc)
+        return rc;
     /* Of a line that a changed input no longer has, nothing is wanted. */
     if (key.line > o->n_lines)
         return 0;
@@ -88,16 +97,22 @@ static int on_side_line(const char *line, size_t n_bytes, uint64_t off, void *ar
 {
     struct side_reader *r = arg;
     struct batch_key key;
-    json_t *v = json_loadb(line, n_bytes, 0, NULL);
+    json_t *v;
+    int rc = json_room_parse(line, n_bytes, 0, &v);
 
-    if (v && json_object_get(v, ABOUT)) {
+    if (rc == ERR_NOMEM)
+        return rc;
+    if (!rc && json_object_get(v, ABOUT)) {
         json_decref(r->about);
         r->about = v;
         return 0;
     }
     json_decref(v);
-    if (!r->about || !batch_record_key(line, n_bytes, &key))
-        return err(ERR_FORMAT, "no record");
+    if (!r->about)
+        return err(ERR_STATE, "%s.ferry" FOREIGN, r->o->conf->output);
+    rc = batch_record_key(line, n_bytes, &key);
+    if (rc)
+        return rc;
     if (!r->o->in_order || key.line > r->o->n_lines || r->o->done[key.line] & bit(key))
         return 0;
     r->o->done[key.line] |= bit(key);
@@ -137,11 +152,13 @@ static int compare(const char *path, const json_t *was, const json_t *is)
 static int write_about(struct batch_out *o, const json_t *about)
 {
     size_t n = 0;
+    char *text = NULL;
     json_t *copy = json_copy((json_t *)about);
 
-    json_object_set_new(copy, ABOUT, json_integer(ABOUT_FORMAT));
-    char *text;
-    int rc = batch_record_exact(copy, &text, &n);
+    /* jansson tells only of its last failure: what a copy has to hold is counted. */
+    bool is_whole = !json_object_set_new(copy, ABOUT, json_integer(ABOUT_FORMAT)) &&
+                    json_object_size(copy) == json_object_size(about) + 1;
+    int rc = is_whole ? batch_record_exact(copy, &text, &n) : err(ERR_NOMEM, "what the answers depend on");
     json_decref(copy);
     if (!rc)
         rc = ferry_journal_append(o->side, text, n, NULL);
@@ -176,7 +193,7 @@ static int open_side(struct batch_out *o, struct side_reader *r)
     if (!path)
         return err(ERR_NOMEM, "the journal's name");
     snprintf(path, n, "%s.ferry", o->conf->output);
-    int rc = ferry_journal_open(path, on_side_line, r, &o->side);
+    int rc = ferry_journal_open(path, ABOUT_BEGIN, on_side_line, r, &o->side);
     mem_free(path);
     return rc;
 }
@@ -211,7 +228,7 @@ static int open_both(struct batch_out *o, struct side_reader *r)
     if (!rc)
         rc = check_about(o, r);
     if (!rc)
-        rc = ferry_journal_open(o->conf->output, on_out_line, o, &o->out);
+        rc = ferry_journal_open(o->conf->output, NULL, on_out_line, o, &o->out);
     if (rc)
         return rc;
     drop_written(o);

@@ -102,8 +102,11 @@ static int take_record(struct batch_run *r, const struct team_message *m)
 {
     struct batch_key key = {m->head.number, (unsigned)m->head.index}, said;
 
-    if (!batch_record_key(m->text, m->n_bytes, &said) || said.line != key.line || said.index != key.index ||
-        key.line > r->in.n_lines || batch_out_done(&r->out, key.line) >> key.index & 1)
+    int rc = batch_record_key(m->text, m->n_bytes, &said);
+    if (rc == FERRY_ERR_NOMEM)
+        return rc;
+    if (rc || said.line != key.line || said.index != key.index || key.line > r->in.n_lines ||
+        batch_out_done(&r->out, key.line) >> key.index & 1)
         return team_refuse("rank %d sent a record of line %" PRIu64 " that was not asked for", m->from, key.line);
     r->n_failed += m->head.bits != 0;
     return batch_out_add(&r->out, key, m->text, m->n_bytes);

@@ -3,6 +3,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/json_room.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -223,10 +224,12 @@ static int to_text(const json_t *v, size_t flags, char **out, size_t *n_bytes)
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
     *n_bytes = n;
-    if (text) {
-        json_dumpb(v, text, n, flags);
-        text[n] = '\0';
+    if (text && json_dumpb(v, text, n, flags) != n) { /* for want of memory of its own */
+        mem_free(text);
+        text = NULL;
     }
+    if (text)
+        text[n] = '\0';
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a record of %zu bytes", n);
 }
@@ -255,9 +258,12 @@ const char *batch_record_brief(const json_t *v, char *out, size_t n)
     return out;
 }
 
-bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)
+int batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)
 {
-    json_t *o = json_loadb(text, n_bytes, JSON_ALLOW_NUL, NULL); /* an answer may hold one */
+    json_t *o;
+    int rc = json_room_parse(text, n_bytes, JSON_ALLOW_NUL, &o); /* an answer may hold one */
+    if (rc)
+        return rc;
     const json_t *stats = json_object_get(o, "stats"), *line = json_object_get(stats, "line");
     const json_t *index = json_object_get(stats, "index");
     bool is_key = json_is_integer(line) && json_integer_value(line) > 0 && json_is_integer(index) &&
@@ -266,5 +272,5 @@ bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out)
     if (is_key)
         *out = (struct batch_key){(uint64_t)json_integer_value(line), (unsigned)json_integer_value(index)};
     json_decref(o);
-    return is_key;
+    return is_key ? 0 : err(ERR_FORMAT, "no record");
 }

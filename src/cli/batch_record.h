@@ -50,8 +50,8 @@ int batch_record_made(const json_t *v, const char *what);
 /* Any value in one line of text, cut to n bytes; NULL is "nothing". Returns out. */
 const char *batch_record_brief(const json_t *v, char *out, size_t n);
 
-/* Which record is this line of an earlier output? false: it is none. */
-bool batch_record_key(const char *text, size_t n_bytes, struct batch_key *out);
+/* Which record is this line of an earlier output? ERR_FORMAT: it is none; ERR_NOMEM. */
+int batch_record_key(const char *text, size_t n_bytes, struct batch_key *out);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* The table of subcommands, and nothing that one of them does. */
 #include "src/cli/cmd.h"
 #include "src/cli/conf.h"
+#include "src/cli/json_room.h"
 #include "src/ferry.h"
 
 #include "src/base/err.h"
@@ -165,6 +166,7 @@ int main(int argc, char **argv)
     /* A closed pipe is then a failed write, which is told like any other. */
     signal(SIGPIPE, SIG_IGN);
     sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = say_bus_error, .sa_flags = SA_SIGINFO}, NULL);
+    json_room_begin();
     int rc = conf_parse(commands, argc, argv, &conf, &found, &command);
     if (rc) {
         fprintf(stderr, "ferry: %s\nTry: ferry %s%s--help\n", err_text(), command ? command->name : "",

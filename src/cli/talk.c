@@ -297,14 +297,23 @@ static void print_disk(const struct ferry_stats *now, const struct ferry_stats *
     uint64_t ns = now->generate_ns - start->generate_ns + now->prompt_ns - start->prompt_ns;
     uint64_t bytes = now->disk_bytes - start->disk_bytes, wait_ns = now->disk_wait_ns - start->disk_wait_ns;
     uint64_t n_hints = now->hint_reads - start->hint_reads, n_right = now->hint_hits - start->hint_hits;
+    uint64_t hint_bytes = now->hint_bytes - start->hint_bytes;
 
     fprintf(stderr, "[disk: loaded %.1f MB in %.2f s", (double)now->load_bytes / 1e6, (double)now->load_ns * 1e-9);
     if (bytes)
-        fprintf(stderr,
-                "; then %.1f MB, %.2f GB/s while reads were in flight, waited %.2f s (%.1f %% of the time); %" PRIu64
-                " experts read ahead, %.1f %% of them rightly",
+        fprintf(stderr, "; then %.1f MB, %.2f GB/s while reads were in flight, waited %.2f s (%.1f %% of the time)",
                 (double)bytes / 1e6, rate(bytes, now->disk_busy_ns - start->disk_busy_ns) / 1e9, (double)wait_ns * 1e-9,
-                percent(wait_ns, ns), n_hints, percent(n_right, n_hints));
+                percent(wait_ns, ns));
+    if (n_hints)
+        fprintf(stderr,
+                "; %" PRIu64
+                " experts read ahead, %.1f MB, %.1f %% of them rightly, %.1f MB in vain; guesses named %.1f %% "
+                "of what was wanted",
+                n_hints, (double)hint_bytes / 1e6, percent(n_right, n_hints),
+                (double)(hint_bytes - (now->hint_hit_bytes - start->hint_hit_bytes)) / 1e6,
+                percent(now->guessed_rightly - start->guessed_rightly, now->guessed - start->guessed));
+    if (now->read_repeats)
+        fprintf(stderr, "; %" PRIu64 " reads failed once and were repeated", now->read_repeats);
     fprintf(stderr, "]\n");
 }
 
@@ -321,8 +330,10 @@ void talk_stats_print(const struct talk *t, const struct ferry_stats *start, boo
             rate(n_generated, now.generate_ns - start->generate_ns), ferry_session_n_tokens(t->session), t->info.n_ctx);
     if (!all)
         return;
-    char review[256];
+    char review[1024];
     if (ferry_session_review(t->session, &t->fed, &now, review, sizeof review)[0])
+        fprintf(stderr, "[%s]\n", review);
+    if (ferry_engine_refit(t->engine, review, sizeof review)[0])
         fprintf(stderr, "[%s]\n", review);
     print_memory(&now, start);
     if (now.vram_bytes)

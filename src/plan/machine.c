@@ -3,6 +3,7 @@
 
 #include "io/ring.h"
 #include "src/base/err.h"
+#include "src/base/mem.h"
 #include "src/base/size.h"
 
 #include <hwloc.h>
@@ -38,6 +39,24 @@ static uint64_t cache_bytes(hwloc_topology_t topology, hwloc_obj_type_t type)
     return o ? o->attr->cache.size : 0;
 }
 
+/* Nodes with memory that lie beside cores which this process may use. The mask holds 64; there are no larger machines of one system. */
+static uint64_t find_nodes(hwloc_topology_t topology)
+{
+    hwloc_bitmap_t allowed = hwloc_bitmap_alloc();
+    hwloc_obj_t node = NULL;
+    uint64_t nodes = 0;
+
+    if (!allowed)
+        return 0;
+    if (hwloc_get_cpubind(topology, allowed, HWLOC_CPUBIND_PROCESS))
+        hwloc_bitmap_copy(allowed, hwloc_topology_get_allowed_cpuset(topology));
+    while ((node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node)))
+        if (node->os_index < 64 && node->attr->numanode.local_memory && hwloc_bitmap_intersects(node->cpuset, allowed))
+            nodes |= UINT64_C(1) << node->os_index;
+    hwloc_bitmap_free(allowed);
+    return nodes;
+}
+
 static void read_topology(hwloc_topology_t topology, struct machine *m)
 {
     hwloc_obj_t package = hwloc_get_obj_by_type(topology, HWLOC_OBJ_PACKAGE, 0);
@@ -48,6 +67,7 @@ static void read_topology(hwloc_topology_t topology, struct machine *m)
     snprintf(m->cpu_name, sizeof m->cpu_name, "%s", name ? name : "unknown CPU");
     m->n_cores = count_cores(topology);
     m->n_numa = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_NUMANODE);
+    m->numa_nodes = find_nodes(topology);
     m->l2_bytes = cache_bytes(topology, HWLOC_OBJ_L2CACHE);
     m->l3_bytes = cache_bytes(topology, HWLOC_OBJ_L3CACHE);
 }
@@ -69,25 +89,48 @@ static int try_uring(bool *out)
     return 0;
 }
 
+int machine_find_topology(const char *synthetic, struct machine *m)
+{
+    hwloc_topology_t topology;
+    int rc = 0;
+
+    if (hwloc_topology_init(&topology))
+        return err(ERR_NOMEM, "the machine's topology");
+    if (synthetic && hwloc_topology_set_synthetic(topology, synthetic))
+        rc = err(ERR_ARG, "a machine of the form \"%.80s\"", synthetic);
+    else if (hwloc_topology_load(topology))
+        rc = err(ERR_IO, "hwloc cannot read the machine's topology");
+    else
+        read_topology(topology, m);
+    hwloc_topology_destroy(topology);
+    return rc;
+}
+
+/* Containers often forbid it: only trying tells. */
+static bool can_place(uint64_t nodes)
+{
+    void *page = mem_map(1, MEM_META);
+    bool can = page && mem_place(page, 1, MEM_INTERLEAVED, nodes);
+
+    mem_unmap(page, 1, MEM_META);
+    return can;
+}
+
 int machine_find(struct machine *out)
 {
     struct machine m = {0};
     struct rlimit memlock;
-    hwloc_topology_t topology;
 
-    if (hwloc_topology_init(&topology))
-        return err(ERR_NOMEM, "the machine's topology");
-    if (hwloc_topology_load(topology)) {
-        hwloc_topology_destroy(topology);
-        return err(ERR_IO, "hwloc cannot read the machine's topology");
-    }
-    read_topology(topology, &m);
-    hwloc_topology_destroy(topology);
+    int rc = machine_find_topology(NULL, &m);
+    if (rc < 0)
+        return rc;
+    if (m.n_numa > 1 && !can_place(m.numa_nodes))
+        m.numa_nodes = 0;
 
     m.memlock_bytes = UINT64_MAX;
     if (!getrlimit(RLIMIT_MEMLOCK, &memlock) && memlock.rlim_cur != RLIM_INFINITY)
         m.memlock_bytes = memlock.rlim_cur;
-    int rc = machine_find_limits("", &m);
+    rc = machine_find_limits("", &m);
     if (rc == 0)
         rc = try_uring(&m.has_uring);
     if (rc < 0)

@@ -54,6 +54,8 @@ struct machine {
     char isa[16]; /* best kernel table it can run; "" until someone who knows the back ends says */
     int n_cores;  /* that this process may use: affinity, cgroup cpu quota (rounded up), no SMT siblings */
     int n_numa;
+    uint64_t
+        numa_nodes; /* bit i: node i has memory, and cores that this process may use; 0: memory cannot be placed here */
     uint64_t l2_bytes, l3_bytes; /* of one cache; 0: none or not known */
     uint64_t ram_total_bytes;
     uint64_t ram_limit_bytes; /* cgroup limit (v1 or v2, the tightest of the path); UINT64_MAX: none */
@@ -78,6 +80,10 @@ struct machine {
 
 /* Look at this machine: hwloc, /proc, cgroup files. Rates stay 0, isa stays "". ERR_IO, ERR_NOMEM. */
 int machine_find(struct machine *out);
+
+/* The part that is the topology: cores, caches, NUMA nodes. synthetic: as hwloc describes machines that are not there
+ * (hwloc_topology_set_synthetic()), for tests; NULL: this machine. ERR_IO, ERR_NOMEM, ERR_ARG. */
+int machine_find_topology(const char *synthetic, struct machine *m);
 
 /* The part that lies in files: memory sizes and limits, and the cpu quota, which lowers m->n_cores (as it came in). root stands
  * before /proc and /sys/fs/cgroup: "" for this machine, a made tree for tests. ERR_IO when there is no /proc/meminfo. */

@@ -170,22 +170,25 @@ static void set_rates(json_t *o, const struct machine *m)
 int machine_to_json(const struct machine *m, char **out)
 {
     *out = NULL;
-    json_t *o = json_pack(
-        "{s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:f, s:f}", "cpu", m->cpu_name, "isa", m->isa, "cores",
-        m->n_cores, "numa_nodes", m->n_numa, "l2_bytes", size_value(m->l2_bytes), "l3_bytes", size_value(m->l3_bytes),
-        "ram_total_bytes", size_value(m->ram_total_bytes), "ram_limit_bytes", size_value(m->ram_limit_bytes),
-        "ram_free_bytes", size_value(m->ram_free_bytes), "memlock_bytes", size_value(m->memlock_bytes), "uring",
-        m->has_uring, "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
+    json_t *o =
+        json_pack("{s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:f, s:f}", "cpu", m->cpu_name, "isa",
+                  m->isa, "cores", m->n_cores, "numa_nodes", m->n_numa, "numa_mask", size_value(m->numa_nodes),
+                  "l2_bytes", size_value(m->l2_bytes), "l3_bytes", size_value(m->l3_bytes), "ram_total_bytes",
+                  size_value(m->ram_total_bytes), "ram_limit_bytes", size_value(m->ram_limit_bytes), "ram_free_bytes",
+                  size_value(m->ram_free_bytes), "memlock_bytes", size_value(m->memlock_bytes), "uring", m->has_uring,
+                  "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
     if (o)
         set_rates(o, m);
     const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
-    if (text) {
-        json_dumpb(o, text, n, flags);
-        text[n] = '\0';
+    if (text && json_dumpb(o, text, n, flags) != n) { /* for want of memory of its own */
+        mem_free(text);
+        text = NULL;
     }
+    if (text)
+        text[n] = '\0';
     json_decref(o);
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a machine as text");
@@ -339,6 +342,8 @@ static int read_machine(const json_t *o, struct machine *m)
     rc = rc ? rc : read_text(o, "isa", m->isa, sizeof m->isa);
     rc = rc ? rc : read_count(o, "cores", 1, &m->n_cores);
     rc = rc ? rc : read_count(o, "numa_nodes", 0, &m->n_numa);
+    if (!rc && json_object_get(o, "numa_mask")) /* older profiles do not speak of it */
+        rc = read_size(o, "numa_mask", &m->numa_nodes);
     rc = rc ? rc : read_size(o, "l2_bytes", &m->l2_bytes);
     rc = rc ? rc : read_size(o, "l3_bytes", &m->l3_bytes);
     rc = rc ? rc : read_size(o, "ram_total_bytes", &m->ram_total_bytes);

@@ -153,7 +153,8 @@ static void count_rest(const struct model *m, struct plan *p)
     if (!p->has_gpu)
         p->stage_bytes = 0;
     p->meta_bytes = meta_bytes(m, p);
-    p->total_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes;
+    p->total_bytes =
+        p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes + p->trace_bytes;
     if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes))
         p->total_bytes = UINT64_MAX;
 }
@@ -174,14 +175,14 @@ int plan_refuse(const struct plan *p, const struct plan_in *in)
 
     return err(ERR_LIMIT,
                "%s does not fit: %s wanted, %s allowed, %s too much. Weights %s%s, KV cache %s (%" PRIu32
-               " positions x %" PRIu32 "), scratch %s, reading and tables %s",
+               " positions x %" PRIu32 "), scratch %s, reading, tables and traces %s",
                in->model->name, size_format(need_bytes, b[0], sizeof b[0]),
                size_format(p->budget_bytes, b[1], sizeof b[1]),
                size_format(need_bytes - p->budget_bytes, b[2], sizeof b[2]),
                size_format(p->dense_bytes + p->expert_bytes, b[3], sizeof b[3]), mapped,
                size_format(p->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
                size_format(p->scratch_bytes, b[5], sizeof b[5]),
-               size_format(p->stage_bytes + p->meta_bytes, b[6], sizeof b[6]));
+               size_format(p->stage_bytes + p->meta_bytes + p->trace_bytes, b[6], sizeof b[6]));
 }
 
 /* ---- choices ---- */
@@ -239,6 +240,19 @@ static int check_opts(const struct plan_opts *o)
     return 0;
 }
 
+/* Where the cores lie, which may be fewer nodes than there are. Mapped weights are the page cache's, which lies where it was read. */
+static void choose_numa(const struct machine *m, struct plan *p)
+{
+    bool is_one = !(m->numa_nodes & (m->numa_nodes - 1));
+
+    p->numa = PLAN_NUMA_LEFT;
+    p->numa_nodes = 0;
+    if (m->n_numa < 2 || !m->numa_nodes || p->io == PLAN_IO_MMAP)
+        return;
+    p->numa = is_one ? PLAN_NUMA_BOUND : PLAN_NUMA_INTERLEAVED;
+    p->numa_nodes = m->numa_nodes;
+}
+
 static int choose(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
 {
     int rc = check_opts(o);
@@ -260,6 +274,7 @@ static int choose(const struct plan_in *in, const struct plan_opts *o, struct pl
     p->prefill = o->prefill;
     p->skew = o->skew;
     p->pin = !o->no_pin;
+    p->trace_bytes = o->trace_bytes;
     p->kv_tok = o->kv_tok;
     if (!p->kv_tok)
         p->chunk_tok = least(p->chunk_tok, p->n_ctx);
@@ -411,6 +426,7 @@ int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 
 int plan_check(const struct plan_in *in, struct plan *p)
 {
+    choose_numa(in->machine, p);
     if (!plan_fits(p))
         return plan_refuse(p, in);
     if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
@@ -420,6 +436,18 @@ int plan_check(const struct plan_in *in, struct plan *p)
                    "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32 " experts",
                    p->gpu.n_experts, p->gpu.n_all_experts);
     return cost_predict(in, p);
+}
+
+/* A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more in flight to come to its rate; 32 are ten experts: all
+ * that a token wants of a layer in most models. Half of them ahead: the rest is guessed wrong so often that it costs a busy disk more
+ * time than it saves (tests/results/stream.md). */
+#define USUAL_READS 32
+
+struct plan_pace plan_usual_pace(const struct model *m, const struct plan *p)
+{
+    if (!p->slot_ram_bytes || p->io != PLAN_IO_URING)
+        return (struct plan_pace){0};
+    return (struct plan_pace){p->look_ahead ? (uint32_t)(m->hp.n_expert_used + 1) / 2 : 0, USUAL_READS};
 }
 
 static int make(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
@@ -435,6 +463,8 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
         return rc;
     if (!p->has_gpu) /* by pread a read is waited for: there is no idle time to use */
         p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
+    p->pace = plan_usual_pace(in->model, p);
+    choose_numa(in->machine, p);
     return cost_predict(in, p);
 }
 

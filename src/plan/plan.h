@@ -18,6 +18,10 @@ extern "C" {
 /* How weight bytes come into memory. URING and PREAD read them into anonymous memory of our own; MMAP maps the file. */
 enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 
+/* How weights that are held in memory lie on the machine's NUMA nodes: there is one, or the system decides; page by page in turn on those
+ * whose cores compute, so that all read at the rate of all; on the one whose cores compute. */
+enum plan_numa { PLAN_NUMA_LEFT, PLAN_NUMA_INTERLEAVED, PLAN_NUMA_BOUND };
+
 /* Predictions of prefill are for a prompt of so many tokens (or what the context holds). */
 enum { PLAN_PROMPT_TOK = 512 };
 
@@ -26,6 +30,15 @@ enum { PLAN_PROMPT_TOK = 512 };
 
 /* Past this one expert gets nearly everything. */
 enum { PLAN_MAX_SKEW = 4 };
+
+/* Reads in flight, of matrices of experts, at most; an expert has three. */
+enum { PLAN_MAX_READS = 64, PLAN_LEAST_READS = 3 };
+
+/* How experts are read that have slots: what may change between two steps (refit.h), because no result depends on it. */
+struct plan_pace {
+    uint32_t n_ahead; /* experts of the next layer that are read ahead for a token, the likeliest */
+    uint32_t n_reads; /* in flight at most; 0: nothing is read through io_uring while running */
+};
 
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
@@ -44,6 +57,7 @@ struct plan_opts {
     /* With plan_in.gpu: which GPU, and how much of its memory; 0: what is free, less a margin */
     uint32_t gpu_number;
     uint64_t vram_bytes;
+    uint64_t trace_bytes; /* memory that a trace is kept in (trace_bytes()) */
 };
 
 /* What a GPU holds and computes: all but some experts, every byte by purpose. */
@@ -68,8 +82,11 @@ struct plan {
     enum device_prefill prefill;
     char isa[16];
     bool pin;
-    double skew;     /* assumed of the router, for predictions alone */
-    bool look_ahead; /* with slots: read what the next layer will likely want in the disk's idle time */
+    enum plan_numa numa;
+    uint64_t numa_nodes;   /* bit i: node i; 0 with PLAN_NUMA_LEFT */
+    double skew;           /* assumed of the router, for predictions alone */
+    bool look_ahead;       /* with slots: read what the next layer will likely want in the disk's idle time */
+    struct plan_pace pace; /* with slots and io_uring; n_ahead 0 without look_ahead */
     /* The GPU's share. What follows it is memory of the host: with a GPU that holds the experts that the GPU does not, in slots, and
      * what computing them takes. */
     bool has_gpu;
@@ -81,7 +98,8 @@ struct plan {
     uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, or kv_tok positions; whole pages */
     uint64_t scratch_bytes;           /* activations of a step, and the device's scratch */
     uint64_t stage_bytes;             /* bounce buffers of the reader */
-    uint64_t meta_bytes; /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
+    uint64_t meta_bytes;  /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
+    uint64_t trace_bytes; /* timeline and wanted experts, where they are kept */
     uint64_t total_bytes,
         budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
@@ -102,6 +120,9 @@ static inline bool plan_is_split(const struct plan *p)
 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);
+
+/* The usual pace of a plan whose slots, io and look_ahead are settled. */
+struct plan_pace plan_usual_pace(const struct model *m, const struct plan *p);
 
 /* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU. */
 uint64_t plan_ahead_bytes(const struct model *m);
@@ -132,7 +153,7 @@ int plan_to_json(const struct plan *plan, char **out);
 int plan_compare(const struct plan *plan, const struct plan_in *in, char **out);
 
 /* Read a plan back. It is refused when it names another machine or model, or does not fit (ERR_STATE, ERR_LIMIT, with the
- * numbers). A plan for a GPU wants in->gpu (ERR_UNSUPPORTED), one without leaves it alone. in->opts is not looked at. */
+ * numbers). A plan for a GPU wants in->gpu (ERR_UNSUPPORTED), one without leaves it alone. Of in->opts only trace_bytes is looked at. */
 int plan_from_json(const char *text, const struct plan_in *in, struct plan *out);
 
 #ifdef __cplusplus

@@ -37,6 +37,24 @@ static const char *const prefill_names[] = {"int", "blas"};
 
 /* ---- for people ---- */
 
+/* Machines of one node have nothing to say. */
+static void say_numa(struct text *t, const struct plan *p, const struct machine *m)
+{
+    static const char *const how[] = {"left to the system", "in turn on nodes", "on node"};
+
+    if (m->n_numa < 2)
+        return;
+    say(t, "NUMA       %d nodes; weights in memory: %s", m->n_numa, how[p->numa]);
+    for (int node = 0; node < 64; node++)
+        if (p->numa_nodes >> node & 1)
+            say(t, " %d", node);
+    if (p->numa == PLAN_NUMA_LEFT && p->io == PLAN_IO_MMAP)
+        say(t, ", as mapped files are");
+    else if (p->numa == PLAN_NUMA_LEFT)
+        say(t, ", which does not let this process place memory");
+    say(t, "\n");
+}
+
 static void say_subject(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     const struct model *m = in->model;
@@ -57,6 +75,7 @@ static void say_subject(struct text *t, const struct plan *p, const struct plan_
     say(t, "compute    %" PRIu32 " threads%s, kernels %s, prefill %s, %" PRIu32 " tokens a step\n", p->n_threads,
         p->pin ? " on cores of their own" : "", p->isa[0] ? p->isa : "the best there is", prefill_names[p->prefill],
         p->chunk_tok);
+    say_numa(t, p, machine);
 }
 
 static void say_part(struct text *t, const char *what, uint64_t bytes, uint64_t budget_bytes, const char *note)
@@ -139,6 +158,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
         say_bytes(t, p, "to and from GPU", p->stage_bytes, "buffers, most of them pinned");
     say_bytes(t, p, "header and tables", p->meta_bytes,
               p->has_gpu ? "an estimate, and one of the driver" : "an estimate");
+    if (p->trace_bytes)
+        say_bytes(t, p, "traces", p->trace_bytes, "kept until the end, because they were asked for");
     say_bytes(t, p, "together", p->total_bytes, "");
     say_bytes(t, p, "budget", p->budget_bytes, "");
 }
@@ -280,7 +301,11 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
     else if (p->slot_ram_bytes && !p->has_gpu)
         say(t, "  expert slots: the experts do not fit beside the rest, and get what is left of the budget\n");
     if (p->look_ahead)
-        say(t, "  look-ahead: experts that the next layer will likely want are read while the disk would be idle\n");
+        say(t,
+            "  look-ahead: the %" PRIu32
+            " experts that the next layer will likeliest want are read while the disk would be "
+            "idle\n",
+            p->pace.n_ahead);
     if (p->io == PLAN_IO_MMAP && !asked_io)
         say(t, "  mapped: the weights do not fit beside the rest, and the file's own pages can be dropped again\n");
     if (p->io == PLAN_IO_URING && lacks_direct(in->machine))
@@ -333,10 +358,14 @@ static json_t *bytes_of(const struct plan *p)
     json_object_set_new(o, "scratch", json_integer((json_int_t)p->scratch_bytes));
     json_object_set_new(o, "stage", json_integer((json_int_t)p->stage_bytes));
     json_object_set_new(o, "meta_estimate", json_integer((json_int_t)p->meta_bytes));
+    if (p->trace_bytes)
+        json_object_set_new(o, "trace", json_integer((json_int_t)p->trace_bytes));
     json_object_set_new(o, "total", json_integer((json_int_t)p->total_bytes));
     json_object_set_new(o, "budget", json_integer((json_int_t)p->budget_bytes));
     return o;
 }
+
+static const char *const numa_names[] = {"left", "interleaved", "bound"};
 
 static json_t *gpu_of(const struct plan *p)
 {
@@ -378,10 +407,15 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "io", json_string(io_names[p->io]));
     json_object_set_new(o, "expert_ram", json_integer((json_int_t)p->slot_ram_bytes));
     json_object_set_new(o, "look_ahead", json_boolean(p->look_ahead));
+    if (p->pace.n_reads) {
+        json_object_set_new(o, "ahead_experts", json_integer(p->pace.n_ahead));
+        json_object_set_new(o, "reads_in_flight", json_integer(p->pace.n_reads));
+    }
     json_object_set_new(o, "router_skew", json_real(p->skew));
     json_object_set_new(o, "prefill", json_string(prefill_names[p->prefill]));
     json_object_set_new(o, "isa", json_string(p->isa));
     json_object_set_new(o, "pin", json_boolean(p->pin));
+    json_object_set_new(o, "numa", json_string(numa_names[p->numa])); /* found anew when it is read back */
     json_object_set_new(o, "bytes", bytes_of(p));
     if (p->has_gpu)
         json_object_set_new(o, "gpu", gpu_of(p));
@@ -408,10 +442,12 @@ int plan_to_json(const struct plan *plan, char **out)
     size_t n = json_dumpb(o, NULL, 0, flags);
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
 
-    if (text) {
-        json_dumpb(o, text, n, flags);
-        text[n] = '\0';
+    if (text && json_dumpb(o, text, n, flags) != n) { /* for want of memory of its own */
+        mem_free(text);
+        text = NULL;
     }
+    if (text)
+        text[n] = '\0';
     json_decref(o);
     *out = text;
     return text ? 0 : err(ERR_NOMEM, "a plan as JSON");
@@ -534,6 +570,28 @@ static void read_skew(struct reader *r, double *out)
         r->rc = err(ERR_FORMAT, "plan: \"router_skew\" has to be a number from 0 to %d", PLAN_MAX_SKEW);
 }
 
+/* Older plans do not speak of it. */
+static uint32_t read_pace_of(struct reader *r, const char *name, json_int_t least, json_int_t most, uint32_t usual)
+{
+    const json_t *v = json_object_get(r->o, name);
+    json_int_t x = json_integer_value(v);
+
+    if (v && !r->rc && (!json_is_integer(v) || x < least || x > most))
+        r->rc = err(ERR_FORMAT, "plan: \"%s\" has to be a whole number from %lld to %lld", name, (long long)least,
+                    (long long)most);
+    return v && !r->rc ? (uint32_t)x : usual;
+}
+
+static void read_pace(struct reader *r, const struct model *m, struct plan *p)
+{
+    p->pace = plan_usual_pace(m, p);
+    if (!p->pace.n_reads)
+        return;
+    p->pace.n_reads = read_pace_of(r, "reads_in_flight", PLAN_LEAST_READS, PLAN_MAX_READS, p->pace.n_reads);
+    if (p->look_ahead)
+        p->pace.n_ahead = read_pace_of(r, "ahead_experts", 0, m->hp.n_expert_used, p->pace.n_ahead);
+}
+
 static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
 {
     static const char *const kv_names[] = {"f16", "q8_0"};
@@ -577,6 +635,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->pin = json_is_true(json_object_get(o, "pin"));
     p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     read_gpu(&r, in, p);
+    read_pace(&r, in->model, p);
     return r.rc;
 }
 
@@ -605,6 +664,7 @@ int plan_from_json(const char *text, const struct plan_in *in, struct plan *out)
     if (!o)
         return err(ERR_FORMAT, "plan: line %d: %s", e.line, e.text);
     memset(&p, 0, sizeof p);
+    p.trace_bytes = in->opts ? in->opts->trace_bytes : 0;
     int rc = read_plan(o, in, &p);
     json_decref(o);
     if (!rc)

@@ -47,13 +47,13 @@ static int take_routers(struct ahead *a, const struct store *store)
     return rc;
 }
 
-int ahead_init(const struct model *m, const struct store *store, struct ahead *out)
+int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out)
 {
     const struct hparams *hp = &m->hp;
     size_t n_layer = (size_t)hp->n_layer;
     bool is_copied = store_has_device(store);
 
-    *out = (struct ahead){.model = m};
+    *out = (struct ahead){.model = m, .n_likely = n_likely};
     if (!hp->n_expert)
         return 0;
     out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
@@ -97,13 +97,10 @@ static float dot(const float *x, const float *y, int n)
     return rest;
 }
 
-/* Move the likelier half of a row's experts into ids, behind the n that are there; returns how many there are then. Half: the
- * rest is wrong so often that it costs a busy disk more time than it saves (tests/results/stream.md). */
+/* Move the likeliest of a row's experts into ids, behind the n that are there; returns how many there are then. */
 static int take_best(struct ahead *a, int n)
 {
-    int n_likely = (a->model->hp.n_expert_used + 1) / 2;
-
-    for (int rank = 0; rank < n_likely; rank++) {
+    for (int rank = 0; rank < a->n_likely; rank++) {
         int best = 0, i = 0;
         for (int e = 1; e < a->model->hp.n_expert; e++) {
             if (a->score[e] > a->score[best])
@@ -139,7 +136,8 @@ static int ask_router(struct ahead *a, const struct ahead_from *from)
 
     const float *router = a->router[from->layer + 1];
     const float *norm = a->norm[from->layer], *next_norm = a->norm[from->layer + 1];
-    if (!router || from->x->type != QUANT_F32 || a->model->layers[from->layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
+    if (!a->n_likely || !router || from->x->type != QUANT_F32 ||
+        a->model->layers[from->layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
         return 0;
     for (int row = 0; row < from->n_rows; row++) {
         memcpy(a->x, tensor_row(from->x, row), (size_t)hp->n_embd * sizeof *a->x);

@@ -20,6 +20,7 @@ struct store;
 
 struct ahead {
     const struct model *model; /* view */
+    int n_likely;              /* of a row's experts so many are named, the likeliest; may be changed between steps */
     const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
     const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
     float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
@@ -30,7 +31,7 @@ struct ahead {
 
 /* The store is looked at, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
  * nothing. */
-int ahead_init(const struct model *m, const struct store *store, struct ahead *out);
+int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
 
 /* What is known of a layer when its router has chosen. */

@@ -20,11 +20,6 @@ double evict_heat_of(double heat, uint64_t step, int half_steps)
     return most + log2(1 + exp2(least - most));
 }
 
-double evict_heat(double heat, uint64_t step)
-{
-    return evict_heat_of(heat, step, EVICT_HALF_STEPS);
-}
-
 bool evict_is_warmer(double warm, double cold, uint64_t step, int half_steps)
 {
     double now = (double)step / half_steps, a = exp2(warm - now), b = exp2(cold - now);

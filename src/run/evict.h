@@ -1,8 +1,8 @@
 /* Which slot goes next. A pure function of what is known of the slots, so that a recorded trace can be replayed.
  *
- * Loans that one layer's fair share of the slots holds are kept by heat: every use counts, half as much for every
- * EVICT_HALF_STEPS steps that have passed since. That lies between recency, which is best where a text keeps to some experts for
- * a while, and frequency, which is best where slots are few and the router has favourites.
+ * Loans that one layer's fair share of the slots holds are kept by heat: every use counts, half as much for
+ * every so many steps that have passed since (adapt.h says how many). That lies between recency, which is best where a text keeps
+ * to some experts for a while, and frequency, which is best where slots are few and the router has favourites.
  *
  * A larger loan (a chunk of a prompt, or slots for less than one token's experts a layer) walks through the model in a circle,
  * where the last use says nothing but how long it will take until the next. So what such a loan brought in is marked PASSING and
@@ -17,10 +17,6 @@
 extern "C" {
 #endif
 
-/* Of 1 to 512, compared by tools/replay: longer ones lose where routing drifts, shorter ones where slots are few
- * (tests/results/stream.md). */
-#define EVICT_HALF_STEPS 4
-
 enum evict_state {
     EVICT_FREE,
     EVICT_HELD,    /* on loan, or being filled: never goes */
@@ -31,16 +27,13 @@ enum evict_state {
 struct evict_slot {
     enum evict_state state;
     uint32_t n_uses; /* loans that wanted this expert so far */
-    double heat;     /* of this expert, KEPT: evict_heat */
+    double heat;     /* of this expert, KEPT: evict_heat_of */
     /* KEPT: number of the last loan that wanted it, which says who goes of equally warm ones; PASSING: of the one that brought it */
     uint64_t at;
 };
 
-/* Heat after one more use, in this step (they count up). It is the logarithm of the sum of 2^(step / EVICT_HALF_STEPS) over all
+/* Heat after one more use, in this step (they count up). It is the logarithm of the sum of 2^(step / half_steps) over all
  * uses, which orders experts now and later as their faded counts do, and needs no fading. -INFINITY: never used. */
-double evict_heat(double heat, uint64_t step);
-
-/* The same with a half-life of half_steps. */
 double evict_heat_of(double heat, uint64_t step, int half_steps);
 
 /* Has an expert of heat `warm` been wanted so much more often than one of heat `cold` that it is no accident? Their faded counts, as

@@ -166,7 +166,8 @@ int exec_open(const struct exec_args *args, struct exec **out)
                                                   .dev = e->dev,
                                                   .host = e->host,
                                                   .trace = e->trace,
-                                                  .look_ahead = plan->look_ahead});
+                                                  .look_ahead = plan->look_ahead,
+                                                  .n_ahead = (int)plan->pace.n_ahead});
     if (rc < 0) {
         exec_close(e);
         return rc;
@@ -189,6 +190,12 @@ void exec_close(struct exec *e)
     give_memory(e);
     program_free(e->program);
     mem_free(e);
+}
+
+void exec_set_pace(struct exec *e, const struct plan_pace *pace)
+{
+    e->moe.ahead.n_likely = (int)pace->n_ahead;
+    store_set_reads(e->store, (int)pace->n_reads);
 }
 
 static int check_batch(const struct exec *e, const struct batch *b)
@@ -259,6 +266,8 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
         rc = run_dense(e, &e->program->hidden, 1, rows);
     if (rc == 0)
         rc = e->dev->ops->sync(e->dev);
+    if (rc == 0)
+        rc = store_check(e->store);
     event.end_ns = e->trace ? clock_ns() : 0;
     trace_add(e->trace, &event);
     return rc;

@@ -29,6 +29,9 @@ struct exec_args {
 
 /* ERR_NOMEM, ERR_UNSUPPORTED (names the op that the device cannot run). */
 int exec_open(const struct exec_args *args, struct exec **out);
+/* Between two steps: another pace of reading from now on. Without slots and io_uring (plan.pace.n_reads 0) it changes nothing. */
+void exec_set_pace(struct exec *e, const struct plan_pace *pace);
+
 void exec_close(struct exec *e); /* takes NULL */
 
 /* Run one step. Keys and values go into the batch's sequences (the caller reserved room and commits afterwards).

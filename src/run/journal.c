@@ -2,6 +2,7 @@
  * of a write that failed is overwritten by the next, even where it could not be cut off. */
 #include "src/run/journal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -105,6 +106,20 @@ static int open_file(struct journal *j)
     return st.st_size == 0 ? sync_folder(path) : 0;
 }
 
+static int check_begin(const struct journal *j)
+{
+    char got[64];
+    size_t n_want = strlen(j->args.begin);
+
+    assert(n_want <= sizeof got);
+    ssize_t n = pread(j->fd, got, n_want, 0);
+    if (n < 0)
+        return failed(j, "reading", -errno);
+    if (memcmp(got, j->args.begin, (size_t)n))
+        return err(ERR_STATE, "%s is there, and was not written by this program: it is left as it is", j->args.path);
+    return 0;
+}
+
 /* Give on_line the whole lines among the first n bytes of j->line; *left: bytes behind them. */
 static int take_lines(struct journal *j, size_t n, size_t *left)
 {
@@ -168,6 +183,8 @@ int journal_open(const struct journal_args *args, struct journal **out)
         j->args.ops = &plain;
     j->args.path = mem_strdup(args->path, MEM_OTHER);
     int rc = j->args.path ? open_file(j) : err(ERR_NOMEM, "a journal");
+    if (rc == 0 && args->begin)
+        rc = check_begin(j);
     if (rc == 0)
         rc = read_lines(j);
     if (rc == 0)

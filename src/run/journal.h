@@ -27,13 +27,16 @@ typedef int journal_line(const char *line, size_t n_bytes, uint64_t off, void *a
 
 struct journal_args {
     const char *path; /* copied */
+    /* What the file begins with (its torn end counts as far as it goes): one that does not is somebody else's, and is left as it is.
+     * View, while opening; NULL: anything. */
+    const char *begin;
     journal_line *on_line;
     void *arg;
     const struct journal_ops *ops; /* view until close; NULL: the system */
 };
 
-/* Open, or make an empty one. ERR_IO, ERR_NOMEM, ERR_STATE (another process has it open), ERR_UNSUPPORTED (no regular file),
- * what on_line says. */
+/* Open, or make an empty one. ERR_IO, ERR_NOMEM, ERR_STATE (another process has it open, or it begins otherwise),
+ * ERR_UNSUPPORTED (no regular file), what on_line says. */
 int journal_open(const struct journal_args *args, struct journal **out);
 void journal_close(struct journal *j); /* without sync; takes NULL */
 

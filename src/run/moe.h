@@ -51,6 +51,7 @@ struct moe_args {
     struct device *dev, *host; /* host: with a split plan; otherwise NULL */
     struct trace *trace;       /* may be NULL */
     bool look_ahead;
+    int n_ahead; /* experts that are named for a row */
 };
 
 /* ERR_NOMEM, ERR_DEVICE. A dense model takes nothing. */

@@ -25,6 +25,7 @@ struct store {
     const char **weight;       /* own: (n_weights) views of each one's first byte */
     struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
+    bool is_mapped;
     char *memory; /* own: (memory_bytes); NULL when mapped, or with a device */
     uint64_t memory_bytes;
     struct store_gpu *gpu;     /* own; NULL: weights are in host memory */
@@ -82,8 +83,10 @@ static int open_files(struct store *s, const struct store_args *a)
 
 static void close_files(struct store *s)
 {
-    for (int i = 0; i < s->n_files; i++)
+    for (int i = 0; i < s->n_files; i++) {
+        s->stats.n_repeats += file_n_repeats(s->files[i]);
         file_close(s->files[i]);
+    }
     mem_free(s->files);
     s->files = NULL;
     s->n_files = 0;
@@ -110,6 +113,7 @@ static int map_weights(struct store *s)
 {
     const struct model *m = s->model;
 
+    s->is_mapped = true;
     for (int i = 0; i < m->n_weights; i++) {
         const void *base;
         int rc = file_map(s->files[m->weights[i].file], &base);
@@ -126,6 +130,9 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     s->memory = mem_map(layout->bytes, MEM_WEIGHTS);
     if (!s->memory)
         return err(ERR_NOMEM, "weights of %s: %" PRIu64 " bytes", s->model->path, layout->bytes);
+    int rc = store_load_place(a->plan, s->memory, layout->bytes);
+    if (rc)
+        return rc;
     for (int i = 0; i < s->model->n_weights; i++)
         s->weight[i] =
             a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
@@ -133,7 +140,7 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
     struct touch *touch = NULL;
-    int rc = touch_start(s->memory, layout->bytes, &touch);
+    rc = touch_start(s->memory, layout->bytes, &touch);
     if (!rc && a->plan->slot_ram_bytes) /* before the dense weights: its memory is touched while they are read */
         rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
                               &s->slots);
@@ -222,6 +229,11 @@ void store_close(struct store *s)
     mem_free(s->host_ids);
     mem_free(s->weight);
     mem_free(s);
+}
+
+int store_check(struct store *s)
+{
+    return s->is_mapped ? check_files(s) : 0;
 }
 
 /* ---- loans ---- */
@@ -376,6 +388,12 @@ void store_hint(struct store *s, int layer, const int32_t *ids, int n)
         store_slots_hint(s->slots, layer, ids, n);
 }
 
+void store_set_reads(struct store *s, int n)
+{
+    if (s->slots)
+        store_slots_set_reads(s->slots, n);
+}
+
 void store_release(struct store *s, struct store_lease *lease)
 {
     struct store_lease *host = s->gpu ? &s->host : lease;
@@ -389,6 +407,8 @@ void store_stats(const struct store *s, struct store_stats *out)
 {
     *out = s->stats;
     out->n_expert_hits += s->stats.n_device_hits;
+    for (int i = 0; i < s->n_files; i++)
+        out->n_repeats += file_n_repeats(s->files[i]);
     out->n_moves = s->gpu ? store_gpu_n_moves(s->gpu) : 0;
     if (s->slots)
         store_slots_stats(s->slots, out);

@@ -27,7 +27,7 @@ struct store_args {
     bool (*progress)(uint64_t done, uint64_t total, void *arg);
     void *progress_arg;
     /* Tests: as in ring_args (io/ring.h), of the reads of experts. */
-    int (*read_fault)(void *arg, int res);
+    int (*read_fault)(void *arg, uint64_t off, int res);
     void *read_fault_arg;
 };
 
@@ -40,6 +40,10 @@ uint64_t store_bytes(const struct model *m, enum plan_io io);
  * ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
+
+/* Is all that was lent since the last such question what the files held when they were opened? Mapped files show at once what is
+ * written to them; what is read is checked as it comes. ERR_STATE names the file and what changed. Exec thread. */
+int store_check(struct store *s);
 
 /* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8), in the device's memory if there is
  * one. View until close; NULL for a stack of experts (lease those). */
@@ -87,6 +91,9 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
  * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
 void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
+/* Between loans: so many reads in flight at most from now on, PLAN_LEAST_READS to PLAN_MAX_READS. Without slots it does nothing. */
+void store_set_reads(struct store *s, int n);
+
 /* End the loan, also one that failed or was not walked to its end. */
 void store_release(struct store *s, struct store_lease *lease);
 
@@ -99,7 +106,11 @@ struct store_stats {
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_device_hits;                  /* of the former, on the device */
     uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
-    uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
+    uint64_t n_repeats;                      /* reads that failed once and were repeated, at open too */
+    uint64_t n_hint_reads, n_hint_hits;  /* experts read because of a hint; of these, wanted before they had to go */
+    uint64_t hint_bytes, hint_hit_bytes; /* theirs */
+    uint64_t n_guessed,
+        n_guessed_rightly; /* experts on loan in layers that some were hinted at; of these, named by the hint */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

@@ -113,7 +113,12 @@ static int open_ring(const struct store_load *l, struct ring **out)
     for (int i = 0; i < l->n_files; i++)
         files[i] = (struct ring_file){.path = file_path(l->files[i]), .then = file_identity(l->files[i])};
     /* The arena is not registered: the kernel would clear and pin all of it before the first read. */
-    int rc = ring_open(&(struct ring_args){.depth = DEPTH, .files = files, .n_files = l->n_files}, out);
+    int rc = ring_open(&(struct ring_args){.depth = DEPTH,
+                                           .files = files,
+                                           .n_files = l->n_files,
+                                           .fault = l->args->read_fault,
+                                           .fault_arg = l->args->read_fault_arg},
+                       out);
     mem_free(files);
     return rc;
 }
@@ -124,6 +129,16 @@ static int submit(struct ring *ring, const struct piece *p, int tag)
         ring,
         &(struct ring_read){.file = p->file, .off = p->off, .bytes = p->bytes, .slot = p->dst, .tag = (uint64_t)tag},
         1);
+}
+
+static void count_repeats(const struct store_load *l, const struct ring *ring)
+{
+    struct ring_info info;
+
+    if (!ring)
+        return;
+    ring_info(ring, &info);
+    file_add_repeats(l->files[0], info.n_repeats); /* whose they are does not matter: the store adds up all files */
 }
 
 static int load_ring(struct walk *w)
@@ -154,8 +169,19 @@ static int load_ring(struct walk *w)
             idle[n_idle++] = (int)done[i].tag;
         }
     }
+    count_repeats(w->l, ring);
     ring_close(ring);
     return rc;
+}
+
+int store_load_place(const struct plan *plan, void *memory, uint64_t bytes)
+{
+    enum mem_spread spread = plan->numa == PLAN_NUMA_BOUND ? MEM_BOUND : MEM_INTERLEAVED;
+
+    if (plan->numa == PLAN_NUMA_LEFT || mem_place(memory, bytes, spread, plan->numa_nodes))
+        return 0;
+    return err(ERR_UNSUPPORTED, "%" PRIu64 " bytes of weights cannot be placed on NUMA nodes (mask %#" PRIx64 ")",
+               bytes, plan->numa_nodes);
 }
 
 int store_load_run(const struct store_load *l, enum plan_io io, uint64_t *bytes)

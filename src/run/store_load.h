@@ -21,6 +21,10 @@ struct store_load {
     char *dev_memory;   /* view: (layout.bytes) of dev: their place */
 };
 
+/* Lay memory for weights (mapped, not written to yet) on the NUMA nodes of the plan. ERR_UNSUPPORTED: the system refuses it, though it
+ * had not when the machine was looked at. */
+int store_load_place(const struct plan *plan, void *memory, uint64_t bytes);
+
 /* Read every range of the layout into its place. ERR_DEVICE; *bytes: how many were read. ERR_IO, ERR_CANCEL, ERR_UNSUPPORTED (no
  * io_uring), ERR_STATE, ERR_NOMEM. */
 int store_load_run(const struct store_load *l, enum plan_io io, uint64_t *bytes);

@@ -11,16 +11,16 @@
 #include "src/base/mem.h"
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
+#include "src/run/adapt.h"
 #include "src/run/evict.h"
+#include "src/run/store_load.h"
 #include "src/run/touch.h"
 #include "src/run/trace.h"
 
 #include <assert.h>
 #include <math.h>
 
-/* Reads in flight. A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more to come to its rate; 32 are
- * ten experts: all that a token wants of a layer in most models. */
-enum { DEPTH = 32, N_MATRICES = 3 };
+enum { N_MATRICES = 3 };
 
 /* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
 #define GIVE_AT_ONCE 4
@@ -45,6 +45,12 @@ struct slot {
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
 };
 
+/* What a class of slots knows of the uses of its experts. */
+struct class_use {
+    struct adapt *adapt; /* own */
+    int half;            /* index in adapt_half_steps: the one that is in force */
+};
+
 struct store_slots {
     const struct model *model; /* view */
     struct file *const *files; /* view */
@@ -59,7 +65,9 @@ struct store_slots {
     int n_keys;               /* experts of the layers that have slots, those on a GPU too */
     int *slot_of;             /* own: (n_keys) index into slots; -1: absent */
     uint32_t *n_uses;         /* own: (n_keys) loans that wanted it so far */
-    double *heat;             /* own: (n_keys) evict.h */
+    double *heat;             /* own: (ADAPT_N, n_keys) evict.h */
+    struct class_use *uses;   /* own: (shape.n_classes) */
+    int *rank_of;             /* own: (n_layer) of a layer among those of its class */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
     int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
@@ -67,6 +75,7 @@ struct store_slots {
     int n_hints, next_hint, hint_layer;
     int n_ahead;       /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
+    int n_reads;       /* in flight at most */
     bool is_lent, is_large;
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans, n_steps;
@@ -86,7 +95,7 @@ static int open_ring(struct store_slots *s, const struct store_slots_args *a)
     for (int i = 0; i < a->n_files; i++)
         files[i] = (struct ring_file){.path = file_path(a->files[i]), .then = file_identity(a->files[i])};
     /* The arena is not registered: the kernel would clear and pin all of it before the first token. */
-    int rc = ring_open(&(struct ring_args){.depth = DEPTH,
+    int rc = ring_open(&(struct ring_args){.depth = PLAN_MAX_READS,
                                            .files = files,
                                            .n_files = a->n_files,
                                            .fault = a->args->read_fault,
@@ -134,12 +143,14 @@ static int take_memory(struct store_slots *s)
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
     s->slot_of = mem_zalloc(n_keys, sizeof *s->slot_of, MEM_META);
     s->n_uses = mem_zalloc(n_keys, sizeof *s->n_uses, MEM_META);
-    s->heat = mem_zalloc(n_keys, sizeof *s->heat, MEM_META);
+    s->heat = mem_zalloc(ADAPT_N * n_keys, sizeof *s->heat, MEM_META);
+    s->uses = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->uses, MEM_META);
+    s->rank_of = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->rank_of, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
     if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
-        s->wants && s->given && s->hints)
+        s->uses && s->rank_of && s->wants && s->given && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -160,8 +171,25 @@ static void number(struct store_slots *s)
     }
     for (int i = 0; i < s->n_keys; i++)
         s->slot_of[i] = -1;
-    for (int i = 0; i < s->n_keys; i++)
+    for (int i = 0; i < ADAPT_N * s->n_keys; i++)
         s->heat[i] = -INFINITY;
+}
+
+static int open_uses(struct store_slots *s)
+{
+    int rc = 0;
+
+    for (int class = 0; class < s->shape.n_classes && !rc; class ++) {
+        int n_layers = 0, most = 0;
+        for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
+            if (s->shape.class_of[layer] != class)
+                continue;
+            s->rank_of[layer] = n_layers++;
+            most = n_stacked(s, layer) > most ? n_stacked(s, layer) : most;
+        }
+        rc = adapt_open(s->shape.classes[class].n_slots, n_layers, most, &s->uses[class].adapt);
+    }
+    return rc;
 }
 
 /* Slots for the experts that no GPU holds. */
@@ -189,11 +217,16 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
     s->model = a->args->model;
     s->files = a->files;
     s->trace = a->args->trace;
+    s->n_reads = plan->pace.n_reads ? (int)plan->pace.n_reads : PLAN_MAX_READS;
     int rc = make_shape(s, plan);
     if (!rc)
         rc = take_memory(s);
     if (!rc)
+        rc = store_load_place(plan, s->memory, s->shape.bytes);
+    if (!rc)
         number(s);
+    if (!rc)
+        rc = open_uses(s);
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
     if (!rc)
@@ -215,6 +248,10 @@ void store_slots_close(struct store_slots *s)
     mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
+    mem_free(s->rank_of);
+    for (int class = 0; s->uses && class < s->shape.n_classes; class ++)
+        adapt_close(s->uses[class].adapt);
+    mem_free(s->uses);
     mem_free(s->heat);
     mem_free(s->n_uses);
     mem_free(s->slot_of);
@@ -258,16 +295,45 @@ static void let_go(struct store_slots *s, struct slot *slot)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
+static double heat_of(const struct store_slots *s, int layer, int key)
+{
+    return s->heat[s->uses[s->shape.class_of[layer]].half * s->n_keys + key];
+}
+
+/* A loan wants this expert. */
+static void count_use(struct store_slots *s, int key)
+{
+    s->n_uses[key]++;
+    for (int i = 0; i < ADAPT_N; i++) {
+        double *heat = &s->heat[i * s->n_keys + key];
+        *heat = evict_heat_of(*heat, s->n_steps, adapt_half_steps[i]);
+    }
+}
+
+/* Another half-life is better of late: those that lie in slots are told from each other by it from now on. */
+static void set_half(struct store_slots *s, int class, int half)
+{
+    int first = s->class_first[class], n = s->shape.classes[class].n_slots;
+
+    s->uses[class].half = half;
+    for (int i = first; i < first + n; i++) {
+        struct slot *slot = &s->slots[i];
+        if (slot->key >= 0)
+            s->evict[i].heat = slot->when_free.heat = heat_of(s, slot->layer, slot->key);
+    }
+}
+
 static void hold(struct store_slots *s, struct slot *slot, int want)
 {
     s->stats.n_hint_hits += slot->is_hint;
+    s->stats.hint_hit_bytes += slot->is_hint ? model_expert_bytes(s->model, slot->layer) : 0;
     slot->is_hint = slot->is_ahead = false;
     slot->want = want;
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
         slot->when_free = (struct evict_slot){.state = EVICT_KEPT, .at = s->n_loans};
     slot->when_free.n_uses = s->n_uses[slot->key];
-    slot->when_free.heat = s->heat[slot->key];
+    slot->when_free.heat = heat_of(s, slot->layer, slot->key);
 }
 
 /* Take a slot for an expert: NULL when all of its size are held. */
@@ -390,9 +456,9 @@ static int take_done(struct store_slots *s, const struct ring_done *done, int n)
 
 static int reap(struct store_slots *s, int n_min)
 {
-    struct ring_done done[DEPTH];
+    struct ring_done done[PLAN_MAX_READS];
     int n;
-    int rc = ring_wait(s->ring, n_min, done, DEPTH, &n);
+    int rc = ring_wait(s->ring, n_min, done, PLAN_MAX_READS, &n);
     int done_rc = take_done(s, done, n);
 
     if (n && !ring_n_in_flight(s->ring))
@@ -451,9 +517,10 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
     slot->is_hint = true;
     slot->when_free = (struct evict_slot){.state = s->is_large ? EVICT_PASSING : EVICT_KEPT,
                                           .n_uses = s->n_uses[key],
-                                          .heat = s->heat[key],
+                                          .heat = heat_of(s, s->hint_layer, key),
                                           .at = s->n_loans};
     s->stats.n_hint_reads++;
+    s->stats.hint_bytes += model_expert_bytes(s->model, s->hint_layer);
     *rc = submit(s, slot);
     return true;
 }
@@ -463,8 +530,8 @@ static void submit_hints(struct store_slots *s)
     int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && s->next_hint < s->n_hints && s->n_ahead < most &&
-           submit_hint(s, s->hints[s->next_hint], &rc))
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && s->next_hint < s->n_hints &&
+           s->n_ahead < most && submit_hint(s, s->hints[s->next_hint], &rc))
         s->next_hint++;
 }
 
@@ -473,7 +540,7 @@ static int submit_waiting(struct store_slots *s, const struct store_lease *lease
 {
     int rc = 0;
 
-    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= DEPTH && find_waiting(s, lease)) {
+    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && find_waiting(s, lease)) {
         struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
         if (!slot)
             break;
@@ -505,6 +572,31 @@ static int read_one(struct store_slots *s, const struct store_lease *lease)
 
 /* ---- loans ---- */
 
+/* What the loan says of the experts' use, before any slot is looked for. */
+static void count_uses(struct store_slots *s, const struct store_lease *lease)
+{
+    int class = s->shape.class_of[lease->layer];
+
+    for (int i = 0; i < lease->n; i++)
+        count_use(s, s->layer_first[lease->layer] + lease->ids[i]);
+    if (s->is_large)
+        return;
+    int half = adapt_loan(s->uses[class].adapt, s->n_steps, s->rank_of[lease->layer], lease->ids, lease->n);
+    if (half != s->uses[class].half)
+        set_half(s, class, half);
+}
+
+/* How many of those that the loan wants had been guessed? To hint at a whole layer is no guess. */
+static void count_guesses(struct store_slots *s, const struct store_lease *lease)
+{
+    if (!s->n_hints || s->hint_layer != lease->layer || s->n_hints == n_stacked(s, lease->layer))
+        return;
+    s->stats.n_guessed += (uint64_t)lease->n;
+    for (int i = 0; i < lease->n; i++)
+        for (int k = 0; k < s->n_hints; k++)
+            s->stats.n_guessed_rightly += s->hints[k] == lease->ids[i];
+}
+
 int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
 {
     const struct slot_class *class = &s->shape.classes[s->shape.class_of[lease->layer]];
@@ -517,10 +609,10 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->n_steps += lease->layer <= s->last_layer; /* layers come in order: another step has begun */
     s->last_layer = lease->layer;
     s->n_given = s->first_waiting = 0;
+    count_uses(s, lease);
+    count_guesses(s, lease);
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
-        s->n_uses[key]++;
-        s->heat[key] = evict_heat(s->heat[key], s->n_steps);
         s->wants[i] = WANT_WAITING;
         if (at >= 0) {
             hold(s, &s->slots[at], i);
@@ -604,6 +696,12 @@ void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int 
     s->hint_layer = layer;
 }
 
+void store_slots_set_reads(struct store_slots *s, int n)
+{
+    assert(n >= PLAN_LEAST_READS && n <= PLAN_MAX_READS);
+    s->n_reads = n;
+}
+
 void store_slots_release(struct store_slots *s, const struct store_lease *lease)
 {
     for (int i = 0; i < lease->n; i++) {
@@ -625,4 +723,13 @@ void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
     stats->n_expert_misses += s->stats.n_expert_misses;
     stats->n_hint_reads += s->stats.n_hint_reads;
     stats->n_hint_hits += s->stats.n_hint_hits;
+    stats->hint_bytes += s->stats.hint_bytes;
+    stats->hint_hit_bytes += s->stats.hint_hit_bytes;
+    stats->n_guessed += s->stats.n_guessed;
+    stats->n_guessed_rightly += s->stats.n_guessed_rightly;
+    if (s->ring) {
+        struct ring_info info;
+        ring_info(s->ring, &info);
+        stats->n_repeats += info.n_repeats;
+    }
 }

@@ -20,6 +20,11 @@ struct trace {
     bool is_full;
 };
 
+uint64_t trace_bytes(const struct trace_args *args)
+{
+    return args->n_events * sizeof(struct trace_event) + args->n_ids * sizeof(uint16_t);
+}
+
 int trace_open(const struct trace_args *args, struct trace **out)
 {
     struct trace *t = mem_zalloc(1, sizeof *t, MEM_OTHER);

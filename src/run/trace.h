@@ -35,6 +35,9 @@ struct trace_args {
 
 struct trace;
 
+/* Memory that it takes. */
+uint64_t trace_bytes(const struct trace_args *args);
+
 /* ERR_NOMEM. */
 int trace_open(const struct trace_args *args, struct trace **out);
 void trace_close(struct trace *t); /* takes NULL */

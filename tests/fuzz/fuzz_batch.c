@@ -25,7 +25,7 @@ static void read_one(const struct conf *conf, const char *data, size_t n)
     json_t *record = batch_record_error(&line, 0, rc ? rc : ERR_FORMAT, err_text());
     if (batch_record_text(record, &text, &n_bytes) || memchr(text, '\n', n_bytes))
         abort();
-    if (!batch_record_key(text, n_bytes, &key) || key.line != 7 || key.index != 0)
+    if (batch_record_key(text, n_bytes, &key) || key.line != 7 || key.index != 0)
         abort();
     batch_record_key(data, n, &key);
     json_decref(record);
