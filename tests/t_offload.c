@@ -147,7 +147,8 @@ END_TEST
 
 START_TEST(order_is_not_most_rows_first)
 {
-    static const struct offload_expert misses[] = {{2, 1, true}, {2, 3, true}, {2, 3, false}, {2, 9, true}, {2, 1, false}, {2, 3, false}};
+    static const struct offload_expert misses[] = {{2, 1, true}, {2, 3, true},  {2, 3, false},
+                                                   {2, 9, true}, {2, 1, false}, {2, 3, false}};
     static const int want[] = {3, 2, 5, 1, 4, 0};
     int order[6];
 
@@ -235,7 +236,8 @@ START_TEST(costs_are_not_found_again)
     }
     struct offload_cost c = offload_fit_cost(&f);
     for (double mib = 1; mib < 8; mib++) /* within what a prior of 0.1 observations among 46 pulls */
-        ck_assert_double_eq_tol(exact(&c, mib, mib * 5), exact(&truth, mib, mib * 5), 0.02 * exact(&truth, mib, mib * 5));
+        ck_assert_double_eq_tol(exact(&c, mib, mib * 5), exact(&truth, mib, mib * 5),
+                                0.02 * exact(&truth, mib, mib * 5));
 }
 END_TEST
 

@@ -38,8 +38,8 @@ static void copy_one(const struct offload_rates *r, const struct offload_expert 
 }
 
 /* What is in memory: all copies are set off, then the CPU computes its own in one call, the GPU those that came in another. */
-static void walk_memory(const struct offload_rates *r, const struct offload_layer *layer, const int *order, int n_copies,
-                        struct clocks *t)
+static void walk_memory(const struct offload_rates *r, const struct offload_layer *layer, const int *order,
+                        int n_copies, struct clocks *t)
 {
     double mib[2] = {0, 0}, mib_rows[2] = {0, 0}; /* the CPU's, copied */
 
@@ -165,7 +165,7 @@ struct offload_cost offload_fit_cost(const struct offload_fit *f)
     memcpy(x, prior, sizeof x);
     for (int i = 0; i < 3; i++)
         is_free[i] = f->xx[i][i] > 0; /* what was never seen is the prior's */
-    while (is_again) { /* at most once for each unknown, which is then 0 */
+    while (is_again) {                /* at most once for each unknown, which is then 0 */
         is_again = false;
         equations(f, prior, a, b);
         for (int i = 0; i < 3; i++)
