@@ -77,6 +77,9 @@ struct ferry_engine_opts {
     /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they
      * are computed again. */
     const char *spill_dir;
+    /* Experts that do not lie on the GPU go there for a step: "auto" (NULL): when that is sooner than computing them on the CPU, by what
+     * both are measured to take; "never"; "always": as many as there is room for. Results are the same. */
+    const char *copies;
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX
@@ -221,6 +224,18 @@ struct ferry_stats {
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
     uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
+    /* Of the layers whose experts GPU and CPU share: how many of the experts that steps wanted lay on the GPU, were copied there for
+     * the step, were computed by the CPU; how many of the latter two had to be read from disk first. Of the copies, those made before
+     * the router had chosen, and how many of these were wanted. Bytes copied. */
+    uint64_t gpu_experts, copied_experts, cpu_experts, read_experts, ahead_copies, ahead_copies_wanted, copy_bytes;
+    /* Seconds of those layers' experts, predicted when the choice was made and measured, of steps in which both are known. */
+    double experts_predicted_s, experts_measured_s;
+    uint64_t launches, steps; /* kernels that the GPU was given, and steps, since the engine was opened */
+    /* Whether the GPU computes experts at all is tried now and then: seconds of a step with and without in the last trial (0: there was
+     * none yet), how often that has been changed, and if it is without now. */
+    double step_with_gpu_s, step_without_gpu_s;
+    uint32_t gpu_switches;
+    bool gpu_experts_off;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -37,6 +37,7 @@ struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ct
     o.isa = conf->isa;
     o.device = conf->device;
     o.vram_bytes = conf->vram_bytes;
+    o.copies = conf->gpu_copies;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;
