@@ -1,6 +1,6 @@
 /* Whole engines whose GPU the emulated runtime plays, on the tiny models of tests/data/models: no bit of the logits may differ
  * from the CPU's, no word of a greedy answer, and nothing may be left over. */
-#include "src/ferry.h"
+#include "tests/cuda_engine.h"
 
 #include "cpu/cpu.h"
 #include "cuda/cuda.h"
@@ -8,11 +8,11 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/cost.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
-#include "tests/emu/emu.h"
 
 #include <check.h>
 #include <errno.h>
@@ -23,113 +23,9 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288, N_NEW = 64 };
-
 static const char *const models[] = {"llama",    "mixed",    "gemma2",  "gemma3", "qwen3",
                                      "qwen2moe", "qwen3moe", "mixtral", "dots1",  "olmoe"};
 enum { N_MODELS = sizeof models / sizeof *models };
-
-static int32_t ids[N_TOK];
-
-static void setup(void)
-{
-    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
-    ck_assert_ptr_nonnull(f);
-    for (int i = 0; i < N_TOK; i++)
-        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
-    fclose(f);
-    emu_reset(1);
-}
-
-static struct ferry_engine_opts opts_of(const char *device)
-{
-    struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    o.n_ctx = 256;
-    o.n_threads = 1;
-    o.n_out = 16;
-    o.chunk_tok = 64;
-    o.n_sessions = 2;
-    o.no_pin = true;
-    o.io = "pread";
-    o.device = device;
-    return o;
-}
-
-static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
-{
-    char path[1024];
-    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
-    return ferry_engine_open(path, o, e);
-}
-
-static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
-{
-    struct ferry_engine *e;
-    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
-    return e;
-}
-
-static struct ferry_session *session_of(struct ferry_engine *e)
-{
-    struct ferry_session *s = NULL;
-    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
-    return s;
-}
-
-/* What an engine's plan says of the GPU: "experts", "bytes" "total"... */
-static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
-{
-    char *text;
-    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
-    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
-    v = part ? json_object_get(v, part) : v;
-    ck_assert_msg(json_is_integer(v), "no %s %s in %s", key, part ? part : "", text);
-    uint64_t value = (uint64_t)json_integer_value(v);
-    json_decref(plan);
-    ferry_free(text);
-    return value;
-}
-
-/* What is counted for the driver's rounding: 2 MiB for each of 9 pieces. */
-#define ROUNDING_BYTES (18 * MIB)
-
-/* Device memory is what the plan says to the byte, and no experts more would fit. */
-static void check_bytes(const struct ferry_engine *e, const struct ferry_engine_opts *o)
-{
-    ck_assert_uint_eq(emu_device_bytes() + ROUNDING_BYTES, fact_of(e, "bytes", "total"));
-    if (o->vram_bytes)
-        ck_assert_uint_le(fact_of(e, "bytes", "total"), o->vram_bytes);
-}
-
-static struct ferry_stats last_stats; /* of the session that logits_of ran */
-
-/* Logits of ids: the first PREFILL as a prompt, the rest one by one. Caller frees. */
-static float *logits_of(const char *name, const struct ferry_engine_opts *o)
-{
-    float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
-    struct ferry_engine *e = open_with(name, o);
-    struct ferry_session *s = session_of(e);
-
-    if (strcmp(o->device, "cpu") != 0)
-        check_bytes(e, o);
-    emu_in_step(true);
-    ck_assert_msg(ferry_session_logits(s, ids, PREFILL, true, out) == 0, "%s", ferry_error());
-    ck_assert_msg(ferry_session_logits(s, ids + PREFILL, N_TOK - PREFILL, false, out + PREFILL * N_VOCAB) == 0, "%s",
-                  ferry_error());
-    emu_in_step(false);
-    ferry_session_stats(s, &last_stats);
-    ferry_session_free(s);
-    ferry_engine_close(e);
-    return out;
-}
-
-static void must_equal(const float *want, const float *got, const char *name)
-{
-    for (int i = 0; i < N_TOK * N_VOCAB; i++)
-        ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0, "%s: row %d, logit %d: %.9g instead of %.9g", name,
-                      i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
-}
 
 START_TEST(logits_differ_from_the_cpus)
 {
@@ -237,26 +133,6 @@ END_TEST
 static const char *const moe_models[] = {"qwen2moe", "qwen3moe", "qwen3moe-fused", "mixtral",
                                          "dots1",    "olmoe",    "mixed"};
 enum { N_MOE_MODELS = sizeof moe_models / sizeof *moe_models, N_SPLITS = 4 };
-
-/* GPU memory for all but experts, and for so many quarters of those. */
-static uint64_t vram_for(const char *name, int quarters)
-{
-    struct ferry_engine_opts o = opts_of("cuda:0");
-    struct ferry_engine *e = open_with(name, &o);
-    uint64_t expert_bytes = fact_of(e, "bytes", "expert"), bytes = fact_of(e, "bytes", "total") - expert_bytes;
-
-    ferry_engine_close(e);
-    return bytes + expert_bytes * (uint64_t)quarters / 4;
-}
-
-/* Options of the split number `quarters`; the emulated GPU has no byte more than the plan may use. */
-static struct ferry_engine_opts split_of(const char *name, int quarters)
-{
-    struct ferry_engine_opts o = opts_of("cuda:0");
-    o.vram_bytes = vram_for(name, quarters);
-    emu_set_vram(o.vram_bytes);
-    return o;
-}
 
 START_TEST(split_of_experts_changes_bits)
 {
@@ -671,6 +547,7 @@ static void make_rooms(const char *name, enum plan_io io)
                           .io = io,
                           .no_pin = true,
                           .vram_bytes = vram_for(name, 2),
+                          .copies = PLAN_COPIES_NEVER,
                           .expert_ram_bytes = 72 * KIB};
     struct machine machine;
     struct kv_shape shape;
@@ -684,11 +561,8 @@ static void make_rooms(const char *name, enum plan_io io)
     ck_assert_int_eq(machine_find(&machine), 0);
     struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
     ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
-    struct cuda_opts cuda = {.most = {.n_rows = 64,
-                                      .n_seqs = 2,
-                                      .n_ctx = 256,
-                                      .n_expert = rooms.model->hp.n_expert,
-                                      .n_expert_used = rooms.model->hp.n_expert_used}};
+    struct cuda_opts cuda = {.ordinal = 0};
+    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
     ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
     struct store_args store = {.model = rooms.model,
@@ -700,8 +574,14 @@ static void make_rooms(const char *name, enum plan_io io)
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
     struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 256, .chunk_tok = 64, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
-    struct exec_args exec = {
-        .model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu, .host = rooms.cpu, .store = rooms.store};
+    struct offload_rates rates;
+    cost_offload_rates(&machine, 1, &rates);
+    struct exec_args exec = {.model = rooms.model,
+                             .plan = &rooms.plan,
+                             .device = rooms.gpu,
+                             .host = rooms.cpu,
+                             .store = rooms.store,
+                             .rates = &rates};
     ck_assert_int_eq(exec_open(&exec, &rooms.exec), 0);
     struct sample_opts greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
     struct session_args session = {

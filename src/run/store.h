@@ -52,12 +52,22 @@ int store_copy_weight(const struct store *s, int weight, void *dst);
 bool store_has_device(const struct store *s);
 bool store_is_on_device(const struct store *s, int layer);
 
+/* Where an expert of a layer is now. */
+enum store_place { STORE_ON_DEVICE, STORE_IN_MEMORY, STORE_ON_DISK };
+enum store_place store_where(const struct store *s, int layer, int expert);
+
+/* From the next loan on, lend what lies on the device (false: as if it did not, but for layers of which it has all experts). */
+void store_use_device(struct store *s, bool use);
+
 /* One expert of a layer, readable until the next store_next of its lease, or its release. */
 struct store_expert {
     int expert;
     bool on_device;   /* w is memory of the device */
     const void *w[3]; /* gate, up, down; any alignment */
 };
+
+/* An expert that is in the host's memory, without a loan: readable until the next call. False: it is not. */
+bool store_peek(const struct store *s, int layer, int expert, struct store_expert *out);
 
 /* A loan of some experts of one layer; plain value, zero it first. */
 struct store_lease {

@@ -591,6 +591,19 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
     }
 }
 
+bool store_slots_peek(const struct store_slots *s, int layer, int expert, struct store_expert *out)
+{
+    int at = s->shape.class_of[layer] < 0 ? -1 : s->slot_of[s->layer_first[layer] + expert];
+
+    if (at < 0 || s->slots[at].n_reads)
+        return false;
+    out->expert = expert;
+    out->on_device = false;
+    for (int k = 0; k < N_MATRICES; k++)
+        out->w[k] = s->slots[at].w[k];
+    return true;
+}
+
 void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
 {
     let_hints_go(s);

@@ -1,0 +1,143 @@
+/* Engines on the tiny models of tests/data/models whose GPU the emulated runtime plays: opening them, and what they must give. Each
+ * suite that includes it is a program of its own. */
+#ifndef FERRY_TESTS_CUDA_ENGINE_H
+#define FERRY_TESTS_CUDA_ENGINE_H
+
+#include "src/base/size.h"
+#include "src/ferry.h"
+#include "tests/emu/emu.h"
+
+#include <check.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288, N_NEW = 64 };
+
+static int32_t ids[N_TOK];
+
+static void setup(void)
+{
+    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
+    ck_assert_ptr_nonnull(f);
+    for (int i = 0; i < N_TOK; i++)
+        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
+    fclose(f);
+    emu_reset(1);
+}
+
+static struct ferry_engine_opts opts_of(const char *device)
+{
+    struct ferry_engine_opts o;
+    ferry_engine_opts_init(&o);
+    o.n_ctx = 256;
+    o.n_threads = 1;
+    o.n_out = 16;
+    o.chunk_tok = 64;
+    o.n_sessions = 2;
+    o.no_pin = true;
+    o.io = "pread";
+    o.device = device;
+    o.copies = "never";
+    return o;
+}
+
+static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
+    return ferry_engine_open(path, o, e);
+}
+
+static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
+{
+    struct ferry_engine *e;
+    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
+    return e;
+}
+
+static struct ferry_session *session_of(struct ferry_engine *e)
+{
+    struct ferry_session *s = NULL;
+    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
+    return s;
+}
+
+/* What an engine's plan says of the GPU: "experts", "bytes" "total"... */
+static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
+{
+    char *text;
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
+    v = part ? json_object_get(v, part) : v;
+    ck_assert_msg(json_is_integer(v), "no %s %s in %s", key, part ? part : "", text);
+    uint64_t value = (uint64_t)json_integer_value(v);
+    json_decref(plan);
+    ferry_free(text);
+    return value;
+}
+
+/* What is counted for the driver's rounding: 2 MiB for each of 9 pieces, and for landings if there are any. */
+#define ROUNDING_BYTES (18 * MIB)
+#define LANDING_ROUNDING_BYTES (2 * MIB)
+
+/* Device memory is what the plan says to the byte, and no experts more would fit. */
+static void check_bytes(const struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    uint64_t rounding_bytes = ROUNDING_BYTES + (fact_of(e, "landings", NULL) ? LANDING_ROUNDING_BYTES : 0);
+    ck_assert_uint_eq(emu_device_bytes() + rounding_bytes, fact_of(e, "bytes", "total"));
+    if (o->vram_bytes)
+        ck_assert_uint_le(fact_of(e, "bytes", "total"), o->vram_bytes);
+}
+
+static struct ferry_stats last_stats; /* of the session that logits_of ran */
+
+/* Logits of ids: the first PREFILL as a prompt, the rest one by one. Caller frees. */
+static float *logits_of(const char *name, const struct ferry_engine_opts *o)
+{
+    float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_session *s = session_of(e);
+
+    if (strcmp(o->device, "cpu") != 0)
+        check_bytes(e, o);
+    emu_in_step(true);
+    ck_assert_msg(ferry_session_logits(s, ids, PREFILL, true, out) == 0, "%s", ferry_error());
+    ck_assert_msg(ferry_session_logits(s, ids + PREFILL, N_TOK - PREFILL, false, out + PREFILL * N_VOCAB) == 0, "%s",
+                  ferry_error());
+    emu_in_step(false);
+    ferry_session_stats(s, &last_stats);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    return out;
+}
+
+static void must_equal(const float *want, const float *got, const char *name)
+{
+    for (int i = 0; i < N_TOK * N_VOCAB; i++)
+        ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0, "%s: row %d, logit %d: %.9g instead of %.9g", name,
+                      i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
+}
+
+/* GPU memory for all but experts, and for so many quarters of those. */
+static uint64_t vram_for(const char *name, int quarters)
+{
+    struct ferry_engine_opts o = opts_of("cuda:0");
+    struct ferry_engine *e = open_with(name, &o);
+    uint64_t expert_bytes = fact_of(e, "bytes", "expert"), bytes = fact_of(e, "bytes", "total") - expert_bytes;
+
+    ferry_engine_close(e);
+    return bytes + expert_bytes * (uint64_t)quarters / 4;
+}
+
+/* Options of the split number `quarters`, nothing copied; the emulated GPU has no byte more than the plan may use. */
+static struct ferry_engine_opts split_of(const char *name, int quarters)
+{
+    struct ferry_engine_opts o = opts_of("cuda:0");
+    o.vram_bytes = vram_for(name, quarters);
+    emu_set_vram(o.vram_bytes);
+    return o;
+}
+
+#endif
