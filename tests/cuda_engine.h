@@ -3,11 +3,21 @@
 #ifndef FERRY_TESTS_CUDA_ENGINE_H
 #define FERRY_TESTS_CUDA_ENGINE_H
 
+#include "cpu/cpu.h"
+#include "cuda/cuda.h"
+#include "io/file.h"
+#include "src/base/err.h"
 #include "src/base/size.h"
 #include "src/ferry.h"
+#include "src/plan/cost.h"
+#include "src/run/cache.h"
+#include "src/run/exec.h"
+#include "src/run/session.h"
+#include "src/run/store.h"
 #include "tests/emu/emu.h"
 
 #include <check.h>
+#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,11 +133,17 @@ static void must_equal(const float *want, const float *got, const char *name)
 /* GPU memory for all but experts, and for so many quarters of those. */
 static uint64_t vram_for(const char *name, int quarters)
 {
-    struct ferry_engine_opts o = opts_of("cuda:0");
-    struct ferry_engine *e = open_with(name, &o);
-    uint64_t expert_bytes = fact_of(e, "bytes", "expert"), bytes = fact_of(e, "bytes", "total") - expert_bytes;
+    static char last_name[32]; /* tests ask for the same one again and again */
+    static uint64_t expert_bytes, bytes;
 
-    ferry_engine_close(e);
+    if (strcmp(name, last_name)) {
+        struct ferry_engine_opts o = opts_of("cuda:0");
+        struct ferry_engine *e = open_with(name, &o);
+        expert_bytes = fact_of(e, "bytes", "expert");
+        bytes = fact_of(e, "bytes", "total") - expert_bytes;
+        ferry_engine_close(e);
+        snprintf(last_name, sizeof last_name, "%s", name);
+    }
     return bytes + expert_bytes * (uint64_t)quarters / 4;
 }
 
@@ -138,6 +154,117 @@ static struct ferry_engine_opts split_of(const char *name, int quarters)
     o.vram_bytes = vram_for(name, quarters);
     emu_set_vram(o.vram_bytes);
     return o;
+}
+
+/* ---- an engine's rooms by hand ---- */
+
+static struct {
+    struct file_ops ops;
+    struct model *model;
+    struct plan plan;
+    struct device *gpu, *cpu;
+    struct device_ops cpu_ops; /* the CPU's, but for what a test puts there */
+    struct store *store;
+    struct cache *cache;
+    struct exec *exec;
+    struct session *session;
+    int fail_at, n_reads; /* the read that fails; 0: none */
+} rooms;
+
+static int64_t read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
+{
+    if (++rooms.n_reads == rooms.fail_at)
+        return -EIO;
+    return file_plain.read_at(ctx, handle, off, dst, bytes);
+}
+
+static int read_fault(void *arg, int res)
+{
+    (void)arg;
+    return ++rooms.n_reads == rooms.fail_at ? -EIO : res;
+}
+
+struct rooms_args {
+    const char *name;
+    enum plan_io io;
+    int quarters;        /* of the experts that lie on the GPU */
+    uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
+    int n_landing;       /* places for copied experts; 0: none are copied */
+    enum plan_copies copies;
+    const struct offload_rates *rates; /* NULL: the machine's */
+    uint64_t (*clock)(void);           /* NULL: the real one */
+    /* NULL: the CPU's own */
+    int (*cpu_run)(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows);
+};
+
+static void make_rooms(const struct rooms_args *a)
+{
+    struct plan_opts o = {.n_ctx = 256, /* as opts_of() has them */
+                          .n_seq = 2,
+                          .n_out = 16,
+                          .n_threads = 1,
+                          .chunk_tok = 64,
+                          .io = a->io,
+                          .no_pin = true,
+                          .vram_bytes = vram_for(a->name, a->quarters),
+                          .copies = PLAN_COPIES_NEVER,
+                          .expert_ram_bytes = a->slot_bytes ? a->slot_bytes : 72 * KIB};
+    struct machine machine;
+    struct kv_shape shape;
+    char path[1024];
+
+    memset(&rooms, 0, sizeof rooms);
+    rooms.ops = file_plain;
+    rooms.ops.read_at = read_at;
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, a->name);
+    ck_assert_int_eq(model_open(path, NULL, &rooms.model), 0);
+    ck_assert_int_eq(machine_find(&machine), 0);
+    struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
+    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+    rooms.plan.gpu.n_landing = (uint32_t)a->n_landing;
+    rooms.plan.gpu.copies = a->copies;
+    struct cuda_opts cuda = {.ordinal = 0};
+    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
+    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
+    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
+    rooms.cpu_ops = *rooms.cpu->ops;
+    rooms.cpu_ops.run = a->cpu_run ? a->cpu_run : rooms.cpu_ops.run;
+    rooms.cpu->ops = &rooms.cpu_ops;
+    struct store_args store = {.model = rooms.model,
+                               .plan = &rooms.plan,
+                               .device = rooms.gpu,
+                               .ops = a->io == PLAN_IO_PREAD ? &rooms.ops : NULL,
+                               .read_fault = read_fault};
+    ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
+    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
+    struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 256, .chunk_tok = 64, .device = rooms.gpu};
+    ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
+    struct offload_rates rates;
+    cost_offload_rates(&machine, 1, &rates);
+    struct exec_args exec = {.model = rooms.model,
+                             .plan = &rooms.plan,
+                             .device = rooms.gpu,
+                             .host = rooms.cpu,
+                             .store = rooms.store,
+                             .rates = a->rates ? a->rates : &rates,
+                             .clock = a->clock};
+    ck_assert_int_eq(exec_open(&exec, &rooms.exec), 0);
+    struct sample_opts greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
+    struct session_args session = {
+        .exec = rooms.exec, .cache = rooms.cache, .plan = &rooms.plan, .n_vocab = N_VOCAB, .sample = &greedy};
+    ck_assert_msg(session_make(&session, &rooms.session) == 0, "%s", err_text());
+}
+
+static void leave_rooms(void)
+{
+    session_free(rooms.session);
+    exec_close(rooms.exec);
+    cache_close(rooms.cache);
+    store_close(rooms.store);
+    rooms.cpu->ops->close(rooms.cpu);
+    rooms.gpu->ops->close(rooms.gpu);
+    model_close(rooms.model);
+    ck_assert_int_eq(emu_n_live(), 0);
 }
 
 #endif

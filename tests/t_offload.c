@@ -259,7 +259,7 @@ START_TEST(rows_that_always_are_one_spoil_the_fit)
 }
 END_TEST
 
-/* A call of 4 MiB takes 10 times as long from some moment on, and later as before: two half-lives suffice. */
+/* A call of 4 MiB takes 10 times as long from some moment on, and later as before. */
 START_TEST(change_of_speed_is_not_learnt)
 {
     struct offload_fit f;
@@ -284,7 +284,7 @@ START_TEST(one_hiccup_is_believed)
         offload_fit_add(&f, 4, 4, exact(&truth, 4, 4));
     offload_fit_add(&f, 4, 4, 1); /* a second: three thousand times as long */
     struct offload_cost c = offload_fit_cost(&f);
-    ck_assert_double_le(exact(&c, 4, 4), 1.1 * exact(&truth, 4, 4)); /* 3 more of 46 */
+    ck_assert_double_le(exact(&c, 4, 4), 1.1 * exact(&truth, 4, 4)); /* twice as long, once in 46 */
 }
 END_TEST
 

@@ -187,10 +187,15 @@ void offload_fit_add(struct offload_fit *f, double mib, double mib_rows, double 
 {
     const double x[3] = {1, mib, mib_rows}, keep = exp2(-1.0 / OFFLOAD_HALF);
     struct offload_cost cost = offload_fit_cost(f);
-    double most = OFFLOAD_CLIP * offload_seconds(&cost, 1, mib, mib_rows);
+    double expected = offload_seconds(&cost, 1, mib, mib_rows);
 
-    if (f->n > 0 && most > 0 && seconds > most)
-        seconds = most;
+    if (expected > 0) {
+        double off = seconds / expected;
+        if (f->last[0] > 0)
+            seconds = expected * fmin(off, OFFLOAD_JUMP * fmax(f->last[0], f->last[1]));
+        f->last[0] = f->last[1];
+        f->last[1] = off;
+    }
     f->n = f->n * keep + 1;
     for (int i = 0; i < 3; i++) {
         f->xy[i] = f->xy[i] * keep + x[i] * seconds;

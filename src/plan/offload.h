@@ -75,14 +75,15 @@ void offload_choose(const struct offload_rates *r, const struct offload_layer *l
 struct offload_fit {
     struct offload_cost prior;
     double n, xx[3][3], xy[3];
+    double last[2]; /* how far the last two were off: seconds over expected; 0: there was none */
 };
 
 /* Nothing was seen yet: costs are the prior. */
 void offload_fit_init(struct offload_fit *f, const struct offload_cost *prior);
 
-/* One call on mib MiB (mib_rows: times rows) took so many seconds. One that took more than OFFLOAD_CLIP times what was expected counts
- * as that: somebody else had the processor. What really costs more is learnt in a few steps more. */
-#define OFFLOAD_CLIP 4
+/* One call on mib MiB (mib_rows: times rows) took so many seconds. It counts as off by no more than OFFLOAD_JUMP times what the two before
+ * it were: a hiccup, when somebody else had the processor, is nearly forgotten, and a change is believed when it is seen twice. */
+#define OFFLOAD_JUMP 2
 void offload_fit_add(struct offload_fit *f, double mib, double mib_rows, double seconds);
 
 /* What a call costs by now; never negative. */

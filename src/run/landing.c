@@ -12,6 +12,8 @@
 /* A place's fences: its copy begins, has ended; the ops that read it are done. */
 enum { FENCE_FROM, FENCE_TO, FENCE_READ };
 
+enum { N_TRIES = 6 };
+
 struct place {
     int layer, expert; /* of what lies here or is on its way; expert -1: nothing */
     bool is_kept;      /* it must not be overwritten: not used yet */
@@ -29,6 +31,43 @@ struct landing {
     int next;             /* where the search for a place begins: the oldest goes first */
     struct landing_stats stats;
 };
+
+static int fence_of(const struct landing *l, int place, int which)
+{
+    return l->a.first_fence + place * PLAN_LANDING_FENCES + which;
+}
+
+/* A copy of what lies in the first place's twin, for its time. */
+static int try_copy(struct landing *l, uint64_t bytes)
+{
+    struct device *dev = l->a.dev;
+    bool is_over;
+    uint64_t ns;
+    int rc = dev->ops->fence(dev, DEVICE_COPIES, fence_of(l, 0, FENCE_FROM));
+
+    if (!rc)
+        rc = dev->ops->carry(dev, l->memory, l->pinned, bytes);
+    if (!rc)
+        rc = dev->ops->fence(dev, DEVICE_COPIES, fence_of(l, 0, FENCE_TO));
+    if (!rc)
+        rc = dev->ops->passed(dev, fence_of(l, 0, FENCE_TO), true, &is_over);
+    if (!rc)
+        rc = dev->ops->span_ns(dev, fence_of(l, 0, FENCE_FROM), fence_of(l, 0, FENCE_TO), &ns);
+    if (!rc && ns)
+        offload_fit_add(l->a.copy, (double)bytes / (double)MIB, 0, (double)ns * 1e-9);
+    return rc;
+}
+
+/* What a copy takes has to be known before the first one is made: small ones and large ones in turn. */
+static int try_copies(struct landing *l)
+{
+    int rc = 0;
+
+    memset(l->pinned, 0, l->room_bytes);
+    for (int i = 0; i < N_TRIES && !rc; i++)
+        rc = try_copy(l, i % 2 ? l->room_bytes : PLAN_ROOM_ALIGN);
+    return rc;
+}
 
 int landing_open(const struct landing_args *args, struct landing **out)
 {
@@ -48,18 +87,16 @@ int landing_open(const struct landing_args *args, struct landing **out)
     if (!rc)
         rc = args->dev->ops->alloc_host(args->dev, (uint64_t)args->n * l->room_bytes, &pinned);
     l->pinned = pinned;
+    if (!rc) {
+        landing_forget(l);
+        rc = try_copies(l);
+    }
     if (rc) {
         landing_close(l);
         return rc;
     }
-    landing_forget(l);
     *out = l;
     return 0;
-}
-
-static int fence_of(const struct landing *l, int place, int which)
-{
-    return l->a.first_fence + place * PLAN_LANDING_FENCES + which;
 }
 
 void landing_close(struct landing *l)
@@ -166,9 +203,7 @@ static void fill_pinned(struct landing *l, int place, int layer, const struct st
 
     for (int i = 0; i < 3; i++)
         memcpy(to + matrix_off(l, layer, i), e->w[i], matrix_bytes(l, layer, i));
-    uint64_t ns = l->a.clock() - from_ns;
-    if (ns)
-        offload_fit_add(l->a.stage, l->places[place].mib, 0, (double)ns * 1e-9);
+    offload_fit_add(l->a.stage, l->places[place].mib, 0, (double)(l->a.clock() - from_ns) * 1e-9);
 }
 
 static int queue_copy(struct landing *l, int place, uint64_t bytes)

@@ -27,7 +27,7 @@ struct landing_args {
     struct offload_fit *copy, *stage; /* view until close: what copies are seen to take goes there */
 };
 
-/* ERR_NOMEM, ERR_DEVICE. */
+/* Makes a few copies for their times. ERR_NOMEM, ERR_DEVICE. */
 int landing_open(const struct landing_args *args, struct landing **out);
 void landing_close(struct landing *l); /* takes NULL; waits for what is under way */
 

@@ -85,8 +85,7 @@ void moe_split_saw_copied(struct moe_split *s, double mib, double mib_rows)
 
 void moe_split_saw_cpu(struct moe_split *s, double mib, double mib_rows, uint64_t ns)
 {
-    if (ns)
-        offload_fit_add(&s->cpu, mib, mib_rows, (double)ns * 1e-9);
+    offload_fit_add(&s->cpu, mib, mib_rows, (double)ns * 1e-9);
 }
 
 static int span(struct moe_split *s, enum moe_split_mark from, enum moe_split_mark to, double *seconds)
