@@ -360,7 +360,7 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .device = e->device},
                         &e->cache);
     struct offload_rates rates;
-    cost_offload_rates(&e->machine, (int)p->n_threads, &rates);
+    cost_gpu_rates(&e->machine, (int)p->n_threads, &rates);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model,
                                            .plan = p,
@@ -850,6 +850,22 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .host_expert_rows = ex.n_host_rows,
                                 .expert_moves = st.n_moves};
     gpu_stats(&ex, out);
+}
+
+const char *ferry_engine_gpu_news(const struct ferry_engine *e, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    struct exec_stats ex;
+
+    buf[0] = '\0';
+    exec_stats(e->exec, &ex);
+    if (ex.tier.n_changes != *n_seen)
+        snprintf(
+            buf, buf_bytes,
+            "the CPU alone computes experts in %.3g ms a step, GPU and CPU in %.3g: the GPU computes %s from now on, "
+            "until trials say otherwise",
+            1e3 * ex.tier.off_s, 1e3 * ex.tier.on_s, ex.tier.is_off ? "none" : "its own again");
+    *n_seen = ex.tier.n_changes;
+    return buf;
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

@@ -240,7 +240,7 @@ static void make_rooms(const struct rooms_args *a)
     struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 256, .chunk_tok = 64, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
     struct offload_rates rates;
-    cost_offload_rates(&machine, 1, &rates);
+    cost_gpu_rates(&machine, 1, &rates);
     struct exec_args exec = {.model = rooms.model,
                              .plan = &rooms.plan,
                              .device = rooms.gpu,

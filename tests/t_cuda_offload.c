@@ -304,7 +304,8 @@ START_TEST(slow_link_is_not_noticed)
     run_tokens(want, 50, 64);
     exec_stats(rooms.exec, &at[2]);
     ck_assert_uint_gt(at[0].split.n_copied, 10);
-    ck_assert_uint_eq(at[2].split.n_copied, at[1].split.n_copied);
+    /* Each one that is still made, because three misses together are worth a try, says again what it costs. */
+    ck_assert_uint_le(at[2].split.n_copied - at[1].split.n_copied, 2);
     emu_clock(NULL);
     leave_rooms();
     free(want);
@@ -336,6 +337,33 @@ START_TEST(gpu_that_loses_goes_on)
     emu_clock(NULL);
     leave_rooms();
     free(want);
+}
+END_TEST
+
+/* The emulated GPU really takes a hundred times as long as the CPU. Whoever asks is told once. */
+START_TEST(news_of_the_gpu_are_not_told)
+{
+    struct ferry_engine_opts gpu = copying_of("qwen3moe", "pread", 3, 2, "auto");
+    struct ferry_engine *e = open_with("qwen3moe", &gpu);
+    struct ferry_session *s = session_of(e);
+    struct ferry_stats stats = {.n_prompt = 0};
+    uint32_t n_seen = 0;
+    char news[256] = "";
+    float *got = malloc(sizeof(float) * N_VOCAB);
+
+    for (int i = 0; i < 250 && !stats.gpu_switches; i++) {
+        ck_assert_str_eq(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "");
+        ck_assert_int_eq(ferry_session_logits(s, ids + i % N_TOK, 1, false, got), 0);
+        ferry_session_stats(s, &stats);
+    }
+    ck_assert(stats.gpu_experts_off);
+    ck_assert(stats.step_without_gpu_s < stats.step_with_gpu_s);
+    ck_assert_ptr_nonnull(
+        strstr(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "the GPU computes none from now on"));
+    ck_assert_str_eq(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "");
+    free(got);
+    ferry_session_free(s);
+    ferry_engine_close(e);
 }
 END_TEST
 
@@ -379,6 +407,7 @@ int main(void)
     tcase_add_loop_test(times, choice_is_not_what_the_clock_says, 0, 3);
     tcase_add_test(times, slow_link_is_not_noticed);
     tcase_add_loop_test(times, gpu_that_loses_goes_on, 0, 2);
+    tcase_add_test(times, news_of_the_gpu_are_not_told);
     tcase_add_test(times, launches_are_not_counted);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -243,6 +243,8 @@ static void answers_of(const char *name, const struct ferry_engine_opts *o, int3
         r.ignore_eos = true;
         ck_assert_msg(ferry_batch_submit(b, &r, &id[i]) == 0, "%s", ferry_error());
     }
+    emu_in_step(
+        true); /* and not only in it: nothing that a batch does takes or gives memory of the device, or waits for all of it */
     for (int n = 0; n < N_PROMPTS;) {
         ck_assert_msg(ferry_batch_poll(b, &a) == 0, "%s", ferry_error());
         for (int i = 0; a && i < N_PROMPTS; i++)
@@ -253,6 +255,7 @@ static void answers_of(const char *name, const struct ferry_engine_opts *o, int3
         n += a != NULL;
         ferry_answer_free(a);
     }
+    emu_in_step(false);
     ferry_batch_free(b);
     ferry_engine_close(e);
 }

@@ -184,7 +184,7 @@ static double mib_s(double bytes_per_s, double usual_bytes_per_s)
     return (double)MIB / (bytes_per_s > 0 ? bytes_per_s : usual_bytes_per_s);
 }
 
-void cost_offload_rates(const struct machine *m, int n_threads, struct offload_rates *out)
+void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates *out)
 {
     /* Two channels of memory, 8 lanes of PCIe 4, a GPU of 8 GB, an NVMe disk; waking threads, queueing four kernels, a copy, a read. They
      * only say where measuring begins. A row costs the CPU an eighth of reading the weights, where arithmetic binds (probe: 16 rows at

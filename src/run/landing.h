@@ -40,8 +40,8 @@ int landing_find(const struct landing *l, int layer, int expert);
 /* Keep it as it is until the ops that read it are queued (landing_used). */
 void landing_keep(struct landing *l, int place);
 
-/* Copy an expert of the host's memory; what e points to may be changed on return. Its place is kept. *place: -1 when every place is kept, or still filled by a copy
- * that is under way; wait: until one of those is over. ERR_DEVICE: the expert has no place. */
+/* Copy an expert of the host's memory; what e points to may be changed on return. Its place is kept. *place: -1 when every place is
+ * kept, or still filled by a copy that is under way; wait: until one of those is over. ERR_DEVICE: the expert has no place. */
 int landing_send(struct landing *l, int layer, const struct store_expert *e, bool is_ahead, bool wait, int *place);
 
 /* Ops that are queued from here on find it at out->w. */
