@@ -209,6 +209,28 @@ static int meet(struct device *dev)
 
 /* ---- what is carried, and fences ---- */
 
+/* What a refusal leaves behind shows in the next call: a few bytes are fetched, for which nobody waits but this. */
+static int pin(struct device *dev, void *p, uint64_t bytes, bool *is_pinned)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    *is_pinned = !e && !cudaHostRegister(p, bytes, cudaHostRegisterDefault);
+    if (e || *is_pinned)
+        return failed(e, "pin");
+    cudaGetLastError(); /* as in alloc_host() */
+    e = cudaMemcpyAsync(c->down, c->books, 64, cudaMemcpyDeviceToHost, c->stream);
+    if (!e)
+        e = cudaStreamSynchronize(c->stream);
+    return failed(e, "after memory could not be pinned");
+}
+
+static void unpin(struct device *dev, void *p)
+{
+    choose(cuda_of(dev));
+    cudaHostUnregister(p);
+}
+
 static int carry(struct device *dev, void *dst, const void *src, uint64_t bytes)
 {
     struct cuda *c = cuda_of(dev);
@@ -744,6 +766,8 @@ const struct device_ops cuda_device_ops = {
     .meet = meet,
     .bring = bring,
     .brought = brought,
+    .pin = pin,
+    .unpin = unpin,
     .carry = carry,
     .fence = fence,
     .follow = follow,

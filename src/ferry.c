@@ -805,6 +805,7 @@ static void gpu_stats(const struct exec_stats *ex, struct ferry_stats *out)
     out->ahead_copies = ex->landing.n_ahead;
     out->ahead_copies_wanted = ex->landing.n_ahead_found;
     out->copy_bytes = ex->landing.bytes;
+    out->direct_copies = ex->landing.n_direct;
     out->experts_predicted_s = ex->split.predicted_s;
     out->experts_measured_s = ex->split.measured_s;
     out->launches = ex->n_launches;
@@ -848,6 +849,7 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
                                 .host_expert_rows = ex.n_host_rows,
+                                .pinned_bytes = st.pinned_bytes,
                                 .expert_moves = st.n_moves};
     gpu_stats(&ex, out);
 }

@@ -228,6 +228,8 @@ struct ferry_stats {
      * the step, were computed by the CPU; how many of the latter two had to be read from disk first. Of the copies, those made before
      * the router had chosen, and how many of these were wanted. Bytes copied. */
     uint64_t gpu_experts, copied_experts, cpu_experts, read_experts, ahead_copies, ahead_copies_wanted, copy_bytes;
+    /* Copies made from where experts lay, in slots that are pinned; how much of those is. */
+    uint64_t direct_copies, pinned_bytes;
     /* Seconds of those layers' experts, predicted when the choice was made and measured, of steps in which both are known. */
     double experts_predicted_s, experts_measured_s;
     uint64_t launches, steps; /* kernels that the GPU was given, and steps, since the engine was opened */

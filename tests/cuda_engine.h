@@ -191,6 +191,7 @@ struct rooms_args {
     uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
     int n_landing;       /* places for copied experts; 0: none are copied */
     enum plan_copies copies;
+    uint64_t pin_bytes;                /* of the slots */
     const struct offload_rates *rates; /* NULL: the machine's */
     uint64_t (*clock)(void);           /* NULL: the real one */
     /* NULL: the CPU's own */
@@ -223,6 +224,7 @@ static void make_rooms(const struct rooms_args *a)
     ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
     rooms.plan.gpu.n_landing = (uint32_t)a->n_landing;
     rooms.plan.gpu.copies = a->copies;
+    rooms.plan.gpu.pin_bytes = a->pin_bytes;
     struct cuda_opts cuda = {.ordinal = 0};
     plan_device_step(&rooms.plan, rooms.model, &cuda.most);
     ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);

@@ -38,6 +38,7 @@ static struct ferry_engine_opts copying_of(const char *name, const char *io, int
     json_object_set_new(gpu, "experts", json_integer(n_all * quarters / 4));
     json_object_set_new(gpu, "landings", json_integer(n_landing));
     json_object_set_new(gpu, "copies", json_string(copies));
+    json_object_set_new(gpu, "pin", json_integer(n_landing % 2 ? 1 << 30 : 0));
     json_object_set_new(bytes, "budget", json_integer(budget));
     if (plan_path[strlen(plan_path) - 1] == 'X')
         close(mkstemp(plan_path));
@@ -92,6 +93,7 @@ START_TEST(order_of_streams_changes_bits_of_copied_experts)
 
     for (uint64_t seed = 1; seed < 9; seed++) {
         struct rooms_args a = copying_rooms(PLAN_IO_URING, 1 + (int)seed % 4, PLAN_COPIES_ALWAYS);
+        a.pin_bytes = seed % 2 ? GIB : 0;
         make_rooms(&a);
         emu_seed(seed);
         emu_in_step(true);
@@ -103,6 +105,56 @@ START_TEST(order_of_streams_changes_bits_of_copied_experts)
         leave_rooms();
     }
     free(got);
+    free(want);
+}
+END_TEST
+
+/* Slots for few of the experts, copied from where they lie: a slot that is filled again while a copy reads it changes bits. */
+START_TEST(slot_that_is_copied_from_is_filled_again)
+{
+    float *want = want_of("qwen3moe"), *got = malloc(sizeof(float) * N_TOK * N_VOCAB);
+
+    for (uint64_t seed = 1; seed < 7; seed++) {
+        struct rooms_args a = copying_rooms(seed % 2 ? PLAN_IO_URING : PLAN_IO_PREAD, 3,
+                                            seed % 3 ? PLAN_COPIES_ALWAYS : PLAN_COPIES_AUTO);
+        struct exec_stats stats;
+        a.quarters = 0;
+        a.slot_bytes = 8 * 24 * KIB;
+        a.pin_bytes = GIB;
+        make_rooms(&a);
+        emu_seed(seed);
+        ck_assert_int_eq(session_logits(rooms.session, ids, 40, true, got), 0);
+        ck_assert_int_eq(session_logits(rooms.session, ids + 40, 40, false, got + 40 * N_VOCAB), 0);
+        ck_assert_mem_eq(want, got, 80 * N_VOCAB * sizeof *got);
+        exec_stats(rooms.exec, &stats);
+        ck_assert(a.copies == PLAN_COPIES_AUTO || stats.landing.n_direct > 10);
+        ck_assert(a.copies == PLAN_COPIES_AUTO || stats.landing.n_direct < stats.landing.n_copies);
+        leave_rooms();
+    }
+    free(got);
+    free(want);
+}
+END_TEST
+
+/* A system that pins nothing: everything takes the detour, and says so. */
+START_TEST(refused_pin_is_an_error)
+{
+    float *want = want_of("qwen3moe"), got[12 * N_VOCAB];
+    struct rooms_args a = copying_rooms(PLAN_IO_PREAD, 2, PLAN_COPIES_ALWAYS);
+    struct store_stats store;
+    struct exec_stats stats;
+
+    a.pin_bytes = GIB;
+    emu_set_pinned(_i ? SIZE_MAX : 4096);
+    make_rooms(&a);
+    ck_assert_int_eq(session_logits(rooms.session, ids, 12, true, got), 0);
+    ck_assert_mem_eq(want, got, sizeof got);
+    store_stats(rooms.store, &store);
+    exec_stats(rooms.exec, &stats);
+    ck_assert(_i ? store.pinned_bytes > 0 : store.pinned_bytes == 0);
+    ck_assert(_i ? stats.landing.n_direct > 0 : stats.landing.n_direct == 0);
+    ck_assert_uint_gt(stats.landing.n_copies, 0);
+    leave_rooms();
     free(want);
 }
 END_TEST
@@ -165,18 +217,20 @@ END_TEST
 
 START_TEST(failed_call_at_open_with_landings_leaves_something)
 {
-    struct ferry_engine_opts gpu = copying_of("qwen3moe", "pread", 2, 2, "always");
+    struct ferry_engine_opts gpu = copying_of("qwen3moe", "pread", 2, 3, "always");
     int rc = -1, n = 1;
 
-    for (; rc < 0; n++) {
+    for (bool failed = true; failed; n++) { /* a refused pin is no error: so it goes on until no call is the nth */
         struct ferry_engine *e;
         emu_fail_nth(n);
         rc = try_open("qwen3moe", &gpu, &e);
+        failed = emu_n_calls() >= n;
         emu_fail_nth(0);
         ck_assert(rc == 0 || rc == FERRY_ERR_NOMEM || rc == FERRY_ERR_DEVICE);
         ferry_engine_close(e);
         ck_assert_int_eq(emu_n_live(), 0);
     }
+    ck_assert_int_eq(rc, 0);
     ck_assert_int_gt(n, 20);
     rc = -1;
     for (uint64_t i = 1; rc < 0; i++) {
@@ -201,6 +255,7 @@ START_TEST(failed_call_of_a_copying_step_spoils_the_session)
     struct rooms_args a = copying_rooms(PLAN_IO_URING, 2, PLAN_COPIES_ALWAYS);
     int rc = -1, n = 1, n_failed = 0;
 
+    a.pin_bytes = _i ? GIB : 0;
     make_rooms(&a);
     emu_seed((uint64_t)_i + 1);
     ck_assert_int_eq(session_logits(rooms.session, ids, 10, true, got), 0);
@@ -400,6 +455,8 @@ int main(void)
     }
     tcase_add_loop_test(tc, copied_experts_change_bits, 0, N_MOE_MODELS);
     tcase_add_test(tc, order_of_streams_changes_bits_of_copied_experts);
+    tcase_add_test(tc, slot_that_is_copied_from_is_filled_again);
+    tcase_add_loop_test(tc, refused_pin_is_an_error, 0, 2);
     tcase_add_test(tc, next_layers_experts_are_not_sent_ahead);
     tcase_add_loop_test(tc, dropped_wait_of_a_copy_is_not_seen, 0, 4);
     tcase_add_test(failures, failed_call_at_open_with_landings_leaves_something);

@@ -40,8 +40,9 @@ static void is_near(double got, double want)
 static const struct offload_rates plain = {.cpu = {.call_s = 0.5e-3, .mib_s = 0.5e-3},
                                            .copy = {.call_s = 0.1e-3, .mib_s = 0.2e-3},
                                            .gpu = {.call_s = 0.2e-3, .mib_s = 0.05e-3}};
-static const struct offload_expert alike[MOST] = {{2, 1, false}, {2, 1, false}, {2, 1, false}, {2, 1, false},
-                                                  {2, 1, false}, {2, 1, false}, {2, 1, false}, {2, 1, false}};
+static const struct offload_expert alike[MOST] = {{2, 1, false, false}, {2, 1, false, false}, {2, 1, false, false},
+                                                  {2, 1, false, false}, {2, 1, false, false}, {2, 1, false, false},
+                                                  {2, 1, false, false}, {2, 1, false, false}};
 
 START_TEST(walk_is_not_what_a_pencil_says)
 {
@@ -122,6 +123,12 @@ START_TEST(staging_costs_nothing)
     r.stage.mib_s = 0.45e-3; /* 0.9 ms an expert, computing 1: 4.6, 4.5, 4.4, 4.3; all four 3.6, and 1.1 on the GPU */
     ck_assert_int_eq(choose(&r, &layer).n_copies, 3);
     is_near(choose(&r, &layer).s, 4.3e-3);
+    struct offload_expert pinned[4] = {alike[0], alike[1], alike[2], alike[3]}; /* the walk without staging */
+    for (int i = 0; i < 4; i++)
+        pinned[i].is_pinned = true;
+    const struct offload_layer direct = {.misses = pinned, .n = 4, .most_copies = 4};
+    is_near(walk(&r, &direct, 2).cpu_s, walk(&plain, &layer, 2).cpu_s);
+    is_near(walk(&r, &direct, 2).gpu_s, walk(&plain, &layer, 2).gpu_s);
     r.stage.mib_s = 0.55e-3; /* 1.1 ms: the CPU had better compute them */
     ck_assert_int_eq(choose(&r, &layer).n_copies, 0);
 }
@@ -139,7 +146,7 @@ START_TEST(short_prompts_are_copied_or_long_ones_not)
      * 16: 2.22 with one, 1.6 with two; 64: 5.3 with two, 2.66 with three, 3.2 with four. */
     for (int n = 0; n < 4; n++) {
         for (int i = 0; i < 4; i++)
-            misses[i] = (struct offload_expert){2, rows[n], false};
+            misses[i] = (struct offload_expert){2, rows[n], false, false};
         ck_assert_int_eq(choose(&r, &layer).n_copies, want[n]);
     }
 }
@@ -147,8 +154,8 @@ END_TEST
 
 START_TEST(order_is_not_most_rows_first)
 {
-    static const struct offload_expert misses[] = {{2, 1, true}, {2, 3, true},  {2, 3, false},
-                                                   {2, 9, true}, {2, 1, false}, {2, 3, false}};
+    static const struct offload_expert misses[] = {{2, 1, true, false}, {2, 3, true, false},  {2, 3, false, false},
+                                                   {2, 9, true, false}, {2, 1, false, false}, {2, 3, false, false}};
     static const int want[] = {3, 2, 5, 1, 4, 0};
     int order[6];
 
@@ -161,7 +168,7 @@ END_TEST
  * the last one decides: computed by the CPU it is done 1.5 ms after it came (and its row 0.1 later), copied 0.8. */
 START_TEST(disk_is_not_waited_for)
 {
-    static const struct offload_expert misses[] = {{2, 1, false}, {2, 1, true}, {2, 1, true}};
+    static const struct offload_expert misses[] = {{2, 1, false, false}, {2, 1, true, false}, {2, 1, true, false}};
     const struct offload_layer layer = {.misses = misses, .n = 3, .most_copies = 3};
     struct offload_rates r = plain;
 

@@ -630,6 +630,8 @@ START_TEST(every_byte_of_a_gpu_has_a_purpose)
     ck_assert_uint_eq(p.gpu.own_bytes, GPU_OWN_BYTES + 8 * 8192 + (5 + GPU_ALLOCS) * 2 * MIB);
     ck_assert_uint_eq(p.gpu.n_landing, 2 * 8); /* twice what a token wants of a layer */
     ck_assert_uint_eq(p.gpu.landing_bytes, 16 * EXPERT_BYTES);
+    ck_assert_uint_eq(p.gpu.pin_bytes,
+                      p.expert_bytes < GIB ? p.expert_bytes : GIB); /* of 8 GiB a quarter, but no more than that */
     ck_assert_uint_ge(p.gpu.scratch_bytes, (uint64_t)p.chunk_tok * 1000 + 1);
     /* As many experts as fit: whole ones, and not one more. Stacks begin and end inside blocks of 4 KiB. */
     ck_assert_uint_eq(p.gpu.n_all_experts, N_EXPERTS);
@@ -753,6 +755,7 @@ START_TEST(speed_with_a_gpu_is_another)
     opts.copies = PLAN_COPIES_NEVER;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_uint_eq(p.gpu.n_landing, 0);
+    ck_assert_uint_eq(p.gpu.pin_bytes, 0);
     ck_assert_uint_eq(p.gpu.landing_bytes, 0);
     share = (double)p.gpu.n_experts / N_EXPERTS;
     s = dense / 200e9 + ((double)down + (double)p.gpu.up_bytes_per_tok) / 10e9 + (1 - share) * routed / 20e9;

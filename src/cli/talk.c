@@ -289,9 +289,10 @@ static void print_ways(const struct ferry_stats *now, const struct ferry_stats *
     if (!(n_gpu + n_copied + n_cpu))
         return;
     fprintf(stderr,
-            "[experts: %" PRIu64 " on the GPU, %" PRIu64 " copied there (%.2f MB), %" PRIu64 " by the CPU; %" PRIu64
-            " of the latter two read first",
-            n_gpu, n_copied, (double)(now->copy_bytes - start->copy_bytes) / 1e6, n_cpu, n_read);
+            "[experts: %" PRIu64 " on the GPU, %" PRIu64 " copied there (%.2f MB, %" PRIu64
+            " from pinned slots), %" PRIu64 " by the CPU; %" PRIu64 " of the latter two read first",
+            n_gpu, n_copied, (double)(now->copy_bytes - start->copy_bytes) / 1e6,
+            now->direct_copies - start->direct_copies, n_cpu, n_read);
     if (n_ahead)
         fprintf(stderr, "; %" PRIu64 " copies sent ahead, %.1f %% of them rightly", n_ahead,
                 percent(now->ahead_copies_wanted - start->ahead_copies_wanted, n_ahead));

@@ -214,11 +214,17 @@ struct device_ops {
     int (*bring)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*brought)(struct device *dev, bool wait, bool *is_there);
 
+    /* Let memory of the host (pages, as mem_map gives them) be carried from, as if alloc_host had given it, until unpin. Systems give
+     * no more of it than they like: *is_pinned says whether it was taken; ERR_DEVICE: the device does not answer any more. Neither
+     * inside a step. */
+    int (*pin)(struct device *dev, void *p, uint64_t bytes, bool *is_pinned);
+    void (*unpin)(struct device *dev, void *p);
+
     /* Weights that travel while ops run, and are waited for by those alone that read them.
-     * carry: up, in the order of the queue of copies; src is memory from alloc_host and stays as it is until a later fence is passed.
-     * fence: number f is passed once all is done that the queue holds now. follow: what the queue is given from here on comes after
-     * fence f. passed: is it? wait: until it is. span_ns: between two fences that are passed, by the device's clock; what that cannot
-     * tell apart is 0. ERR_DEVICE as above; ERR_ARG: f is not below n_fences. */
+     * carry: up, in the order of the queue of copies; src is memory from alloc_host, or pinned, and stays as it is until a later fence is
+     * passed. fence: number f is passed once all is done that the queue holds now. follow: what the queue is given from here on comes
+     * after fence f. passed: is it? wait: until it is. span_ns: between two fences that are passed, by the device's clock; what that
+     * cannot tell apart is 0. ERR_DEVICE as above; ERR_ARG: f is not below n_fences. */
     int (*carry)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*fence)(struct device *dev, enum device_queue queue, int f);
     int (*follow)(struct device *dev, enum device_queue queue, int f);

@@ -33,7 +33,8 @@ struct clocks {
 
 static void copy_one(const struct offload_rates *r, const struct offload_expert *e, struct clocks *t)
 {
-    t->host += offload_seconds(&r->stage, 1, e->mib, 0);
+    if (!e->is_pinned)
+        t->host += offload_seconds(&r->stage, 1, e->mib, 0);
     t->pcie = fmax(t->pcie, t->host) + offload_seconds(&r->copy, 1, e->mib, 0);
 }
 

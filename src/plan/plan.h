@@ -59,7 +59,9 @@ struct plan_gpu {
     enum plan_copies copies;
     uint32_t
         n_landing; /* places for experts that are copied for a step; as many in pinned memory, where they pass through */
-    uint64_t landing_bytes;             /* of those places */
+    uint64_t landing_bytes; /* of those places */
+    uint64_t
+        pin_bytes; /* of the host's slots, from the first on, are pinned if the system lets them, so that copies need no detour */
     uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
     uint64_t kv_bytes;                  /* the whole cache */
     uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */

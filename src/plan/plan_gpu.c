@@ -288,6 +288,18 @@ static int least_slots(const struct model *m, const struct plan *p, uint64_t *by
     return 0;
 }
 
+/* Pinning has the system clear and hold memory at once, before the first token, and never take it back: a quarter of what ferry may take,
+ * a GiB at most. Not measured on a GPU yet. */
+#define PIN_MOST_BYTES GIB
+static uint64_t pin_room(const struct plan *p)
+{
+    uint64_t most = p->budget_bytes / 4 < PIN_MOST_BYTES ? p->budget_bytes / 4 : PIN_MOST_BYTES;
+
+    if (!plan_is_split(p) || !p->gpu.n_landing)
+        return 0;
+    return p->expert_bytes < most ? p->expert_bytes : most / MAP_BYTES * MAP_BYTES;
+}
+
 /* The host's slots: at least what a token needs of a layer, at most all experts that are not on the GPU. */
 static int fill_host(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
 {
@@ -319,5 +331,6 @@ int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_
         p->gpu.moves = p->look_ahead = false;
         rc = plan_count(in, shape, p); /* without what the host computes */
     }
+    p->gpu.pin_bytes = pin_room(p);
     return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);
 }

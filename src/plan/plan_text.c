@@ -359,6 +359,7 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "moves", json_boolean(g->moves));
     json_object_set_new(o, "copies", json_string(copies_names[g->copies]));
     json_object_set_new(o, "landings", json_integer(g->n_landing));
+    json_object_set_new(o, "pin", json_integer((json_int_t)g->pin_bytes));
     json_object_set_new(o, "of_experts", json_integer(g->n_all_experts));
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
@@ -545,6 +546,7 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);
+    p->gpu.pin_bytes = read_whole(r, v, "pin", INT64_MAX);
     p->gpu.copies = (enum plan_copies)read_copies(r, v);
     p->gpu.budget_bytes = read_whole(r, json_object_get(v, "bytes"), "budget", INT64_MAX);
     if (!r->rc && p->io == PLAN_IO_MMAP)

@@ -117,7 +117,7 @@ void landing_close(struct landing *l)
 void landing_forget(struct landing *l)
 {
     for (int i = 0; i < l->a.n; i++)
-        l->places[i] = (struct place){.expert = -1};
+        l->places[i] = (struct place){.expert = -1, .is_on_way = l->places[i].is_on_way, .mib = l->places[i].mib};
 }
 
 void landing_begin(struct landing *l)
@@ -196,7 +196,7 @@ static int find_place(struct landing *l, bool wait, int *place)
     return 0;
 }
 
-static void fill_pinned(struct landing *l, int place, int layer, const struct store_expert *e)
+static void fill_twin(struct landing *l, int place, int layer, const struct store_expert *e)
 {
     char *to = l->pinned + (uint64_t)place * l->room_bytes;
     uint64_t from_ns = l->a.clock();
@@ -206,10 +206,24 @@ static void fill_pinned(struct landing *l, int place, int layer, const struct st
     offload_fit_add(l->a.stage, l->places[place].mib, 0, (double)(l->a.clock() - from_ns) * 1e-9);
 }
 
-static int queue_copy(struct landing *l, int place, uint64_t bytes)
+/* From the twin as one piece, or each matrix from where it lies. */
+static int carry(struct landing *l, int place, int layer, const struct store_expert *e)
 {
     struct device *dev = l->a.dev;
     uint64_t off = (uint64_t)place * l->room_bytes;
+    int rc = 0;
+
+    if (!e->is_pinned)
+        return dev->ops->carry(dev, l->memory + off, l->pinned + off,
+                               matrix_off(l, layer, 2) + matrix_bytes(l, layer, 2));
+    for (int i = 0; i < 3 && !rc; i++)
+        rc = dev->ops->carry(dev, l->memory + off + matrix_off(l, layer, i), e->w[i], matrix_bytes(l, layer, i));
+    return rc;
+}
+
+static int queue_copy(struct landing *l, int place, int layer, const struct store_expert *e)
+{
+    struct device *dev = l->a.dev;
     int rc = 0;
 
     if (l->places[place].is_read)
@@ -217,7 +231,7 @@ static int queue_copy(struct landing *l, int place, uint64_t bytes)
     if (!rc)
         rc = dev->ops->fence(dev, DEVICE_COPIES, fence_of(l, place, FENCE_FROM));
     if (!rc)
-        rc = dev->ops->carry(dev, l->memory + off, l->pinned + off, bytes);
+        rc = carry(l, place, layer, e);
     return rc ? rc : dev->ops->fence(dev, DEVICE_COPIES, fence_of(l, place, FENCE_TO));
 }
 
@@ -228,17 +242,19 @@ int landing_send(struct landing *l, int layer, const struct store_expert *e, boo
     if (rc || *place < 0)
         return rc;
     struct place *p = &l->places[*place];
-    uint64_t bytes = matrix_off(l, layer, 2) + matrix_bytes(l, layer, 2);
+    uint64_t bytes = model_expert_bytes(l->a.model, layer);
     p->expert = -1;
     p->mib = (double)bytes / (double)MIB;
-    fill_pinned(l, *place, layer, e);
-    rc = queue_copy(l, *place, bytes);
+    if (!e->is_pinned)
+        fill_twin(l, *place, layer, e);
+    rc = queue_copy(l, *place, layer, e);
     if (rc)
         return rc;
     *p = (struct place){
         .layer = layer, .expert = e->expert, .is_kept = true, .is_ahead = is_ahead, .is_on_way = true, .mib = p->mib};
     l->stats.n_copies++;
     l->stats.n_ahead += is_ahead;
+    l->stats.n_direct += e->is_pinned;
     l->stats.bytes += bytes;
     return 0;
 }

@@ -40,8 +40,10 @@ int landing_find(const struct landing *l, int layer, int expert);
 /* Keep it as it is until the ops that read it are queued (landing_used). */
 void landing_keep(struct landing *l, int place);
 
-/* Copy an expert of the host's memory; what e points to may be changed on return. Its place is kept. *place: -1 when every place is
- * kept, or still filled by a copy that is under way; wait: until one of those is over. ERR_DEVICE: the expert has no place. */
+/* Copy an expert of the host's memory: by way of pinned memory, so that what e points to may be changed on return, or, if
+ * e->is_pinned, from where it lies, which then has to stay as it is until the device is done with the layer, or after a failure until
+ * its place is taken again. Its place is kept. *place: -1 when every place is kept, or still filled by a copy that is under way; wait:
+ * until one of those is over. ERR_DEVICE: the expert has no place. */
 int landing_send(struct landing *l, int layer, const struct store_expert *e, bool is_ahead, bool wait, int *place);
 
 /* Ops that are queued from here on find it at out->w. */
@@ -50,11 +52,12 @@ int landing_use(struct landing *l, int place, struct store_expert *out);
 /* All ops that read it are queued. */
 int landing_used(struct landing *l, int place);
 
-/* Nobody knows any more what lies where: a call of the device has failed. */
+/* Nobody knows any more what lies where: the layer was not walked to its end. */
 void landing_forget(struct landing *l);
 
 struct landing_stats {
     uint64_t n_copies, bytes;        /* experts copied */
+    uint64_t n_direct;               /* of these, from where they lay */
     uint64_t n_ahead, n_ahead_found; /* of these, sent ahead; and then wanted */
 };
 void landing_stats(const struct landing *l, struct landing_stats *out);

@@ -357,14 +357,17 @@ static int run_hits(struct moe *moe, const struct op *op, const struct rows *row
 
 /* Copy as many of moe->up (*n_up) as there are places, from the end, and compute them there. wait: for one at least, if there is a
  * place at all. *n: how many. */
-static int run_copied(struct moe *moe, const struct op *op, const struct rows *rows, bool wait, int *n_up, int *n)
+static int run_copied(struct moe *moe, const struct op *op, const struct rows *rows, const struct store_lease *lease,
+                      bool wait, int *n_up, int *n)
 {
     struct moe_split *s = &moe->split;
     struct store_expert *there = moe->there;
     int rc = 0, place = 0;
 
     for (*n = 0; *n < *n_up && rc == 0; ++*n) {
-        rc = landing_send(s->landing, op->layer, &moe->up[*n_up - 1 - *n], false, wait && *n == 0, &place);
+        struct store_expert *e = &moe->up[*n_up - 1 - *n];
+        e->is_pinned = e->is_pinned && store_keep(moe->store, lease, e->expert);
+        rc = landing_send(s->landing, op->layer, e, false, wait && *n == 0, &place);
         if (rc < 0 || place < 0)
             break;
         moe->places[*n] = place;
@@ -419,7 +422,7 @@ static int run_host(struct moe *moe, const struct op *op, const struct rows *row
         bool is_idle = done == n_cpu;
         n = 0;
         if (n_up > 0)
-            rc = run_copied(moe, op, rows, is_idle, &n_up, &n);
+            rc = run_copied(moe, op, rows, lease, is_idle, &n_up, &n);
         assert(rc < 0 || n > 0 || !is_idle); /* what has been computed keeps no place */
         int part = n_up > 0 ? (n_cpu - done) / (1 + n_up / (int)s->gpu.n_landing) : n_cpu - done;
         part = part < 1 && done < n_cpu ? 1 : part;
@@ -486,7 +489,7 @@ int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint6
     if (rc == 0)
         rc = run_chosen(moe, op, rows, expert_bytes);
     if (rc < 0 && moe->host)
-        moe_split_abandon(&moe->split, rc);
+        moe_split_abandon(&moe->split);
     return rc;
 }
 

@@ -137,10 +137,10 @@ int moe_split_settle(struct moe_split *s)
     return settle_gpu(s);
 }
 
-void moe_split_abandon(struct moe_split *s, int rc)
+void moe_split_abandon(struct moe_split *s)
 {
     s->seen.is_open = false;
-    if (rc == ERR_DEVICE && s->landing)
+    if (s->landing) /* copies that no op waits for may still read the host's memory, or have failed */
         landing_forget(s->landing);
 }
 
@@ -165,6 +165,7 @@ static int sort_out(struct moe_split *s, const struct moe_split_layer *layer, st
 {
     double mib = (double)model_expert_bytes(s->a.model, layer->layer) / (double)MIB;
     int n_misses = 0;
+    struct store_expert e;
 
     s->n_lend = s->n_landed = s->n_on_device = 0;
     for (int i = 0; i < layer->n; i++) {
@@ -186,8 +187,11 @@ static int sort_out(struct moe_split *s, const struct moe_split_layer *layer, st
             continue;
         }
         s->miss_ids[n_misses] = id;
-        s->misses[n_misses++] =
-            (struct offload_expert){.mib = mib, .rows = layer->n_rows[id], .on_disk = where == STORE_ON_DISK};
+        bool is_there = store_peek(s->a.store, layer->layer, id, &e);
+        s->misses[n_misses++] = (struct offload_expert){.mib = mib,
+                                                        .rows = layer->n_rows[id],
+                                                        .on_disk = where == STORE_ON_DISK,
+                                                        .is_pinned = is_there && e.is_pinned};
         s->stats.n_read += where == STORE_ON_DISK;
     }
     return n_misses;
@@ -234,6 +238,7 @@ int moe_split_send_ahead(struct moe_split *s, int layer, const int32_t *likely, 
         rc = s->a.dev->ops->passed(s->a.dev, MOE_SPLIT_ROUTED, false, &is_routed);
         if (rc || is_routed)
             break;
+        e.is_pinned = false; /* no loan holds it */
         rc = landing_send(s->landing, layer, &e, true, false, &place);
         n_left--;
     }

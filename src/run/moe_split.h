@@ -91,8 +91,8 @@ void moe_split_saw_hits(struct moe_split *s, double mib, double mib_rows);
 void moe_split_saw_copied(struct moe_split *s, double mib, double mib_rows);
 void moe_split_saw_cpu(struct moe_split *s, double mib, double mib_rows, uint64_t ns);
 
-/* The layer was not walked to its end: rc says why. */
-void moe_split_abandon(struct moe_split *s, int rc);
+/* The layer was not walked to its end. */
+void moe_split_abandon(struct moe_split *s);
 
 /* Until the router's choice (mark ROUTED) is known, copy those of the likely (n) experts of a layer that are in memory: as many as the
  * layer before found worth it. ERR_DEVICE. */

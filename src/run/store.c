@@ -356,7 +356,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
         n = max;
     for (int i = 0; i < n; i++) {
         out[i].expert = lease->ids[lease->n_given + i];
-        out[i].on_device = false;
+        out[i].on_device = out[i].is_pinned = false;
         for (int k = 0; k < 3; k++) {
             int stack = w[stacks[k]];
             out[i].w[k] = s->weight[stack] + (uint64_t)out[i].expert * s->model->weights[stack].t.stride[2];
@@ -374,6 +374,11 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
     for (int i = 0; i < n && s->gpu && !s->skips_device && !rc; i++)
         rc = store_gpu_offer(s->gpu, lease->layer, &experts[i]);
     return rc;
+}
+
+bool store_keep(struct store *s, const struct store_lease *lease, int expert)
+{
+    return s->slots && store_slots_keep(s->slots, lease->layer, expert);
 }
 
 static int n_experts_of(const struct store *s, int layer)

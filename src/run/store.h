@@ -63,6 +63,7 @@ void store_use_device(struct store *s, bool use);
 struct store_expert {
     int expert;
     bool on_device;   /* w is memory of the device */
+    bool is_pinned;   /* w is the host's, and a device may copy it from there (device.h: pin) */
     const void *w[3]; /* gate, up, down; any alignment */
 };
 
@@ -92,6 +93,10 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
  * background, if it is wanted more than one that is there. Where there is no device it does nothing. ERR_DEVICE. */
 int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
 
+/* Hold the memory of a pinned expert of the present loan, which a device copies from, until the next loan begins: the device has to be done
+ * with it then. False: too many are held already; it may be let go by the next store_next. */
+bool store_keep(struct store *s, const struct store_lease *lease, int expert);
+
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
  * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
@@ -109,6 +114,7 @@ struct store_stats {
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_device_hits;                  /* of the former, on the device */
     uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
+    uint64_t pinned_bytes;                   /* of the slots, for a device that copies from them */
     uint64_t n_hint_reads, n_hint_hits; /* experts read because of a hint; of these, wanted before they had to go */
 };
 void store_stats(const struct store *s, struct store_stats *out);

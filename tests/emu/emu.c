@@ -46,6 +46,7 @@ struct alloc {
     char *base; /* NULL: not used */
     size_t bytes;
     bool is_host;
+    bool is_registered; /* the host's own memory: cudaHostRegister */
     int gpu;
 };
 
@@ -53,7 +54,7 @@ static struct alloc allocs[MAX_ALLOCS];
 static cudaStream_t streams[MAX_STREAMS];
 static int n_events;
 static char *arena; /* (ARENA_BYTES), no access for the host */
-static size_t vram_bytes = ARENA_BYTES, device_bytes;
+static size_t vram_bytes = ARENA_BYTES, device_bytes, pinned_most = SIZE_MAX, registered_bytes;
 static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
@@ -96,6 +97,7 @@ void emu_reset(uint64_t seed)
         emu_die("%d allocations, streams or events are left over", emu_n_live());
     emu_seed(seed);
     vram_bytes = ARENA_BYTES;
+    pinned_most = SIZE_MAX;
     fail_at = n_calls = drop_at = 0;
     n_launches = 0;
     in_step = false;
@@ -112,6 +114,11 @@ bool emu_is_real(void)
 void emu_set_vram(size_t bytes)
 {
     vram_bytes = bytes < ARENA_BYTES ? bytes : ARENA_BYTES;
+}
+
+void emu_set_pinned(size_t bytes)
+{
+    pinned_most = bytes;
 }
 
 void emu_set_gpus(int n)
@@ -232,7 +239,7 @@ cudaError_t cudaMalloc(void **ptr, size_t bytes)
     char *place = find_place(bytes);
     if (fails() || bytes > vram_bytes - device_bytes || !place)
         return cudaErrorMemoryAllocation;
-    *alloc_slot() = (struct alloc){place, bytes ? bytes : 1, false, gpu};
+    *alloc_slot() = (struct alloc){.base = place, .bytes = bytes ? bytes : 1, .gpu = gpu};
     device_bytes += bytes;
     open_arena(true);
     memset(place, 0xff, bytes);
@@ -280,7 +287,7 @@ cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned flags)
     if (!p)
         return cudaErrorMemoryAllocation;
     memset(p, 0xff, bytes);
-    *alloc_slot() = (struct alloc){p, bytes ? bytes : 1, true, gpu};
+    *alloc_slot() = (struct alloc){.base = p, .bytes = bytes ? bytes : 1, .is_host = true, .gpu = gpu};
     *ptr = p;
     return cudaSuccess;
 }
@@ -292,11 +299,39 @@ cudaError_t cudaFreeHost(void *ptr)
     no_step("cudaFreeHost");
     if (!ptr)
         return cudaSuccess;
-    if (!a || a->base != ptr || !a->is_host)
+    if (!a || a->base != ptr || !a->is_host || a->is_registered)
         emu_die("cudaFreeHost of %p, which cudaHostAlloc did not give", ptr);
     cudaDeviceSynchronize();
     a->base = NULL;
     free(ptr);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void *ptr, size_t bytes, unsigned flags)
+{
+    (void)flags;
+    no_step("cudaHostRegister");
+    if (alloc_of(ptr))
+        emu_die("cudaHostRegister of memory that is pinned");
+    if (fails())
+        return cudaErrorUnknown;
+    if (bytes > pinned_most - registered_bytes)
+        return cudaErrorMemoryAllocation;
+    registered_bytes += bytes;
+    *alloc_slot() = (struct alloc){.base = ptr, .bytes = bytes, .is_host = true, .is_registered = true, .gpu = gpu};
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *ptr)
+{
+    struct alloc *a = alloc_of(ptr);
+
+    no_step("cudaHostUnregister");
+    if (!a || a->base != ptr || !a->is_registered)
+        emu_die("cudaHostUnregister of %p, which is not registered", ptr);
+    cudaDeviceSynchronize();
+    registered_bytes -= a->bytes;
+    a->base = NULL;
     return cudaSuccess;
 }
 

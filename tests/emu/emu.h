@@ -25,6 +25,7 @@ void emu_reset(uint64_t seed);
 
 void emu_seed(uint64_t seed);        /* of the orders */
 void emu_set_vram(size_t bytes);     /* cudaMalloc gives no more than this in all; at most 1 GiB */
+void emu_set_pinned(size_t bytes);   /* cudaHostRegister takes no more than this in all */
 void emu_set_gpus(int n);            /* so many GPUs, all alike, of one memory; 1 where nobody says so */
 void emu_fail_nth(int n);            /* the nth runtime call from now on (1 = the next) fails once; 0: none */
 int emu_n_calls(void);               /* runtime calls since emu_fail_nth() */
