@@ -126,7 +126,8 @@ void offload_fit_init(struct offload_fit *f, const struct offload_cost *prior)
     f->prior = *prior;
 }
 
-/* Gaussian elimination of the free unknowns of a 3 x 3 system that is symmetric and positive definite in them; the others keep x. */
+/* Gaussian elimination of the free unknowns of a 3 x 3 system that is symmetric and positive definite in them; the others are 0, or have
+ * no part in it, and keep x. */
 static void solve(double a[3][3], double b[3], const bool is_free[3], double x[3])
 {
     for (int i = 0; i < 3; i++) {
@@ -169,9 +170,6 @@ struct offload_cost offload_fit_cost(const struct offload_fit *f)
     while (is_again) {                /* at most once for each unknown, which is then 0 */
         is_again = false;
         equations(f, prior, a, b);
-        for (int i = 0; i < 3; i++)
-            for (int j = 0; j < 3 && is_free[i]; j++)
-                b[i] -= is_free[j] || f->xx[j][j] <= 0 ? 0 : a[i][j] * x[j];
         solve(a, b, is_free, x);
         for (int i = 0; i < 3; i++) {
             if (is_free[i] && !(x[i] >= 0)) {
