@@ -31,11 +31,12 @@ struct slot {
 struct cuda {
     struct device device; /* first: the handle */
     struct cuda_opts opts;
-    cudaStream_t stream, up,
-        back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
+    cudaStream_t stream, up, back,
+        copies; /* own, as all below: ops and copies that follow their order; sent beside them; brought; carried */
     cudaEvent_t sent, brought; /* all that was sent before the last meet; all that was brought */
+    cudaEvent_t *fences;       /* (opts.most.n_fences) with times */
     struct slot slots[N_SLOTS];
-    uint64_t slot_bytes, n_calls;
+    uint64_t slot_bytes, n_calls, n_launches;
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
     char *scratch; /* view */
@@ -128,13 +129,18 @@ static void release_host(struct device *dev, void *ptr)
     cudaFreeHost(ptr);
 }
 
+static void wait_for_all(struct cuda *c)
+{
+    cudaStreamSynchronize(c->up);
+    cudaStreamSynchronize(c->copies);
+    cudaStreamSynchronize(c->stream);
+}
+
 /* What was queued must not run on into memory that the caller takes back. */
 static int stop(struct cuda *c, cudaError_t e, const char *what)
 {
-    if (e) {
-        cudaStreamSynchronize(c->up);
-        cudaStreamSynchronize(c->stream);
-    }
+    if (e)
+        wait_for_all(c);
     return failed(e, what);
 }
 
@@ -199,6 +205,120 @@ static int meet(struct device *dev)
     if (!e)
         e = cudaStreamWaitEvent(c->stream, c->sent, 0);
     return stop(c, e, "meet");
+}
+
+/* ---- what is carried, and fences ---- */
+
+/* What a refusal leaves behind shows in the next call: a few bytes are fetched, for which nobody waits but this. */
+static int pin(struct device *dev, void *p, uint64_t bytes, bool *is_pinned)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    *is_pinned = !e && !cudaHostRegister(p, bytes, cudaHostRegisterDefault);
+    if (e || *is_pinned)
+        return failed(e, "pin");
+    cudaGetLastError(); /* as in alloc_host() */
+    e = cudaMemcpyAsync(c->down, c->books, 64, cudaMemcpyDeviceToHost, c->stream);
+    if (!e)
+        e = cudaStreamSynchronize(c->stream);
+    return failed(e, "after memory could not be pinned");
+}
+
+static void unpin(struct device *dev, void *p)
+{
+    choose(cuda_of(dev));
+    cudaHostUnregister(p);
+}
+
+static int carry(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->copies);
+    return stop(c, e, "carry");
+}
+
+static cudaStream_t queue_of(const struct cuda *c, enum device_queue queue)
+{
+    return queue == DEVICE_OPS ? c->stream : c->copies;
+}
+
+static int check_fence(const struct cuda *c, int f)
+{
+    return f >= 0 && f < c->opts.most.n_fences
+               ? 0
+               : err(ERR_ARG, "fence %d; CUDA was opened for %d", f, c->opts.most.n_fences);
+}
+
+static int fence(struct device *dev, enum device_queue queue, int f)
+{
+    struct cuda *c = cuda_of(dev);
+    int rc = check_fence(c, f);
+
+    if (rc < 0)
+        return rc;
+    cudaError_t e = choose(c);
+    if (!e)
+        e = cudaEventRecord(c->fences[f], queue_of(c, queue));
+    return stop(c, e, "fence");
+}
+
+static int follow(struct device *dev, enum device_queue queue, int f)
+{
+    struct cuda *c = cuda_of(dev);
+    int rc = check_fence(c, f);
+
+    if (rc < 0)
+        return rc;
+    cudaError_t e = choose(c);
+    if (!e)
+        e = cudaStreamWaitEvent(queue_of(c, queue), c->fences[f], 0);
+    return stop(c, e, "follow");
+}
+
+static int passed(struct device *dev, int f, bool wait, bool *is_passed)
+{
+    struct cuda *c = cuda_of(dev);
+    int rc = check_fence(c, f);
+
+    *is_passed = false;
+    if (rc < 0)
+        return rc;
+    cudaError_t e = choose(c);
+    if (!e)
+        e = wait ? cudaEventSynchronize(c->fences[f]) : cudaEventQuery(c->fences[f]);
+    *is_passed = e == cudaSuccess;
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* as in brought() */
+        return 0;
+    }
+    return stop(c, e, "fence");
+}
+
+static int span_ns(struct device *dev, int from, int to, uint64_t *ns)
+{
+    struct cuda *c = cuda_of(dev);
+    int rc = check_fence(c, from);
+    float ms = 0;
+
+    *ns = 0;
+    if (rc == 0)
+        rc = check_fence(c, to);
+    if (rc < 0)
+        return rc;
+    cudaError_t e = choose(c);
+    if (!e)
+        e = cudaEventElapsedTime(&ms, c->fences[from], c->fences[to]);
+    *ns = ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
+    return stop(c, e, "time");
+}
+
+static uint64_t n_launches(const struct device *dev)
+{
+    return ((const struct cuda *)dev)->n_launches;
 }
 
 static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
@@ -386,6 +506,7 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .prefill = c->opts.prefill,
                         .ops = ops,
                         .n_ops = n_ops};
+    const uint64_t launched = cu_launched;
     int rc = check(c, ops, n_ops, rows);
 
     if (rc == 0)
@@ -396,10 +517,11 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
         rc = send(c, ops, n_ops, rows, &r);
     for (int i = 0; i < n_ops && rc == 0; i++)
         rc = failed(ops_launch(&r, &ops[i]), device_op_name(ops[i].kind));
+    c->n_launches += cu_launched - launched;
     if (rc == 0)
         rc = failed(cudaEventRecord(slot->done, c->stream), "record");
     if (rc < 0)
-        cudaStreamSynchronize(c->stream); /* as in stop() */
+        wait_for_all(c); /* as in stop() */
     else
         c->n_calls++;
     return rc;
@@ -463,12 +585,18 @@ static void close_device(struct device *dev)
         return;
     if (c->stream) /* the first thing that is made */
         choose(c);
+    if (c->copies)
+        cudaStreamSynchronize(c->copies);
     if (c->back)
         cudaStreamSynchronize(c->back);
     if (c->up)
         cudaStreamSynchronize(c->up);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
+    for (int i = 0; c->fences && i < c->opts.most.n_fences; i++)
+        if (c->fences[i])
+            cudaEventDestroy(c->fences[i]);
+    mem_free(c->fences);
     cudaFree(c->books);
     cudaFreeHost(c->down);
     for (int i = 0; i < N_SLOTS; i++) {
@@ -481,6 +609,8 @@ static void close_device(struct device *dev)
         cudaEventDestroy(c->sent);
     if (c->brought)
         cudaEventDestroy(c->brought);
+    if (c->copies)
+        cudaStreamDestroy(c->copies);
     if (c->back)
         cudaStreamDestroy(c->back);
     if (c->up)
@@ -533,6 +663,8 @@ static int make_slots(struct cuda *c)
     if (!e)
         e = cudaStreamCreateWithFlags(&c->back, cudaStreamNonBlocking);
     if (!e)
+        e = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
+    if (!e)
         e = cudaEventCreateWithFlags(&c->sent, cudaEventDisableTiming);
     if (!e)
         e = cudaEventCreateWithFlags(&c->brought, cudaEventDisableTiming);
@@ -549,6 +681,19 @@ static int make_slots(struct cuda *c)
     if (e == cudaErrorMemoryAllocation)
         return err(ERR_NOMEM, "CUDA: %d times %" PRIu64 " bytes for what goes up with a step", N_SLOTS, c->slot_bytes);
     return failed(e, "making a stream");
+}
+
+static int make_fences(struct cuda *c)
+{
+    int n = c->opts.most.n_fences;
+    cudaError_t e = cudaSuccess;
+
+    c->fences = mem_zalloc((size_t)n, sizeof(cudaEvent_t), MEM_OTHER);
+    if (!c->fences)
+        return err(ERR_NOMEM, "CUDA: %d fences", n);
+    for (int i = 0; i < n && !e; i++)
+        e = cudaEventCreateWithFlags(&c->fences[i], cudaEventDefault);
+    return failed(e, "making a fence");
 }
 
 static int send_books(struct cuda *c)
@@ -591,6 +736,8 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
     if (rc == 0)
         rc = make_slots(c);
     if (rc == 0)
+        rc = make_fences(c);
+    if (rc == 0)
         rc = send_books(c);
     if (rc < 0)
         close_device(&c->device);
@@ -619,6 +766,14 @@ const struct device_ops cuda_device_ops = {
     .meet = meet,
     .bring = bring,
     .brought = brought,
+    .pin = pin,
+    .unpin = unpin,
+    .carry = carry,
+    .fence = fence,
+    .follow = follow,
+    .passed = passed,
+    .span_ns = span_ns,
+    .n_launches = n_launches,
     .op_ns = op_ns,
     .close = close_device,
 };

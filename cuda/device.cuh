@@ -14,9 +14,9 @@
 #include <cuda_runtime.h>
 
 #define CU_STRIP(...) __VA_ARGS__
-/* kernel in parentheses; args: the one POD argument of a kernel. Gives a cudaError_t. */
+/* kernel in parentheses; args: the one POD argument of a kernel. Gives a cudaError_t, and is counted (launch.h). */
 #define CU_LAUNCH(kernel, grid, block, bytes, stream, args) \
-    (CU_STRIP kernel<<<grid, block, bytes, stream>>>(args), cudaGetLastError())
+    (cu_launched++, CU_STRIP kernel<<<grid, block, bytes, stream>>>(args), cudaGetLastError())
 /* All shared memory is dynamic: (bytes) of the launch, cut by hand. */
 #define CU_SHARED_DYN(T, name)                              \
     extern __shared__ __align__(16) char cu_shared_bytes[]; \
@@ -101,7 +101,7 @@ cudaError_t cu_closure_launch(const char *name, dim3 grid, dim3 block, size_t by
 
 #define CU_STRIP(...) __VA_ARGS__
 #define CU_LAUNCH(kernel, grid, block, bytes, stream, args) \
-    cu_closure_launch(#kernel, grid, block, bytes, stream, CU_STRIP kernel, args)
+    (cu_launched++, cu_closure_launch(#kernel, grid, block, bytes, stream, CU_STRIP kernel, args))
 #define CU_SHARED_DYN(T, name) T *name = reinterpret_cast<T *>(emu_here.shared)
 
 template <typename T> static inline T cu_shfl_xor(T x, int mask)

@@ -5,6 +5,8 @@
 #include "cuda/device.cuh"
 #include "cuda/math.cuh"
 
+__thread uint64_t cu_launched;
+
 enum { THREADS = 256, NORM_CHUNK = 4096, N_LANE = 16 };
 
 static dim3 grid_of(int64_t width, int n)

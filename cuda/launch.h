@@ -14,6 +14,9 @@
 extern "C" {
 #endif
 
+/* Kernels that this thread has launched so far. */
+extern __thread uint64_t cu_launched;
+
 /* ---- rows ------------------------------------------------------------------------------------------------------------ */
 
 /* A step's rows in device memory, as struct rows has them. */

@@ -22,6 +22,7 @@
 #include "src/model/model.h"
 #include "src/model/template.h"
 #include "src/model/tok.h"
+#include "src/plan/cost.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
 #include "src/plan/plan_batch.h"
@@ -92,11 +93,13 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
     static const char *const io_words[] = {"auto", "uring", "pread", "mmap"};
     static const enum plan_io io_values[] = {PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP};
     static const char *const kv_words[] = {"f16", "q8_0"};
-    static const char *const prefill_words[] = {"int", "blas"};
     const struct trace_args trace = trace_args_of(o);
+    static const char *const prefill_words[] = {"int", "blas"}, *const copies_words[] = {"auto", "never", "always"};
+    static const enum plan_copies copies_values[] = {PLAN_COPIES_AUTO, PLAN_COPIES_NEVER, PLAN_COPIES_ALWAYS};
     int io = pick("io", o->io, io_words, 4), kv = pick("kv_type", o->kv_type, kv_words, 2);
     int prefill = pick("prefill", o->prefill, prefill_words, 2);
-    if (io < 0 || kv < 0 || prefill < 0)
+    int copies = pick("copies", o->copies, copies_words, 3);
+    if (io < 0 || kv < 0 || prefill < 0 || copies < 0)
         return ERR_ARG;
     *out = (struct plan_opts){.ram_bytes = o->ram_bytes,
                               .n_ctx = o->n_ctx,
@@ -110,7 +113,8 @@ static int plan_options(const struct ferry_engine_opts *o, struct plan_opts *out
                               .no_pin = o->no_pin,
                               .expert_ram_bytes = o->expert_ram_bytes,
                               .vram_bytes = o->vram_bytes,
-                              .trace_bytes = trace_bytes(&trace)};
+                              .trace_bytes = trace_bytes(&trace),
+                              .copies = copies_values[copies]};
     if (o->isa) {
         if (strlen(o->isa) >= sizeof out->isa || !cpu_isa_has(o->isa))
             return err(ERR_UNSUPPORTED, "isa = %.40s: this machine cannot run it", o->isa);
@@ -293,14 +297,10 @@ static int open_cpu(const struct plan *p, struct device **out)
 static int open_gpu(const struct plan *p, const struct model *m, struct device **out)
 {
 #ifdef FERRY_HAVE_CUDA
-    return cuda_open(&(struct cuda_opts){.ordinal = (int)p->gpu.number,
-                                         .most = {.n_rows = (int)p->chunk_tok,
-                                                  .n_seqs = (int)p->n_seq,
-                                                  .n_ctx = p->n_ctx,
-                                                  .n_expert = m->hp.n_expert,
-                                                  .n_expert_used = m->hp.n_expert_used},
-                                         .prefill = p->prefill},
-                     out);
+    struct cuda_opts opts = {.ordinal = (int)p->gpu.number, .prefill = p->prefill};
+
+    plan_device_step(p, m, &opts.most);
+    return cuda_open(&opts, out);
 #else
     (void)m;
     (void)out;
@@ -367,13 +367,16 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
                                              .device = e->device},
                         &e->cache);
+    struct offload_rates rates;
+    cost_gpu_rates(&e->machine, (int)p->n_threads, &rates);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model,
                                            .plan = p,
                                            .device = e->device,
                                            .host = e->host,
                                            .store = e->store,
-                                           .trace = e->trace},
+                                           .trace = e->trace,
+                                           .rates = &rates},
                        &e->exec);
     return rc;
 }
@@ -827,6 +830,27 @@ void ferry_session_cancel(struct ferry_session *fs)
     session_cancel(fs->s);
 }
 
+/* What the GPU did, and whether it was worth it. */
+static void gpu_stats(const struct exec_stats *ex, struct ferry_stats *out)
+{
+    out->gpu_experts = ex->split.n_gpu;
+    out->copied_experts = ex->split.n_copied;
+    out->cpu_experts = ex->split.n_cpu;
+    out->read_experts = ex->split.n_read;
+    out->ahead_copies = ex->landing.n_ahead;
+    out->ahead_copies_wanted = ex->landing.n_ahead_found;
+    out->copy_bytes = ex->landing.bytes;
+    out->direct_copies = ex->landing.n_direct;
+    out->experts_predicted_s = ex->split.predicted_s;
+    out->experts_measured_s = ex->split.measured_s;
+    out->launches = ex->n_launches;
+    out->steps = ex->n_steps;
+    out->step_with_gpu_s = ex->tier.on_s;
+    out->step_without_gpu_s = ex->tier.off_s;
+    out->gpu_switches = ex->tier.n_changes;
+    out->gpu_experts_off = ex->tier.is_off;
+}
+
 void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out)
 {
     struct session_stats s;
@@ -860,12 +884,30 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
                                 .host_expert_rows = ex.n_host_rows,
-                                .expert_moves = st.n_moves,
                                 .hint_bytes = st.hint_bytes,
                                 .hint_hit_bytes = st.hint_hit_bytes,
                                 .guessed = st.n_guessed,
                                 .guessed_rightly = st.n_guessed_rightly,
-                                .read_repeats = st.n_repeats};
+                                .read_repeats = st.n_repeats,
+                                .pinned_bytes = st.pinned_bytes,
+                                .expert_moves = st.n_moves};
+    gpu_stats(&ex, out);
+}
+
+const char *ferry_engine_gpu_news(const struct ferry_engine *e, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    struct exec_stats ex;
+
+    buf[0] = '\0';
+    exec_stats(e->exec, &ex);
+    if (ex.tier.n_changes != *n_seen)
+        snprintf(
+            buf, buf_bytes,
+            "the CPU alone computes experts in %.3g ms a step, GPU and CPU in %.3g: the GPU computes %s from now on, "
+            "until trials say otherwise",
+            1e3 * ex.tier.off_s, 1e3 * ex.tier.on_s, ex.tier.is_off ? "none" : "its own again");
+    *n_seen = ex.tier.n_changes;
+    return buf;
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

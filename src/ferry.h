@@ -77,6 +77,9 @@ struct ferry_engine_opts {
     /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they
      * are computed again. */
     const char *spill_dir;
+    /* Experts that do not lie on the GPU go there for a step: "auto" (NULL): when that is sooner than computing them on the CPU, by what
+     * both are measured to take; "never"; "always": as many as there is room for. Results are the same. */
+    const char *copies;
 };
 
 #define FERRY_BATCH_AUTO UINT32_MAX
@@ -225,9 +228,27 @@ struct ferry_stats {
     uint64_t guessed,
         guessed_rightly;   /* experts that layers wanted which guesses were made for; that the guesses named */
     uint64_t read_repeats; /* reads of the model's file that failed once and were repeated, while loading too */
+    /* Of the layers whose experts GPU and CPU share: how many of the experts that steps wanted lay on the GPU, were copied there for
+     * the step, were computed by the CPU; how many of the latter two had to be read from disk first. Of the copies, those made before
+     * the router had chosen, and how many of these were wanted. Bytes copied. */
+    uint64_t gpu_experts, copied_experts, cpu_experts, read_experts, ahead_copies, ahead_copies_wanted, copy_bytes;
+    /* Copies made from where experts lay, in slots that are pinned; how much of those is. */
+    uint64_t direct_copies, pinned_bytes;
+    /* Seconds of those layers' experts, predicted when the choice was made and measured, of steps in which both are known. */
+    double experts_predicted_s, experts_measured_s;
+    uint64_t launches, steps; /* kernels that the GPU was given, and steps, since the engine was opened */
+    /* Whether the GPU computes experts at all is tried now and then: seconds of a step with and without in the last trial (0: there was
+     * none yet), how often that has been changed, and if it is without now. */
+    double step_with_gpu_s, step_without_gpu_s;
+    uint32_t gpu_switches;
+    bool gpu_experts_off;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
+
+/* One line for a person when the GPU has been left to compute experts, or not to, since *n_seen changes of that (which is brought up to
+ * date; 0 in the beginning): which way is faster by measured steps. "" when nothing has changed. Returns buf. */
+const char *ferry_engine_gpu_news(const struct ferry_engine *engine, uint32_t *n_seen, char *buf, size_t buf_bytes);
 
 /* How what was generated between two readings of a session's statistics compares with the plan's prediction, and which rate was
  * off: one line into buf; "" when nothing was predicted or generated. Prompts may not have run in between. Returns buf. */

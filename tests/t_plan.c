@@ -678,7 +678,7 @@ static struct plan_in *ask_gpu(int model, uint64_t ram_bytes, uint64_t vram_byte
 static uint64_t gpu_sum(const struct plan *p)
 {
     const struct plan_gpu *g = &p->gpu;
-    return g->dense_bytes + g->expert_bytes + g->kv_bytes + g->scratch_bytes + g->own_bytes;
+    return g->dense_bytes + g->expert_bytes + g->landing_bytes + g->kv_bytes + g->scratch_bytes + g->own_bytes;
 }
 
 START_TEST(every_byte_of_a_gpu_has_a_purpose)
@@ -690,7 +690,11 @@ START_TEST(every_byte_of_a_gpu_has_a_purpose)
     ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
     ck_assert_uint_le(p.gpu.total_bytes, 512 * MIB);
     ck_assert_uint_eq(p.gpu.kv_bytes, fact("moe", "kv_8192_f16"));
-    ck_assert_uint_eq(p.gpu.own_bytes, GPU_OWN_BYTES + 8 * 8192 + (4 + GPU_ALLOCS) * 2 * MIB);
+    ck_assert_uint_eq(p.gpu.own_bytes, GPU_OWN_BYTES + 8 * 8192 + (5 + GPU_ALLOCS) * 2 * MIB);
+    ck_assert_uint_eq(p.gpu.n_landing, 2 * 8); /* twice what a token wants of a layer */
+    ck_assert_uint_eq(p.gpu.landing_bytes, 16 * EXPERT_BYTES);
+    ck_assert_uint_eq(p.gpu.pin_bytes,
+                      p.expert_bytes < GIB ? p.expert_bytes : GIB); /* of 8 GiB a quarter, but no more than that */
     ck_assert_uint_ge(p.gpu.scratch_bytes, (uint64_t)p.chunk_tok * 1000 + 1);
     /* As many experts as fit: whole ones, and not one more. Stacks begin and end inside blocks of 4 KiB. */
     ck_assert_uint_eq(p.gpu.n_all_experts, N_EXPERTS);
@@ -704,7 +708,7 @@ START_TEST(every_byte_of_a_gpu_has_a_purpose)
     ck_assert_uint_eq(p.n_slot_experts, p.n_slots);
     ck_assert_uint_eq(p.dense_bytes, 3 * (128 + 1) * 2048 * sizeof(float)); /* routers, norms */
     ck_assert_uint_eq(p.kv_bytes, 0);
-    ck_assert_uint_eq(p.stage_bytes, 8 * MIB + 12345 + EXPERT_BYTES); /* one of them moves */
+    ck_assert_uint_eq(p.stage_bytes, 8 * MIB + 12345 + 17 * EXPERT_BYTES); /* one of them moves, 16 are copied */
     ck_assert_uint_eq(p.total_bytes, sum(&p));
     ck_assert(p.look_ahead);
     ck_assert(explains(&p, "memory of GPU 0"));
@@ -804,11 +808,29 @@ START_TEST(speed_with_a_gpu_is_another)
     double share = (double)p.gpu.n_experts / N_EXPERTS;
     uint64_t down = 3 * (8 * 4 + 2048 * 4) + (uint64_t)models[MOE]->hp.n_vocab * 4;
     ck_assert_uint_eq(p.gpu.down_bytes_per_tok, down);
-    double up = 3 * 8 * (1 - share) * 2048 * 4;
+    double host = (1 - share) * 20 / (20 + 10); /* memory against PCIe: the rest is copied */
+    double up = 3 * 8 * host * 2048 * 4;
     ck_assert_double_eq_tol((double)p.gpu.up_bytes_per_tok, up, 8 * 2048 * 4); /* layers may differ by one expert */
     double crossing_s = ((double)down + (double)p.gpu.up_bytes_per_tok) / 10e9;
-    double s = dense / 200e9 + crossing_s + (1 - share) * routed / 20e9;
+    double s = dense / 200e9 + crossing_s + host * routed / 20e9;
     ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    ck_assert_double_eq_tol((double)p.gpu.copy_bytes_per_tok, (1 - share - host) * routed, 2);
+    opts.copies = PLAN_COPIES_NEVER;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.n_landing, 0);
+    ck_assert_uint_eq(p.gpu.pin_bytes, 0);
+    ck_assert_uint_eq(p.gpu.landing_bytes, 0);
+    share = (double)p.gpu.n_experts / N_EXPERTS;
+    s = dense / 200e9 + ((double)down + (double)p.gpu.up_bytes_per_tok) / 10e9 + (1 - share) * routed / 20e9;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    ck_assert_uint_eq(p.gpu.copy_bytes_per_tok, 0);
+    opts.copies = PLAN_COPIES_ALWAYS;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.up_bytes_per_tok, 0);
+    share = (double)p.gpu.n_experts / N_EXPERTS;
+    s = dense / 200e9 + (double)down / 10e9 + (1 - share) * routed / 10e9;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    opts.copies = PLAN_COPIES_AUTO;
     ck_assert_uint_eq(p.missed_bytes_per_tok, 0);
     ck_assert(explains(&p, "at most"));
     machine.pcie_bytes_per_s = 0;
@@ -835,6 +857,12 @@ START_TEST(saved_plan_with_a_gpu_comes_back_another)
     ck_assert_int_eq(plan_from_json(edited(text, "experts", "385"), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "experts", "-1"), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "number", "\"one\""), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "copies", "\"sometimes\""), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "-1"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "4097"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "100"), &in, &back), ERR_LIMIT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "3"), &in, &back), 0);
+    ck_assert_uint_eq(back.gpu.landing_bytes, 3 * EXPERT_BYTES);
     ck_assert_int_eq(plan_from_json(edited(text, "expert_ram", "0"), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "io", "\"mmap\""), &in, &back), ERR_FORMAT);
     ck_assert_int_eq(plan_from_json(edited(text, "look_ahead", "false"), &in, &back), 0);

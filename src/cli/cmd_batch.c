@@ -98,6 +98,8 @@ static void say_end(struct batch_run *r)
 {
     struct ferry_batch_stats st;
     struct state s = state_of(r);
+    uint32_t n_seen = 0;
+    char news[256];
 
     if (r->conf->json) {
         say_json(r, true);
@@ -123,6 +125,8 @@ static void say_end(struct batch_run *r)
     if (st.n_spill_failed)
         fprintf(stderr, " (failed %" PRIu64 " times)", st.n_spill_failed);
     fputs("]\n", stderr);
+    if (ferry_engine_gpu_news(r->engine, &n_seen, news, sizeof news)[0])
+        fprintf(stderr, "ferry: %s\n", news);
 }
 
 /* Read on while somebody has room: others before oneself, because they have nothing else. */

@@ -88,6 +88,8 @@ static int answer(struct chat *c)
         rc = dialog_add(&c->dialog, text_str(&a.text), a.text.n_bytes);
     if (!rc)
         note_end(c, a.end);
+    if (!rc)
+        talk_news_print(&c->talk);
     if (!rc && c->talk.conf->stats)
         talk_stats_print(&c->talk, &c->start, true);
     text_done(&a.text);

@@ -129,6 +129,9 @@ static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opt
         return err(ERR_ARG, "--device %.40s: expected cpu or cuda:N", conf->device);
     o->gpu_number = (uint32_t)number;
     o->vram_bytes = conf->vram_bytes;
+    o->copies = !conf->gpu_copies || !strcmp(conf->gpu_copies, "auto") ? PLAN_COPIES_AUTO
+                : !strcmp(conf->gpu_copies, "never")                   ? PLAN_COPIES_NEVER
+                                                                       : PLAN_COPIES_ALWAYS;
 #ifdef FERRY_HAVE_CUDA
     in->gpu = &cuda_device_ops;
     return o->vram_bytes ? 0 : cuda_memory(number, &m->vram_free_bytes, &m->vram_total_bytes);

@@ -72,6 +72,7 @@ static int answer(struct talk *t, const struct text *prompt, int *status)
                 (unsigned)t->info.n_ctx);
     if (!rc && !conf->quiet) {
         fflush(stdout);
+        talk_news_print(t);
         talk_stats_print(t, &start, conf->stats);
     }
     if (!rc && a.end == TALK_END_INTERRUPTED)

@@ -115,6 +115,9 @@ const struct conf_option conf_options[] = {
      "who computes: cpu, or cuda:N (GPU N all but the experts that do not fit it; where ferry was built with CUDA)"},
     {"vram", 0, CONF_SIZE, ENGINES, AT(vram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
      "with --device cuda:N, memory of that GPU that ferry may use"},
+    {"gpu-copies", 0, CONF_CHOICE, ENGINES " plan", AT(gpu_copies), 0, "WHEN", "auto", NULL, "auto|never|always", 0, 0,
+     "experts that are not on the GPU are copied there for a step: when that is sooner than computing them on the CPU, "
+     "never, or always"},
     {"no-pin", 0, CONF_FLAG, ENGINES " plan", AT(no_pin), 0, NULL, NULL, NULL, NULL, 0, 0,
      "leave threads where the system puts them"},
 

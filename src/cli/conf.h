@@ -24,7 +24,7 @@ struct conf {
     /* engine */
     uint64_t ram_bytes, expert_ram_bytes;
     uint32_t n_ctx, n_threads, chunk_tok;
-    const char *kv_type, *io, *prefill, *isa, *device;
+    const char *kv_type, *io, *prefill, *isa, *device, *gpu_copies;
     bool no_pin;
     const char *plan;
     /* sampling */

@@ -37,6 +37,7 @@ struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ct
     o.isa = conf->isa;
     o.device = conf->device;
     o.vram_bytes = conf->vram_bytes;
+    o.copies = conf->gpu_copies;
     o.ids_only = conf->tokens != NULL;
     o.no_pin = conf->no_pin;
     o.plan_path = conf->plan;
@@ -276,6 +277,33 @@ static void print_memory(const struct ferry_stats *now, const struct ferry_stats
     fprintf(stderr, "]\n");
 }
 
+/* Experts of layers that GPU and CPU share, by the way that they went, and what the choice between the ways was worth. */
+static void print_ways(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t n_gpu = now->gpu_experts - start->gpu_experts, n_copied = now->copied_experts - start->copied_experts;
+    uint64_t n_cpu = now->cpu_experts - start->cpu_experts, n_read = now->read_experts - start->read_experts;
+    uint64_t n_ahead = now->ahead_copies - start->ahead_copies;
+    double predicted_s = now->experts_predicted_s - start->experts_predicted_s;
+    double measured_s = now->experts_measured_s - start->experts_measured_s;
+
+    if (!(n_gpu + n_copied + n_cpu))
+        return;
+    fprintf(stderr,
+            "[experts: %" PRIu64 " on the GPU, %" PRIu64 " copied there (%.2f MB, %" PRIu64
+            " from pinned slots), %" PRIu64 " by the CPU; %" PRIu64 " of the latter two read first",
+            n_gpu, n_copied, (double)(now->copy_bytes - start->copy_bytes) / 1e6,
+            now->direct_copies - start->direct_copies, n_cpu, n_read);
+    if (n_ahead)
+        fprintf(stderr, "; %" PRIu64 " copies sent ahead, %.1f %% of them rightly", n_ahead,
+                percent(now->ahead_copies_wanted - start->ahead_copies_wanted, n_ahead));
+    if (measured_s > 0)
+        fprintf(stderr, "; predicted %.3f s, measured %.3f s", predicted_s, measured_s);
+    if (now->step_with_gpu_s > 0)
+        fprintf(stderr, "; a step %.3g ms with the GPU's experts, %.3g ms without%s", 1e3 * now->step_with_gpu_s,
+                1e3 * now->step_without_gpu_s, now->gpu_experts_off ? ": they are switched off" : "");
+    fprintf(stderr, "]\n");
+}
+
 /* What the GPU holds, what crossed to and from it, and whose experts were computed where. */
 static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *start)
 {
@@ -288,7 +316,11 @@ static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *s
                 "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64
                 " experts moved to it",
                 n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
+    if (now->steps > start->steps)
+        fprintf(stderr, "; %.1f launches a step",
+                (double)(now->launches - start->launches) / (double)(now->steps - start->steps));
     fprintf(stderr, "]\n");
+    print_ways(now, start);
 }
 
 /* What came from disk, how fast, and for how much of the time nothing could be done meanwhile. */
@@ -315,6 +347,14 @@ static void print_disk(const struct ferry_stats *now, const struct ferry_stats *
     if (now->read_repeats)
         fprintf(stderr, "; %" PRIu64 " reads failed once and were repeated", now->read_repeats);
     fprintf(stderr, "]\n");
+}
+
+void talk_news_print(struct talk *t)
+{
+    char news[256];
+
+    if (ferry_engine_gpu_news(t->engine, &t->n_gpu_news, news, sizeof news)[0])
+        fprintf(stderr, "ferry: %s\n", news);
 }
 
 void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all)

@@ -20,6 +20,7 @@ struct talk {
     struct ferry_session *session; /* own */
     struct ferry_info info;
     struct ferry_stats fed; /* when the prompt had been read, and the answer began */
+    uint32_t n_gpu_news;    /* changes of what the GPU computes that were told */
 };
 
 /* The engine's options that conf says; progress (begun by the caller) shows the loading, and must live until the engine is open. */
@@ -61,6 +62,9 @@ int talk_reply(struct talk *t, bool shown, struct talk_answer *out);
 
 /* Counters at the start of an answer; then the difference, on one line of stderr, or several if all is wanted. */
 void talk_stats_begin(const struct talk *t, struct ferry_stats *start);
+/* What people should know of the GPU, if there is anything new: a line on stderr. */
+void talk_news_print(struct talk *t);
+
 void talk_stats_print(const struct talk *t, const struct ferry_stats *start, bool all);
 
 /* Write the traces that were asked for (--trace, --trace-experts). ERR_IO. */

@@ -151,7 +151,11 @@ struct device_step {
     int n_rows, n_seqs;
     int64_t n_ctx;               /* positions of a sequence */
     int n_expert, n_expert_used; /* 0: no experts */
+    int n_fences;                /* numbers for fence() */
 };
+
+/* What a device with memory of its own works off beside each other. */
+enum device_queue { DEVICE_OPS, DEVICE_COPIES };
 
 /* What a device takes for itself when it is opened. */
 struct device_own {
@@ -209,6 +213,26 @@ struct device_ops {
      * above; dst is then undefined. */
     int (*bring)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*brought)(struct device *dev, bool wait, bool *is_there);
+
+    /* Let memory of the host (pages, as mem_map gives them) be carried from, as if alloc_host had given it, until unpin. Systems give
+     * no more of it than they like: *is_pinned says whether it was taken; ERR_DEVICE: the device does not answer any more. Neither
+     * inside a step. */
+    int (*pin)(struct device *dev, void *p, uint64_t bytes, bool *is_pinned);
+    void (*unpin)(struct device *dev, void *p);
+
+    /* Weights that travel while ops run, and are waited for by those alone that read them.
+     * carry: up, in the order of the queue of copies; src is memory from alloc_host, or pinned, and stays as it is until a later fence is
+     * passed. fence: number f is passed once all is done that the queue holds now. follow: what the queue is given from here on comes
+     * after fence f. passed: is it? wait: until it is. span_ns: between two fences that are passed, by the device's clock; what that
+     * cannot tell apart is 0. ERR_DEVICE as above; ERR_ARG: f is not below n_fences. */
+    int (*carry)(struct device *dev, void *dst, const void *src, uint64_t bytes);
+    int (*fence)(struct device *dev, enum device_queue queue, int f);
+    int (*follow)(struct device *dev, enum device_queue queue, int f);
+    int (*passed)(struct device *dev, int f, bool wait, bool *is_passed);
+    int (*span_ns)(struct device *dev, int from, int to, uint64_t *ns);
+
+    /* Kernels, or pieces of work as large, that were given to it since it was opened. */
+    uint64_t (*n_launches)(const struct device *dev);
 
     /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */
     void (*op_ns)(const struct device *dev, uint64_t *ns, bool reset);

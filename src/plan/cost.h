@@ -4,6 +4,7 @@
 #define FERRY_PLAN_COST_H
 
 #include "src/model/program.h"
+#include "src/plan/offload.h"
 #include "src/plan/plan.h"
 
 #ifdef __cplusplus
@@ -73,6 +74,10 @@ struct cost_gpu_plan {
  * ERR_NOMEM. */
 int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const struct plan *p,
                   struct cost_gpu_plan *out);
+
+/* What is thought of the ways that a split layer's experts can go, before they are measured: bytes over the machine's rates, where it knows
+ * them, with fixed costs that are common for such hardware. */
+void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates *out);
 
 /* The predictions of a plan with a GPU: what crosses to it and back, and, where the rates of both sides are known, the most that
  * bytes over rates allow. ERR_NOMEM. */

@@ -71,8 +71,22 @@ int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const st
 /* Which experts of a layer lie on the GPU has nothing to do with the router's favourites, so a token finds them there in proportion
  * to their number. The host's slots keep what is wanted most. */
 struct shares {
-    double gpu, host, disk; /* of a token's experts: computed there; by the host; of these, read from disk first */
+    double gpu, host, copied; /* of a token's experts: there; computed by the host; copied there for it */
+    double disk;              /* of the latter two, read from disk first */
 };
+
+/* What of the misses is copied, when both ways shall end at once: FreeToken's f (offload.h). While running, each layer is decided by what
+ * is measured; this is for a prediction by bytes over rates. */
+static double copied_share(const struct plan_in *in, const struct plan *p)
+{
+    double pcie = in->machine->pcie_bytes_per_s, cpu = machine_mem_at(in->machine, (int)p->n_threads);
+
+    if (!p->gpu.n_landing || p->gpu.copies == PLAN_COPIES_NEVER)
+        return 0;
+    if (p->gpu.copies == PLAN_COPIES_ALWAYS)
+        return 1;
+    return pcie > 0 && cpu > 0 ? pcie / (pcie + cpu) : 0;
+}
 
 static int shares_of(const struct plan_in *in, const struct plan *p, struct shares *out)
 {
@@ -88,14 +102,17 @@ static int shares_of(const struct plan_in *in, const struct plan *p, struct shar
     out->gpu = (double)p->gpu.n_experts / p->gpu.n_all_experts;
     out->host = 1 - out->gpu;
     out->disk = out->host * (1 - cost_router_hits(&router, (double)p->n_slots / p->n_slot_experts));
+    out->copied = out->host * copied_share(in, p);
+    out->host -= out->copied;
     cost_router_done(&router);
     return 0;
 }
 
 /* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the logits. Up: the
- * rows that they give. */
-static int count_crossings(const struct model *m, struct plan *p)
+ * rows that they give, but not of those that are copied. */
+static int count_crossings(const struct model *m, const struct shares *share, struct plan *p)
 {
+    double host_share = share->host > 0 ? share->host / (share->host + share->copied) : 0;
     const struct hparams *hp = &m->hp;
     uint64_t row_bytes = (uint64_t)hp->n_embd * sizeof(float),
              ids_bytes = (uint64_t)hp->n_expert_used * sizeof(int32_t);
@@ -112,7 +129,7 @@ static int count_crossings(const struct model *m, struct plan *p)
             continue;
         double n_all = (double)m->weights[stack].t.ne[2], n_host = n_all - n_expert[layer];
         p->gpu.down_bytes_per_tok += ids_bytes + (n_host > 0 ? row_bytes : 0);
-        up_rows += hp->n_expert_used * n_host / n_all;
+        up_rows += hp->n_expert_used * n_host / n_all * host_share;
     }
     p->gpu.up_bytes_per_tok = (uint64_t)(up_rows * (double)row_bytes + 0.5);
     mem_free(n_expert);
@@ -139,9 +156,10 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
     p->load_s = m->disk_bytes_per_s > 0 ? (double)load_bytes / m->disk_bytes_per_s : 0;
     int rc = shares_of(in, p, &share);
     if (!rc)
-        rc = count_crossings(in->model, p);
+        rc = count_crossings(in->model, &share, p);
     if (rc)
         return rc;
+    p->gpu.copy_bytes_per_tok = (uint64_t)(share.copied * routed);
     p->missed_bytes_per_tok = (uint64_t)(share.disk * routed);
     double rate = machine_mem_at(m, (int)p->n_threads);
     bool lacks = m->gpu_bytes_per_s <= 0 || m->pcie_bytes_per_s <= 0 || (share.host > 0 && rate <= 0) ||
@@ -152,7 +170,30 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
     p->decode_dense_s =
         ((double)p->decode_bytes_per_tok - routed) / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
     p->decode_disk_s = share.disk > 0 ? share.disk * routed / m->disk_bytes_per_s : 0;
-    p->decode_expert_s = fmax(share.gpu * routed / m->gpu_bytes_per_s, share.host > 0 ? share.host * routed / rate : 0);
+    p->decode_expert_s =
+        fmax((share.gpu + share.copied) * routed / m->gpu_bytes_per_s,
+             fmax(share.copied * routed / m->pcie_bytes_per_s, share.host > 0 ? share.host * routed / rate : 0));
     p->decode_tok_per_s = 1 / (p->decode_dense_s + fmax(p->decode_expert_s, p->decode_disk_s));
     return 0;
+}
+
+/* ---- experts of a split layer ---- */
+
+static double mib_s(double bytes_per_s, double usual_bytes_per_s)
+{
+    return (double)MIB / (bytes_per_s > 0 ? bytes_per_s : usual_bytes_per_s);
+}
+
+void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates *out)
+{
+    /* Two channels of memory, 8 lanes of PCIe 4, a GPU of 8 GB, an NVMe disk; waking threads, queueing four kernels, a copy, a read. They
+     * only say where measuring begins. A row costs the CPU an eighth of reading the weights, where arithmetic binds (probe: 16 rows at
+     * 3 times one row's time), a GPU a sixteenth. */
+    double cpu = mib_s(machine_mem_at(m, n_threads), 20e9), gpu = mib_s(m->gpu_bytes_per_s, 250e9);
+
+    *out = (struct offload_rates){.cpu = {10e-6, cpu * 7 / 8, cpu / 8},
+                                  .gpu = {30e-6, gpu * 15 / 16, gpu / 16},
+                                  .copy = {10e-6, mib_s(m->pcie_bytes_per_s, 12e9), 0},
+                                  .stage = {1e-6, 2 * cpu, 0}, /* read and written */
+                                  .read = {100e-6, mib_s(m->disk_bytes_per_s, 1.5e9), 0}};
 }

@@ -431,6 +431,8 @@ int plan_check(const struct plan_in *in, struct plan *p)
         return plan_refuse(p, in);
     if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
         return err(ERR_FORMAT, "plan: \"look_ahead\" has to be false: the GPU holds all experts");
+    if (p->has_gpu && !plan_is_split(p) && p->gpu.n_landing)
+        return err(ERR_FORMAT, "plan: \"landings\" has to be 0: the GPU holds all experts");
     if (plan_is_split(p) && !p->slot_ram_bytes)
         return err(ERR_FORMAT,
                    "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32 " experts",

@@ -21,6 +21,9 @@ enum plan_io { PLAN_IO_AUTO, PLAN_IO_URING, PLAN_IO_PREAD, PLAN_IO_MMAP };
 /* How weights that are held in memory lie on the machine's NUMA nodes: there is one, or the system decides; page by page in turn on those
  * whose cores compute, so that all read at the rate of all; on the one whose cores compute. */
 enum plan_numa { PLAN_NUMA_LEFT, PLAN_NUMA_INTERLEAVED, PLAN_NUMA_BOUND };
+/* Experts that neither lie on the GPU nor are cheaper computed by the CPU go there for a step: when that is sooner (offload.h, by rates
+ * that are measured meanwhile), never, or always when there is room. */
+enum plan_copies { PLAN_COPIES_AUTO, PLAN_COPIES_NEVER, PLAN_COPIES_ALWAYS };
 
 /* Predictions of prefill are for a prompt of so many tokens (or what the context holds). */
 enum { PLAN_PROMPT_TOK = 512 };
@@ -58,19 +61,27 @@ struct plan_opts {
     uint32_t gpu_number;
     uint64_t vram_bytes;
     uint64_t trace_bytes; /* memory that a trace is kept in (trace_bytes()) */
+    enum plan_copies copies;
 };
 
 /* What a GPU holds and computes: all but some experts, every byte by purpose. */
 struct plan_gpu {
-    uint32_t number;                    /* which one */
-    uint32_t n_experts, n_all_experts;  /* so many of the model's experts, shared among its layers (layout_share()) */
-    bool moves;                         /* which ones changes with use */
+    uint32_t number;                   /* which one */
+    uint32_t n_experts, n_all_experts; /* so many of the model's experts, shared among its layers (layout_share()) */
+    bool moves;                        /* which ones changes with use */
+    enum plan_copies copies;
+    uint32_t
+        n_landing; /* places for experts that are copied for a step; as many in pinned memory, where they pass through */
+    uint64_t landing_bytes; /* of those places */
+    uint64_t
+        pin_bytes; /* of the host's slots, from the first on, are pinned if the system lets them, so that copies need no detour */
     uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
     uint64_t kv_bytes;                  /* the whole cache */
     uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
     uint64_t own_bytes;                 /* what goes up with a step, tables, and what the driver rounds up at most */
     uint64_t total_bytes, budget_bytes;
-    uint64_t down_bytes_per_tok, up_bytes_per_tok; /* predicted: between it and the host, for a generated token */
+    /* Predicted, for a generated token: between it and the host; of experts that are copied, beside that */
+    uint64_t down_bytes_per_tok, up_bytes_per_tok, copy_bytes_per_tok;
 };
 
 struct plan {
@@ -117,6 +128,14 @@ static inline bool plan_is_split(const struct plan *p)
 {
     return p->has_gpu && p->gpu.n_experts < p->gpu.n_all_experts;
 }
+
+/* Room for any expert of the model, each matrix on a boundary of PLAN_ROOM_ALIGN. */
+#define PLAN_ROOM_ALIGN 256
+uint64_t plan_gpu_room_bytes(const struct model *m);
+
+/* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES. */
+enum { PLAN_MOST_LANDING = 1 << 12, PLAN_LANDING_FENCES = 3, PLAN_LAYER_FENCES = 7 };
+void plan_device_step(const struct plan *p, const struct model *m, struct device_step *out);
 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);

@@ -16,7 +16,7 @@
 #define MARGIN_LEAST_BYTES (256 * MIB)
 /* The driver gives memory in these. */
 #define GRANULE_BYTES (2 * MIB)
-/* Pieces of memory beside the device's own: weights, cache, activations, scratch. */
+/* Pieces of memory beside the device's own: weights, cache, activations, scratch; landings are another one, if there are any. */
 enum { N_ALLOCS = 4 };
 /* What mem_map rounds up to; pinned memory comes in pages, too. */
 #define MAP_BYTES 4096
@@ -35,6 +35,7 @@ int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct 
         return err(ERR_ARG, "how much memory GPU %" PRIu32 " has is not known: --vram says it", o->gpu_number);
     if (margin_bytes < MARGIN_LEAST_BYTES)
         margin_bytes = MARGIN_LEAST_BYTES;
+    p->gpu.copies = o->copies;
     p->has_gpu = p->gpu.moves = true;
     p->look_ahead = p->io == PLAN_IO_URING;
     p->gpu.number = o->gpu_number;
@@ -44,16 +45,23 @@ int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct 
 
 /* ---- bytes ---- */
 
+void plan_device_step(const struct plan *p, const struct model *m, struct device_step *out)
+{
+    *out = (struct device_step){.n_rows = (int)p->chunk_tok,
+                                .n_seqs = (int)p->n_seq,
+                                .n_ctx = p->n_ctx,
+                                .n_expert = m->hp.n_expert,
+                                .n_expert_used = m->hp.n_expert_used};
+    if (plan_is_split(p))
+        out->n_fences = PLAN_LAYER_FENCES + PLAN_LANDING_FENCES * (int)p->gpu.n_landing;
+}
+
 static void own_bytes(const struct plan_in *in, const struct plan *p, struct device_own *out)
 {
-    const struct hparams *hp = &in->model->hp;
+    struct device_step step;
 
-    in->gpu->own_bytes(&(struct device_step){.n_rows = (int)p->chunk_tok,
-                                             .n_seqs = (int)p->n_seq,
-                                             .n_ctx = p->n_ctx,
-                                             .n_expert = hp->n_expert,
-                                             .n_expert_used = hp->n_expert_used},
-                       out);
+    plan_device_step(p, in->model, &step);
+    in->gpu->own_bytes(&step, out);
 }
 
 static uint64_t expert_scratch(const struct plan_in *in, const struct program *program, const struct plan *p)
@@ -161,6 +169,22 @@ uint64_t plan_ahead_bytes(const struct model *m)
     return sum;
 }
 
+uint64_t plan_gpu_room_bytes(const struct model *m)
+{
+    static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
+    uint64_t most = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+        uint64_t bytes = 0;
+        for (int i = 0; i < 3; i++) {
+            int stack = m->layers[layer].w[stacks[i]];
+            bytes += stack < 0 ? 0 : size_up(model_matrix_bytes(&m->weights[stack]), PLAN_ROOM_ALIGN);
+        }
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 uint64_t plan_gpu_move_bytes(const struct model *m)
 {
     uint64_t most = 0;
@@ -179,11 +203,13 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
 
     own_bytes(in, p, &own);
     g->kv_bytes = plan_kv_bytes(shape, p);
-    g->own_bytes = own.dev_bytes + (uint64_t)(N_ALLOCS + own.n_allocs) * GRANULE_BYTES;
-    g->total_bytes = g->dense_bytes + g->expert_bytes + g->scratch_bytes + g->own_bytes;
+    g->landing_bytes = g->n_landing * plan_gpu_room_bytes(in->model); /* and as much pinned memory */
+    g->own_bytes = own.dev_bytes + (uint64_t)(N_ALLOCS + own.n_allocs + (g->n_landing > 0)) * GRANULE_BYTES;
+    g->total_bytes = g->dense_bytes + g->expert_bytes + g->landing_bytes + g->scratch_bytes + g->own_bytes;
     if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
         g->total_bytes = UINT64_MAX;
-    p->stage_bytes = PLAN_STAGE_BYTES + own.host_bytes + (g->moves ? plan_gpu_move_bytes(in->model) : 0);
+    p->stage_bytes =
+        PLAN_STAGE_BYTES + own.host_bytes + (g->moves ? plan_gpu_move_bytes(in->model) : 0) + g->landing_bytes;
 }
 
 int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
@@ -230,6 +256,20 @@ static int fill_gpu(const struct plan_in *in, const struct kv_shape *shape, stru
     return rc ? rc : set_experts(in, shape, lo, p);
 }
 
+/* Places for experts that are copied: twice what a token wants of a layer, so that those of the next layer can be on their way; but at
+ * most a quarter of what experts could have instead. */
+static int fill_landing(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+{
+    uint32_t want = 2 * (uint32_t)in->model->hp.n_expert_used, most = (p->gpu.n_experts + 2) / 4;
+
+    p->gpu.n_landing = want < most ? want : most;
+    int rc = p->gpu.n_landing ? fill_gpu(in, shape, p) : 0;
+    if (rc || p->gpu.total_bytes <= p->gpu.budget_bytes)
+        return rc;
+    p->gpu.n_landing = 0;
+    return fill_gpu(in, shape, p);
+}
+
 /* Slots for what a token needs of a layer. */
 static int least_slots(const struct model *m, const struct plan *p, uint64_t *bytes)
 {
@@ -246,6 +286,18 @@ static int least_slots(const struct model *m, const struct plan *p, uint64_t *by
     *bytes = least.bytes;
     slot_shape_done(&least);
     return 0;
+}
+
+/* Pinning has the system clear and hold memory at once, before the first token, and never take it back: a quarter of what ferry may take,
+ * a GiB at most. Not measured on a GPU yet. */
+#define PIN_MOST_BYTES GIB
+static uint64_t pin_room(const struct plan *p)
+{
+    uint64_t most = p->budget_bytes / 4 < PIN_MOST_BYTES ? p->budget_bytes / 4 : PIN_MOST_BYTES;
+
+    if (!plan_is_split(p) || !p->gpu.n_landing)
+        return 0;
+    return p->expert_bytes < most ? p->expert_bytes : most / MAP_BYTES * MAP_BYTES;
 }
 
 /* The host's slots: at least what a token needs of a layer, at most all experts that are not on the GPU. */
@@ -271,11 +323,14 @@ int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_
     if (!plan_fits(p) && (o->n_ctx || !plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
         return plan_refuse(p, in);
     rc = fill_gpu(in, shape, p);
+    if (!rc && plan_is_split(p) && p->gpu.copies != PLAN_COPIES_NEVER)
+        rc = fill_landing(in, shape, p);
     if (!rc && plan_is_split(p))
         rc = fill_host(in, o, shape, p);
     else if (!rc) {
         p->gpu.moves = p->look_ahead = false;
         rc = plan_count(in, shape, p); /* without what the host computes */
     }
+    p->gpu.pin_bytes = pin_room(p);
     return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);
 }

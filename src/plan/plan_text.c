@@ -34,6 +34,7 @@ static void say(struct text *t, const char *fmt, ...)
 
 static const char *const io_names[] = {"auto", "uring", "pread", "mmap"};
 static const char *const prefill_names[] = {"int", "blas"};
+static const char *const copies_names[] = {"auto", "never", "always"};
 
 /* ---- for people ---- */
 
@@ -117,6 +118,10 @@ static void say_vram(struct text *t, const struct plan *p)
     say_part(t, "dense weights", g->dense_bytes, g->budget_bytes, "");
     if (g->n_all_experts)
         say_part(t, "experts", g->expert_bytes, g->budget_bytes, experts);
+    if (g->n_landing) {
+        snprintf(experts, sizeof experts, "for %" PRIu32 " experts that are copied for a step", g->n_landing);
+        say_part(t, "landings", g->landing_bytes, g->budget_bytes, experts);
+    }
     say_part(t, "KV cache", g->kv_bytes, g->budget_bytes, kv);
     say_part(t, "scratch", g->scratch_bytes, g->budget_bytes, "activations of a step");
     say_part(t, "driver and tables", g->own_bytes, g->budget_bytes, "what goes up with a step, and rounding");
@@ -200,6 +205,8 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
         say(t, "\n              to the GPU %s a token, from it %s",
             size_format(p->gpu.up_bytes_per_tok, size, sizeof size),
             size_format(p->gpu.down_bytes_per_tok, missed, sizeof missed));
+    if (p->gpu.copy_bytes_per_tok)
+        say(t, ", experts copied to it %s", size_format(p->gpu.copy_bytes_per_tok, size, sizeof size));
     say(t, "\n");
 }
 
@@ -267,6 +274,10 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
         say(t, "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; "
                "the CPU\n"
                "  computes the others meanwhile, from slots in what is left of memory\n");
+    if (p->gpu.n_landing)
+        say(t, "  copies: of the others those go to the GPU for a step that are computed sooner so, %s\n",
+            p->gpu.copies == PLAN_COPIES_ALWAYS ? "as was asked for: as many as there is room for"
+                                                : "by what both ways are measured to take");
     if (p->gpu.moves)
         say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the "
                "background\n");
@@ -375,9 +386,13 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "number", json_integer(g->number));
     json_object_set_new(o, "experts", json_integer(g->n_experts));
     json_object_set_new(o, "moves", json_boolean(g->moves));
+    json_object_set_new(o, "copies", json_string(copies_names[g->copies]));
+    json_object_set_new(o, "landings", json_integer(g->n_landing));
+    json_object_set_new(o, "pin", json_integer((json_int_t)g->pin_bytes));
     json_object_set_new(o, "of_experts", json_integer(g->n_all_experts));
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
+    json_object_set_new(bytes, "landing", json_integer((json_int_t)g->landing_bytes));
     json_object_set_new(bytes, "kv", json_integer((json_int_t)g->kv_bytes));
     json_object_set_new(bytes, "scratch", json_integer((json_int_t)g->scratch_bytes));
     json_object_set_new(bytes, "driver_and_tables", json_integer((json_int_t)g->own_bytes));
@@ -386,6 +401,7 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "bytes", bytes);
     json_object_set_new(o, "down_bytes_per_token", json_integer((json_int_t)g->down_bytes_per_tok));
     json_object_set_new(o, "up_bytes_per_token", json_integer((json_int_t)g->up_bytes_per_tok));
+    json_object_set_new(o, "copy_bytes_per_token", json_integer((json_int_t)g->copy_bytes_per_tok));
     return o;
 }
 
@@ -540,6 +556,16 @@ static uint64_t read_whole(struct reader *r, const json_t *o, const char *name, 
     return r->rc ? 0 : (uint64_t)x;
 }
 
+static int read_copies(struct reader *r, const json_t *gpu)
+{
+    struct reader inner = {.o = gpu, .rc = r->rc};
+    int copies = 0;
+
+    read_choice(&inner, "copies", copies_names, 0, 3, &copies);
+    r->rc = inner.rc;
+    return copies;
+}
+
 /* Plans for the CPU alone do not speak of it. */
 static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
 {
@@ -555,6 +581,9 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     p->gpu.number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
+    p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);
+    p->gpu.pin_bytes = read_whole(r, v, "pin", INT64_MAX);
+    p->gpu.copies = (enum plan_copies)read_copies(r, v);
     p->gpu.budget_bytes = read_whole(r, json_object_get(v, "bytes"), "budget", INT64_MAX);
     if (!r->rc && p->io == PLAN_IO_MMAP)
         r->rc = err(ERR_FORMAT, "plan: \"io\" has to be \"uring\" or \"pread\" with a GPU");

@@ -36,6 +36,8 @@ struct exec {
     int n_seqs;
     int n_hidden; /* rows whose hidden states the last step left */
     struct moe moe;
+    struct tier tier; /* with host */
+    uint64_t (*clock)(void);
     uint64_t dense_bytes; /* that a step reads: all dense weights but the embedding table, unless it is also the head */
     struct exec_stats stats;
 };
@@ -143,6 +145,8 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->store = args->store;
     e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
+    e->clock = args->clock ? args->clock : clock_ns;
+    tier_init(&e->tier);
     int rc = program_make(
         &(struct program_args){
             .model = m, .n_rows = (int)plan->chunk_tok, .n_out = (int)plan->n_out, .kv_type = plan->kv_type},
@@ -167,7 +171,10 @@ int exec_open(const struct exec_args *args, struct exec **out)
                                                   .host = e->host,
                                                   .trace = e->trace,
                                                   .look_ahead = plan->look_ahead,
-                                                  .n_ahead = (int)plan->pace.n_ahead});
+                                                  .n_ahead = (int)plan->pace.n_ahead,
+                                                  .plan = plan,
+                                                  .rates = args->rates,
+                                                  .clock = e->clock});
     if (rc < 0) {
         exec_close(e);
         return rc;
@@ -273,6 +280,19 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
     return rc;
 }
 
+/* A step whose experts both sides compute is timed, and now and then one side is left out. */
+static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
+{
+    if (!e->host)
+        return run_step(e, rows, wants_hidden, cancel);
+    moe_use_gpu(&e->moe, tier_begin(&e->tier, rows->n));
+    uint64_t from_ns = e->clock();
+    int rc = run_step(e, rows, wants_hidden, cancel);
+    if (rc == 0)
+        tier_end(&e->tier, rows->n, (double)(e->clock() - from_ns) * 1e-9);
+    return rc;
+}
+
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
 {
     *logits = NULL;
@@ -291,7 +311,7 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .seqs = e->seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
     e->n_hidden = 0;
-    rc = run_step(e, &rows, batch->wants_hidden, cancel);
+    rc = run_timed(e, &rows, batch->wants_hidden, cancel);
     const struct tensor *out = e->program->logits;
     uint64_t out_bytes = out->stride[1] * (uint64_t)batch->n_out;
     if (rc == 0 && e->logits && batch->n_out > 0)
@@ -333,4 +353,10 @@ void exec_stats(const struct exec *e, struct exec_stats *out)
     out->up_bytes = e->moe.stats.up_bytes;
     out->n_expert_rows = e->moe.stats.n_rows;
     out->n_host_rows = e->moe.stats.n_host_rows;
+    out->split = e->moe.split.stats;
+    if (e->moe.split.landing)
+        landing_stats(e->moe.split.landing, &out->landing);
+    if (e->dev->ops->n_launches)
+        out->n_launches = e->dev->ops->n_launches(e->dev);
+    out->tier = e->tier;
 }

@@ -9,6 +9,9 @@
 #include "src/model/model.h"
 #include "src/plan/plan.h"
 #include "src/run/batch.h"
+#include "src/run/landing.h"
+#include "src/run/moe_split.h"
+#include "src/run/tier.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,6 +28,9 @@ struct exec_args {
     struct device *host; /* the CPU, with a plan that splits experts between it and the device; otherwise NULL */
     struct store *store;
     struct trace *trace; /* NULL: nobody wants to know */
+    /* With host: what is thought of costs before any is measured (copied), and nanoseconds that rise; NULL: clock_ns(). */
+    const struct offload_rates *rates;
+    uint64_t (*clock)(void);
 };
 
 /* ERR_NOMEM, ERR_UNSUPPORTED (names the op that the device cannot run). */
@@ -53,7 +59,11 @@ struct exec_stats {
      * rows, logits. */
     uint64_t down_bytes, up_bytes;
     uint64_t n_expert_rows,
-        n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device */
+        n_host_rows;              /* a chosen expert's for a token; of them, computed by the host beside a device */
+    struct moe_split_stats split; /* zeros without a host beside the device, as the following */
+    struct landing_stats landing;
+    uint64_t n_launches; /* of a device with memory of its own */
+    struct tier tier;    /* whether it computes experts */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);
 

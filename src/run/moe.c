@@ -2,7 +2,11 @@
  * device that holds some of the experts, both compute at once and meet before the combine. */
 #include "src/run/moe.h"
 
+#include <assert.h>
 #include <string.h>
+
+#include "src/base/size.h"
+#include "src/run/landing.h"
 
 #include "src/base/clock.h"
 #include "src/base/err.h"
@@ -81,12 +85,23 @@ int moe_init(struct moe *moe, const struct moe_args *a)
     moe->is_host = mem_zalloc(n, sizeof *moe->is_host, MEM_META);
     moe->groups = mem_zalloc(n, sizeof *moe->groups, MEM_META);
     moe->given = mem_zalloc(n, sizeof *moe->given, MEM_META);
-    if (rc == 0 && !(moe->n_slots && moe->first && moe->ids && moe->slot && moe->is_host && moe->groups && moe->given))
+    moe->up = mem_zalloc(n, sizeof *moe->up, MEM_META);
+    moe->there = mem_zalloc(n, sizeof *moe->there, MEM_META);
+    moe->places = mem_zalloc(n, sizeof *moe->places, MEM_META);
+    moe->clock = a->clock;
+    moe->likely_layer = -1;
+    if (rc == 0 && !(moe->n_slots && moe->first && moe->ids && moe->slot && moe->is_host && moe->groups && moe->given &&
+                     moe->up && moe->there && moe->places))
         rc = err(ERR_NOMEM, "grouping %zu rows by %d experts", n_slots, n_expert);
     if (rc == 0)
         rc = take_scales(moe, a->program);
     if (rc == 0)
         rc = take_host_memory(moe, a->program);
+    if (rc == 0 && moe->host)
+        rc = moe_split_init(
+            &moe->split,
+            &(struct moe_split_args){
+                .model = m, .store = a->store, .dev = a->dev, .plan = a->plan, .rates = a->rates, .clock = a->clock});
     if (rc < 0)
         moe_done(moe);
     return rc;
@@ -99,8 +114,12 @@ void moe_done(struct moe *moe)
         moe->dev->ops->release_host(moe->dev, moe->x);
         moe->dev->ops->release_host(moe->dev, moe->chosen);
     }
+    moe_split_done(&moe->split);
     ahead_done(&moe->ahead);
     mem_free(moe->scales);
+    mem_free(moe->places);
+    mem_free(moe->there);
+    mem_free(moe->up);
     mem_free(moe->given);
     mem_free(moe->groups);
     mem_free(moe->is_host);
@@ -139,11 +158,11 @@ static int group(struct moe *moe, const struct tensor *ids, int n_rows, int laye
     return n_ids;
 }
 
-/* The experts that were given, as groups of rows. */
-static void fill_groups(struct moe *moe, const struct op *op, int n_given)
+/* Experts (n) as groups of rows. */
+static void fill_groups(struct moe *moe, const struct op *op, const struct store_expert *given, int n)
 {
-    for (int i = 0; i < n_given; i++) {
-        const struct store_expert *e = &moe->given[i];
+    for (int i = 0; i < n; i++) {
+        const struct store_expert *e = &given[i];
         struct op_expert *group = &moe->groups[i];
         group->first = moe->first[e->expert];
         group->n = moe->n_slots[e->expert];
@@ -155,17 +174,18 @@ static void fill_groups(struct moe *moe, const struct op *op, int n_given)
     }
 }
 
-/* Compute the experts that were given, on the device whose memory they are in. */
-static int compute(struct moe *moe, const struct op *op, const struct rows *rows, int n_given)
+/* Compute experts (n), on the device whose memory they are in. */
+static int compute(struct moe *moe, const struct op *op, const struct rows *rows, const struct store_expert *given,
+                   int n)
 {
-    bool by_host = moe->host && !moe->given[0].on_device;
+    bool by_host = moe->host && !given[0].on_device;
     struct device *dev = by_host ? moe->host : moe->dev;
     struct tensor x = *op->src[0], ids = *op->src[1], y = *op->dst[0];
     struct op step = *op;
 
-    fill_groups(moe, op, n_given);
-    for (int i = 0; i < n_given; i++)
-        moe->is_host[moe->given[i].expert] = by_host;
+    fill_groups(moe, op, given, n);
+    for (int i = 0; i < n; i++)
+        moe->is_host[given[i].expert] = by_host;
     if (by_host) {
         x.data = moe->x;
         ids.data = moe->chosen;
@@ -175,11 +195,11 @@ static int compute(struct moe *moe, const struct op *op, const struct rows *rows
         step.dst[0] = &y;
     }
     step.p.moe.experts = moe->groups;
-    step.p.moe.n_experts = n_given;
+    step.p.moe.n_experts = n;
     step.p.moe.slot = moe->slot;
     if (!trace_has_timeline(moe->trace))
         return dev->ops->run(dev, &step, 1, rows);
-    struct trace_event event = {.what = TRACE_EXPERTS, .layer = op->layer, .id = n_given, .begin_ns = clock_ns()};
+    struct trace_event event = {.what = TRACE_EXPERTS, .layer = op->layer, .id = n, .begin_ns = clock_ns()};
     int rc = dev->ops->run(dev, &step, 1, rows);
     event.end_ns = clock_ns();
     trace_add(moe->trace, &event);
@@ -191,7 +211,16 @@ static bool is_split_layer(const struct moe *moe, int layer)
     return moe->host && !store_is_on_device(moe->store, layer);
 }
 
-/* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both. */
+static int send_likely(struct moe *moe)
+{
+    int layer = moe->likely_layer, rc = moe_split_mark(&moe->split, MOE_SPLIT_ROUTED);
+
+    moe->likely_layer = -1;
+    return rc ? rc : moe_split_send_ahead(&moe->split, layer, moe->likely, moe->n_likely);
+}
+
+/* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both, in which likely experts
+ * go to the device. */
 static int bring_down(struct moe *moe, const struct op *op, const struct rows *rows)
 {
     struct device *dev = moe->dev;
@@ -204,8 +233,12 @@ static int bring_down(struct moe *moe, const struct op *op, const struct rows *r
     int rc = dev->ops->fetch(dev, moe->chosen, op->src[1]->data, ids_bytes);
     if (rc == 0 && is_split)
         rc = dev->ops->fetch(dev, moe->x, op->src[0]->data, x_bytes);
+    if (rc == 0 && is_split && moe->likely_layer == op->layer)
+        rc = send_likely(moe);
     if (rc == 0)
         rc = dev->ops->sync(dev);
+    if (rc == 0 && moe->host)
+        rc = moe_split_settle(&moe->split);
     if (rc < 0)
         return rc;
     moe->stats.down_bytes += event.bytes;
@@ -252,6 +285,7 @@ static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_i
     struct tensor x = *op->src[0];
     const int32_t *likely;
 
+    moe->likely_layer = -1;
     if (has_memory(moe))
         x.data = is_split_layer(moe, op->layer) ? moe->x : NULL;
     if (!x.data)
@@ -259,6 +293,9 @@ static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_i
     int n = ahead_guess(&moe->ahead, &(struct ahead_from){op->layer, &x, n_rows, n_ids}, &likely);
     if (n > 0)
         store_hint(moe->store, op->layer + 1, likely, n);
+    moe->likely = likely;
+    moe->n_likely = n;
+    moe->likely_layer = n > 0 ? op->layer + 1 : -1;
 }
 
 /* Borrow and compute; what is there is computed while the rest is on its way. */
@@ -271,30 +308,193 @@ static int run_loan(struct moe *moe, const struct op *op, const struct rows *row
     while (rc == 0 && n_given > 0) {
         rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)
-            rc = compute(moe, op, rows, n_given);
-        if (rc == 0 && n_given > 0 && moe->host && !moe->given[0].on_device)
-            rc = store_offer(moe->store, lease, moe->given, n_given);
+            rc = compute(moe, op, rows, moe->given, n_given);
     }
-    return rc == 0 && moe->host ? bring_up(moe, op, rows) : rc;
+    return rc;
 }
 
-int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes)
+/* ---- experts on both sides ---- */
+
+/* MiB of experts (n), and times their rows. */
+struct amount {
+    double mib, mib_rows;
+};
+
+static struct amount amount_of(const struct moe *moe, int layer, const struct store_expert *given, int n)
+{
+    double mib = (double)model_expert_bytes(moe->model, layer) / (double)MIB;
+    struct amount sum = {n * mib, 0};
+
+    for (int i = 0; i < n; i++)
+        sum.mib_rows += mib * moe->n_slots[given[i].expert];
+    return sum;
+}
+
+/* What lies on the device, or has landed there. */
+static int run_hits(struct moe *moe, const struct op *op, const struct rows *rows, struct store_lease *lease)
+{
+    struct moe_split *s = &moe->split;
+    int n = 0, n_given = 0, rc = 0;
+
+    for (; n < s->n_landed && rc == 0; n++)
+        rc = landing_use(s->landing, s->landed_at[n], &moe->given[n]);
+    if (rc == 0 && s->n_on_device)
+        rc = store_next(moe->store, lease, false, moe->given + n, moe->n_expert - n, &n_given);
+    n += n_given;
+    if (rc < 0 || n == 0)
+        return rc;
+    struct amount sum = amount_of(moe, op->layer, moe->given, n);
+    rc = moe_split_mark(s, MOE_SPLIT_HITS_FROM);
+    if (rc == 0)
+        rc = compute(moe, op, rows, moe->given, n);
+    if (rc == 0)
+        rc = moe_split_mark(s, MOE_SPLIT_HITS_TO);
+    moe_split_saw_hits(s, sum.mib, sum.mib_rows);
+    for (int i = 0; i < s->n_landed && rc == 0; i++)
+        rc = landing_used(s->landing, s->landed_at[i]);
+    return rc;
+}
+
+/* Copy as many of moe->up (*n_up) as there are places, from the end, and compute them there. wait: for one at least, if there is a
+ * place at all. *n: how many. */
+static int run_copied(struct moe *moe, const struct op *op, const struct rows *rows, const struct store_lease *lease,
+                      bool wait, int *n_up, int *n)
+{
+    struct moe_split *s = &moe->split;
+    struct store_expert *there = moe->there;
+    int rc = 0, place = 0;
+
+    for (*n = 0; *n < *n_up && rc == 0; ++*n) {
+        struct store_expert *e = &moe->up[*n_up - 1 - *n];
+        e->is_pinned = e->is_pinned && store_keep(moe->store, lease, e->expert);
+        rc = landing_send(s->landing, op->layer, e, false, wait && *n == 0, &place);
+        if (rc < 0 || place < 0)
+            break;
+        moe->places[*n] = place;
+    }
+    *n_up -= *n;
+    if (rc < 0 || *n == 0)
+        return rc;
+    for (int i = 0; i < *n && rc == 0; i++)
+        rc = landing_use(s->landing, moe->places[i], &there[i]);
+    struct amount sum = amount_of(moe, op->layer, there, *n);
+    if (rc == 0)
+        rc = moe_split_mark(s, MOE_SPLIT_COPIED_FROM);
+    if (rc == 0)
+        rc = compute(moe, op, rows, there, *n);
+    if (rc == 0)
+        rc = moe_split_mark(s, MOE_SPLIT_COPIED_TO);
+    moe_split_saw_copied(s, sum.mib, sum.mib_rows);
+    for (int i = 0; i < *n && rc == 0; i++)
+        rc = landing_used(s->landing, moe->places[i]);
+    return rc;
+}
+
+static int run_cpu(struct moe *moe, const struct op *op, const struct rows *rows, const struct store_expert *given,
+                   int n)
+{
+    struct amount sum = amount_of(moe, op->layer, given, n);
+    uint64_t from_ns = moe->clock();
+    int rc = compute(moe, op, rows, given, n);
+
+    if (rc == 0)
+        moe_split_saw_cpu(&moe->split, sum.mib, sum.mib_rows, moe->clock() - from_ns);
+    return rc;
+}
+
+/* Experts in the host's memory (n_given): some go to the device, the CPU computes the others while they travel. When all places are
+ * under way it computes a part of its own before it looks for free ones again. */
+static int run_host(struct moe *moe, const struct op *op, const struct rows *rows, const struct store_lease *lease,
+                    int n_given)
+{
+    struct moe_split *s = &moe->split;
+    int n_up = 0, n_cpu = 0, done = 0, n = 0, rc = 0;
+
+    for (int i = 0; i < n_given; i++) {
+        struct store_expert e = moe->given[i];
+        if (s->is_copied[e.expert])
+            moe->up[n_up++] = e;
+        else
+            moe->given[n_cpu++] = e;
+    }
+    const int n_all_up = n_up;
+    while (rc == 0 && (n_up > 0 || done < n_cpu)) {
+        bool is_idle = done == n_cpu;
+        n = 0;
+        if (n_up > 0)
+            rc = run_copied(moe, op, rows, lease, is_idle, &n_up, &n);
+        assert(rc < 0 || n > 0 || !is_idle); /* what has been computed keeps no place */
+        int part = n_up > 0 ? (n_cpu - done) / (1 + n_up / (int)s->gpu.n_landing) : n_cpu - done;
+        part = part < 1 && done < n_cpu ? 1 : part;
+        if (rc == 0 && part > 0)
+            rc = run_cpu(moe, op, rows, moe->given + done, part);
+        done += part;
+    }
+    if (rc == 0)
+        rc = store_offer(moe->store, lease, moe->given, n_cpu);
+    return rc ? rc : store_offer(moe->store, lease, moe->up, n_all_up);
+}
+
+static int run_split(struct moe *moe, const struct op *op, const struct rows *rows, struct store_lease *lease,
+                     int n_ids)
+{
+    struct moe_split *s = &moe->split;
+    int n_given = 1;
+    int rc = moe_split_choose(s, &(struct moe_split_layer){.layer = op->layer,
+                                                           .n = n_ids,
+                                                           .ids = moe->ids,
+                                                           .n_rows = moe->n_slots,
+                                                           .row_mib = (double)op->dst[0]->stride[1] / (double)MIB});
+    if (rc == 0)
+        rc = store_lease(moe->store, op->layer, s->lend, s->n_lend, lease);
+    if (rc == 0 && moe->look_ahead)
+        look_ahead(moe, op, rows->n, n_ids);
+    if (rc == 0)
+        rc = run_hits(moe, op, rows, lease);
+    while (rc == 0 && n_given > 0) {
+        rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
+        if (rc == 0 && n_given > 0)
+            rc = run_host(moe, op, rows, lease, n_given);
+    }
+    if (rc == 0)
+        rc = bring_up(moe, op, rows);
+    if (rc == 0)
+        rc = moe_split_mark(s, MOE_SPLIT_LAYER_TO);
+    return rc;
+}
+
+static int run_chosen(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes)
 {
     struct tensor ids = *op->src[1];
     struct store_lease lease = {0};
-    int rc = 0;
 
-    if (has_memory(moe)) {
+    if (has_memory(moe))
         ids.data = moe->chosen;
-        rc = bring_down(moe, op, rows);
-    }
-    int n_ids = rc < 0 ? rc : group(moe, &ids, rows->n, op->layer);
+    int n_ids = group(moe, &ids, rows->n, op->layer), rc;
     if (n_ids < 0)
         return n_ids;
     *expert_bytes += (uint64_t)n_ids * model_expert_bytes(moe->model, op->layer);
     moe->stats.n_rows += (uint64_t)rows->n * (uint64_t)moe->k;
     trace_wanted(moe->trace, op->layer, moe->ids, n_ids);
-    rc = run_loan(moe, op, rows, &lease, n_ids);
+    rc = is_split_layer(moe, op->layer) ? run_split(moe, op, rows, &lease, n_ids)
+                                        : run_loan(moe, op, rows, &lease, n_ids);
     store_release(moe->store, &lease);
     return rc;
+}
+
+int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes)
+{
+    int rc = has_memory(moe) ? bring_down(moe, op, rows) : 0;
+
+    if (rc == 0)
+        rc = run_chosen(moe, op, rows, expert_bytes);
+    if (rc < 0 && moe->host)
+        moe_split_abandon(&moe->split);
+    return rc;
+}
+
+void moe_use_gpu(struct moe *moe, bool use)
+{
+    moe->split.is_off = !use;
+    store_use_device(moe->store, use);
 }

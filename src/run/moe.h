@@ -5,6 +5,7 @@
 #include "src/device/device.h"
 #include "src/model/model.h"
 #include "src/run/ahead.h"
+#include "src/run/moe_split.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,18 +31,24 @@ struct moe {
     struct device *host;       /* view: runs the experts that are not in dev's memory; NULL: there are none */
     struct trace *trace;       /* view; may be NULL */
     int n_expert, k;
-    int32_t *n_slots;           /* own: (n_expert) slots of each expert in this step */
-    int32_t *first;             /* own: (n_expert) where its slots begin in slot */
-    int32_t *ids;               /* own: (n_expert) the experts that have any, ascending */
-    int32_t *slot;              /* own: (n_rows * k) */
-    bool *is_host;              /* own: (n_expert) the host computes it in this step */
-    struct op_expert *groups;   /* own: (n_expert) */
-    struct store_expert *given; /* own: (n_expert) */
+    int32_t *n_slots;         /* own: (n_expert) slots of each expert in this step */
+    int32_t *first;           /* own: (n_expert) where its slots begin in slot */
+    int32_t *ids;             /* own: (n_expert) the experts that have any, ascending */
+    int32_t *slot;            /* own: (n_rows * k) */
+    bool *is_host;            /* own: (n_expert) the host computes it in this step */
+    struct op_expert *groups; /* own: (n_expert) */
+    /* own: (n_expert) on loan; of them, those that go to the device; the same, where they are there, and their places */
+    struct store_expert *given, *up, *there;
+    int *places;
     float *scales;   /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
     int32_t *chosen; /* own, alloc_host: (n_rows, k) */
     float *x, *y;    /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
     struct ahead ahead;
-    bool look_ahead; /* the plan's: tell the store what the next layer will likely want */
+    bool look_ahead;       /* the plan's: tell the store what the next layer will likely want */
+    const int32_t *likely; /* view into ahead: (n_likely) of likely_layer */
+    int n_likely, likely_layer;
+    struct moe_split split; /* with host */
+    uint64_t (*clock)(void);
     struct moe_stats stats;
 };
 
@@ -52,6 +59,10 @@ struct moe_args {
     struct trace *trace;       /* may be NULL */
     bool look_ahead;
     int n_ahead; /* experts that are named for a row */
+    /* With host: */
+    const struct plan *plan;
+    const struct offload_rates *rates; /* what is thought of costs before any is measured */
+    uint64_t (*clock)(void);           /* nanoseconds */
 };
 
 /* ERR_NOMEM, ERR_DEVICE. A dense model takes nothing. */
@@ -62,6 +73,9 @@ void moe_done(struct moe *moe);
  * they become readable: the device's are queued first, so that it computes while the host does. Adds the bytes of the experts
  * used to *expert_bytes. ERR_FORMAT (an id out of range), what the store and the devices say. */
 int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes);
+
+/* From the next layer on, does the device compute experts that host and device share? */
+void moe_use_gpu(struct moe *moe, bool use);
 
 #ifdef __cplusplus
 }

@@ -34,6 +34,7 @@ struct store {
     int32_t *host_ids;         /* own: (n_expert) of the loan, those that are not on the device */
     int32_t *hint_ids;         /* own: (n_expert) of the hint, the same */
     struct store_lease host;   /* their loan */
+    bool skips_device;         /* loans do not look there */
     struct store_stats stats;
 };
 
@@ -267,6 +268,31 @@ bool store_is_on_device(const struct store *s, int layer)
 
 static const enum role stacks[3] = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN};
 
+void store_use_device(struct store *s, bool use)
+{
+    s->skips_device = !use;
+}
+
+static bool find_on_device(const struct store *s, int layer, int expert, struct store_expert *out)
+{
+    bool is_seen = !s->skips_device || store_is_on_device(s, layer);
+    return is_seen && store_gpu_find(s->gpu, layer, expert, out);
+}
+
+enum store_place store_where(const struct store *s, int layer, int expert)
+{
+    struct store_expert e;
+
+    if (s->gpu && find_on_device(s, layer, expert, &e))
+        return STORE_ON_DEVICE;
+    return !s->slots || store_slots_peek(s->slots, layer, expert, &e) ? STORE_IN_MEMORY : STORE_ON_DISK;
+}
+
+bool store_peek(const struct store *s, int layer, int expert, struct store_expert *out)
+{
+    return s->slots && store_slots_peek(s->slots, layer, expert, out);
+}
+
 /* A loan of those that are not on the device. */
 static int lease_host(struct store *s, const struct store_lease *lease)
 {
@@ -278,7 +304,7 @@ static int lease_host(struct store *s, const struct store_lease *lease)
         return rc;
     s->host = (struct store_lease){.layer = lease->layer, .ids = s->host_ids};
     for (int i = 0; i < lease->n; i++)
-        if (!store_gpu_find(s->gpu, lease->layer, lease->ids[i], &expert))
+        if (!find_on_device(s, lease->layer, lease->ids[i], &expert))
             s->host_ids[n++] = lease->ids[i];
     s->host.n = n;
     rc = n ? store_slots_lease(s->slots, &s->host) : 0;
@@ -311,7 +337,7 @@ static int give_device(struct store *s, struct store_lease *lease, struct store_
     int n = 0;
 
     while (lease->n_seen < lease->n && n < max)
-        n += store_gpu_find(s->gpu, lease->layer, lease->ids[lease->n_seen++], &out[n]);
+        n += find_on_device(s, lease->layer, lease->ids[lease->n_seen++], &out[n]);
     lease->n_given += n;
     s->stats.n_device_hits += (uint64_t)n;
     return n;
@@ -342,7 +368,7 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
         n = max;
     for (int i = 0; i < n; i++) {
         out[i].expert = lease->ids[lease->n_given + i];
-        out[i].on_device = false;
+        out[i].on_device = out[i].is_pinned = false;
         for (int k = 0; k < 3; k++) {
             int stack = w[stacks[k]];
             out[i].w[k] = s->weight[stack] + (uint64_t)out[i].expert * s->model->weights[stack].t.stride[2];
@@ -357,9 +383,14 @@ int store_offer(struct store *s, const struct store_lease *lease, const struct s
 {
     int rc = 0;
 
-    for (int i = 0; i < n && s->gpu && !rc; i++)
+    for (int i = 0; i < n && s->gpu && !s->skips_device && !rc; i++)
         rc = store_gpu_offer(s->gpu, lease->layer, &experts[i]);
     return rc;
+}
+
+bool store_keep(struct store *s, const struct store_lease *lease, int expert)
+{
+    return s->slots && store_slots_keep(s->slots, lease->layer, expert);
 }
 
 static int n_experts_of(const struct store *s, int layer)
@@ -375,7 +406,7 @@ static void hint_host(struct store *s, int layer, const int32_t *ids, int n)
     int n_host = 0, n_experts = n_experts_of(s, layer);
 
     for (int i = 0; i < n && n_host < n_experts; i++)
-        if (ids[i] >= 0 && ids[i] < n_experts && !store_gpu_find(s->gpu, layer, ids[i], &expert))
+        if (ids[i] >= 0 && ids[i] < n_experts && !find_on_device(s, layer, ids[i], &expert))
             s->hint_ids[n_host++] = ids[i];
     store_slots_hint(s->slots, layer, s->hint_ids, n_host);
 }

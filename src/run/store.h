@@ -56,12 +56,23 @@ int store_copy_weight(const struct store *s, int weight, void *dst);
 bool store_has_device(const struct store *s);
 bool store_is_on_device(const struct store *s, int layer);
 
+/* Where an expert of a layer is now. */
+enum store_place { STORE_ON_DEVICE, STORE_IN_MEMORY, STORE_ON_DISK };
+enum store_place store_where(const struct store *s, int layer, int expert);
+
+/* From the next loan on, lend what lies on the device (false: as if it did not, but for layers of which it has all experts). */
+void store_use_device(struct store *s, bool use);
+
 /* One expert of a layer, readable until the next store_next of its lease, or its release. */
 struct store_expert {
     int expert;
     bool on_device;   /* w is memory of the device */
+    bool is_pinned;   /* w is the host's, and a device may copy it from there (device.h: pin) */
     const void *w[3]; /* gate, up, down; any alignment */
 };
+
+/* An expert that is in the host's memory, without a loan: readable until the next call. False: it is not. */
+bool store_peek(const struct store *s, int layer, int expert, struct store_expert *out);
 
 /* A loan of some experts of one layer; plain value, zero it first. */
 struct store_lease {
@@ -85,6 +96,10 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
 /* The host has computed these experts, which the last store_next gave it, beside a device: one of them may begin to move there, in the
  * background, if it is wanted more than one that is there. Where there is no device it does nothing. ERR_DEVICE. */
 int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
+
+/* Hold the memory of a pinned expert of the present loan, which a device copies from, until the next loan begins: the device has to be done
+ * with it then. False: too many are held already; it may be let go by the next store_next. */
+bool store_keep(struct store *s, const struct store_lease *lease, int expert);
 
 /* Experts that the next loan, of this layer, will likely want: read in what time the disk has left once all that the open loan
  * wants is on its way. Advice: takes no loan and evicts none, forgets the hint before it, and never fails. Where all experts
@@ -111,6 +126,7 @@ struct store_stats {
     uint64_t hint_bytes, hint_hit_bytes; /* theirs */
     uint64_t n_guessed,
         n_guessed_rightly; /* experts on loan in layers that some were hinted at; of these, named by the hint */
+    uint64_t pinned_bytes; /* of the slots, for a device that copies from them */
 };
 void store_stats(const struct store *s, struct store_stats *out);
 

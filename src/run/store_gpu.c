@@ -176,6 +176,7 @@ bool store_gpu_find(const struct store_gpu *g, int layer, int expert, struct sto
         return false;
     out->expert = expert;
     out->on_device = true;
+    out->is_pinned = false;
     for (int i = 0; i < 3; i++)
         out->w[i] = matrix_at(g, layer, place, i);
     return true;

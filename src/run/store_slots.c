@@ -28,6 +28,12 @@ enum { N_MATRICES = 3 };
 /* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
 enum { AHEAD_PART = 2 };
 
+/* What a device copies from is held until the next loan: a quarter at most, beside what is read ahead. */
+enum { KEEP_PART = 4 };
+
+/* Memory is pinned in such pieces: a system that gives less gives the first ones. */
+#define PIN_BYTES (64 * MIB)
+
 _Static_assert(RING_ALIGN == LAYOUT_BLOCK_BYTES, "slots are counted in the blocks that are read");
 
 enum want { WANT_WAITING, WANT_COMING, WANT_READY, WANT_GIVEN };
@@ -40,6 +46,7 @@ struct slot {
     int want;                  /* index in the loan; -1: not wanted by it */
     int n_reads;               /* in flight */
     bool is_hint;              /* read because of a hint, and not wanted by a loan yet */
+    bool is_kept;              /* a device copies from it: it stays held until the next loan */
     bool is_ahead;     /* hinted at, and the loan that will likely want it has not begun: it stays held until then */
     uint64_t begin_ns; /* when it began to be filled, if there is a trace */
     struct evict_slot when_free; /* what evict shall know of it once it is not held */
@@ -69,7 +76,11 @@ struct store_slots {
     struct class_use *uses;   /* own: (shape.n_classes) */
     int *rank_of;             /* own: (n_layer) of a layer among those of its class */
     enum want *wants;         /* own: (most experts of a layer) beside the loan's ids */
-    int *given;               /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
+    struct device *dev;       /* view; NULL: nothing is pinned */
+    uint64_t pinned_bytes;    /* of memory, from its beginning */
+    int *kept;                /* own: (n_slots) n_kept slots */
+    int n_kept;
+    int *given; /* own: (most experts of a layer) n_given slots that the last store_slots_next gave out */
     int n_given;
     int32_t *hints; /* own: (most experts of a layer) n_hints, those before next_hint done with */
     int n_hints, next_hint, hint_layer;
@@ -148,9 +159,10 @@ static int take_memory(struct store_slots *s)
     s->rank_of = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->rank_of, MEM_META);
     s->wants = mem_zalloc(most, sizeof *s->wants, MEM_META);
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
+    s->kept = mem_zalloc(n_slots, sizeof *s->kept, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
     if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
-        s->uses && s->rank_of && s->wants && s->given && s->hints)
+        s->uses && s->rank_of && s->wants && s->given && s->kept && s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -206,6 +218,27 @@ static int make_shape(struct store_slots *s, const struct plan *plan)
     return rc;
 }
 
+/* As much of the slots as the plan says and the system gives; the rest is copied through memory that is. */
+static int pin(struct store_slots *s, const struct plan *plan)
+{
+    uint64_t most = plan->gpu.pin_bytes < s->shape.bytes ? plan->gpu.pin_bytes : s->shape.bytes;
+    bool is_pinned = true;
+    int rc = 0;
+
+    while (!rc && is_pinned && s->pinned_bytes < most) {
+        uint64_t left = most - s->pinned_bytes, bytes = left < PIN_BYTES ? left : PIN_BYTES;
+        rc = s->dev->ops->pin(s->dev, s->memory + s->pinned_bytes, bytes, &is_pinned);
+        s->pinned_bytes += !rc && is_pinned ? bytes : 0;
+    }
+    return rc;
+}
+
+static void unpin(struct store_slots *s)
+{
+    for (uint64_t at = 0; at < s->pinned_bytes; at += PIN_BYTES)
+        s->dev->ops->unpin(s->dev, s->memory + at);
+}
+
 int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
 {
     const struct plan *plan = a->args->plan;
@@ -227,6 +260,9 @@ int store_slots_open(const struct store_slots_args *a, struct store_slots **out)
         number(s);
     if (!rc)
         rc = open_uses(s);
+    s->dev = plan->has_gpu ? a->args->device : NULL;
+    if (!rc && s->dev)
+        rc = pin(s, plan);
     if (!rc && plan->io == PLAN_IO_URING)
         rc = open_ring(s, a);
     if (!rc)
@@ -245,6 +281,8 @@ void store_slots_close(struct store_slots *s)
         return;
     touch_stop(s->touch);
     ring_close(s->ring);
+    unpin(s);
+    mem_free(s->kept);
     mem_free(s->hints);
     mem_free(s->given);
     mem_free(s->wants);
@@ -291,7 +329,7 @@ static void set_free(struct store_slots *s, struct slot *slot)
 static void let_go(struct store_slots *s, struct slot *slot)
 {
     slot->want = -1;
-    if (!slot->n_reads && !slot->is_ahead)
+    if (!slot->n_reads && !slot->is_ahead && !slot->is_kept)
         s->evict[index_of(s, slot)] = slot->when_free;
 }
 
@@ -603,6 +641,12 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
 
     if (s->is_lent)
         return err(ERR_STATE, "experts of layer %d: those of another layer are still on loan", lease->layer);
+    while (s->n_kept) {
+        struct slot *slot = &s->slots[s->kept[--s->n_kept]];
+        slot->is_kept = false;
+        if (slot->want < 0)
+            let_go(s, slot);
+    }
     s->is_lent = true;
     s->is_large = (int64_t)lease->n * class->n_layers > class->n_slots;
     s->n_loans++;
@@ -627,6 +671,14 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     return rc;
 }
 
+/* Is all of the slot's memory pinned, as one piece? Pieces begin where slots do not. */
+static bool is_pinned(const struct store_slots *s, const struct slot *slot)
+{
+    int class = s->shape.class_of[slot->layer];
+    uint64_t off = (uint64_t)(slot->memory - s->memory), end = off + s->shape.classes[class].slot_bytes;
+    return end <= s->pinned_bytes && off / PIN_BYTES == (end - 1) / PIN_BYTES;
+}
+
 static int give(struct store_slots *s, struct store_lease *lease, struct store_expert *out, int max)
 {
     int n = 0;
@@ -639,6 +691,7 @@ static int give(struct store_slots *s, struct store_lease *lease, struct store_e
         int at = s->slot_of[s->layer_first[lease->layer] + lease->ids[i]];
         out[n].expert = lease->ids[i];
         out[n].on_device = false;
+        out[n].is_pinned = is_pinned(s, &s->slots[at]);
         for (int k = 0; k < N_MATRICES; k++)
             out[n].w[k] = s->slots[at].w[k];
         s->wants[i] = WANT_GIVEN;
@@ -683,6 +736,34 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
     }
 }
 
+bool store_slots_peek(const struct store_slots *s, int layer, int expert, struct store_expert *out)
+{
+    int at = s->shape.class_of[layer] < 0 ? -1 : s->slot_of[s->layer_first[layer] + expert];
+
+    if (at < 0 || s->slots[at].n_reads)
+        return false;
+    out->expert = expert;
+    out->on_device = false;
+    out->is_pinned = is_pinned(s, &s->slots[at]);
+    for (int k = 0; k < N_MATRICES; k++)
+        out->w[k] = s->slots[at].w[k];
+    return true;
+}
+
+bool store_slots_keep(struct store_slots *s, int layer, int expert)
+{
+    const struct slot_class *class = &s->shape.classes[s->shape.class_of[layer]];
+    int at = s->slot_of[s->layer_first[layer] + expert];
+
+    if (at < 0 || s->slots[at].is_kept)
+        return at >= 0;
+    if (s->n_kept >= class->n_slots / KEEP_PART)
+        return false;
+    s->kept[s->n_kept++] = at;
+    s->slots[at].is_kept = true;
+    return true;
+}
+
 void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n)
 {
     let_hints_go(s);
@@ -716,6 +797,7 @@ void store_slots_release(struct store_slots *s, const struct store_lease *lease)
 void store_slots_stats(const struct store_slots *s, struct store_stats *stats)
 {
     stats->resident_bytes += s->shape.bytes;
+    stats->pinned_bytes += s->pinned_bytes;
     stats->disk_bytes += s->stats.disk_bytes;
     stats->disk_wait_ns += s->stats.disk_wait_ns;
     stats->disk_busy_ns += s->stats.disk_busy_ns;

@@ -1,0 +1,285 @@
+/* Engines on the tiny models of tests/data/models whose GPU the emulated runtime plays: opening them, and what they must give. Each
+ * suite that includes it is a program of its own. */
+#ifndef FERRY_TESTS_CUDA_ENGINE_H
+#define FERRY_TESTS_CUDA_ENGINE_H
+
+#include "cpu/cpu.h"
+#include "cuda/cuda.h"
+#include "io/file.h"
+#include "src/base/err.h"
+#include "src/base/size.h"
+#include "src/ferry.h"
+#include "src/plan/cost.h"
+#include "src/run/cache.h"
+#include "src/run/exec.h"
+#include "src/run/session.h"
+#include "src/run/store.h"
+#include "tests/emu/emu.h"
+
+#include <check.h>
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288, N_NEW = 64 };
+
+static int32_t ids[N_TOK];
+
+static void setup(void)
+{
+    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
+    ck_assert_ptr_nonnull(f);
+    for (int i = 0; i < N_TOK; i++)
+        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
+    fclose(f);
+    emu_reset(1);
+}
+
+static struct ferry_engine_opts opts_of(const char *device)
+{
+    struct ferry_engine_opts o;
+    ferry_engine_opts_init(&o);
+    o.n_ctx = 256;
+    o.n_threads = 1;
+    o.n_out = 16;
+    o.chunk_tok = 64;
+    o.n_sessions = 2;
+    o.no_pin = true;
+    o.io = "pread";
+    o.device = device;
+    o.copies = "never";
+    return o;
+}
+
+static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
+    return ferry_engine_open(path, o, e);
+}
+
+static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
+{
+    struct ferry_engine *e;
+    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
+    return e;
+}
+
+static struct ferry_session *session_of(struct ferry_engine *e)
+{
+    struct ferry_session *s = NULL;
+    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
+    return s;
+}
+
+/* What an engine's plan says of the GPU: "experts", "bytes" "total"... */
+static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
+{
+    char *text;
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
+    v = part ? json_object_get(v, part) : v;
+    ck_assert_msg(json_is_integer(v), "no %s %s in %s", key, part ? part : "", text);
+    uint64_t value = (uint64_t)json_integer_value(v);
+    json_decref(plan);
+    ferry_free(text);
+    return value;
+}
+
+/* What is counted for the driver's rounding: 2 MiB for each of 9 pieces, and for landings if there are any. */
+#define ROUNDING_BYTES (18 * MIB)
+#define LANDING_ROUNDING_BYTES (2 * MIB)
+
+/* Device memory is what the plan says to the byte, and no experts more would fit. */
+static void check_bytes(const struct ferry_engine *e, const struct ferry_engine_opts *o)
+{
+    uint64_t rounding_bytes = ROUNDING_BYTES + (fact_of(e, "landings", NULL) ? LANDING_ROUNDING_BYTES : 0);
+    ck_assert_uint_eq(emu_device_bytes() + rounding_bytes, fact_of(e, "bytes", "total"));
+    if (o->vram_bytes)
+        ck_assert_uint_le(fact_of(e, "bytes", "total"), o->vram_bytes);
+}
+
+static struct ferry_stats last_stats; /* of the session that logits_of ran */
+
+/* Logits of ids: the first PREFILL as a prompt, the rest one by one. Caller frees. */
+static float *logits_of(const char *name, const struct ferry_engine_opts *o)
+{
+    float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_session *s = session_of(e);
+
+    if (strcmp(o->device, "cpu") != 0)
+        check_bytes(e, o);
+    emu_in_step(true);
+    ck_assert_msg(ferry_session_logits(s, ids, PREFILL, true, out) == 0, "%s", ferry_error());
+    ck_assert_msg(ferry_session_logits(s, ids + PREFILL, N_TOK - PREFILL, false, out + PREFILL * N_VOCAB) == 0, "%s",
+                  ferry_error());
+    emu_in_step(false);
+    ferry_session_stats(s, &last_stats);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    return out;
+}
+
+static void must_equal(const float *want, const float *got, const char *name)
+{
+    for (int i = 0; i < N_TOK * N_VOCAB; i++)
+        ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0, "%s: row %d, logit %d: %.9g instead of %.9g", name,
+                      i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
+}
+
+/* GPU memory for all but experts, and for so many quarters of those. */
+static uint64_t vram_for(const char *name, int quarters)
+{
+    static char last_name[32]; /* tests ask for the same one again and again */
+    static uint64_t expert_bytes, bytes;
+
+    if (strcmp(name, last_name)) {
+        struct ferry_engine_opts o = opts_of("cuda:0");
+        struct ferry_engine *e = open_with(name, &o);
+        expert_bytes = fact_of(e, "bytes", "expert");
+        bytes = fact_of(e, "bytes", "total") - expert_bytes;
+        ferry_engine_close(e);
+        snprintf(last_name, sizeof last_name, "%s", name);
+    }
+    return bytes + expert_bytes * (uint64_t)quarters / 4;
+}
+
+/* Options of the split number `quarters`, nothing copied; the emulated GPU has no byte more than the plan may use. */
+static struct ferry_engine_opts split_of(const char *name, int quarters)
+{
+    struct ferry_engine_opts o = opts_of("cuda:0");
+    o.vram_bytes = vram_for(name, quarters);
+    emu_set_vram(o.vram_bytes);
+    return o;
+}
+
+/* ---- an engine's rooms by hand ---- */
+
+static struct {
+    struct file_ops ops;
+    struct model *model;
+    struct plan plan;
+    struct device *gpu, *cpu;
+    struct device_ops cpu_ops; /* the CPU's, but for what a test puts there */
+    struct store *store;
+    struct cache *cache;
+    struct exec *exec;
+    struct session *session;
+    int fail_at, n_reads; /* the read that fails; 0: none */
+    uint64_t fail_off;    /* 0: it has failed twice, or not yet */
+} rooms;
+
+/* The nth read, and its repetition. */
+static bool fails(uint64_t off)
+{
+    if (++rooms.n_reads == rooms.fail_at) {
+        rooms.fail_off = off;
+        return true;
+    }
+    bool is_repeat = rooms.fail_at && off == rooms.fail_off;
+    rooms.fail_off = is_repeat ? 0 : rooms.fail_off;
+    return is_repeat;
+}
+
+static int64_t read_at(void *ctx, void *handle, uint64_t off, void *dst, uint64_t bytes)
+{
+    if (fails(off))
+        return -EIO;
+    return file_plain.read_at(ctx, handle, off, dst, bytes);
+}
+
+static int read_fault(void *arg, uint64_t off, int res)
+{
+    (void)arg;
+    return fails(off) ? -EIO : res;
+}
+
+struct rooms_args {
+    const char *name;
+    enum plan_io io;
+    int quarters;        /* of the experts that lie on the GPU */
+    uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
+    int n_landing;       /* places for copied experts; 0: none are copied */
+    enum plan_copies copies;
+    uint64_t pin_bytes;                /* of the slots */
+    const struct offload_rates *rates; /* NULL: the machine's */
+    uint64_t (*clock)(void);           /* NULL: the real one */
+    /* NULL: the CPU's own */
+    int (*cpu_run)(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows);
+};
+
+static void make_rooms(const struct rooms_args *a)
+{
+    struct plan_opts o = {.n_ctx = 256, /* as opts_of() has them */
+                          .n_seq = 2,
+                          .n_out = 16,
+                          .n_threads = 1,
+                          .chunk_tok = 64,
+                          .io = a->io,
+                          .no_pin = true,
+                          .vram_bytes = vram_for(a->name, a->quarters),
+                          .copies = PLAN_COPIES_NEVER,
+                          .expert_ram_bytes = a->slot_bytes ? a->slot_bytes : 72 * KIB};
+    struct machine machine;
+    struct kv_shape shape;
+    char path[1024];
+
+    memset(&rooms, 0, sizeof rooms);
+    rooms.ops = file_plain;
+    rooms.ops.read_at = read_at;
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, a->name);
+    ck_assert_int_eq(model_open(path, NULL, &rooms.model), 0);
+    ck_assert_int_eq(machine_find(&machine), 0);
+    struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
+    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+    rooms.plan.gpu.n_landing = (uint32_t)a->n_landing;
+    rooms.plan.gpu.copies = a->copies;
+    rooms.plan.gpu.pin_bytes = a->pin_bytes;
+    struct cuda_opts cuda = {.ordinal = 0};
+    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
+    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
+    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
+    rooms.cpu_ops = *rooms.cpu->ops;
+    rooms.cpu_ops.run = a->cpu_run ? a->cpu_run : rooms.cpu_ops.run;
+    rooms.cpu->ops = &rooms.cpu_ops;
+    struct store_args store = {.model = rooms.model,
+                               .plan = &rooms.plan,
+                               .device = rooms.gpu,
+                               .ops = a->io == PLAN_IO_PREAD ? &rooms.ops : NULL,
+                               .read_fault = read_fault};
+    ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
+    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
+    struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 256, .chunk_tok = 64, .device = rooms.gpu};
+    ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
+    struct offload_rates rates;
+    cost_gpu_rates(&machine, 1, &rates);
+    struct exec_args exec = {.model = rooms.model,
+                             .plan = &rooms.plan,
+                             .device = rooms.gpu,
+                             .host = rooms.cpu,
+                             .store = rooms.store,
+                             .rates = a->rates ? a->rates : &rates,
+                             .clock = a->clock};
+    ck_assert_int_eq(exec_open(&exec, &rooms.exec), 0);
+    struct sample_opts greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
+    struct session_args session = {
+        .exec = rooms.exec, .cache = rooms.cache, .plan = &rooms.plan, .n_vocab = N_VOCAB, .sample = &greedy};
+    ck_assert_msg(session_make(&session, &rooms.session) == 0, "%s", err_text());
+}
+
+static void leave_rooms(void)
+{
+    session_free(rooms.session);
+    exec_close(rooms.exec);
+    cache_close(rooms.cache);
+    store_close(rooms.store);
+    rooms.cpu->ops->close(rooms.cpu);
+    rooms.gpu->ops->close(rooms.gpu);
+    model_close(rooms.model);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+#endif
