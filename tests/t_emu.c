@@ -74,18 +74,20 @@ static void twice(const void *p)
     a->out[i] = 2 * a->in[i];
 }
 
-/* The way of every engine with a copy stream: a few pieces go through two buffers. The copy waits until the buffer was read,
+enum { N_PIECES = 5, MAX_BUFFERS = 2 };
+
+/* The way of every engine with a copy stream: a few pieces go through one or two buffers. The copy waits until the buffer was read,
  * the kernel until it was filled. drop: the wait to leave out; 0: none. Returns how many results are wrong. */
-static int pipeline(uint64_t seed, int drop)
+static int pipeline(uint64_t seed, int n_buffers, int drop)
 {
-    enum { N_PIECES = 5, N_BUFFERS = 2, N_WAITS = 2 * N_PIECES - N_BUFFERS };
+    const int n_waits = 2 * N_PIECES - n_buffers;
     cudaStream_t copy = stream_make(), compute = stream_make();
     float *host = pinned_make(N_PIECES * N), *back = pinned_make(N_PIECES * N), *out = device_make(N_PIECES * N);
-    float *buffer = device_make(N_BUFFERS * N);
-    cudaEvent_t filled[N_BUFFERS], read[N_BUFFERS];
+    float *buffer = device_make(MAX_BUFFERS * N);
+    cudaEvent_t filled[MAX_BUFFERS], read[MAX_BUFFERS];
     int n_wrong = 0;
 
-    for (int i = 0; i < N_BUFFERS; i++) {
+    for (int i = 0; i < n_buffers; i++) {
         cudaEventCreateWithFlags(&filled[i], cudaEventDisableTiming);
         cudaEventCreateWithFlags(&read[i], cudaEventDisableTiming);
     }
@@ -94,8 +96,8 @@ static int pipeline(uint64_t seed, int drop)
     emu_seed(seed);
     emu_drop_wait(drop);
     for (int i = 0; i < N_PIECES; i++) {
-        int b = i % N_BUFFERS;
-        if (i >= N_BUFFERS)
+        int b = i % n_buffers;
+        if (i >= n_buffers)
             cudaStreamWaitEvent(copy, read[b], 0);
         cudaMemcpyAsync(buffer + b * N, host + i * N, N * sizeof *host, cudaMemcpyHostToDevice, copy);
         cudaEventRecord(filled[b], copy);
@@ -104,11 +106,11 @@ static int pipeline(uint64_t seed, int drop)
         cudaEventRecord(read[b], compute);
     }
     emu_drop_wait(0);
-    ck_assert_int_le(drop, N_WAITS);
+    ck_assert_int_le(drop, n_waits);
     download(back, out, N_PIECES * N, compute);
     for (int i = 0; i < N_PIECES * N; i++)
         n_wrong += !(back[i] == 2 * (float)i);
-    for (int i = 0; i < N_BUFFERS; i++) {
+    for (int i = 0; i < n_buffers; i++) {
         cudaEventDestroy(filled[i]);
         cudaEventDestroy(read[i]);
     }
@@ -124,7 +126,7 @@ static int pipeline(uint64_t seed, int drop)
 START_TEST(orders_that_events_allow_change_a_result)
 {
     for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
-        ck_assert_msg(pipeline(seed, 0) == 0, "seed %d", (int)seed);
+        ck_assert_msg(pipeline(seed, 2, 0) == 0, "seed %d", (int)seed);
 }
 END_TEST
 
@@ -133,7 +135,7 @@ START_TEST(left_out_wait_goes_unnoticed)
 {
     int n_noticed = 0;
     for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
-        n_noticed += pipeline(seed, _i) > 0;
+        n_noticed += pipeline(seed, 2, _i) > 0;
     ck_assert_msg(n_noticed > 0, "wait %d was left out, and no seed of %d showed it", _i, N_SEEDS);
 }
 END_TEST
@@ -397,6 +399,133 @@ START_TEST(asynchronous_copies_come_before_they_are_waited_for)
 }
 END_TEST
 
+/* ---- the virtual clock ---- */
+
+/* One piece of the pipeline comes up in (up_ns) and takes the kernel so long; going down takes nothing. */
+struct speeds {
+    uint64_t up_ns, kernel_ns;
+};
+
+static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
+{
+    ck_assert_str_eq(l->name, "kernel of t_emu");
+    ck_assert_ptr_nonnull(((const struct args *)l->closure)->out);
+    return ((const struct speeds *)arg)->kernel_ns;
+}
+
+static void clock_of(struct speeds *s)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns, .arg = s};
+    r.bytes_per_s[EMU_UP] = (double)(N * sizeof(float)) * 1e9 / (double)s->up_ns;
+    emu_clock(&r);
+}
+
+/* Pieces through n_buffers; what it must take: where the copy is shorter it is hidden but for the first, where it is longer the kernel
+ * is but for the last, and with one buffer nothing is. */
+static const struct {
+    struct speeds speeds;
+    int n_buffers;
+    uint64_t ns;
+} golden[] = {
+    {{1000, 3000}, 2, 1000 + N_PIECES * 3000},  {{3000, 1000}, 2, N_PIECES * 3000 + 1000},
+    {{2000, 2000}, 2, (N_PIECES + 1) * 2000},   {{1000, 3000}, 1, N_PIECES *(1000 + 3000)},
+    {{3000, 1000}, 1, N_PIECES *(3000 + 1000)},
+};
+
+START_TEST(schedule_takes_another_time)
+{
+    struct speeds speeds = golden[_i].speeds;
+
+    clock_of(&speeds);
+    ck_assert_int_eq(pipeline(1, golden[_i].n_buffers, 0), 0);
+    ck_assert_uint_eq(emu_now_ns(), golden[_i].ns);
+    ck_assert_uint_eq(emu_busy_ns(EMU_UP), N_PIECES * speeds.up_ns);
+    ck_assert_uint_eq(emu_busy_ns(EMU_COMPUTE), N_PIECES * speeds.kernel_ns);
+    ck_assert_uint_eq(emu_busy_ns(EMU_DOWN), 0);
+}
+END_TEST
+
+/* One buffer, and the second copy does not wait until it was read: that copy is hidden then, which the clock shows. (Whether the result
+ * is wrong is what seeds show.) */
+START_TEST(forgotten_wait_costs_as_much)
+{
+    struct speeds speeds = {1000, 3000};
+
+    clock_of(&speeds);
+    pipeline(1, 1, 2);
+    ck_assert_uint_eq(emu_now_ns(), N_PIECES * (1000 + 3000) - 1000);
+}
+END_TEST
+
+/* Two streams, one engine each way. */
+START_TEST(engine_does_two_things_at_once)
+{
+    enum { MANY = 1000 };
+    cudaStream_t s[2] = {stream_make(), stream_make()};
+    float *host = pinned_make(2 * MANY), *dev = device_make(2 * MANY);
+    struct emu_rates r = {.op_ns = 10};
+    float ms;
+    cudaEvent_t from, to;
+
+    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = r.bytes_per_s[EMU_COMPUTE] = 4e9; /* a float each nanosecond */
+    emu_clock(&r);
+    cudaEventCreateWithFlags(&from, cudaEventDefault);
+    cudaEventCreateWithFlags(&to, cudaEventDefault);
+    ck_assert_int_eq(cudaEventElapsedTime(&ms, from, to), cudaErrorInvalidValue);
+    cudaEventRecord(from, s[1]);
+    for (int i = 0; i < 2; i++)
+        cudaMemcpyAsync(dev + i * MANY, host, MANY * sizeof *host, cudaMemcpyHostToDevice, s[i]);
+    cudaMemcpyAsync(host + MANY, dev, MANY * sizeof *host, cudaMemcpyDeviceToHost, s[0]); /* beside the second one up */
+    cudaEventRecord(to, s[1]);
+    ck_assert_int_eq(cudaEventElapsedTime(&ms, from, to), cudaErrorNotReady);
+    cudaStreamSynchronize(s[1]);
+    ck_assert_uint_eq(emu_now_ns(), 2 * (MANY + 10));
+    ck_assert_int_eq(cudaEventElapsedTime(&ms, from, to), cudaSuccess);
+    ck_assert_float_eq(ms, 2 * (MANY + 10) * 1e-6f);
+    cudaStreamSynchronize(s[0]);
+    ck_assert_uint_eq(emu_now_ns(), 2 * (MANY + 10));
+    cudaMemcpyAsync(dev, dev + MANY, MANY * sizeof *dev, cudaMemcpyDeviceToDevice, s[0]);
+    cudaMemsetAsync(dev + MANY, 0, MANY * sizeof *dev, s[1]);
+    cudaStreamSynchronize(s[0]);
+    cudaStreamSynchronize(s[1]);
+    ck_assert_uint_eq(emu_now_ns(), 4 * (MANY + 10));
+    ck_assert_uint_eq(emu_busy_ns(EMU_COMPUTE), 2 * (MANY + 10));
+    cudaEventDestroy(from);
+    cudaEventDestroy(to);
+    cudaFreeHost(host);
+    cudaFree(dev);
+    cudaStreamDestroy(s[0]);
+    cudaStreamDestroy(s[1]);
+}
+END_TEST
+
+/* The host works meanwhile: only what is longer counts, and an event is not there before its time. */
+START_TEST(host_waits_for_what_it_has_overlapped)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *dev = device_make(N);
+    struct speeds speeds = {1000, 0};
+    cudaEvent_t event;
+
+    clock_of(&speeds);
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    for (int round = 0; round < 2; round++) {
+        uint64_t begin = emu_now_ns(), work = round ? 1700 : 400;
+        cudaMemcpyAsync(dev, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+        cudaEventRecord(event, s);
+        ck_assert_int_eq(cudaEventQuery(event), cudaErrorNotReady);
+        emu_host_works(work);
+        ck_assert_int_eq(cudaEventQuery(event), round ? cudaSuccess : cudaErrorNotReady);
+        cudaEventSynchronize(event);
+        ck_assert_uint_eq(emu_now_ns() - begin, round ? 1700 : 1000);
+    }
+    cudaEventDestroy(event);
+    cudaFreeHost(host);
+    cudaFree(dev);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
 static void setup(void)
 {
     emu_reset(1);
@@ -423,6 +552,10 @@ int main(void)
     tcase_add_test(tc, exchanges_and_barriers_mix_up_threads);
     tcase_add_loop_test_raise_signal(tc, misbehaving_threads_go_unnoticed, SIGABRT, 0, N_WAYS);
     tcase_add_test(tc, asynchronous_copies_come_before_they_are_waited_for);
+    tcase_add_loop_test(tc, schedule_takes_another_time, 0, sizeof golden / sizeof *golden);
+    tcase_add_test(tc, forgotten_wait_costs_as_much);
+    tcase_add_test(tc, engine_does_two_things_at_once);
+    tcase_add_test(tc, host_waits_for_what_it_has_overlapped);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     freopen("/dev/null", "w", stderr); /* the texts of those that must die */

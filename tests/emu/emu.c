@@ -1,4 +1,4 @@
-/* Owns the emulated device: its memory, streams, events, and the order in which queued operations run. */
+/* Owns the emulated device: its memory, streams, events, the order in which queued operations run, and their virtual times. */
 #include "tests/emu/emu.h"
 
 #include <stdarg.h>
@@ -25,17 +25,21 @@ struct op {
     struct emu_launch launch;
     cudaEvent_t event;
     uint64_t turn; /* of the event: which of its records is meant */
+    enum emu_engine engine;
+    uint64_t queued_ns, n; /* when; the how manieth of all */
     struct op *next;
 };
 
 struct CUstream_st {
     struct op *head, *tail;
     uint64_t n_queued, n_done;
+    uint64_t free_ns; /* when the last of those that have run was done */
     int gpu;
 };
 
 struct CUevent_st {
     uint64_t n_recorded, n_done; /* records queued, records run */
+    uint64_t done_ns;            /* when the last of those */
 };
 
 struct alloc {
@@ -54,6 +58,10 @@ static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
 static int n_gpus = 1, gpu; /* gpu: the one chosen */
+/* The virtual clock. */
+static bool has_clock;
+static struct emu_rates rates;
+static uint64_t now_ns, free_ns[EMU_N_ENGINES], busy_ns[EMU_N_ENGINES], n_ops;
 
 void emu_die(const char *fmt, ...)
 {
@@ -93,6 +101,12 @@ void emu_reset(uint64_t seed)
     in_step = false;
     n_gpus = 1;
     gpu = 0;
+    emu_clock(NULL);
+}
+
+bool emu_is_real(void)
+{
+    return false;
 }
 
 void emu_set_vram(size_t bytes)
@@ -327,35 +341,154 @@ static bool is_ready(const struct op *op)
     return op && (op->kind != WAIT || op->event->n_done >= op->turn);
 }
 
-/* Run one operation of a stream that is ready, drawn by lot; false: none is. */
-static bool run_any(void)
+/* ---- times ---- */
+
+void emu_clock(const struct emu_rates *r)
 {
-    cudaStream_t ready[MAX_STREAMS];
+    has_clock = r != NULL;
+    rates = r ? *r : (struct emu_rates){.op_ns = 0};
+    now_ns = 0;
+    memset(free_ns, 0, sizeof free_ns);
+    memset(busy_ns, 0, sizeof busy_ns);
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (streams[i])
+            streams[i]->free_ns = 0;
+}
+
+uint64_t emu_now_ns(void)
+{
+    return now_ns;
+}
+
+void emu_host_works(uint64_t ns)
+{
+    now_ns += ns;
+}
+
+uint64_t emu_busy_ns(enum emu_engine engine)
+{
+    return busy_ns[engine];
+}
+
+static uint64_t later(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static bool uses_engine(const struct op *op)
+{
+    return op->kind != RECORD && op->kind != WAIT;
+}
+
+/* Since when nothing but its engine keeps the stream's first operation. */
+static uint64_t ready_ns(const cudaStream_t s)
+{
+    uint64_t ns = later(s->free_ns, s->head->queued_ns);
+    return s->head->kind == WAIT ? later(ns, s->head->event->done_ns) : ns;
+}
+
+static uint64_t start_ns(const cudaStream_t s)
+{
+    return uses_engine(s->head) ? later(ready_ns(s), free_ns[s->head->engine]) : ready_ns(s);
+}
+
+static uint64_t cost_ns(const struct op *op)
+{
+    if (!uses_engine(op))
+        return 0;
+    if (op->kind != KERNEL) {
+        double rate = rates.bytes_per_s[op->engine];
+        return rates.op_ns + (rate > 0 ? (uint64_t)((double)op->bytes * 1e9 / rate + 0.5) : 0);
+    }
+    struct emu_launch launch = op->launch;
+    launch.closure = op->staged;
+    return rates.op_ns + (rates.kernel_ns ? rates.kernel_ns(&launch, rates.arg) : 0);
+}
+
+static void pass_time(cudaStream_t s)
+{
+    const struct op *op = s->head;
+    uint64_t cost = cost_ns(op), end = start_ns(s) + cost;
+
+    s->free_ns = end;
+    if (op->kind == RECORD)
+        op->event->done_ns = later(op->event->done_ns, end);
+    if (!uses_engine(op))
+        return;
+    free_ns[op->engine] = end;
+    busy_ns[op->engine] += cost;
+}
+
+static bool is_before(const cudaStream_t a, const cudaStream_t b)
+{
+    if (start_ns(a) != start_ns(b))
+        return start_ns(a) < start_ns(b);
+    return ready_ns(a) != ready_ns(b) ? ready_ns(a) < ready_ns(b) : a->head->n < b->head->n;
+}
+
+/* ---- whose turn it is ---- */
+
+/* Of the streams whose first operation may run, one drawn by lot; with a clock the one that begins first. NULL: none may. */
+static cudaStream_t choose_stream(void)
+{
+    cudaStream_t ready[MAX_STREAMS], first;
     uint32_t n = 0;
 
     for (int i = 0; i < MAX_STREAMS; i++)
         if (streams[i] && is_ready(streams[i]->head))
             ready[n++] = streams[i];
     if (!n)
-        return false;
-    cudaStream_t s = ready[emu_random(n)];
+        return NULL;
+    if (!has_clock)
+        return ready[emu_random(n)];
+    first = ready[0];
+    for (uint32_t i = 1; i < n; i++)
+        first = is_before(ready[i], first) ? ready[i] : first;
+    return first;
+}
+
+static void run_first(cudaStream_t s)
+{
     struct op *op = s->head;
+
+    if (has_clock)
+        pass_time(s);
     s->head = op->next;
     s->n_done++;
     op_run(op);
-    return true;
+}
+
+/* Run one operation; false: none may run. */
+static bool run_any(void)
+{
+    cudaStream_t s = choose_stream();
+
+    if (s)
+        run_first(s);
+    return s != NULL;
+}
+
+/* With a clock: what has begun by now. */
+static void run_begun(void)
+{
+    open_arena(true);
+    for (cudaStream_t s = choose_stream(); s && start_ns(s) <= now_ns; s = choose_stream())
+        run_first(s);
+    open_arena(false);
 }
 
 /* Until that many operations of the stream are done. */
 static void drain(const cudaStream_t stream, uint64_t n_done)
 {
-    if (stream->n_done >= n_done)
-        return;
-    open_arena(true);
-    while (stream->n_done < n_done)
-        if (!run_any())
-            emu_die("a stream waits for an event that cannot come");
-    open_arena(false);
+    if (stream->n_done < n_done) {
+        open_arena(true);
+        while (stream->n_done < n_done)
+            if (!run_any())
+                emu_die("a stream waits for an event that cannot come");
+        open_arena(false);
+    }
+    if (has_clock)
+        now_ns = later(now_ns, stream->free_ns);
 }
 
 static void enqueue(cudaStream_t stream, const struct op *op)
@@ -369,6 +502,8 @@ static void enqueue(cudaStream_t stream, const struct op *op)
         emu_die("no memory for an operation");
     *copy = *op;
     copy->next = NULL;
+    copy->queued_ns = now_ns;
+    copy->n = n_ops++;
     if (stream->head)
         stream->tail->next = copy;
     else
@@ -408,6 +543,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 {
     struct op op = {.kind = COPY, .dst = dst, .src = src, .bytes = bytes};
 
+    op.engine = kind == cudaMemcpyHostToDevice ? EMU_UP : kind == cudaMemcpyDeviceToHost ? EMU_DOWN : EMU_COMPUTE;
+
     if (fails())
         return cudaErrorUnknown;
     if (!bytes)
@@ -429,7 +566,7 @@ cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t str
     if (fails())
         return cudaErrorUnknown;
     check_place(dst, bytes, true);
-    enqueue(stream, &(struct op){.kind = SET, .dst = dst, .value = value, .bytes = bytes});
+    enqueue(stream, &(struct op){.kind = SET, .engine = EMU_COMPUTE, .dst = dst, .value = value, .bytes = bytes});
     return cudaSuccess;
 }
 
@@ -439,8 +576,10 @@ cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
         return cudaErrorLaunchFailure;
     if (!launch->grid.x || !launch->grid.y || !launch->grid.z || launch->closure_bytes > 4096)
         return cudaErrorInvalidConfiguration;
-    enqueue(stream,
-            &(struct op){.kind = KERNEL, .staged = copy_of(launch->closure, launch->closure_bytes), .launch = *launch});
+    enqueue(stream, &(struct op){.kind = KERNEL,
+                                 .engine = EMU_COMPUTE,
+                                 .staged = copy_of(launch->closure, launch->closure_bytes),
+                                 .launch = *launch});
     return cudaSuccess;
 }
 
@@ -531,7 +670,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    return fails() ? cudaErrorUnknown : event->n_done >= event->n_recorded ? cudaSuccess : cudaErrorNotReady;
+    if (fails())
+        return cudaErrorUnknown;
+    if (has_clock)
+        run_begun();
+    bool is_done = event->n_done >= event->n_recorded && (!has_clock || event->done_ns <= now_ns);
+    return is_done ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
@@ -541,7 +685,22 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
         if (!run_any())
             emu_die("an event is waited for that cannot come");
     open_arena(false);
+    if (has_clock)
+        now_ns = later(now_ns, event->done_ns);
     return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
+{
+    *ms = 0;
+    if (fails())
+        return cudaErrorUnknown;
+    if (!start->n_recorded || !end->n_recorded)
+        return cudaErrorInvalidValue;
+    if (start->n_done < start->n_recorded || end->n_done < end->n_recorded)
+        return cudaErrorNotReady;
+    *ms = (float)((double)end->done_ns - (double)start->done_ns) / 1e6f;
+    return cudaSuccess;
 }
 
 /* ---- the rest ---- */
@@ -565,7 +724,10 @@ cudaError_t cudaSetDevice(int device)
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
 {
     (void)device;
-    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9
+             : attr == cudaDevAttrMultiProcessorCount  ? 4
+             : attr == cudaDevAttrL2CacheSize          ? 4096
+                                                       : 0;
     return fails() ? cudaErrorUnknown : cudaSuccess;
 }
 

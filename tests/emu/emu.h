@@ -34,6 +34,7 @@ size_t emu_device_bytes(void);       /* device memory alive */
 int emu_n_live(void);                /* allocations, streams and events alive */
 uint64_t emu_n_launches(void);       /* kernels run since emu_reset() */
 bool emu_is_device(const void *ptr); /* is it in device memory? */
+bool emu_is_real(void); /* a runtime that is only counted (tests/gpu/real.h): it follows no seed and drops no wait */
 
 /* ---- for kernels ---- */
 
@@ -67,6 +68,26 @@ struct emu_launch {
     size_t closure_bytes;
 };
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
+
+/* ---- the virtual clock: how long it would take ---- */
+
+/* What can work at the same time; each does one operation after another. Copies within the device are COMPUTE's. */
+enum emu_engine { EMU_UP, EMU_DOWN, EMU_COMPUTE, EMU_N_ENGINES };
+
+struct emu_rates {
+    double bytes_per_s[EMU_N_ENGINES]; /* of copies */
+    uint64_t op_ns;                    /* that each copy and each kernel takes besides */
+    uint64_t (*kernel_ns)(const struct emu_launch *launch, void *arg); /* how long one takes besides; NULL: nothing */
+    void *arg;                                                         /* of kernel_ns: view */
+};
+
+/* From now on operations take time, and run in the order in which they would begin: an operation begins when it was queued, its
+ * stream has come to it, what it waits for is done and its engine is free; who was ready first gets the engine. Seeds then turn
+ * nothing. The time is 0. NULL, or emu_reset(): no clock. rates are copied. */
+void emu_clock(const struct emu_rates *rates);
+uint64_t emu_now_ns(void);        /* the host's time: calls that wait come back when that is done */
+void emu_host_works(uint64_t ns); /* the host computes so long */
+uint64_t emu_busy_ns(enum emu_engine engine);
 
 /* ---- between the two halves of the emulator ---- */
 
