@@ -39,7 +39,7 @@ struct CUstream_st {
 
 struct CUevent_st {
     uint64_t n_recorded, n_done; /* records queued, records run */
-    uint64_t done_ns;            /* when the last of those */
+    uint64_t done_ns, clock;     /* when the last of those, by the how manieth clock: what was before it is done at 0 */
 };
 
 struct alloc {
@@ -60,6 +60,7 @@ static bool in_step;
 static int n_gpus = 1, gpu; /* gpu: the one chosen */
 /* The virtual clock. */
 static bool has_clock;
+static uint64_t n_clocks;
 static struct emu_rates rates;
 static uint64_t now_ns, free_ns[EMU_N_ENGINES], busy_ns[EMU_N_ENGINES], n_ops;
 
@@ -346,6 +347,7 @@ static bool is_ready(const struct op *op)
 void emu_clock(const struct emu_rates *r)
 {
     has_clock = r != NULL;
+    n_clocks++;
     rates = r ? *r : (struct emu_rates){.op_ns = 0};
     now_ns = 0;
     memset(free_ns, 0, sizeof free_ns);
@@ -375,6 +377,11 @@ static uint64_t later(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+static uint64_t done_ns(const cudaEvent_t event)
+{
+    return event->clock == n_clocks ? event->done_ns : 0;
+}
+
 static bool uses_engine(const struct op *op)
 {
     return op->kind != RECORD && op->kind != WAIT;
@@ -384,7 +391,7 @@ static bool uses_engine(const struct op *op)
 static uint64_t ready_ns(const cudaStream_t s)
 {
     uint64_t ns = later(s->free_ns, s->head->queued_ns);
-    return s->head->kind == WAIT ? later(ns, s->head->event->done_ns) : ns;
+    return s->head->kind == WAIT ? later(ns, done_ns(s->head->event)) : ns;
 }
 
 static uint64_t start_ns(const cudaStream_t s)
@@ -411,8 +418,10 @@ static void pass_time(cudaStream_t s)
     uint64_t cost = cost_ns(op), end = start_ns(s) + cost;
 
     s->free_ns = end;
-    if (op->kind == RECORD)
-        op->event->done_ns = later(op->event->done_ns, end);
+    if (op->kind == RECORD) {
+        op->event->done_ns = later(done_ns(op->event), end);
+        op->event->clock = n_clocks;
+    }
     if (!uses_engine(op))
         return;
     free_ns[op->engine] = end;
@@ -674,7 +683,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
         return cudaErrorUnknown;
     if (has_clock)
         run_begun();
-    bool is_done = event->n_done >= event->n_recorded && (!has_clock || event->done_ns <= now_ns);
+    bool is_done = event->n_done >= event->n_recorded && (!has_clock || done_ns(event) <= now_ns);
     return is_done ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -686,7 +695,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
             emu_die("an event is waited for that cannot come");
     open_arena(false);
     if (has_clock)
-        now_ns = later(now_ns, event->done_ns);
+        now_ns = later(now_ns, done_ns(event));
     return fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
@@ -699,7 +708,7 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
         return cudaErrorInvalidValue;
     if (start->n_done < start->n_recorded || end->n_done < end->n_recorded)
         return cudaErrorNotReady;
-    *ms = (float)((double)end->done_ns - (double)start->done_ns) / 1e6f;
+    *ms = (float)((double)done_ns(end) - (double)done_ns(start)) / 1e6f;
     return cudaSuccess;
 }
 

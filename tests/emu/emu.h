@@ -66,6 +66,7 @@ struct emu_launch {
     void (*call)(const void *closure); /* one thread's life */
     const void *closure;               /* copied: (closure_bytes) */
     size_t closure_bytes;
+    size_t args_off; /* where in the closure the kernel's argument lies */
 };
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
 
