@@ -491,16 +491,31 @@ static void close_device(struct device *dev)
     mem_free(c);
 }
 
+/* How many GPUs the driver sees. */
+static int count_gpus(int *n)
+{
+    int driver = 0;
+    cudaError_t e = cudaDriverGetVersion(&driver);
+
+    if (!e && driver == 0)
+        return err(ERR_DEVICE, "CUDA: this machine has no NVIDIA driver");
+    if (!e)
+        e = cudaGetDeviceCount(n);
+    if (e == cudaErrorInsufficientDriver)
+        return err(ERR_DEVICE, "CUDA: the driver is one for CUDA %d.%d; this ferry was built with %d.%d", driver / 1000,
+                   driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return failed(e, "looking for GPUs");
+}
+
 static int find_gpu(int ordinal)
 {
-    int n = 0, major = 0, minor = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
+    int n = 0, major = 0, minor = 0, rc = count_gpus(&n);
 
-    if (e)
-        return failed(e, "looking for GPUs");
+    if (rc)
+        return rc;
     if (ordinal < 0 || ordinal >= n)
         return err(ERR_DEVICE, "CUDA: there is no GPU %d; GPUs found: %d", ordinal, n);
-    e = cudaSetDevice(ordinal);
+    cudaError_t e = cudaSetDevice(ordinal);
     if (!e)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
     if (!e)

@@ -58,6 +58,7 @@ static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
 static int n_gpus = 1, gpu; /* gpu: the one chosen */
+static int driver = CUDART_VERSION;
 /* The virtual clock. */
 static bool has_clock;
 static uint64_t n_clocks;
@@ -102,6 +103,7 @@ void emu_reset(uint64_t seed)
     in_step = false;
     n_gpus = 1;
     gpu = 0;
+    driver = CUDART_VERSION;
     emu_clock(NULL);
 }
 
@@ -118,6 +120,11 @@ void emu_set_vram(size_t bytes)
 void emu_set_gpus(int n)
 {
     n_gpus = n;
+}
+
+void emu_set_driver(int version)
+{
+    driver = version;
 }
 
 void emu_fail_nth(int n)
@@ -714,10 +721,16 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 
 /* ---- the rest ---- */
 
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = driver;
+    return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
     *count = n_gpus;
-    return fails() ? cudaErrorNoDevice : cudaSuccess;
+    return fails() ? cudaErrorNoDevice : driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
@@ -756,6 +769,8 @@ const char *cudaGetErrorString(cudaError_t error)
         return "out of memory";
     case cudaErrorInvalidConfiguration:
         return "invalid configuration argument";
+    case cudaErrorInsufficientDriver:
+        return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:

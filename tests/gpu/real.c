@@ -14,6 +14,7 @@ static struct {
     size_t bytes;
 } allocs[MAX_ALLOCS];
 static size_t vram_bytes = SIZE_MAX, device_bytes;
+static int driver = -1; /* its version, where a test says so */
 static int n_host, n_streams, n_events, n_gpus, fail_at, n_calls;
 static uint64_t n_launches;
 static bool in_step;
@@ -22,6 +23,7 @@ static cudaError_t launch_error; /* of a launch that failed here: the runtime ha
 /* The runtime's own functions, as the linker names them. */
 #define REAL(name) __real_##name
 #define WRAP(name) __wrap_##name
+cudaError_t REAL(cudaDriverGetVersion)(int *version);
 cudaError_t REAL(cudaGetDeviceCount)(int *count);
 cudaError_t REAL(cudaSetDevice)(int device);
 cudaError_t REAL(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
@@ -45,6 +47,7 @@ cudaError_t REAL(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
 cudaError_t REAL(cudaEventQuery)(cudaEvent_t event);
 cudaError_t REAL(cudaEventSynchronize)(cudaEvent_t event);
 
+cudaError_t WRAP(cudaDriverGetVersion)(int *version);
 cudaError_t WRAP(cudaGetDeviceCount)(int *count);
 cudaError_t WRAP(cudaSetDevice)(int device);
 cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
@@ -96,6 +99,7 @@ void real_reset(uint64_t seed)
     n_gpus = fail_at = n_calls = 0;
     n_launches = 0;
     in_step = false;
+    driver = -1;
     launch_error = cudaSuccess;
 }
 
@@ -122,6 +126,11 @@ void real_set_vram(size_t bytes)
 void real_set_gpus(int n)
 {
     n_gpus = n;
+}
+
+void real_set_driver(int version)
+{
+    driver = version;
 }
 
 void real_fail_nth(int n)
@@ -161,12 +170,24 @@ int real_n_live(void)
 
 /* ---- devices: where a test wants more GPUs than there are, several numbers mean one ---- */
 
+cudaError_t WRAP(cudaDriverGetVersion)(int *version)
+{
+    cudaError_t e = REAL(cudaDriverGetVersion)(version);
+
+    if (fails())
+        return cudaErrorUnknown;
+    *version = driver < 0 ? *version : driver;
+    return e;
+}
+
 cudaError_t WRAP(cudaGetDeviceCount)(int *count)
 {
     cudaError_t e = REAL(cudaGetDeviceCount)(count);
 
     if (fails())
         return cudaErrorNoDevice;
+    if (driver >= 0 && driver < CUDART_VERSION)
+        return cudaErrorInsufficientDriver;
     *count = e == cudaSuccess ? (n_gpus ? n_gpus : 1) : *count;
     return e;
 }

@@ -8,6 +8,7 @@
 #define emu_seed real_seed
 #define emu_set_vram real_set_vram
 #define emu_set_gpus real_set_gpus
+#define emu_set_driver real_set_driver
 #define emu_fail_nth real_fail_nth
 #define emu_n_calls real_n_calls
 #define emu_in_step real_in_step
