@@ -438,7 +438,7 @@ static uint64_t slot_bytes_of(const struct device_step *o)
     uint64_t table = size_up((uint64_t)pages_of(o->n_ctx) * sizeof(void *), 64) + 64;
     uint64_t experts = (uint64_t)o->n_expert * sizeof(struct cu_expert) +
                        n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 3 * UINT64_C(64);
-    return rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256;
+    return size_up(rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256, 64);
 }
 
 /* ---- run ---- */
@@ -473,7 +473,8 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
     return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
 }
 
-/* Write the slot and queue its copy. */
+/* Write the slot and queue its way up. A kernel fetches it: the engine that copies up does one copy after another, so that a copy
+ * would come behind all that is being brought in the background, and the step with it. */
 static int send(struct cuda *c, const struct op *ops, int n_ops, const struct rows *rows, struct ops_run *run)
 {
     const struct slot *slot = &c->slots[c->n_calls % N_SLOTS];
@@ -491,8 +492,8 @@ static int send(struct cuda *c, const struct op *ops, int n_ops, const struct ro
     if (p.is_full)
         return err(ERR_LIMIT, "a step of %d rows needs more than the %" PRIu64 " bytes that CUDA was opened for",
                    rows->n, c->slot_bytes);
-    return p.used ? failed(cudaMemcpyAsync(slot->dev, slot->host, p.used, cudaMemcpyHostToDevice, c->stream), "rows")
-                  : 0;
+    struct cu_pull_args pull = {slot->dev, slot->host, size_up(p.used, 16)};
+    return p.used ? failed(cu_pull(&pull, c->stream), "rows") : 0;
 }
 
 static int run(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
@@ -620,16 +621,31 @@ static void close_device(struct device *dev)
     mem_free(c);
 }
 
+/* How many GPUs the driver sees. */
+static int count_gpus(int *n)
+{
+    int driver = 0;
+    cudaError_t e = cudaDriverGetVersion(&driver);
+
+    if (!e && driver == 0)
+        return err(ERR_DEVICE, "CUDA: this machine has no NVIDIA driver");
+    if (!e)
+        e = cudaGetDeviceCount(n);
+    if (e == cudaErrorInsufficientDriver)
+        return err(ERR_DEVICE, "CUDA: the driver is one for CUDA %d.%d; this ferry was built with %d.%d", driver / 1000,
+                   driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return failed(e, "looking for GPUs");
+}
+
 static int find_gpu(int ordinal)
 {
-    int n = 0, major = 0, minor = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
+    int n = 0, major = 0, minor = 0, rc = count_gpus(&n);
 
-    if (e)
-        return failed(e, "looking for GPUs");
+    if (rc)
+        return rc;
     if (ordinal < 0 || ordinal >= n)
         return err(ERR_DEVICE, "CUDA: there is no GPU %d; GPUs found: %d", ordinal, n);
-    e = cudaSetDevice(ordinal);
+    cudaError_t e = cudaSetDevice(ordinal);
     if (!e)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
     if (!e)

@@ -95,7 +95,8 @@ cudaError_t cu_closure_launch(const char *name, dim3 grid, dim3 block, size_t by
 {
     cu_closure<A> c = {kernel, args};
     struct emu_launch l = {
-        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c};
+        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c, 0};
+    l.args_off = (size_t)(reinterpret_cast<const char *>(&c.args) - reinterpret_cast<const char *>(&c));
     return emu_launch(&l, stream);
 }
 

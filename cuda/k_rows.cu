@@ -371,3 +371,22 @@ cudaError_t cu_route(const struct cu_route_args *a, cudaStream_t stream)
     size_t n = (size_t)a->p.n_expert, bytes = ((a->bias ? 2 : 1) * n + (size_t)a->p.k) * sizeof(float) + n;
     return CU_LAUNCH((route), dim3((unsigned)a->n), dim3(32), bytes, stream, *a);
 }
+
+/* ---- from the host's memory ---- */
+
+struct alignas(16) word16 {
+    uint32_t x[4];
+};
+
+static __global__ void pull(const struct cu_pull_args a)
+{
+    uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x;
+
+    if (i < a.n_bytes / sizeof(struct word16))
+        static_cast<struct word16 *>(a.dst)[i] = static_cast<const struct word16 *>(a.src)[i];
+}
+
+cudaError_t cu_pull(const struct cu_pull_args *a, cudaStream_t stream)
+{
+    return CU_LAUNCH((pull), grid_of((int64_t)(a->n_bytes / sizeof(struct word16)), 1), dim3(THREADS), 0, stream, *a);
+}

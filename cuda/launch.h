@@ -49,6 +49,14 @@ cudaError_t cu_gate(const struct cu_rows_args *a, cudaStream_t stream);    /* b 
 cudaError_t cu_combine(const struct cu_rows_args *a, cudaStream_t stream); /* a (n*len, width), b (n, len) */
 cudaError_t cu_get_rows(const struct cu_rows_args *a, cudaStream_t stream);
 
+/* Bytes from pinned host memory, read over the bus where it lies; both 16-byte aligned, n_bytes a multiple of 16. */
+struct cu_pull_args {
+    void *dst;
+    const void *src;
+    uint64_t n_bytes;
+};
+cudaError_t cu_pull(const struct cu_pull_args *a, cudaStream_t stream);
+
 /* Code-books of the IQ types (quant/iq_grid.h) in device memory. */
 struct cu_books {
     uint64_t iq2_xxs[256], iq2_xs[512], iq2_s[1024], iq1_s[2048];

@@ -154,16 +154,34 @@ struct wish {
     int number; /* of the GPU */
 };
 
+static bool is_auto(const char *device)
+{
+    return device && strcmp(device, "auto") == 0;
+}
+
+/* Is there a GPU 0 that can be used? */
+static bool has_gpu(void)
+{
+#ifdef FERRY_HAVE_CUDA
+    uint64_t free_bytes, total_bytes;
+    return cuda_memory(0, &free_bytes, &total_bytes) == 0;
+#else
+    return false;
+#endif
+}
+
 static int read_device(const char *name, struct wish *out)
 {
     int end = 0;
 
     *out = (struct wish){.is_gpu = false};
+    if (is_auto(name))
+        name = has_gpu() ? "cuda:0" : "cpu";
     if (!name || strcmp(name, "cpu") == 0)
         return 0;
     out->is_gpu = true;
     if (sscanf(name, "cuda:%4d%n", &out->number, &end) != 1 || name[end] || out->number < 0)
-        return err(ERR_ARG, "device = %.40s: expected cpu or cuda:N", name);
+        return err(ERR_ARG, "device = %.40s: expected auto, cpu or cuda:N", name);
 #ifndef FERRY_HAVE_CUDA
     return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", out->number);
 #else
@@ -243,7 +261,8 @@ static int read_wishes(const struct ferry_engine_opts *o, const char *model_path
 /* A saved plan says who computes; options may say the same. device: as they name it; NULL: they do not. */
 static int check_device(const struct plan *p, const char *path, const char *device, const struct wish *wish)
 {
-    if (!device || (wish->is_gpu == p->has_gpu && (!p->has_gpu || (uint32_t)wish->number == p->gpu.number)))
+    if (!device || is_auto(device) ||
+        (wish->is_gpu == p->has_gpu && (!p->has_gpu || (uint32_t)wish->number == p->gpu.number)))
         return 0;
     if (p->has_gpu)
         return err(ERR_STATE, "%s: the plan is for cuda:%" PRIu32 ", not for %s", path, p->gpu.number, device);

@@ -71,7 +71,7 @@ struct ferry_engine_opts {
     bool trace;          /* keep a timeline of the last steps: 10 MiB, which the plan counts */
     bool trace_experts;  /* keep which experts each step wanted: 16 MiB, which the plan counts */
     /* Who computes: "cpu", or "cuda:N" where ferry was built with CUDA: GPU N all but the experts that do not fit its memory, the CPU
-     * those. NULL: "cpu", or what a saved plan says. */
+     * those. "auto": "cuda:0" where there is one that works, else "cpu". NULL: "cpu". A saved plan says it in place of the last two. */
     const char *device;
     uint64_t vram_bytes; /* with a GPU, how much of its memory ferry may use; 0: what is free, less a margin */
     /* A folder where a ferry_batch may keep KV pages of requests that have to wait for memory, in a file without a name; NULL: they

@@ -280,7 +280,8 @@ START_TEST(plan_of_a_shape_and_of_a_beginning)
     ck_assert(says(out, "--io mmap"));
     ck_assert(says(out, "with --device cuda:0 a plan for it"));
     ck_assert_int_eq(run("$F plan $M --device gpu"), 1);
-    ck_assert(says(errors, "expected cpu or cuda:N"));
+    ck_assert(says(errors, "expected auto, cpu or cuda:N"));
+    must_run("$F plan $M --device auto"); /* with or without a GPU */
     ck_assert_int_eq(run("$F run $M --vram 1G -p x"), 1);
     ck_assert(says(errors, "of which GPU?"));
     ck_assert_int_eq(run("$F plan qwen4-30b"), 1);

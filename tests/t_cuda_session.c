@@ -733,7 +733,8 @@ int main(void)
     tcase_add_test(tc, experts_that_move_change_bits);
     tcase_add_test(tc, batch_of_a_split_says_something_else);
     tcase_add_loop_test(tc, crossings_are_not_those_of_the_plan, 0, 3);
-    tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, 2);
+    if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
+        tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, 2);
     tcase_add_test(tc, saved_split_is_another);
     tcase_add_test(tc, engine_is_bound_to_the_thread_that_opened_it);
     tcase_add_test(tc, too_little_memory_leaves_something);

@@ -116,17 +116,31 @@ static int open_model(const char *name, struct model **out)
     return shape ? shape_open(shape, out) : model_open_head(name, NULL, out);
 }
 
+/* --device with auto settled. */
+static const char *device_of(const struct conf *conf)
+{
+    if (!conf->device || strcmp(conf->device, "auto") != 0)
+        return conf->device;
+#ifdef FERRY_HAVE_CUDA
+    uint64_t free_bytes, total_bytes;
+    return cuda_memory(0, &free_bytes, &total_bytes) == 0 ? "cuda:0" : "cpu";
+#else
+    return "cpu";
+#endif
+}
+
 /* The GPU that --device names, which need not be there if --vram says how much memory it has. */
 static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opts *o, struct machine *m)
 {
+    const char *device = device_of(conf);
     int number = 0, end = 0;
 
     m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
     m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
-    if (!conf->device || !strcmp(conf->device, "cpu"))
+    if (!device || !strcmp(device, "cpu"))
         return 0;
-    if (sscanf(conf->device, "cuda:%4d%n", &number, &end) != 1 || conf->device[end] || number < 0)
-        return err(ERR_ARG, "--device %.40s: expected cpu or cuda:N", conf->device);
+    if (sscanf(device, "cuda:%4d%n", &number, &end) != 1 || device[end] || number < 0)
+        return err(ERR_ARG, "--device %.40s: expected auto, cpu or cuda:N", device);
     o->gpu_number = (uint32_t)number;
     o->vram_bytes = conf->vram_bytes;
     o->copies = !conf->gpu_copies || !strcmp(conf->gpu_copies, "auto") ? PLAN_COPIES_AUTO

@@ -39,7 +39,7 @@ struct CUstream_st {
 
 struct CUevent_st {
     uint64_t n_recorded, n_done; /* records queued, records run */
-    uint64_t done_ns;            /* when the last of those */
+    uint64_t done_ns, clock;     /* when the last of those, by the how manieth clock: what was before it is done at 0 */
 };
 
 struct alloc {
@@ -59,8 +59,10 @@ static uint64_t rng = 1, n_launches;
 static int fail_at, n_calls, drop_at;
 static bool in_step;
 static int n_gpus = 1, gpu; /* gpu: the one chosen */
+static int driver = CUDART_VERSION;
 /* The virtual clock. */
 static bool has_clock;
+static uint64_t n_clocks;
 static struct emu_rates rates;
 static uint64_t now_ns, free_ns[EMU_N_ENGINES], busy_ns[EMU_N_ENGINES], n_ops;
 
@@ -103,6 +105,7 @@ void emu_reset(uint64_t seed)
     in_step = false;
     n_gpus = 1;
     gpu = 0;
+    driver = CUDART_VERSION;
     emu_clock(NULL);
 }
 
@@ -124,6 +127,11 @@ void emu_set_pinned(size_t bytes)
 void emu_set_gpus(int n)
 {
     n_gpus = n;
+}
+
+void emu_set_driver(int version)
+{
+    driver = version;
 }
 
 void emu_fail_nth(int n)
@@ -381,6 +389,7 @@ static bool is_ready(const struct op *op)
 void emu_clock(const struct emu_rates *r)
 {
     has_clock = r != NULL;
+    n_clocks++;
     rates = r ? *r : (struct emu_rates){.op_ns = 0};
     now_ns = 0;
     memset(free_ns, 0, sizeof free_ns);
@@ -410,6 +419,11 @@ static uint64_t later(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+static uint64_t done_ns(const cudaEvent_t event)
+{
+    return event->clock == n_clocks ? event->done_ns : 0;
+}
+
 static bool uses_engine(const struct op *op)
 {
     return op->kind != RECORD && op->kind != WAIT;
@@ -419,7 +433,7 @@ static bool uses_engine(const struct op *op)
 static uint64_t ready_ns(const cudaStream_t s)
 {
     uint64_t ns = later(s->free_ns, s->head->queued_ns);
-    return s->head->kind == WAIT ? later(ns, s->head->event->done_ns) : ns;
+    return s->head->kind == WAIT ? later(ns, done_ns(s->head->event)) : ns;
 }
 
 static uint64_t start_ns(const cudaStream_t s)
@@ -446,8 +460,10 @@ static void pass_time(cudaStream_t s)
     uint64_t cost = cost_ns(op), end = start_ns(s) + cost;
 
     s->free_ns = end;
-    if (op->kind == RECORD)
-        op->event->done_ns = later(op->event->done_ns, end);
+    if (op->kind == RECORD) {
+        op->event->done_ns = later(done_ns(op->event), end);
+        op->event->clock = n_clocks;
+    }
     if (!uses_engine(op))
         return;
     free_ns[op->engine] = end;
@@ -709,7 +725,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
         return cudaErrorUnknown;
     if (has_clock)
         run_begun();
-    bool is_done = event->n_done >= event->n_recorded && (!has_clock || event->done_ns <= now_ns);
+    bool is_done = event->n_done >= event->n_recorded && (!has_clock || done_ns(event) <= now_ns);
     return is_done ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -721,7 +737,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
             emu_die("an event is waited for that cannot come");
     open_arena(false);
     if (has_clock)
-        now_ns = later(now_ns, event->done_ns);
+        now_ns = later(now_ns, done_ns(event));
     return fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
@@ -734,16 +750,22 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
         return cudaErrorInvalidValue;
     if (start->n_done < start->n_recorded || end->n_done < end->n_recorded)
         return cudaErrorNotReady;
-    *ms = (float)((double)end->done_ns - (double)start->done_ns) / 1e6f;
+    *ms = (float)((double)done_ns(end) - (double)done_ns(start)) / 1e6f;
     return cudaSuccess;
 }
 
 /* ---- the rest ---- */
 
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = driver;
+    return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
     *count = n_gpus;
-    return fails() ? cudaErrorNoDevice : cudaSuccess;
+    return fails() ? cudaErrorNoDevice : driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
@@ -782,6 +804,8 @@ const char *cudaGetErrorString(cudaError_t error)
         return "out of memory";
     case cudaErrorInvalidConfiguration:
         return "invalid configuration argument";
+    case cudaErrorInsufficientDriver:
+        return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:

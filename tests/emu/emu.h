@@ -23,12 +23,14 @@ extern "C" {
 /* Forget everything of the tests before: no call fails, default limit, no step. Streams, events and memory must be gone. */
 void emu_reset(uint64_t seed);
 
-void emu_seed(uint64_t seed);        /* of the orders */
-void emu_set_vram(size_t bytes);     /* cudaMalloc gives no more than this in all; at most 1 GiB */
-void emu_set_pinned(size_t bytes);   /* cudaHostRegister takes no more than this in all */
-void emu_set_gpus(int n);            /* so many GPUs, all alike, of one memory; 1 where nobody says so */
-void emu_fail_nth(int n);            /* the nth runtime call from now on (1 = the next) fails once; 0: none */
-int emu_n_calls(void);               /* runtime calls since emu_fail_nth() */
+void emu_seed(uint64_t seed);      /* of the orders */
+void emu_set_vram(size_t bytes);   /* cudaMalloc gives no more than this in all; at most 1 GiB */
+void emu_set_pinned(size_t bytes); /* cudaHostRegister takes no more than this in all */
+void emu_set_gpus(int n);          /* so many GPUs, all alike, of one memory; 1 where nobody says so */
+void emu_set_driver(
+    int version);         /* 1000 * major + 10 * minor; 0: there is none. As new as the runtime where nobody says so */
+void emu_fail_nth(int n); /* the nth runtime call from now on (1 = the next) fails once; 0: none */
+int emu_n_calls(void);    /* runtime calls since emu_fail_nth() */
 void emu_in_step(bool in_step);      /* within a step malloc, free and whole-device waits end the process */
 void emu_drop_wait(int n);           /* the nth cudaStreamWaitEvent from now on does nothing; 0: none */
 size_t emu_device_bytes(void);       /* device memory alive */
@@ -67,6 +69,7 @@ struct emu_launch {
     void (*call)(const void *closure); /* one thread's life */
     const void *closure;               /* copied: (closure_bytes) */
     size_t closure_bytes;
+    size_t args_off; /* where in the closure the kernel's argument lies */
 };
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
 

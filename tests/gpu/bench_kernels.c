@@ -1,0 +1,397 @@
+/* Kernels of cuda/ on shapes of models that people run, each on memory that the L2 cache does not hold. What they are measured by:
+ * a kernel that only reads, one that only multiplies. */
+#include "tests/gpu/bench.h"
+
+#include "cuda/launch.h"
+#include "src/base/err.h"
+#include "src/base/size.h"
+#include "tests/gpu/roof.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- roofs ---- */
+
+struct roof {
+    cudaError_t (*launch)(const struct roof_args *a, cudaStream_t stream);
+    struct roof_args args;
+};
+
+static cudaError_t run_roof(const struct bench *b, void *ctx, int i)
+{
+    const struct roof *r = ctx;
+
+    (void)i;
+    return r->launch(&r->args, b->stream);
+}
+
+int bench_kernels_roofs(struct bench *b)
+{
+    const int n_blocks = b->n_multiprocessors * 8, n_rounds = b->is_quick ? 8 : 100000;
+    const uint64_t read_bytes = b->dev_bytes / 2 / 16 * 16;
+    struct roof roofs[3] = {
+        {roof_read,
+         {.in = b->dev, .out = (uint32_t *)(b->dev + read_bytes), .n_bytes = read_bytes, .n_blocks = n_blocks}},
+        {roof_dp4a, {.out = (uint32_t *)b->dev, .n_rounds = n_rounds, .n_blocks = n_blocks}},
+        {roof_mma, {.out = (uint32_t *)b->dev, .n_rounds = n_rounds, .n_blocks = n_blocks}},
+    };
+    static const char *const names[3] = {"read memory", "integer dots", "tensor cores"};
+    const double n_threads = (double)n_blocks * ROOF_THREADS;
+    const double work[3] = {(double)read_bytes, n_threads * ROOF_DP4A_OPS * n_rounds,
+                            n_threads / 32 * ROOF_MMA_FLOPS * n_rounds};
+    double *to[3] = {&b->read_bytes_per_s, &b->dp4a_ops_per_s, &b->mma_flops_per_s};
+    int rc = 0;
+
+    for (int i = 0; i < 3 && !rc; i++) {
+        double s = 0;
+        rc = bench_time(b, run_roof, &roofs[i], 1, &s);
+        if (!rc) {
+            *to[i] = work[i] / s;
+            json_object_set_new(bench_row(b, "roof", names[i], s), "per_s", json_real(*to[i]));
+        }
+    }
+    return rc;
+}
+
+static void add_share(json_t *row, const char *unit, double per_s, double roof)
+{
+    json_object_set_new(row, unit, json_real(per_s));
+    json_object_set_new(row, "of_roof", json_real(roof > 0 ? per_s / roof : 0));
+}
+
+/* ---- one matrix times rows ---- */
+
+struct product {
+    struct cu_mat_args a;
+    bool is_gemm;
+    uint64_t w_bytes;
+    const char *first; /* of n_mats matrices, one behind the other */
+    int n_mats;
+};
+
+static cudaError_t run_product(const struct bench *b, void *ctx, int i)
+{
+    const struct product *p = ctx;
+    struct cu_mat_args a = p->a;
+
+    a.w = p->first + (uint64_t)(i % p->n_mats) * p->w_bytes;
+    return p->is_gemm ? cu_gemm(&a, b->stream) : cu_gemv(&a, b->stream);
+}
+
+/* Rows of random floats in the form that the product reads; its result; then as many matrices as there is room for. */
+static int place_product(struct bench *b, enum quant_type type, int n_rows, int n_cols, int n_tok, struct product *p)
+{
+    uint64_t at = 0, x_bytes = (uint64_t)n_cols * sizeof(float);
+    enum quant_act act = p->is_gemm ? QUANT_ACT_F32 : quant_info((int)type)->act;
+    uint64_t form_bytes = p->is_gemm ? cu_half_bytes(n_cols) : cu_act_bytes(act, n_cols);
+    void *books = NULL, *x = NULL, *form = NULL, *dst = NULL, *w = NULL;
+    int rc = bench_take(b, &at, sizeof(struct cu_books), &books);
+
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)n_tok * x_bytes, &x);
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)n_tok * form_bytes, &form);
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)n_tok * (uint64_t)n_rows * sizeof(float), &dst);
+    p->w_bytes = size_up((uint64_t)n_rows * quant_row_bytes(type, n_cols), 256);
+    rc = rc ? rc : bench_take(b, &at, p->w_bytes, &w);
+    if (rc)
+        return rc;
+    p->first = w;
+    p->n_mats = 1 + (int)((b->dev_bytes - at) / p->w_bytes);
+    int n_cold = 1 + (int)(b->cold_bytes / p->w_bytes);
+    p->n_mats = p->n_mats < n_cold ? p->n_mats : n_cold;
+    struct cu_act_args f = {.act = act, .n_rows = n_tok, .width = n_cols, .x = x, .x_stride = n_cols, .out = form};
+    f.out_stride = form_bytes;
+    p->a = (struct cu_mat_args){.books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
+    p->a.w_stride = quant_row_bytes(type, n_cols);
+    p->a.x_stride = form_bytes;
+    p->a.dst = dst;
+    p->a.dst_stride = n_rows;
+    p->a.n_place = n_tok;
+    p->a.tile_tok = p->is_gemm ? CU_GEMM_TOK : n_tok == 1 ? 1 : CU_GEMV_TOK;
+    return bench_failed(p->is_gemm ? cu_half(&f, b->stream) : cu_act(&f, b->stream), "activations");
+}
+
+static const enum quant_type types[] = {
+#define T(NAME, text, id, len, bytes, act, fn) QUANT_##NAME,
+#include "quant/types.def"
+#undef T
+};
+enum { N_TYPES = sizeof types / sizeof *types };
+
+/* Decode: one row, matrices of 64 MiB or a little more. */
+static int bench_gemv(struct bench *b, enum quant_type type)
+{
+    const int n_cols = b->is_quick ? 512 : 4096;
+    const uint64_t row_bytes = quant_row_bytes(type, n_cols);
+    const int n_rows = b->is_quick ? 32 : (int)(64 * MIB / row_bytes + 1);
+    struct product p = {.is_gemm = false};
+    double s = 0;
+    int rc = place_product(b, type, n_rows, n_cols, 1, &p);
+
+    if (!rc)
+        rc = bench_time(b, run_product, &p, p.n_mats, &s);
+    if (rc)
+        return rc;
+    json_t *row = bench_row(b, "gemv", quant_info((int)type)->name, s);
+    add_share(row, "bytes_per_s", (double)n_rows * (double)row_bytes / s, b->read_bytes_per_s);
+    json_object_set_new(row, "cold_matrices", json_integer(p.n_mats));
+    return 0;
+}
+
+/* Prefill: the same product by integer dots and by tensor cores, and by cuBLAS on halves. */
+static int bench_gemm(struct bench *b, enum quant_type type, bool by_tensor_cores)
+{
+    const int n_cols = b->is_quick ? 256 : 4096, n_rows = b->is_quick ? 64 : 4096, n_tok = b->is_quick ? 64 : 512;
+    const double flops = 2.0 * n_rows * n_cols * n_tok;
+    struct product p = {.is_gemm = by_tensor_cores};
+    double s = 0;
+    char what[64];
+    int rc = place_product(b, type, n_rows, n_cols, n_tok, &p);
+
+    if (!rc)
+        rc = bench_time(b, run_product, &p, p.n_mats, &s);
+    if (rc)
+        return rc;
+    snprintf(what, sizeof what, "%s %dx%dx%d", quant_info((int)type)->name, n_rows, n_cols, n_tok);
+    json_t *row = bench_row(b, by_tensor_cores ? "gemm" : "gemm by dots", what, s);
+    add_share(row, "flops_per_s", flops / s, by_tensor_cores ? b->mma_flops_per_s : b->dp4a_ops_per_s);
+    double blas_s = by_tensor_cores ? bench_blas(b, n_rows, n_cols, n_tok) : 0;
+    json_object_set_new(row, "of_cublas_f16", blas_s > 0 ? json_real(blas_s / s) : json_null());
+    return 0;
+}
+
+/* ---- experts ---- */
+
+/* One layer's chosen experts of Qwen3-30B-A3B in one grouped launch, other experts each time. */
+enum { MOE_K = 8, MOE_SETS = 64 };
+
+struct moe {
+    struct cu_moe_args a;
+    const struct cu_expert *sets; /* device: (n_sets, MOE_K) */
+    int n_sets;
+};
+
+static cudaError_t run_moe(const struct bench *b, void *ctx, int i)
+{
+    const struct moe *m = ctx;
+    struct cu_moe_args a = m->a;
+
+    a.experts = m->sets + i % m->n_sets * MOE_K;
+    return cu_moe(&a, b->stream);
+}
+
+static uint64_t matrix_bytes(const struct cu_moe_args *a, int i)
+{
+    return size_up(a->w_stride[i] * (uint64_t)(i == 2 ? a->n_out : a->n_ff), 256);
+}
+
+/* Experts behind `at`, and the lists that name them; those are written here and copied. */
+static int place_experts(struct bench *b, uint64_t at, struct moe *m)
+{
+    static struct cu_expert sets[MOE_SETS][MOE_K];
+    static int32_t slot[MOE_K];
+    static struct cu_tile tiles[MOE_K];
+    void *dev_sets = NULL, *dev_slot = NULL, *dev_tiles = NULL, *w = NULL;
+    int rc = bench_take(b, &at, sizeof sets, &dev_sets);
+
+    rc = rc ? rc : bench_take(b, &at, sizeof slot, &dev_slot);
+    rc = rc ? rc : bench_take(b, &at, sizeof tiles, &dev_tiles);
+    for (m->n_sets = 0; m->n_sets < MOE_SETS && !rc; m->n_sets++)
+        for (int e = 0; e < MOE_K && !rc; e++)
+            for (int i = 0; i < 3 && !rc; i++) {
+                rc = bench_take(b, &at, matrix_bytes(&m->a, i), &w);
+                sets[m->n_sets][e].w[i] = w;
+                sets[m->n_sets][e].scale[i] = 1;
+            }
+    if (rc) /* the last set was not whole */
+        m->n_sets--;
+    if (m->n_sets < 1)
+        return rc;
+    for (int e = 0; e < MOE_K; e++) {
+        slot[e] = e;
+        tiles[e] = (struct cu_tile){e, e, 1};
+    }
+    cudaError_t err = cudaMemcpyAsync(dev_sets, sets, sizeof sets, cudaMemcpyHostToDevice, b->stream);
+    if (!err)
+        err = cudaMemcpyAsync(dev_slot, slot, sizeof slot, cudaMemcpyHostToDevice, b->stream);
+    if (!err)
+        err = cudaMemcpyAsync(dev_tiles, tiles, sizeof tiles, cudaMemcpyHostToDevice, b->stream);
+    m->sets = dev_sets;
+    m->a.slot = dev_slot;
+    m->a.tiles = dev_tiles;
+    return bench_failed(err, "experts");
+}
+
+static int bench_moe(struct bench *b)
+{
+    struct moe m = {.a = {.type = {QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, .act = OP_ACT_SILU, .k = MOE_K, .n_rows = 1}};
+    struct cu_moe_args *a = &m.a;
+    void *books = NULL, *x = NULL, *dst = NULL;
+    uint64_t at = 0;
+    double s = 0, bytes = 0;
+
+    a->n_embd = a->n_out = b->is_quick ? 256 : 2048;
+    a->n_ff = b->is_quick ? 256 : 768;
+    for (int i = 0; i < 3; i++) {
+        a->w_stride[i] = quant_row_bytes(a->type[i], i == 2 ? a->n_ff : a->n_embd);
+        bytes += (double)a->w_stride[i] * (double)(i == 2 ? a->n_out : a->n_ff) * MOE_K;
+    }
+    a->x_stride = a->dst_stride = a->n_embd;
+    a->n_place = a->n_tiles = MOE_K;
+    a->tile_tok = 1;
+    int rc = bench_take(b, &at, sizeof(struct cu_books), &books);
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_embd * sizeof(float), &x);
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_out * MOE_K * sizeof(float), &dst);
+    rc = rc ? rc : bench_take(b, &at, cu_moe_scratch_bytes(a), &a->scratch);
+    a->books = books;
+    a->x = x;
+    a->dst = dst;
+    if (!rc)
+        rc = place_experts(b, at, &m);
+    if (!rc)
+        rc = bench_time(b, run_moe, &m, m.n_sets, &s);
+    if (rc)
+        return rc;
+    json_t *row = bench_row(b, "grouped experts", "8 of Qwen3-30B, Q4_K Q6_K", s);
+    add_share(row, "bytes_per_s", bytes / s, b->read_bytes_per_s);
+    json_object_set_new(row, "cold_sets", json_integer(m.n_sets));
+    return 0;
+}
+
+/* ---- attention ---- */
+
+enum { HEADS = 32, HEADS_KV = 4, HEAD_DIM = 128, MAX_PAGES = 512, SEGMENTS = 32 };
+
+/* One row over n_pos positions of pages that lie one behind the other; another set of pages each time. */
+struct attention {
+    struct cu_attn_args a;
+    void *const *const *tables; /* device: (n_sets, DEVICE_MAX_GROUPS) */
+    int n_sets;
+};
+
+static cudaError_t run_attention(const struct bench *b, void *ctx, int i)
+{
+    const struct attention *t = ctx;
+    struct cu_attn_args a = t->a;
+
+    a.step.page = t->tables + i % t->n_sets * DEVICE_MAX_GROUPS;
+    cudaError_t e = cu_attn(&a, b->stream);
+    return e || !a.states ? e : cu_attn_merge(&a, b->stream);
+}
+
+/* Tables of n_sets sets of pages, of which the first stands at `pages`. */
+static int place_pages(struct bench *b, uint64_t at, int n_pages, uint64_t page_bytes, struct attention *t)
+{
+    enum { MAX_SETS = 32 };
+    static void *page[MAX_SETS][MAX_PAGES], *table[MAX_SETS][DEVICE_MAX_GROUPS];
+    void *dev_page = NULL, *dev_table = NULL, *first = NULL;
+    uint64_t set_bytes = (uint64_t)n_pages * page_bytes;
+    int rc = bench_take(b, &at, sizeof page, &dev_page);
+
+    rc = rc ? rc : bench_take(b, &at, sizeof table, &dev_table);
+    for (t->n_sets = 0; t->n_sets < MAX_SETS && !rc; t->n_sets++) {
+        rc = bench_take(b, &at, set_bytes, &first);
+        for (int i = 0; i < n_pages && !rc; i++)
+            page[t->n_sets][i] = (char *)first + (uint64_t)i * page_bytes;
+        table[t->n_sets][0] = (char *)dev_page + (uint64_t)t->n_sets * sizeof page[0];
+    }
+    if (rc)
+        t->n_sets--;
+    if (t->n_sets < 1)
+        return rc;
+    cudaError_t e = cudaMemcpyAsync(dev_page, page, sizeof page, cudaMemcpyHostToDevice, b->stream);
+    if (!e)
+        e = cudaMemcpyAsync(dev_table, table, sizeof table, cudaMemcpyHostToDevice, b->stream);
+    t->tables = dev_table;
+    return bench_failed(e, "pages");
+}
+
+/* n rows at the end of n_pos positions: their places, queries and results. */
+static int place_rows(struct bench *b, uint64_t *at, int n, int n_pos, struct cu_attn_args *a)
+{
+    static int32_t pos[512], seq[512];
+    void *dev_pos = NULL, *dev_seq = NULL, *q = NULL, *dst = NULL, *states = NULL, *sums = NULL;
+    const uint64_t row_bytes = HEADS * HEAD_DIM * sizeof(float), state_bytes = HEADS * (HEAD_DIM + 2) * sizeof(float);
+    int rc = bench_take(b, at, sizeof pos, &dev_pos);
+
+    rc = rc ? rc : bench_take(b, at, sizeof seq, &dev_seq);
+    rc = rc ? rc : bench_take(b, at, (uint64_t)n * row_bytes, &q);
+    rc = rc ? rc : bench_take(b, at, (uint64_t)n * row_bytes, &dst);
+    rc = rc ? rc : bench_take(b, at, SEGMENTS * state_bytes, &states);
+    rc = rc ? rc : bench_take(b, at, state_bytes, &sums);
+    if (rc)
+        return rc;
+    for (int i = 0; i < n; i++)
+        pos[i] = n_pos - n + i;
+    cudaError_t e = cudaMemcpyAsync(dev_pos, pos, sizeof pos, cudaMemcpyHostToDevice, b->stream);
+    if (!e)
+        e = cudaMemcpyAsync(dev_seq, seq, sizeof seq, cudaMemcpyHostToDevice, b->stream);
+    a->step.pos = dev_pos;
+    a->step.seq = dev_seq;
+    a->n = n;
+    a->q = q;
+    a->dst = dst;
+    a->q_stride = a->dst_stride = HEADS * HEAD_DIM;
+    a->n_segments = (n_pos + DEVICE_ATTN_SEGMENT_TOK - 1) / DEVICE_ATTN_SEGMENT_TOK;
+    if (n == 1 && a->n_segments > 1) {
+        a->states = states;
+        a->sums = sums;
+        a->is_last = true;
+    }
+    return bench_failed(e, "rows");
+}
+
+static int bench_attention(struct bench *b, enum quant_type kv_type, int n, int n_pos)
+{
+    const uint64_t half_bytes = size_up((uint64_t)HEADS_KV * DEVICE_PAGE_TOK * quant_row_bytes(kv_type, HEAD_DIM), 64);
+    const int n_pages = (n_pos + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
+    struct attention t = {.a = {.p = {.n_head = HEADS,
+                                      .n_head_kv = HEADS_KV,
+                                      .head_dim_k = HEAD_DIM,
+                                      .head_dim_v = HEAD_DIM,
+                                      .scale = 0.1f,
+                                      .kv_type = kv_type,
+                                      .v_off = half_bytes}}};
+    uint64_t at = 0;
+    double s = 0;
+    char what[64];
+
+    t.a.tile_rows = cu_attn_tile_rows(&t.a.p);
+    int rc = place_rows(b, &at, n, n_pos, &t.a);
+    if (!rc)
+        rc = place_pages(b, at, n_pages, 2 * half_bytes, &t);
+    if (!rc)
+        rc = bench_time(b, run_attention, &t, t.n_sets, &s);
+    if (rc)
+        return rc;
+    snprintf(what, sizeof what, "%s, %d at %d", quant_info((int)kv_type)->name, n, n_pos);
+    json_t *row = bench_row(b, "attention", what, s);
+    double keys = n * (n_pos - (n - 1) / 2.0);
+    if (n == 1)
+        add_share(row, "bytes_per_s", (double)n_pages * 2 * (double)half_bytes / s, b->read_bytes_per_s);
+    else
+        add_share(row, "flops_per_s", 4.0 * HEADS * HEAD_DIM * keys / s, b->mma_flops_per_s);
+    return 0;
+}
+
+int bench_kernels(struct bench *b)
+{
+    static const enum quant_type gemm_types[] = {QUANT_Q4_K, QUANT_Q6_K, QUANT_Q8_0, QUANT_MXFP4, QUANT_F16};
+    static const enum quant_type kv_types[] = {QUANT_F16, QUANT_Q8_0};
+    int rc = 0;
+
+    for (int i = 0; i < N_TYPES && !rc; i++)
+        rc = bench_gemv(b, types[i]);
+    if (!rc)
+        rc = bench_moe(b);
+    for (size_t i = 0; i < sizeof gemm_types / sizeof *gemm_types && !rc; i++) {
+        rc = bench_gemm(b, gemm_types[i], true);
+        if (!rc && gemm_types[i] != QUANT_F16)
+            rc = bench_gemm(b, gemm_types[i], false);
+    }
+    for (size_t i = 0; i < sizeof kv_types / sizeof *kv_types && !rc; i++) {
+        rc = bench_attention(b, kv_types[i], 1, b->is_quick ? 640 : 16384);
+        if (!rc)
+            rc = bench_attention(b, kv_types[i], b->is_quick ? 4 : 512, b->is_quick ? 64 : 2048);
+    }
+    return rc;
+}

@@ -1,0 +1,425 @@
+/* Owns the counting of what a test asks of a runtime that knows nothing of tests. The linker sends every call of ferry's host code
+ * and kernels through the functions here (--wrap): they count it, let the nth one fail, hold memory to a limit, fill
+ * fresh memory with NaN, and end the process where a step allocates, frees or waits for the whole device. One host thread. */
+#include "tests/gpu/real.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_ALLOCS = 1024 };
+
+static struct {
+    void *ptr; /* NULL: not used */
+    size_t bytes;
+} allocs[MAX_ALLOCS];
+static size_t vram_bytes = SIZE_MAX, device_bytes;
+static int driver = -1; /* its version, where a test says so */
+static int n_host, n_streams, n_events, n_gpus, fail_at, n_calls;
+static uint64_t n_launches;
+static bool in_step;
+static cudaError_t launch_error; /* of a launch that failed here: the runtime has not heard of it */
+
+/* The runtime's own functions, as the linker names them. */
+#define REAL(name) __real_##name
+#define WRAP(name) __wrap_##name
+cudaError_t REAL(cudaDriverGetVersion)(int *version);
+cudaError_t REAL(cudaGetDeviceCount)(int *count);
+cudaError_t REAL(cudaSetDevice)(int device);
+cudaError_t REAL(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t REAL(cudaMemGetInfo)(size_t *free, size_t *total);
+cudaError_t REAL(cudaDeviceSynchronize)(void);
+cudaError_t REAL(cudaGetLastError)(void);
+cudaError_t REAL(cudaMalloc)(void **ptr, size_t bytes);
+cudaError_t REAL(cudaFree)(void *ptr);
+cudaError_t REAL(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags);
+cudaError_t REAL(cudaFreeHost)(void *ptr);
+cudaError_t REAL(cudaMemcpyAsync)(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                                  cudaStream_t stream);
+cudaError_t REAL(cudaMemsetAsync)(void *dst, int value, size_t bytes, cudaStream_t stream);
+cudaError_t REAL(cudaStreamCreateWithFlags)(cudaStream_t *stream, unsigned flags);
+cudaError_t REAL(cudaStreamDestroy)(cudaStream_t stream);
+cudaError_t REAL(cudaStreamSynchronize)(cudaStream_t stream);
+cudaError_t REAL(cudaStreamWaitEvent)(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t REAL(cudaEventCreateWithFlags)(cudaEvent_t *event, unsigned flags);
+cudaError_t REAL(cudaEventDestroy)(cudaEvent_t event);
+cudaError_t REAL(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
+cudaError_t REAL(cudaEventQuery)(cudaEvent_t event);
+cudaError_t REAL(cudaEventSynchronize)(cudaEvent_t event);
+
+cudaError_t WRAP(cudaDriverGetVersion)(int *version);
+cudaError_t WRAP(cudaGetDeviceCount)(int *count);
+cudaError_t WRAP(cudaSetDevice)(int device);
+cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t WRAP(cudaMemGetInfo)(size_t *free, size_t *total);
+cudaError_t WRAP(cudaDeviceSynchronize)(void);
+cudaError_t WRAP(cudaGetLastError)(void);
+cudaError_t WRAP(cudaMalloc)(void **ptr, size_t bytes);
+cudaError_t WRAP(cudaFree)(void *ptr);
+cudaError_t WRAP(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags);
+cudaError_t WRAP(cudaFreeHost)(void *ptr);
+cudaError_t WRAP(cudaMemcpyAsync)(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                                  cudaStream_t stream);
+cudaError_t WRAP(cudaMemsetAsync)(void *dst, int value, size_t bytes, cudaStream_t stream);
+cudaError_t WRAP(cudaStreamCreateWithFlags)(cudaStream_t *stream, unsigned flags);
+cudaError_t WRAP(cudaStreamDestroy)(cudaStream_t stream);
+cudaError_t WRAP(cudaStreamSynchronize)(cudaStream_t stream);
+cudaError_t WRAP(cudaStreamWaitEvent)(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t WRAP(cudaEventCreateWithFlags)(cudaEvent_t *event, unsigned flags);
+cudaError_t WRAP(cudaEventDestroy)(cudaEvent_t event);
+cudaError_t WRAP(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
+cudaError_t WRAP(cudaEventQuery)(cudaEvent_t event);
+cudaError_t WRAP(cudaEventSynchronize)(cudaEvent_t event);
+
+static void die(const char *what)
+{
+    fprintf(stderr, "CUDA under test: %s\n", what);
+    abort();
+}
+
+static void no_step(const char *what)
+{
+    if (in_step)
+        die(what);
+}
+
+static bool fails(void)
+{
+    return ++n_calls == fail_at;
+}
+
+/* ---- what tests turn ---- */
+
+void real_reset(uint64_t seed)
+{
+    (void)seed;
+    if (real_n_live())
+        die("something is left over of the test before");
+    vram_bytes = SIZE_MAX;
+    n_gpus = fail_at = n_calls = 0;
+    n_launches = 0;
+    in_step = false;
+    driver = -1;
+    launch_error = cudaSuccess;
+}
+
+void real_seed(uint64_t seed)
+{
+    (void)seed;
+}
+
+void real_drop_wait(int n)
+{
+    (void)n;
+}
+
+bool real_is_real(void)
+{
+    return true;
+}
+
+void real_set_vram(size_t bytes)
+{
+    vram_bytes = bytes;
+}
+
+void real_set_gpus(int n)
+{
+    n_gpus = n;
+}
+
+void real_set_driver(int version)
+{
+    driver = version;
+}
+
+void real_fail_nth(int n)
+{
+    fail_at = n;
+    n_calls = 0;
+}
+
+int real_n_calls(void)
+{
+    return n_calls;
+}
+
+void real_in_step(bool is_in)
+{
+    in_step = is_in;
+}
+
+size_t real_device_bytes(void)
+{
+    return device_bytes;
+}
+
+uint64_t real_n_launches(void)
+{
+    return n_launches;
+}
+
+int real_n_live(void)
+{
+    int n = n_host + n_streams + n_events;
+
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        n += allocs[i].ptr != NULL;
+    return n;
+}
+
+/* ---- devices: where a test wants more GPUs than there are, several numbers mean one ---- */
+
+cudaError_t WRAP(cudaDriverGetVersion)(int *version)
+{
+    cudaError_t e = REAL(cudaDriverGetVersion)(version);
+
+    if (fails())
+        return cudaErrorUnknown;
+    *version = driver < 0 ? *version : driver;
+    return e;
+}
+
+cudaError_t WRAP(cudaGetDeviceCount)(int *count)
+{
+    cudaError_t e = REAL(cudaGetDeviceCount)(count);
+
+    if (fails())
+        return cudaErrorNoDevice;
+    if (driver >= 0 && driver < CUDART_VERSION)
+        return cudaErrorInsufficientDriver;
+    *count = e == cudaSuccess ? (n_gpus ? n_gpus : 1) : *count;
+    return e;
+}
+
+static int device_of(int number)
+{
+    int n = 0;
+
+    if (REAL(cudaGetDeviceCount)(&n) || n < 1 || number < 0 || number >= (n_gpus ? n_gpus : 1))
+        return number < 0 ? number : number + n; /* none */
+    return number % n;
+}
+
+cudaError_t WRAP(cudaSetDevice)(int device)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaSetDevice)(device_of(device));
+}
+
+cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaDeviceGetAttribute)(value, attr, device_of(device));
+}
+
+cudaError_t WRAP(cudaMemGetInfo)(size_t *free_bytes, size_t *total_bytes)
+{
+    if (fails())
+        return cudaErrorUnknown;
+    cudaError_t e = REAL(cudaMemGetInfo)(free_bytes, total_bytes);
+    if (e || vram_bytes == SIZE_MAX)
+        return e;
+    size_t left = vram_bytes > device_bytes ? vram_bytes - device_bytes : 0;
+    *free_bytes = *free_bytes < left ? *free_bytes : left;
+    *total_bytes = *total_bytes < vram_bytes ? *total_bytes : vram_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t WRAP(cudaDeviceSynchronize)(void)
+{
+    no_step("cudaDeviceSynchronize inside a step");
+    return REAL(cudaDeviceSynchronize)();
+}
+
+/* ---- memory ---- */
+
+/* The NaN of fresh memory. */
+static cudaError_t poison(void *ptr, size_t bytes)
+{
+    cudaStream_t stream;
+    cudaError_t e = REAL(cudaStreamCreateWithFlags)(&stream, cudaStreamNonBlocking);
+
+    if (e)
+        return e;
+    e = bytes ? REAL(cudaMemsetAsync)(ptr, 0xff, bytes, stream) : cudaSuccess;
+    if (!e)
+        e = REAL(cudaStreamSynchronize)(stream);
+    REAL(cudaStreamDestroy)(stream);
+    return e;
+}
+
+cudaError_t WRAP(cudaMalloc)(void **ptr, size_t bytes)
+{
+    int i = 0;
+
+    no_step("cudaMalloc inside a step");
+    *ptr = NULL;
+    if (fails() || device_bytes > vram_bytes || bytes > vram_bytes - device_bytes)
+        return cudaErrorMemoryAllocation;
+    while (i < MAX_ALLOCS && allocs[i].ptr)
+        i++;
+    if (i == MAX_ALLOCS)
+        die("too many allocations");
+    cudaError_t e = REAL(cudaMalloc)(ptr, bytes ? bytes : 1);
+    if (!e)
+        e = poison(*ptr, bytes);
+    if (e)
+        return e;
+    allocs[i].ptr = *ptr;
+    allocs[i].bytes = bytes;
+    device_bytes += bytes;
+    return cudaSuccess;
+}
+
+cudaError_t WRAP(cudaFree)(void *ptr)
+{
+    no_step("cudaFree inside a step");
+    for (int i = 0; ptr && i < MAX_ALLOCS; i++)
+        if (allocs[i].ptr == ptr) {
+            allocs[i].ptr = NULL;
+            device_bytes -= allocs[i].bytes;
+            return REAL(cudaFree)(ptr);
+        }
+    if (ptr)
+        die("cudaFree of what cudaMalloc did not give");
+    return cudaSuccess;
+}
+
+cudaError_t WRAP(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags)
+{
+    no_step("cudaHostAlloc inside a step");
+    *ptr = NULL;
+    if (fails())
+        return cudaErrorMemoryAllocation;
+    cudaError_t e = REAL(cudaHostAlloc)(ptr, bytes, flags);
+    if (!e)
+        memset(*ptr, 0xff, bytes);
+    n_host += !e;
+    return e;
+}
+
+cudaError_t WRAP(cudaFreeHost)(void *ptr)
+{
+    no_step("cudaFreeHost inside a step");
+    n_host -= ptr != NULL;
+    return ptr ? REAL(cudaFreeHost)(ptr) : cudaSuccess;
+}
+
+/* ---- streams and events ---- */
+
+cudaError_t WRAP(cudaMemcpyAsync)(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                                  cudaStream_t stream)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaMemcpyAsync)(dst, src, bytes, kind, stream);
+}
+
+cudaError_t WRAP(cudaMemsetAsync)(void *dst, int value, size_t bytes, cudaStream_t stream)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaMemsetAsync)(dst, value, bytes, stream);
+}
+
+cudaError_t WRAP(cudaStreamCreateWithFlags)(cudaStream_t *stream, unsigned flags)
+{
+    *stream = NULL;
+    cudaError_t e = fails() ? cudaErrorUnknown : REAL(cudaStreamCreateWithFlags)(stream, flags);
+    n_streams += !e;
+    return e;
+}
+
+cudaError_t WRAP(cudaStreamDestroy)(cudaStream_t stream)
+{
+    n_streams--;
+    return REAL(cudaStreamDestroy)(stream);
+}
+
+cudaError_t WRAP(cudaStreamSynchronize)(cudaStream_t stream)
+{
+    cudaError_t e = REAL(cudaStreamSynchronize)(stream);
+    return fails() ? cudaErrorUnknown : e;
+}
+
+cudaError_t WRAP(cudaStreamWaitEvent)(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaStreamWaitEvent)(stream, event, flags);
+}
+
+cudaError_t WRAP(cudaEventCreateWithFlags)(cudaEvent_t *event, unsigned flags)
+{
+    *event = NULL;
+    cudaError_t e = fails() ? cudaErrorUnknown : REAL(cudaEventCreateWithFlags)(event, flags);
+    n_events += !e;
+    return e;
+}
+
+cudaError_t WRAP(cudaEventDestroy)(cudaEvent_t event)
+{
+    n_events--;
+    return REAL(cudaEventDestroy)(event);
+}
+
+cudaError_t WRAP(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaEventRecord)(event, stream);
+}
+
+cudaError_t WRAP(cudaEventQuery)(cudaEvent_t event)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaEventQuery)(event);
+}
+
+cudaError_t WRAP(cudaEventSynchronize)(cudaEvent_t event)
+{
+    cudaError_t e = REAL(cudaEventSynchronize)(event);
+    return fails() ? cudaErrorUnknown : e;
+}
+
+/* ---- launches ---- */
+
+cudaError_t WRAP(cudaGetLastError)(void)
+{
+    cudaError_t e = launch_error;
+
+    launch_error = cudaSuccess;
+    return e ? e : REAL(cudaGetLastError)();
+}
+
+static bool launch_fails(void)
+{
+    n_launches++;
+    if (!fails())
+        return false;
+    launch_error = cudaErrorLaunchFailure;
+    return true;
+}
+
+#ifdef FERRY_TESTS_EMU_CUDA_RUNTIME_API_H /* a rehearsal: the emulated runtime takes the GPU's place */
+
+cudaError_t REAL(emu_launch)(const struct emu_launch *launch, cudaStream_t stream);
+cudaError_t WRAP(emu_launch)(const struct emu_launch *launch, cudaStream_t stream);
+
+cudaError_t WRAP(emu_launch)(const struct emu_launch *launch, cudaStream_t stream)
+{
+    return launch_fails() ? WRAP(cudaGetLastError)() : REAL(emu_launch)(launch, stream);
+}
+
+#else
+
+/* What nvcc's objects call; which of them is its version's affair, and the linker finds no other then. */
+cudaError_t REAL(cudaLaunchKernel)(const void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream)
+    __attribute__((weak));
+cudaError_t REAL(__cudaLaunchKernel)(void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream)
+    __attribute__((weak));
+cudaError_t WRAP(cudaLaunchKernel)(const void *f, dim3 grid, dim3 block, void **args, size_t bytes,
+                                   cudaStream_t stream);
+cudaError_t WRAP(__cudaLaunchKernel)(void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream);
+
+cudaError_t WRAP(cudaLaunchKernel)(const void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream)
+{
+    return launch_fails() ? cudaErrorLaunchFailure : REAL(cudaLaunchKernel)(f, grid, block, args, bytes, stream);
+}
+
+cudaError_t WRAP(__cudaLaunchKernel)(void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream)
+{
+    return launch_fails() ? cudaErrorLaunchFailure : REAL(__cudaLaunchKernel)(f, grid, block, args, bytes, stream);
+}
+
+#endif

@@ -1,0 +1,315 @@
+/* How long a step would take, by the virtual clock of the emulated runtime, against arithmetic: whole engines walk the tiny models of
+ * tests/data/models with a GPU, a host and a way between them of given rates. What overlaps is then what the schedule lets overlap. */
+#include "tests/emu/emu.h"
+
+#include "cpu/cpu.h"
+#include "cuda/cuda.h"
+#include "cuda/launch.h"
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "src/run/cache.h"
+#include "src/run/exec.h"
+#include "src/run/session.h"
+#include "src/run/store.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_VOCAB = 288, N_TOK = 24, MAX_LAYERS = 8 };
+/* Slow ones, so that a nanosecond is nothing; the way is so fast that what crosses is little beside what is computed. */
+#define GPU_RATE 1e6
+#define PCIE_RATE 1e9
+
+static struct {
+    double host_rate;
+    uint64_t gpu_ns[MAX_LAYERS], host_ns[MAX_LAYERS]; /* of a token's experts, on either side */
+} walk;
+
+static uint64_t ns_of(double bytes, double rate)
+{
+    return (uint64_t)(bytes * 1e9 / rate + 0.5);
+}
+
+/* ---- the devices, timed ---- */
+
+/* Weights over the rate; what else a kernel reads is in its caches. */
+static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
+{
+    const struct cu_mat_args *a = (const struct cu_mat_args *)((const char *)l->closure + l->args_off);
+
+    (void)arg;
+    if (!strstr(l->name, "gemv"))
+        return 0;
+    ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
+    return ns_of((double)a->w_stride * a->n_rows * (a->tiles ? a->n_tiles : 1), GPU_RATE);
+}
+
+static uint64_t experts_ns(const struct op *op, double rate)
+{
+    uint64_t ns = 0;
+
+    for (int i = 0; i < 3; i++)
+        ns += ns_of((double)op->w[i]->stride[1] * (double)op->w[i]->ne[1] * op->p.moe.n_experts, rate);
+    return ns;
+}
+
+static int run_gpu(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    for (int i = 0; i < n_ops; i++)
+        if (ops[i].kind == OP_MOE)
+            walk.gpu_ns[ops[i].layer] += experts_ns(&ops[i], GPU_RATE);
+    return cuda_device_ops.run(dev, ops, n_ops, rows);
+}
+
+static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    for (int i = 0; i < n_ops; i++) {
+        uint64_t ns = experts_ns(&ops[i], walk.host_rate);
+        ck_assert_int_eq(ops[i].kind, OP_MOE);
+        walk.host_ns[ops[i].layer] += ns;
+        emu_host_works(ns);
+    }
+    return cpu_device_ops.run(dev, ops, n_ops, rows);
+}
+
+/* ---- an engine by hand ---- */
+
+static struct {
+    struct device_ops gpu_ops, cpu_ops;
+    struct model *model;
+    struct plan plan;
+    struct device *gpu, *cpu;
+    struct store *store;
+    struct cache *cache;
+    struct exec *exec;
+    struct session *session;
+} rooms;
+
+static void plan_for(uint64_t vram_bytes, double host_rate)
+{
+    struct plan_opts o = {.n_ctx = 128,
+                          .n_seq = 1,
+                          .n_out = 1,
+                          .n_threads = 1,
+                          .chunk_tok = 16,
+                          .io = PLAN_IO_PREAD,
+                          .no_pin = true,
+                          .vram_bytes = vram_bytes};
+    struct machine machine;
+
+    ck_assert_int_eq(machine_find(&machine), 0);
+    machine.gpu_bytes_per_s = GPU_RATE;
+    machine.pcie_bytes_per_s = PCIE_RATE;
+    machine.mem_bytes_per_s = host_rate;
+    machine.n_mem = 0;
+    struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
+    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+}
+
+/* So many quarters of the experts on the GPU, the others in the host's memory. */
+static void make_rooms(const char *name, int quarters, double host_rate)
+{
+    struct kv_shape shape;
+    char path[1024];
+
+    memset(&rooms, 0, sizeof rooms);
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
+    ck_assert_int_eq(model_open(path, NULL, &rooms.model), 0);
+    plan_for(1 * GIB, host_rate);
+    uint64_t expert_bytes = rooms.plan.gpu.expert_bytes;
+    plan_for(rooms.plan.gpu.total_bytes - expert_bytes + expert_bytes * (uint64_t)quarters / 4, host_rate);
+    struct cuda_opts cuda = {.most = {.n_rows = 16,
+                                      .n_seqs = 1,
+                                      .n_ctx = 128,
+                                      .n_expert = rooms.model->hp.n_expert,
+                                      .n_expert_used = rooms.model->hp.n_expert_used}};
+    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
+    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
+    rooms.gpu_ops = cuda_device_ops;
+    rooms.gpu_ops.run = run_gpu;
+    rooms.gpu->ops = &rooms.gpu_ops;
+    rooms.cpu_ops = cpu_device_ops;
+    rooms.cpu_ops.run = run_host;
+    rooms.cpu->ops = &rooms.cpu_ops;
+    struct store_args store = {.model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu};
+    ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
+    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
+    struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 128, .chunk_tok = 16, .device = rooms.gpu};
+    ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
+    struct exec_args exec = {
+        .model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu, .host = rooms.cpu, .store = rooms.store};
+    ck_assert_int_eq(exec_open(&exec, &rooms.exec), 0);
+    struct sample_opts greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
+    struct session_args session = {
+        .exec = rooms.exec, .cache = rooms.cache, .plan = &rooms.plan, .n_vocab = N_VOCAB, .sample = &greedy};
+    ck_assert_msg(session_make(&session, &rooms.session) == 0, "%s", err_text());
+}
+
+static void leave_rooms(void)
+{
+    session_free(rooms.session);
+    exec_close(rooms.exec);
+    cache_close(rooms.cache);
+    store_close(rooms.store);
+    rooms.cpu->ops->close(rooms.cpu);
+    rooms.gpu->ops->close(rooms.gpu);
+    model_close(rooms.model);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+/* What a token took, and what it would have taken had nothing overlapped. */
+struct times {
+    uint64_t ns, sum_ns, up_ns, host_ns, gpu_expert_ns,
+        both_ns; /* both: for each layer the shorter of both sides' experts */
+};
+
+static struct times time_token(int32_t token)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns};
+    float logits[N_VOCAB];
+    struct times t = {0};
+
+    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+    memset(walk.gpu_ns, 0, sizeof walk.gpu_ns);
+    memset(walk.host_ns, 0, sizeof walk.host_ns);
+    emu_clock(&r);
+    ck_assert_msg(session_logits(rooms.session, &token, 1, false, logits) == 0, "%s", err_text());
+    t.ns = emu_now_ns();
+    t.up_ns = emu_busy_ns(EMU_UP);
+    for (int i = 0; i < rooms.model->hp.n_layer; i++) {
+        t.host_ns += walk.host_ns[i];
+        t.gpu_expert_ns += walk.gpu_ns[i];
+        t.both_ns += walk.gpu_ns[i] < walk.host_ns[i] ? walk.gpu_ns[i] : walk.host_ns[i];
+    }
+    t.sum_ns = emu_busy_ns(EMU_COMPUTE) + t.up_ns + emu_busy_ns(EMU_DOWN) + t.host_ns;
+    emu_clock(NULL);
+    return t;
+}
+
+/* ---- what overlaps ---- */
+
+static const char *const models[] = {"qwen3moe", "mixtral", "olmoe"};
+/* The host beside the GPU: much slower, so that the GPU's experts are hidden; as fast; faster, so that its own are. */
+static const double host_rates[] = {GPU_RATE / 4, GPU_RATE, GPU_RATE * 4};
+enum { N_MODELS = sizeof models / sizeof *models, N_RATES = sizeof host_rates / sizeof *host_rates };
+
+/* In each layer the longer of both sides' experts counts and the shorter is hidden, all of it; nothing else is but for what goes
+ * up. */
+START_TEST(sides_of_a_layer_wait_for_each_other)
+{
+    uint64_t both_ns = 0;
+
+    walk.host_rate = host_rates[_i % N_RATES];
+    make_rooms(models[_i / N_RATES], 2, walk.host_rate);
+    for (int n = 0; n < N_TOK; n++) {
+        struct times t = time_token(10 + 11 * n % 200);
+        uint64_t hidden_ns = t.sum_ns - t.ns;
+        ck_assert_uint_gt(t.host_ns + t.gpu_expert_ns, 0);
+        ck_assert_msg(hidden_ns >= t.both_ns && hidden_ns <= t.both_ns + t.up_ns,
+                      "token %d: %lu ns of %lu were hidden; %lu could be, and %lu of what goes up", n,
+                      (unsigned long)hidden_ns, (unsigned long)t.sum_ns, (unsigned long)t.both_ns,
+                      (unsigned long)t.up_ns);
+        both_ns += t.both_ns;
+    }
+    ck_assert_uint_gt(both_ns, 0);
+    leave_rooms();
+}
+END_TEST
+
+/* What the plan counts and the kernels here do not: norms, biases, the row of the embedding. */
+static double uncounted_s(const struct model *m)
+{
+    double bytes = (double)m->weights[m->w[ROLE_TOKEN_EMBD]].t.stride[1];
+
+    for (int i = 0; i < m->n_weights; i++)
+        bytes += m->weights[i].t.ne[1] == 1 ? (double)tensor_bytes(&m->weights[i].t) : 0;
+    return bytes / GPU_RATE;
+}
+
+/* All experts on one side: then the plan's prediction is no average, and the walk takes that long. */
+START_TEST(plan_predicts_another_speed)
+{
+    int quarters = _i % 2 ? 4 : 0;
+
+    walk.host_rate = GPU_RATE / 4;
+    make_rooms(models[_i / 2], quarters, walk.host_rate);
+    ck_assert(rooms.plan.decode_tok_per_s > 0);
+    for (int n = 0; n < 4; n++) {
+        struct times t = time_token(10 + n);
+        double walked_s = (double)t.ns * 1e-9, told_s = 1 / rooms.plan.decode_tok_per_s;
+        ck_assert_msg(fabs(walked_s - told_s) <= uncounted_s(rooms.model) + (double)t.up_ns * 1e-9,
+                      "%g s predicted, %g s walked", told_s, walked_s);
+        ck_assert(quarters ? t.host_ns == 0 : t.gpu_expert_ns == 0);
+    }
+    leave_rooms();
+}
+END_TEST
+
+/* ---- copies in the background ---- */
+
+/* A copy in the background of a step costs what it takes longer than the step; one in its order is paid for. Ratios of copy and
+ * step. */
+static const double ratios[] = {0.25, 1, 2};
+
+START_TEST(background_copy_is_not_hidden)
+{
+    void *room = NULL, *from = NULL;
+
+    walk.host_rate = GPU_RATE;
+    make_rooms("qwen3moe", 4, walk.host_rate);
+    struct times alone = time_token(5);
+    uint64_t copy_bytes = (uint64_t)(ratios[_i] * (double)alone.ns * 1e-9 * PCIE_RATE),
+             copy_ns = ns_of((double)copy_bytes, PCIE_RATE);
+    ck_assert_int_eq(rooms.gpu->ops->alloc(rooms.gpu, copy_bytes, &room), 0);
+    ck_assert_int_eq(rooms.gpu->ops->alloc_host(rooms.gpu, copy_bytes, &from), 0);
+    for (int in_order = 0; in_order < 2; in_order++) {
+        struct emu_rates r = {.kernel_ns = kernel_ns};
+        float logits[N_VOCAB];
+        int32_t token = 5;
+        bool is_there;
+        r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+        ck_assert_int_eq(session_truncate(rooms.session, 0), 0);
+        emu_clock(&r);
+        ck_assert_int_eq((in_order ? rooms.gpu->ops->upload : rooms.gpu->ops->bring)(rooms.gpu, room, from, copy_bytes),
+                         0);
+        ck_assert_int_eq(session_logits(rooms.session, &token, 1, false, logits), 0);
+        if (!in_order)
+            ck_assert_int_eq(rooms.gpu->ops->brought(rooms.gpu, true, &is_there), 0);
+        uint64_t most_ns = in_order ? copy_ns + alone.ns : copy_ns > alone.ns ? copy_ns : alone.ns;
+        ck_assert_msg(emu_now_ns() >= most_ns - alone.up_ns && emu_now_ns() <= most_ns + alone.up_ns,
+                      "%lu ns together, %lu alone, the copy %lu", (unsigned long)emu_now_ns(), (unsigned long)alone.ns,
+                      (unsigned long)copy_ns);
+        emu_clock(NULL);
+    }
+    rooms.gpu->ops->release_host(rooms.gpu, from);
+    rooms.gpu->ops->release(rooms.gpu, room);
+    leave_rooms();
+}
+END_TEST
+
+static void setup(void)
+{
+    emu_reset(1);
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_clock");
+    TCase *tc = tcase_create("cuda_clock");
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, sides_of_a_layer_wait_for_each_other, 0, N_MODELS * N_RATES);
+    tcase_add_loop_test(tc, plan_predicts_another_speed, 0, N_MODELS * 2);
+    tcase_add_loop_test(tc, background_copy_is_not_hidden, 0, sizeof ratios / sizeof *ratios);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
