@@ -34,6 +34,8 @@ struct cuda {
     cudaStream_t stream, up,
         back; /* own, as all below: ops and copies that follow their order; sent beside them; brought */
     cudaEvent_t sent, brought; /* all that was sent before the last meet; all that was brought */
+    cudaEvent_t down_done;     /* all that was fetched */
+    cudaEvent_t queued;        /* what was queued before the last follow */
     struct slot slots[N_SLOTS];
     uint64_t slot_bytes, n_calls;
     char *down; /* pinned (DOWN_BYTES) */
@@ -145,6 +147,18 @@ static int fetch(struct device *dev, void *dst, const void *src, uint64_t bytes)
 
     if (!e)
         e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream);
+    if (!e)
+        e = cudaEventRecord(c->down_done, c->stream);
+    return stop(c, e, "fetch");
+}
+
+static int fetched(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaEventSynchronize(c->down_done);
     return stop(c, e, "fetch");
 }
 
@@ -199,6 +213,18 @@ static int meet(struct device *dev)
     if (!e)
         e = cudaStreamWaitEvent(c->stream, c->sent, 0);
     return stop(c, e, "meet");
+}
+
+static int follow(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaEventRecord(c->queued, c->stream);
+    if (!e)
+        e = cudaStreamWaitEvent(c->up, c->queued, 0);
+    return stop(c, e, "follow");
 }
 
 static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
@@ -398,9 +424,10 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
         rc = failed(ops_launch(&r, &ops[i]), device_op_name(ops[i].kind));
     if (rc == 0)
         rc = failed(cudaEventRecord(slot->done, c->stream), "record");
-    if (rc < 0)
-        cudaStreamSynchronize(c->stream); /* as in stop() */
-    else
+    if (rc < 0) { /* as in stop() */
+        cudaStreamSynchronize(c->up);
+        cudaStreamSynchronize(c->stream);
+    } else
         c->n_calls++;
     return rc;
 }
@@ -481,6 +508,10 @@ static void close_device(struct device *dev)
         cudaEventDestroy(c->sent);
     if (c->brought)
         cudaEventDestroy(c->brought);
+    if (c->down_done)
+        cudaEventDestroy(c->down_done);
+    if (c->queued)
+        cudaEventDestroy(c->queued);
     if (c->back)
         cudaStreamDestroy(c->back);
     if (c->up)
@@ -536,6 +567,10 @@ static int make_slots(struct cuda *c)
         e = cudaEventCreateWithFlags(&c->sent, cudaEventDisableTiming);
     if (!e)
         e = cudaEventCreateWithFlags(&c->brought, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->down_done, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->queued, cudaEventDisableTiming);
     c->slot_bytes = slot_bytes_of(&c->opts.most);
     for (int i = 0; i < N_SLOTS && !e; i++) {
         e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
@@ -617,6 +652,8 @@ const struct device_ops cuda_device_ops = {
     .fetch = fetch,
     .send = send_up,
     .meet = meet,
+    .fetched = fetched,
+    .follow = follow,
     .bring = bring,
     .brought = brought,
     .op_ns = op_ns,
