@@ -254,9 +254,8 @@ static int load_plan(struct ferry_engine *e, const struct ferry_engine_opts *o, 
 static int batch_plan(const struct ferry_engine_opts *o, const struct plan_in *in, struct plan_batch *batch,
                       struct plan *plan)
 {
-    const struct plan_batch_opts opts = {.n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch,
-                                         .most_seq = o->batch_most,
-                                         .seq_tok = o->batch_tok};
+    const struct plan_batch_opts opts = {
+        .n_seq = o->n_batch == FERRY_BATCH_AUTO ? 0 : o->n_batch, .most_seq = o->batch_most, .seq_tok = o->batch_tok};
     return plan_batch_make(in, &opts, batch, plan);
 }
 
@@ -304,7 +303,7 @@ static int open_devices(struct ferry_engine *e)
 {
     const struct plan *p = &e->plan;
     int rc = p->has_gpu ? open_gpu(p, e->model, &e->device) : open_cpu(p, &e->device);
-    if (rc == 0 && plan_is_split(p))
+    if (rc == 0 && (plan_is_split(p) || plan_has_host_kv(p)))
         rc = open_cpu(p, &e->host);
     if (rc < 0)
         return rc;
@@ -358,7 +357,8 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .chunk_tok = p->chunk_tok,
                                              .pool_tok = p->kv_tok,
                                              .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
-                                             .device = e->device},
+                                             .device = e->device,
+                                             .dev_tok = p->gpu.kv_tok},
                         &e->cache);
     if (rc == 0)
         rc = exec_open(&(struct exec_args){.model = e->model,
@@ -826,7 +826,10 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .down_bytes = ex.down_bytes,
                                 .expert_rows = ex.n_expert_rows,
                                 .host_expert_rows = ex.n_host_rows,
-                                .expert_moves = st.n_moves};
+                                .expert_moves = st.n_moves,
+                                .gpu_segments = ex.n_dev_segments,
+                                .host_segments = ex.n_host_segments,
+                                .staged_segments = ex.n_staged_segments};
 }
 
 const char *ferry_session_review(const struct ferry_session *fs, const struct ferry_stats *from,

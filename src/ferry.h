@@ -221,6 +221,9 @@ struct ferry_stats {
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
     uint64_t expert_moves; /* experts that have moved to the GPU since it was loaded */
+    /* Where the KV cache lies in both memories: segments of 512 positions that a row saw in a layer, which lay with the GPU; in the host's
+     * memory, the CPU computed with them there; or they came up. Counted in steps that touch some of the host's. */
+    uint64_t gpu_segments, host_segments, staged_segments;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

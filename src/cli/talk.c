@@ -276,6 +276,18 @@ static void print_memory(const struct ferry_stats *now, const struct ferry_stats
     fprintf(stderr, "]\n");
 }
 
+/* Who computed attention over how much of a cache that lies on two sides. */
+static void print_segments(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t n_gpu = now->gpu_segments - start->gpu_segments, n_host = now->host_segments - start->host_segments;
+    uint64_t n_staged = now->staged_segments - start->staged_segments, n = n_gpu + n_host + n_staged;
+
+    if (n_host + n_staged)
+        fprintf(stderr,
+                "; of %" PRIu64 " segments of KV read %.1f %% lay with it, %.1f %% came up, the CPU took the others", n,
+                percent(n_gpu, n), percent(n_staged, n));
+}
+
 /* What the GPU holds, what crossed to and from it, and whose experts were computed where. */
 static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *start)
 {
@@ -288,6 +300,7 @@ static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *s
                 "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64
                 " experts moved to it",
                 n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
+    print_segments(now, start);
     fprintf(stderr, "]\n");
 }
 

@@ -156,3 +156,13 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
     p->decode_tok_per_s = 1 / (p->decode_dense_s + fmax(p->decode_expert_s, p->decode_disk_s));
     return 0;
 }
+
+double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
+{
+    const struct machine *m = in->machine;
+    double rate = machine_mem_at(m, (int)p->n_threads), n_seq = p->n_seq;
+
+    if (m->gpu_bytes_per_s <= 0 || rate <= 0)
+        return 0;
+    return fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, (double)p->kv_bytes / n_seq / rate);
+}

@@ -22,7 +22,8 @@ struct exec_args {
     const struct model *model; /* this and all below: views, outlive the executor */
     const struct plan *plan;
     struct device *device;
-    struct device *host; /* the CPU, with a plan that splits experts between it and the device; otherwise NULL */
+    struct device
+        *host; /* the CPU, with a plan in which it computes experts or attention beside the device; otherwise NULL */
     struct store *store;
     struct trace *trace; /* NULL: nobody wants to know */
 };
@@ -47,10 +48,11 @@ struct exec_stats {
     uint64_t expert_bytes;  /* of these, experts */
     uint64_t scratch_bytes; /* activations, and scratch of all devices */
     /* Between a device with memory of its own and the host, beside what a step says (struct rows): the router's choices, experts'
-     * rows, logits. */
+     * rows, what attention on two sides needs, logits. */
     uint64_t down_bytes, up_bytes;
     uint64_t n_expert_rows,
         n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device */
+    uint64_t n_dev_segments, n_host_segments, n_staged_segments; /* of KV pages that a row saw in a layer: attn.h */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);
 
