@@ -20,7 +20,7 @@
 #define BLOCK_ROWS 16
 #define BLOCK_STATE_BYTES (96 * KIB)
 
-#define PAGES_PER_SEGMENT (DEVICE_ATTN_SEGMENT_TOK / DEVICE_PAGE_TOK)
+#define PAGES_PER_SEGMENT DEVICE_SEGMENT_PAGES
 
 static int64_t max64(int64_t a, int64_t b)
 {
@@ -403,5 +403,44 @@ static void finish(const struct walk *w, int worker, const struct op *op)
         end_wave(worker, &v);
     }
 }
+
+/* ---- states of some segments, for others to merge ---- */
+
+static struct walk_need states_need(const struct op *op, int n_rows, int n_threads)
+{
+    return (struct walk_need){need(op, n_rows, n_threads).own_bytes, 0};
+}
+
+/* A group's state to where each of its heads has o, m and l together. */
+static void write_heads(const struct op_attn *p, float *state, float *out)
+{
+    for (int q = 0; q < n_group(p); q++, out += p->head_dim_v + 2) {
+        memcpy(out, state_o(state) + q * p->head_dim_v, (size_t)p->head_dim_v * sizeof *out);
+        out[p->head_dim_v] = state_m(p, state)[q];
+        out[p->head_dim_v + 1] = state_l(p, state)[q];
+    }
+}
+
+/* An item is a row, a KV head and a segment; a row's segments are neighbours, so that a worker's stretch is few streams. */
+static void states_run(const struct walk *w, int worker, const struct op *op)
+{
+    const struct op_attn *p = &op->p.attn;
+    int64_t n_items = (int64_t)walk_n(w, op) * p->n_head_kv * p->n_segments;
+    struct own own = own_of(w, worker, p);
+
+    for (int64_t item; (item = pool_claim(w->pool, worker, n_items)) < n_items;) {
+        int64_t in_wave = item % p->n_segments, segment = p->first + in_wave;
+        int head = (int)(item / p->n_segments % p->n_head_kv), i = (int)(item / p->n_segments / p->n_head_kv);
+        int row = walk_row(w, op, i);
+        if (segment * DEVICE_ATTN_SEGMENT_TOK > w->rows->pos[row] ||
+            !w->rows->seqs[w->rows->seq[row]].page[p->group][segment * PAGES_PER_SEGMENT])
+            continue;
+        run_segment(w, worker, op, i, head, segment, own.state);
+        float *out = tensor_row(op->dst[0], in_wave * walk_n(w, op) + i);
+        write_heads(p, own.state, out + (int64_t)head * n_group(p) * (p->head_dim_v + 2));
+    }
+}
+
+const struct walk_shared cpu_attn_states_shared = {.need = states_need, .run = states_run};
 
 const struct walk_shared cpu_attn_shared = {.need = need, .begin = begin, .run = run, .finish = finish};

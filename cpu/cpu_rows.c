@@ -126,9 +126,41 @@ static void kv_append(const struct job *j)
     const struct op_attn *p = &j->op->p.attn;
 
     for (int i = j->begin; i < j->end; i++) {
+        if (p->is_part && !walk_has_page(j->w, p, walk_row(j->w, j->op, i)))
+            continue;
         append(j, i, src_row(j, 0, i), p->head_dim_k, p->k_off);
         append(j, i, src_row(j, 1, i), p->head_dim_v, p->v_off);
     }
+}
+
+/* The segments that row i sees of those given, one head. s: (n_segments) o, m, l, `stride` floats apart. */
+static void merge_head(const struct job *j, int i, const float *s, int64_t stride, float *sum)
+{
+    const struct op_attn *p = &j->op->p.attn;
+    const int dim = p->head_dim_v, seen = j->w->rows->pos[walk_row(j->w, j->op, i)] / DEVICE_ATTN_SEGMENT_TOK + 1;
+    const int n = seen - p->first < p->n_segments ? seen - p->first : p->n_segments;
+
+    if (p->first == 0) {
+        memset(sum, 0, (size_t)(dim + 2) * sizeof *sum);
+        sum[dim] = -INFINITY;
+    }
+    for (int segment = 0; segment < n; segment++, s += stride)
+        j->kern->attn_merge(s, s[dim], s[dim + 1], sum, &sum[dim], &sum[dim + 1], dim);
+}
+
+static void attn_merge(const struct job *j)
+{
+    const struct op_attn *p = &j->op->p.attn;
+    const int dim = p->head_dim_v;
+    const int64_t stride = (int64_t)walk_n(j->w, j->op) * (int64_t)(j->op->src[0]->stride[1] / sizeof(float));
+
+    for (int i = j->begin; i < j->end; i++)
+        for (int head = 0; head < p->n_head; head++) {
+            float *sum = (float *)tensor_row(j->op->dst[1], i) + (int64_t)head * (dim + 2);
+            merge_head(j, i, src_row(j, 0, i) + (int64_t)head * (dim + 2), stride, sum);
+            if (p->is_last)
+                j->kern->scale(sum, 1.0f / sum[dim + 1], dst_row(j, i) + (int64_t)head * dim, dim);
+        }
 }
 
 /* What the selection compares: a NaN loses against everything, and of equals the lower id comes first. */
@@ -227,7 +259,7 @@ static rows_fn *const fns[OP_N_KIND] = {
     [OP_ADD_BIAS] = add_bias, [OP_SCALE] = scale,         [OP_SOFTCAP] = softcap,
     [OP_GLU] = glu,           [OP_GATE] = gate,           [OP_ROPE_TABLE] = rope_table,
     [OP_ROPE] = rope,         [OP_KV_APPEND] = kv_append, [OP_ROUTE] = route,
-    [OP_COMBINE] = combine,   [OP_GET_ROWS] = get_rows,
+    [OP_COMBINE] = combine,   [OP_GET_ROWS] = get_rows,   [OP_ATTN_MERGE] = attn_merge,
 };
 
 void cpu_rows_run(const struct walk *w, int worker, const struct op *op, int begin, int end)

@@ -28,6 +28,13 @@ static struct extent extent_of(const struct walk *w, const struct op *op, const 
     return (struct extent){data, data + row_bytes * (uint64_t)walk_n(w, op), row_bytes};
 }
 
+static int src_per_row(const struct op *op, int i)
+{
+    if (op->kind == OP_ATTN_MERGE)
+        return op->p.attn.n_segments;
+    return op->kind == OP_COMBINE && i == 0 ? (int)op->src[1]->ne[0] : 1;
+}
+
 /* A chain may not reuse memory under another row length: a worker would write rows that another has still to read. */
 static bool is_crossing(struct extent a, struct extent b)
 {
@@ -43,7 +50,7 @@ static int list_extents(const struct walk *w, const struct op *op, struct extent
         for (int i = 0; i < OP_MAX_IO && op->dst[i]; i++)
             out[n++] = extent_of(w, op, op->dst[i], 1);
     for (int i = 0; i < OP_MAX_IO && op->src[i]; i++)
-        out[n++] = extent_of(w, op, op->src[i], op->kind == OP_COMBINE && i == 0 ? (int)op->src[1]->ne[0] : 1);
+        out[n++] = extent_of(w, op, op->src[i], src_per_row(op, i));
     return n;
 }
 
@@ -205,6 +212,8 @@ const struct walk_shared *walk_shared(enum op_kind kind)
         return &cpu_matmul_shared;
     case OP_ATTENTION:
         return &cpu_attn_shared;
+    case OP_ATTN_STATES:
+        return &cpu_attn_states_shared;
     case OP_MOE:
         return &cpu_moe_shared;
     default:

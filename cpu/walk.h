@@ -11,6 +11,7 @@
 #define FERRY_CPU_WALK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "cpu/kern.h"
@@ -50,7 +51,7 @@ struct walk_shared {
     void (*finish)(const struct walk *w, int worker, const struct op *op);
 };
 
-extern const struct walk_shared cpu_matmul_shared, cpu_attn_shared, cpu_moe_shared;
+extern const struct walk_shared cpu_matmul_shared, cpu_attn_shared, cpu_attn_states_shared, cpu_moe_shared;
 
 /* NULL for a row-local op. */
 const struct walk_shared *walk_shared(enum op_kind kind);
@@ -86,6 +87,12 @@ static inline char *walk_page(const struct walk *w, const struct op_attn *p, int
 {
     char *base = (char *)w->rows->seqs[w->rows->seq[row]].page[p->group][page];
     return base + off + (uint64_t)head * DEVICE_PAGE_TOK * row_bytes;
+}
+
+/* Does the page of the row's own position lie here? */
+static inline bool walk_has_page(const struct walk *w, const struct op_attn *p, int row)
+{
+    return w->rows->seqs[w->rows->seq[row]].page[p->group][w->rows->pos[row] / DEVICE_PAGE_TOK] != NULL;
 }
 
 #ifdef __cplusplus

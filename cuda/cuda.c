@@ -35,6 +35,8 @@ struct cuda {
         copies; /* own, as all below: ops and copies that follow their order; sent beside them; brought; carried */
     cudaEvent_t sent, brought; /* all that was sent before the last meet; all that was brought */
     cudaEvent_t *fences;       /* (opts.most.n_fences) with times */
+    cudaEvent_t down_done;     /* all that was fetched */
+    cudaEvent_t queued;        /* what was queued before the last send_after */
     struct slot slots[N_SLOTS];
     uint64_t slot_bytes, n_calls, n_launches;
     char *down; /* pinned (DOWN_BYTES) */
@@ -151,6 +153,18 @@ static int fetch(struct device *dev, void *dst, const void *src, uint64_t bytes)
 
     if (!e)
         e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream);
+    if (!e)
+        e = cudaEventRecord(c->down_done, c->stream);
+    return stop(c, e, "fetch");
+}
+
+static int fetched(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaEventSynchronize(c->down_done);
     return stop(c, e, "fetch");
 }
 
@@ -205,6 +219,18 @@ static int meet(struct device *dev)
     if (!e)
         e = cudaStreamWaitEvent(c->stream, c->sent, 0);
     return stop(c, e, "meet");
+}
+
+static int send_after(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+    cudaError_t e = choose(c);
+
+    if (!e)
+        e = cudaEventRecord(c->queued, c->stream);
+    if (!e)
+        e = cudaStreamWaitEvent(c->up, c->queued, 0);
+    return stop(c, e, "send after");
 }
 
 /* ---- what is carried, and fences ---- */
@@ -612,6 +638,10 @@ static void close_device(struct device *dev)
         cudaEventDestroy(c->brought);
     if (c->copies)
         cudaStreamDestroy(c->copies);
+    if (c->down_done)
+        cudaEventDestroy(c->down_done);
+    if (c->queued)
+        cudaEventDestroy(c->queued);
     if (c->back)
         cudaStreamDestroy(c->back);
     if (c->up)
@@ -684,6 +714,10 @@ static int make_slots(struct cuda *c)
         e = cudaEventCreateWithFlags(&c->sent, cudaEventDisableTiming);
     if (!e)
         e = cudaEventCreateWithFlags(&c->brought, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->down_done, cudaEventDisableTiming);
+    if (!e)
+        e = cudaEventCreateWithFlags(&c->queued, cudaEventDisableTiming);
     c->slot_bytes = slot_bytes_of(&c->opts.most);
     for (int i = 0; i < N_SLOTS && !e; i++) {
         e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
@@ -780,6 +814,8 @@ const struct device_ops cuda_device_ops = {
     .fetch = fetch,
     .send = send_up,
     .meet = meet,
+    .fetched = fetched,
+    .send_after = send_after,
     .bring = bring,
     .brought = brought,
     .pin = pin,

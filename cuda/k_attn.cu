@@ -53,12 +53,13 @@ template <int TYPE> static __global__ void append(const struct cu_append_args a)
     bool is_v = blockIdx.z != 0;
     int dim = is_v ? a.p.head_dim_v : a.p.head_dim_k, e = (int)(blockIdx.x * THREADS + threadIdx.x);
     int row = step_row(&a.step, (int)blockIdx.y), head = e / dim, i = e % dim, pos = a.step.pos[row];
-    bool is_in = head < a.p.n_head_kv;
+    const void *page = page_table(&a.step, row, a.p.group)[pos / PAGE];
+    bool is_in = head < a.p.n_head_kv && page; /* no page: the position lies in the host's memory */
     const float *from = is_v ? a.v + blockIdx.y * a.v_stride : a.k + blockIdx.y * a.k_stride;
     float x = is_in ? from[e] : 0.0f;
-    char *page = static_cast<char *>(const_cast<void *>(page_table(&a.step, row, a.p.group)[pos / PAGE]));
     int64_t row_bytes = kv<TYPE>::row_bytes(dim);
-    char *out = page + (is_v ? a.p.v_off : a.p.k_off) + ((int64_t)head * PAGE + pos % PAGE) * row_bytes;
+    char *out = static_cast<char *>(const_cast<void *>(page)) + (is_v ? a.p.v_off : a.p.k_off) +
+                ((int64_t)head * PAGE + pos % PAGE) * row_bytes;
 
     if (TYPE == QUANT_F16) {
         if (is_in)
@@ -313,19 +314,22 @@ static __device__ inline void write_rows(const struct block *b)
     }
 }
 
+/* Of segment `segment` of the launch. */
 static __device__ inline float *state_of(const struct cu_attn_args *a, int i, int head, int segment)
 {
-    return a->states + (((int64_t)i * a->p.n_head + head) * a->n_segments + segment) * (a->p.head_dim_v + 2);
+    return a->states + i * a->state_row + head * a->state_head + segment * a->state_segment;
 }
 
-static __device__ inline void write_states(const struct block *b, int segment)
+/* Of the rows that see something of the segment, which begins at position `first`. */
+static __device__ inline void write_states(const struct block *b, int segment, int first)
 {
     int len = b->a->p.head_dim_v + 2;
 
     for (int i = (int)threadIdx.x; i < b->n_q * len; i += THREADS) {
-        int v = i / len, at = i % len;
-        float *s = state_of(b->a, b->i0, b->head * b->n_group + v, segment);
-        s[at] = at < len - 2 ? b->o[v * (len - 2) + at] : at == len - 2 ? b->m[v] : b->l[v];
+        int v = i / len, at = i % len, row = b->i0 + v / b->n_group;
+        float *s = state_of(b->a, row, b->head * b->n_group + v % b->n_group, segment);
+        if (pos_of(b, row) >= first)
+            s[at] = at < len - 2 ? b->o[v * (len - 2) + at] : at == len - 2 ? b->m[v] : b->l[v];
     }
 }
 
@@ -390,50 +394,67 @@ template <int TYPE> static __device__ inline void walk(const struct block *b)
     __syncthreads();
 }
 
+/* Rows of the tile from `first` to `end` that are of one sequence. */
+static __device__ inline int run_of_rows(const struct cu_attn_args *a, int first, int end)
+{
+    int n = 1, seq = a->step.seq[step_row(&a->step, first)];
+
+    while (first + n < end && a->step.seq[step_row(&a->step, first + n)] == seq)
+        n++;
+    return n;
+}
+
+static __device__ inline int tile_end(const struct cu_attn_args *a)
+{
+    int end = ((int)blockIdx.x + 1) * a->tile_rows;
+    return end < a->n ? end : a->n;
+}
+
 /* blockIdx: x a tile of rows, y the KV head. */
 template <int TYPE> static __global__ void attn(const struct job j)
 {
     CU_SHARED_DYN(float, shared);
     struct block b = block_of(&j, shared);
-    int first = (int)blockIdx.x * j.a.tile_rows, end = first + j.a.tile_rows < j.a.n ? first + j.a.tile_rows : j.a.n;
 
-    while (first < end) { /* each run of rows of one sequence */
-        int n = 1, seq = j.a.step.seq[step_row(&j.a.step, first)];
-        while (first + n < end && j.a.step.seq[step_row(&j.a.step, first + n)] == seq)
-            n++;
+    for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
+        n = run_of_rows(&j.a, first, tile_end(&j.a));
         begin_rows(&b, first, n);
         walk<TYPE>(&b);
-        first += n;
     }
 }
 
-/* Segments of a row: the first, and how many. */
-static __device__ inline int first_segment(const struct block *b)
+/* One segment of the rows that began. With a window there is one row: segments are counted from the first that it sees. */
+template <int TYPE> static __device__ inline void walk_segment(const struct block *b)
 {
-    return first_seen(b, pos_of(b, b->i0)) / SEGMENT;
+    int seen = first_seen(b, pos_of(b, b->i0)), last = pos_of(b, b->i0 + b->n_rows - 1) / PAGE;
+    int segment = seen / SEGMENT + b->a->first + (int)blockIdx.z;
+    int begin = segment * (SEGMENT / PAGE), end = begin + SEGMENT / PAGE < last + 1 ? begin + SEGMENT / PAGE : last + 1;
+
+    begin = begin > seen / PAGE ? begin : seen / PAGE;
+    if (begin >= end || !page_table(&b->a->step, step_row(&b->a->step, b->i0), b->a->p.group)[begin])
+        return; /* behind all rows, or in the host's memory */
+    for (int page = begin; page < end; page++)
+        fold_page<TYPE>(b, page);
+    write_states(b, (int)blockIdx.z, segment * SEGMENT);
 }
 
-/* blockIdx: x the row, y the KV head, z the segment of those of this launch. */
+/* blockIdx: x a tile of rows, y the KV head, z the segment of those of this launch. */
 template <int TYPE> static __global__ void attn_segment(const struct job j)
 {
     CU_SHARED_DYN(float, shared);
     struct block b = block_of(&j, shared);
 
-    begin_rows(&b, (int)blockIdx.x, 1);
-    int pos = pos_of(&b, b.i0), segment = first_segment(&b) + j.a.first + (int)blockIdx.z;
-    int begin = segment * (SEGMENT / PAGE), seen = first_seen(&b, pos) / PAGE;
-    int end = begin + SEGMENT / PAGE < pos / PAGE + 1 ? begin + SEGMENT / PAGE : pos / PAGE + 1;
-    if (begin >= end)
-        return;
-    for (int page = begin > seen ? begin : seen; page < end; page++)
-        fold_page<TYPE>(&b, page);
-    write_states(&b, (int)blockIdx.z);
+    for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
+        n = run_of_rows(&j.a, first, tile_end(&j.a));
+        begin_rows(&b, first, n);
+        walk_segment<TYPE>(&b);
+        __syncthreads(); /* before the next rows' states begin anew */
+    }
 }
 
 cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
 {
     struct job j = {*a, PAGE};
-    j.a.tile_rows = a->states ? 1 : a->tile_rows;
     int fixed = fixed_bytes(&a->p, j.a.tile_rows * (a->p.n_head / a->p.n_head_kv));
     while (fixed + tile_bytes(&a->p, j.key_tile) > SHARED_BYTES)
         j.key_tile--;
@@ -454,7 +475,7 @@ static __global__ void merge(const struct cu_attn_args a)
     int pos = a.step.pos[step_row(&a.step, (int)blockIdx.x)], dim = a.p.head_dim_v;
     int seen = a.p.window && pos - a.p.window + 1 > 0 ? pos - a.p.window + 1 : 0;
     int left = pos / SEGMENT - seen / SEGMENT + 1 - a.first, n = left < a.n_segments ? left : a.n_segments;
-    float *sum = a.sums + ((int64_t)blockIdx.x * a.p.n_head + blockIdx.y) * (dim + 2);
+    float *sum = a.sums + blockIdx.x * a.sum_stride + (int64_t)blockIdx.y * (dim + 2);
     float *dst = a.dst + blockIdx.x * a.dst_stride + (int64_t)blockIdx.y * dim;
     float m = a.first ? sum[dim] : -CU_INFINITY, l = a.first ? sum[dim + 1] : 0.0f;
 
@@ -462,8 +483,7 @@ static __global__ void merge(const struct cu_attn_args a)
     for (int c = (int)threadIdx.x; c < dim + 1; c += THREADS) { /* one more than columns: that thread keeps m and l */
         float o = a.first && c < dim ? sum[c] : 0.0f, mc = m, lc = l;
         for (int i = 0; i < n; i++) {
-            const float *s =
-                a.states + (((int64_t)blockIdx.x * a.p.n_head + blockIdx.y) * a.n_segments + i) * (dim + 2);
+            const float *s = state_of(&a, (int)blockIdx.x, (int)blockIdx.y, i);
             struct merger g = merger_of(s[dim], mc);
             mc = g.m;
             lc = fmaf(s[dim + 1], g.f, lc * g.f_sum);

@@ -121,7 +121,8 @@ struct cu_append_args {
 cudaError_t cu_kv_append(const struct cu_append_args *a, cudaStream_t stream);
 
 /* Rows of q over the pages. With states: segments [first, first + n_segments) of each row's, counted from the first it sees,
- * go each to a state of their own, for cu_attn_merge; else all are folded and merged where they are computed. */
+ * go each to a state of their own, for cu_attn_merge; else all are folded and merged where they are computed. Segments whose first
+ * page is NULL are left out then. With windows and states a tile is one row. */
 struct cu_attn_args {
     struct op_attn p;
     struct cu_step step;
@@ -130,8 +131,10 @@ struct cu_attn_args {
     const float *q;
     float *dst;
     int64_t q_stride, dst_stride;
-    float *states; /* (n, n_head, n_segments, head_dim_v + 2): o, m, l; NULL: not split */
-    float *sums;   /* (n, n_head, head_dim_v + 2) */
+    float *states; /* o (head_dim_v), m, l for each row, head and segment; NULL: not split */
+    int64_t state_row, state_head, state_segment; /* between neighbours, in floats */
+    float *sums;                                  /* (n, n_head, head_dim_v + 2), rows sum_stride floats apart */
+    int64_t sum_stride;
     int first, n_segments;
     bool is_last; /* merge: write dst */
 };

@@ -58,6 +58,7 @@ bool ops_can(const struct op *op)
     case OP_ROUTE: /* scores, their biased copy and marks lie in 48 KiB */
         return op->p.route.n_expert <= CU_ROUTE_MAX_EXPERTS;
     case OP_ATTENTION:
+    case OP_ATTN_STATES:
         return cu_attn_tile_rows(&op->p.attn) > 0;
     default:
         return true;
@@ -235,15 +236,54 @@ static cudaError_t attention(const struct ops_run *r, const struct op *op)
     x.dst_stride = stride_of(op->dst[0]);
     if (n_segments == 1)
         return cu_attn(&x, r->stream);
+    x.tile_rows = 1;
     x.n_segments = n_segments < SPLIT_SEGMENTS ? n_segments : SPLIT_SEGMENTS;
     x.states = (float *)r->scratch;
-    x.sums = x.states + (int64_t)x.n * x.p.n_head * x.n_segments * (x.p.head_dim_v + 2);
+    x.state_segment = x.p.head_dim_v + 2;
+    x.state_head = x.n_segments * x.state_segment;
+    x.state_row = x.p.n_head * x.state_head;
+    x.sums = x.states + x.n * x.state_row;
+    x.sum_stride = x.p.n_head * x.state_segment;
     for (; x.first < n_segments && !e; x.first += x.n_segments) {
         x.is_last = x.first + x.n_segments >= n_segments;
         e = cu_attn(&x, r->stream);
         e = e ? e : cu_attn_merge(&x, r->stream);
     }
     return e;
+}
+
+/* Where ops.def has the state of (segment, row, head): rows of a segment are neighbours. */
+static void place_states(struct cu_attn_args *x, const struct tensor *states)
+{
+    x->states = states->data;
+    x->first = x->p.first;
+    x->n_segments = x->p.n_segments;
+    x->state_head = x->p.head_dim_v + 2;
+    x->state_row = stride_of(states);
+    x->state_segment = x->n * x->state_row;
+}
+
+static cudaError_t attn_states(const struct ops_run *r, const struct op *op)
+{
+    struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
+
+    place_states(&x, op->dst[0]);
+    x.tile_rows = x.n <= SPLIT_ROWS ? 1 : cu_attn_tile_rows(&x.p);
+    x.q = op->src[0]->data;
+    x.q_stride = stride_of(op->src[0]);
+    return cu_attn(&x, r->stream);
+}
+
+static cudaError_t attn_merge(const struct ops_run *r, const struct op *op)
+{
+    struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op), .is_last = op->p.attn.is_last};
+
+    place_states(&x, op->src[0]);
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    x.sums = op->dst[1]->data;
+    x.sum_stride = stride_of(op->dst[1]);
+    return cu_attn_merge(&x, r->stream);
 }
 
 /* ---- matmul ---- */
@@ -417,11 +457,25 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
 typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op);
 
 static launch_fn *const fns[OP_N_KIND] = {
-    [OP_EMBED] = embed,         [OP_RMS_NORM] = rms_norm,     [OP_MATMUL] = matmul,   [OP_ADD] = add,
-    [OP_ADD_BIAS] = add_bias,   [OP_SCALE] = scale,           [OP_SOFTCAP] = softcap, [OP_GLU] = glu,
-    [OP_GATE] = gate,           [OP_ROPE_TABLE] = rope_table, [OP_ROPE] = rope,       [OP_KV_APPEND] = kv_append,
-    [OP_ATTENTION] = attention, [OP_ROUTE] = route,           [OP_MOE] = moe,         [OP_COMBINE] = combine,
+    [OP_EMBED] = embed,
+    [OP_RMS_NORM] = rms_norm,
+    [OP_MATMUL] = matmul,
+    [OP_ADD] = add,
+    [OP_ADD_BIAS] = add_bias,
+    [OP_SCALE] = scale,
+    [OP_SOFTCAP] = softcap,
+    [OP_GLU] = glu,
+    [OP_GATE] = gate,
+    [OP_ROPE_TABLE] = rope_table,
+    [OP_ROPE] = rope,
+    [OP_KV_APPEND] = kv_append,
+    [OP_ATTENTION] = attention,
+    [OP_ROUTE] = route,
+    [OP_MOE] = moe,
+    [OP_COMBINE] = combine,
     [OP_GET_ROWS] = get_rows,
+    [OP_ATTN_STATES] = attn_states,
+    [OP_ATTN_MERGE] = attn_merge,
 };
 
 cudaError_t ops_launch(const struct ops_run *run, const struct op *op)

@@ -331,7 +331,7 @@ static int open_devices(struct ferry_engine *e)
 {
     const struct plan *p = &e->plan;
     int rc = p->has_gpu ? open_gpu(p, e->model, &e->device) : open_cpu(p, &e->device);
-    if (rc == 0 && plan_is_split(p))
+    if (rc == 0 && (plan_is_split(p) || plan_has_host_kv(p)))
         rc = open_cpu(p, &e->host);
     if (rc < 0)
         return rc;
@@ -384,7 +384,8 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .chunk_tok = p->chunk_tok,
                                              .pool_tok = p->kv_tok,
                                              .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
-                                             .device = e->device},
+                                             .device = e->device,
+                                             .dev_tok = p->gpu.kv_tok},
                         &e->cache);
     struct offload_rates rates;
     cost_gpu_rates(&e->machine, (int)p->n_threads, &rates);
@@ -909,7 +910,10 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .guessed_rightly = st.n_guessed_rightly,
                                 .read_repeats = st.n_repeats,
                                 .pinned_bytes = st.pinned_bytes,
-                                .expert_moves = st.n_moves};
+                                .expert_moves = st.n_moves,
+                                .gpu_segments = ex.n_dev_segments,
+                                .host_segments = ex.n_host_segments,
+                                .staged_segments = ex.n_staged_segments};
     gpu_stats(&ex, out);
 }
 

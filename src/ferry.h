@@ -242,6 +242,9 @@ struct ferry_stats {
     double step_with_gpu_s, step_without_gpu_s;
     uint32_t gpu_switches;
     bool gpu_experts_off;
+    /* Where the KV cache lies in both memories: segments of 512 positions that a row saw in a layer, which lay with the GPU; in the host's
+     * memory, the CPU computed with them there; or they came up. Counted in steps that touch some of the host's. */
+    uint64_t gpu_segments, host_segments, staged_segments;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PAGE = DEVICE_PAGE_TOK };
+enum { PAGE = DEVICE_PAGE_TOK, SEGMENT_PAGES = DEVICE_SEGMENT_PAGES };
 
 /* Every passing ck_assert() writes to a file: too slow where one is passed a million times. */
 #define MUST(cond, ...)                \
@@ -132,12 +132,85 @@ static struct kv_shape mark_shape(int window0, int window1)
     return s;
 }
 
+/* A device with memory of its own, which is the host's after all, so that tests can look into it. */
+static struct {
+    struct device device;
+    int fail_in; /* the call of copy, fetch or fetched that fails; 0: none */
+    int n_failed, n_moved, n_live;
+    uint64_t bytes, host_bytes;
+} fake;
+
+static int fake_fails(void)
+{
+    return fake.fail_in && --fake.fail_in == 0 ? err(ERR_DEVICE, "as the test said") : 0;
+}
+
+static int fake_alloc(struct device *dev, uint64_t bytes, void **out)
+{
+    (void)dev;
+    fake.n_live++;
+    fake.bytes += bytes;
+    *out = aligned_alloc(64, bytes);
+    return *out ? 0 : ERR_NOMEM;
+}
+
+static int fake_alloc_host(struct device *dev, uint64_t bytes, void **out)
+{
+    int rc = fake_alloc(dev, bytes, out);
+    fake.bytes -= bytes;
+    fake.host_bytes += bytes;
+    return rc;
+}
+
+static void fake_release(struct device *dev, void *ptr)
+{
+    (void)dev;
+    fake.n_live -= ptr != NULL;
+    free(ptr);
+}
+
+static int fake_copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    (void)dev;
+    if (fake_fails())
+        return ERR_DEVICE;
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+static int fake_fetched(struct device *dev)
+{
+    (void)dev;
+    fake.n_moved++;
+    return fake_fails();
+}
+
+static const struct device_ops fake_ops = {.name = "fake",
+                                           .alloc = fake_alloc,
+                                           .release = fake_release,
+                                           .alloc_host = fake_alloc_host,
+                                           .release_host = fake_release,
+                                           .upload = fake_copy,
+                                           .download = fake_copy,
+                                           .copy = fake_copy,
+                                           .fetch = fake_copy,
+                                           .fetched = fake_fetched};
+
+/* The page of a slot on either side. */
+static void *page_at(const struct cache_seq *s, int group, int64_t slot)
+{
+    struct kv_seq near, far;
+
+    cache_view(s, &near);
+    cache_view_host(s, &far);
+    void *here = near.page[group][slot], *there = far.page[group] ? far.page[group][slot] : NULL;
+    MUST(!here || !there, "group %d: page %" PRId64 " lies in both memories", group, slot);
+    return here ? here : there;
+}
+
 static uint32_t *mark_at(const struct cache_seq *s, int group, int64_t pos)
 {
-    struct kv_seq view;
-
-    cache_view(s, &view);
-    uint32_t *page = view.page[group][pos / PAGE];
+    uint32_t *page = page_at(s, group, pos / PAGE);
     return page ? page + pos % PAGE : NULL;
 }
 
@@ -416,6 +489,7 @@ struct walk {
     struct naive n[N_SEQ];
     uint32_t next_mark;
     int step;
+    int64_t n_far; /* pages seen in the host's memory beside the device's, over all steps */
 };
 
 static int64_t pick(struct walk *w, int64_t below)
@@ -445,8 +519,15 @@ static void naive_let_go(const struct walk *w, struct naive *n)
 static void walk_reserve(struct walk *w, struct naive *n)
 {
     int64_t n_tok = pick(w, w->chunk + 3);
+    fake.fail_in = w->n_far && pick(w, 2) ? 1 + (int)pick(w, 4) : 0;
     int rc = cache_reserve(n->s, n_tok);
 
+    MUST(rc == 0 || (n_tok <= w->chunk && n->len + n_tok <= N_CTX) == (rc == ERR_DEVICE), "step %d: %s", w->step,
+         err_text());
+    fake.fail_in = 0;
+    fake.n_failed += rc == ERR_DEVICE;
+    if (rc == ERR_DEVICE)
+        rc = cache_reserve(n->s, n_tok);
     ck_assert_int_eq(rc, n_tok > w->chunk || n->len + n_tok > N_CTX ? ERR_LIMIT : 0);
     if (!rc && n_tok > n->reserved)
         n->reserved = n_tok;
@@ -517,7 +598,7 @@ static void walk_step(struct walk *w)
 }
 
 /* All positions that count hold their marks, and no page is held that nobody needs. */
-static void walk_check(const struct walk *w, uint64_t seed)
+static void walk_check(struct walk *w, uint64_t seed)
 {
     for (int group = 0; group < 2; group++) {
         void *seen[N_SEQ * (N_CTX / PAGE + 1)];
@@ -525,9 +606,10 @@ static void walk_check(const struct walk *w, uint64_t seed)
 
         for (int i = 0; i < N_SEQ; i++) {
             const struct naive *n = &w->n[i];
-            struct kv_seq view;
+            struct kv_seq far;
             if (!n->s)
                 continue;
+            cache_view_host(n->s, &far);
             MUST(cache_len(n->s) == n->len, "seed %" PRIu64 ", step %d: length %" PRId64 " instead of %" PRId64, seed,
                  w->step, cache_len(n->s), n->len);
             int64_t from = naive_seen(w, group, n->len), end = n->len + n->reserved;
@@ -535,12 +617,17 @@ static void walk_check(const struct walk *w, uint64_t seed)
                 MUST(mark_at(n->s, group, pos) && *mark_at(n->s, group, pos) == n->mark[pos],
                      "seed %" PRIu64 ", step %d: sequence %d, group %d lost position %" PRId64, seed, w->step, i, group,
                      pos);
-            cache_view(n->s, &view);
             for (int64_t slot = 0; slot <= (N_CTX - 1) / PAGE; slot++) {
                 bool wanted = from < end && slot >= from / PAGE && slot * PAGE < end;
-                void *page = view.page[group][slot];
+                void *page = page_at(n->s, group, slot);
                 MUST(!page == !wanted, "seed %" PRIu64 ", step %d: sequence %d, group %d, page %" PRId64 " is %s", seed,
                      w->step, i, group, slot, page ? "held" : "missing");
+                void *const *host = far.page[group],
+                            *first = page_at(n->s, group, slot / SEGMENT_PAGES * SEGMENT_PAGES);
+                MUST(!page || !host || !first || !host[slot] == !host[slot / SEGMENT_PAGES * SEGMENT_PAGES],
+                     "seed %" PRIu64 ", step %d: sequence %d, the segment of page %" PRId64 " is torn", seed, w->step,
+                     i, slot);
+                w->n_far += host && host[slot];
                 bool known = !page;
                 for (int64_t k = 0; k < n_seen && !known; k++)
                     known = seen[k] == page;
@@ -554,17 +641,16 @@ static void walk_check(const struct walk *w, uint64_t seed)
     }
 }
 
-START_TEST(random_walk_agrees_with_a_naive_cache)
+static void walk_all(const struct cache_args *like, uint64_t seed, int64_t *n_far)
 {
-    static const int windows[][2] = {{0, 70}, {0, 1}, {0, 2}, {64, 65}, {0, 0}, {0, 300}};
-    uint64_t seed = 4711 + (uint64_t)_i;
     struct walk *w = calloc(1, sizeof *w);
+    struct cache_args args = *like;
 
     w->rng = seed;
-    w->shape = mark_shape(windows[_i % 6][0], windows[_i % 6][1]);
-    w->chunk = _i % 2 ? 37 : 150;
+    w->shape = *like->shape;
+    w->chunk = (int)like->chunk_tok;
     w->next_mark = 1;
-    struct cache_args args = {.shape = &w->shape, .n_seq = N_SEQ, .n_ctx = N_CTX, .chunk_tok = w->chunk};
+    args.shape = &w->shape;
     ck_assert_int_eq(cache_open(&args, &w->c), 0);
     for (; w->step < N_STEP; w->step++) {
         walk_step(w);
@@ -575,7 +661,107 @@ START_TEST(random_walk_agrees_with_a_naive_cache)
     ck_assert_int_eq(cache_pages_used(w->c, 0), 0);
     ck_assert_int_eq(cache_pages_used(w->c, 1), 0);
     cache_close(w->c);
+    *n_far = w->n_far;
     free(w);
+}
+
+START_TEST(random_walk_agrees_with_a_naive_cache)
+{
+    static const int windows[][2] = {{0, 70}, {0, 1}, {0, 2}, {64, 65}, {0, 0}, {0, 300}};
+    struct kv_shape shape = mark_shape(windows[_i % 6][0], windows[_i % 6][1]);
+    struct cache_args args = {.shape = &shape, .n_seq = N_SEQ, .n_ctx = N_CTX, .chunk_tok = _i % 2 ? 37 : 150};
+    int64_t n_far;
+
+    walk_all(&args, 4711 + (uint64_t)_i, &n_far);
+    ck_assert_int_eq(n_far, 0);
+}
+END_TEST
+
+/* Of the 40 pages that four sequences can hold the device has 8 or 16. No sequence may ever be refused what it could have if there
+ * were one memory. */
+START_TEST(random_walk_over_two_memories_agrees_with_a_naive_cache)
+{
+    int64_t n_far = 0, n_far_all = 0;
+
+    memset(&fake, 0, sizeof fake);
+    fake.device.ops = &fake_ops;
+    for (int i = 0; i < 12; i++) {
+        struct kv_shape shape = mark_shape(0, i % 2 ? 0 : 70);
+        struct cache_args args = {.shape = &shape,
+                                  .n_seq = N_SEQ,
+                                  .n_ctx = N_CTX,
+                                  .chunk_tok = i % 4 < 2 ? 37 : 150,
+                                  .dev_tok = (i % 3 ? 1 : 2) * DEVICE_ATTN_SEGMENT_TOK,
+                                  .device = &fake.device};
+        walk_all(&args, 815 + (uint64_t)i, &n_far);
+        ck_assert_int_gt(n_far, 0);
+        n_far_all += n_far;
+    }
+    ck_assert_int_gt(n_far_all, 10000);
+    ck_assert_int_gt(fake.n_moved, 30); /* segments that went to the host */
+    ck_assert_int_gt(fake.n_failed, 10);
+    ck_assert_int_eq(fake.n_live, 0);
+}
+END_TEST
+
+START_TEST(two_memories_take_other_bytes_than_planned)
+{
+    struct kv_shape shape = mark_shape(0, 100);
+    struct cache_args args = {
+        .shape = &shape, .n_seq = 2, .n_ctx = 1600, .chunk_tok = 50, .dev_tok = 1024, .device = &fake.device};
+    struct cache *c;
+
+    memset(&fake, 0, sizeof fake);
+    fake.device.ops = &fake_ops;
+    /* 1600 positions: 25 pages, two sequences 50. The device has 16 of them, and 2 * 4 of the window; the host 34, and 16 more because
+     * there are two sequences. Pages of 256 bytes, in 4 KiB. */
+    ck_assert_uint_eq(cache_bytes(&args), 8192);
+    ck_assert_uint_eq(cache_host_bytes(&args), 16384);
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_uint_eq(fake.bytes, 8192);
+    ck_assert_uint_eq(fake.host_bytes, 16384);
+    ck_assert_int_eq(cache_pages(c, 0), 66);
+    ck_assert_int_eq(cache_pages(c, 1), 8);
+    cache_close(c);
+    args.n_seq = 1;
+    ck_assert_uint_eq(cache_host_bytes(&args), 4096); /* 25 - 16 pages */
+    args.dev_tok = 1600;
+    ck_assert_int_eq(cache_open(&args, &c), ERR_ARG); /* no whole segments */
+    args.dev_tok = 1024;
+    args.device = NULL;
+    ck_assert_int_eq(cache_open(&args, &c), ERR_ARG);
+    ck_assert_int_eq(fake.n_live, 0);
+}
+END_TEST
+
+/* A page is saved and loaded where it lies. */
+START_TEST(page_of_the_host_is_not_saved)
+{
+    struct kv_shape shape = mark_shape(0, 0);
+    struct cache_args args = {
+        .shape = &shape, .n_seq = 1, .n_ctx = N_CTX, .chunk_tok = N_CTX, .dev_tok = 512, .device = &fake.device};
+    struct cache *c;
+    struct cache_seq *s;
+    struct kv_seq far;
+    uint32_t page[PAGE];
+
+    memset(&fake, 0, sizeof fake);
+    fake.device.ops = &fake_ops;
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    ck_assert(!cache_view_host(s, &far));
+    grow(s, N_CTX, 7);
+    ck_assert(cache_view_host(s, &far));
+    for (int64_t slot = 7; slot < 9; slot++) {
+        ck_assert_int_eq(!far.page[0][slot], slot == 7);
+        ck_assert_int_eq(cache_save_page(s, 0, slot, page), 0);
+        ck_assert_uint_eq(page[3], 7 + slot * PAGE + 3);
+        page[3] = 1;
+        ck_assert_int_eq(cache_load_page(s, 0, slot, page), 0);
+        ck_assert_uint_eq(*mark_at(s, 0, slot * PAGE + 3), 1);
+    }
+    cache_seq_free(s);
+    cache_close(c);
 }
 END_TEST
 
@@ -598,6 +784,9 @@ int main(void)
     tcase_add_test(tc, empty_group_takes_no_pages);
     tcase_add_test(tc, writing_after_a_fork_leaves_the_other_alone);
     tcase_add_test(tc, truncating_behind_the_window_drops_everything);
+    tcase_add_test(tc, random_walk_over_two_memories_agrees_with_a_naive_cache);
+    tcase_add_test(tc, two_memories_take_other_bytes_than_planned);
+    tcase_add_test(tc, page_of_the_host_is_not_saved);
     tcase_add_loop_test(tc, random_walk_agrees_with_a_naive_cache, 0, 12);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -1,6 +1,8 @@
 /* Every op of ops.def on the CPU device, on each kernel table that the machine has, against plain double arithmetic. */
 #include "tests/cpu_step.h"
 
+#include "src/device/device_check.h"
+
 #include <float.h>
 
 static const char *const *isas; /* names this machine can run, NULL-terminated */
@@ -454,6 +456,111 @@ START_TEST(attention_sees_the_right_keys_and_weighs_them)
 }
 END_TEST
 
+/* Two sequences whose segments lie in two memories, those of bit `side` of a pattern here: the states of both, merged some segments at
+ * a time, are what one op gives, to the bit. */
+static void parts_run(const char *isa, int n_threads, int wave)
+{
+    enum { N_POS = 1700, N_Q = 5, HEADS = 4, DIM = 32 };
+    struct op_attn p = {.n_head = HEADS,
+                        .n_head_kv = 2,
+                        .head_dim_k = DIM,
+                        .head_dim_v = DIM,
+                        .scale = 0.7f,
+                        .kv_type = QUANT_F16,
+                        .v_off = 2 * DEVICE_PAGE_TOK * DIM * 2};
+    struct seq_pages s = seq_pages_make(N_POS / DEVICE_PAGE_TOK + 1, 2 * p.v_off, 0);
+    struct tensor k = t_make(QUANT_F32, 2 * DIM, N_POS, 1), v = t_make(QUANT_F32, 2 * DIM, N_POS, 1);
+    struct tensor q = t_make(QUANT_F32, HEADS * DIM, N_Q, 1), whole = t_make(QUANT_F32, HEADS * DIM, N_Q, 1);
+    struct tensor parts = t_make(QUANT_F32, HEADS * DIM, N_Q, 1), sums = t_make(QUANT_F32, HEADS * (DIM + 2), N_Q, 1);
+    struct tensor states = t_make(QUANT_F32, HEADS * (DIM + 2), (int64_t)N_Q * wave, 1);
+    int32_t pos[N_POS], seq[N_POS] = {0}, q_pos[N_Q] = {3, 511, 512, 1500, N_POS - 1};
+    struct op write = {.kind = OP_KV_APPEND, .src = {&k, &v}, .p.attn = p};
+    struct op ops[3] = {{.kind = OP_ATTENTION, .dst = {&whole}, .src = {&q}, .p.attn = p},
+                        {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&q}, .p.attn = p},
+                        {.kind = OP_ATTN_MERGE, .dst = {&parts, &sums}, .src = {&states}, .p.attn = p}};
+    void **half[2];
+    struct kv_seq view[2] = {{.page = {NULL}}, {.page = {NULL}}};
+    struct fixture f = fixture_open(isa, n_threads, DEVICE_PREFILL_INT);
+
+    for (int side = 0; side < 2; side++) {
+        half[side] = calloc((size_t)s.n_pages, sizeof *half[side]);
+        view[side].page[0] = half[side];
+        for (int64_t page = 0; page < s.n_pages; page++)
+            half[side][page] = (0x5 >> page / DEVICE_SEGMENT_PAGES & 1) == side ? s.page[page] : NULL;
+    }
+    for (int i = 0; i < N_POS; i++)
+        pos[i] = i;
+    write.p.attn.is_part = true;
+    for (int side = 0; side < 2; side++) /* each writes what lies with it, and nothing else */
+        fixture_run(&f, &write, 1, &(struct rows){.n = N_POS, .pos = pos, .seq = seq, .seqs = &view[side]});
+    struct rows rows = {.n = N_Q, .pos = q_pos, .seq = seq, .seqs = &s.view};
+    fixture_run(&f, ops, 1, &rows);
+    for (int first = 0; first < 4; first += wave) {
+        for (int i = 1; i < 3; i++)
+            ops[i].p.attn.first = first, ops[i].p.attn.n_segments = wave;
+        ops[2].p.attn.is_last = first + wave >= 4;
+        for (int side = 0; side < 2; side++) {
+            rows.seqs = &view[side];
+            fixture_run(&f, &ops[1], 1, &rows);
+        }
+        fixture_run(&f, &ops[2], 1, &rows);
+    }
+    ck_assert_mem_eq(parts.data, whole.data, tensor_bytes(&whole));
+    fixture_close(&f);
+    free(half[0]);
+    free(half[1]);
+    t_free(&k);
+    t_free(&v);
+    t_free(&q);
+    t_free(&whole);
+    t_free(&parts);
+    t_free(&sums);
+    t_free(&states);
+    seq_pages_free(&s);
+}
+
+START_TEST(parts_of_attention_are_not_the_whole)
+{
+    FOR_ISAS(isa) for (int wave = 1; wave < 6; wave += 2) parts_run(isa, 1 + wave % 3, wave);
+}
+END_TEST
+
+/* A segment of which some pages are here and some are not, and segments that cannot be. */
+START_TEST(torn_segment_is_folded)
+{
+    struct tensor q = t_make(QUANT_F32, 32, 1, 1), out = t_make(QUANT_F32, 34, 2, 1);
+    struct seq_pages s = seq_pages_make(10, 64 * 64 * 2, 0);
+    int32_t pos = 600, seq = 0;
+    struct rows rows = {.n = 1, .pos = &pos, .seq = &seq, .seqs = &s.view};
+    struct op op = {.kind = OP_ATTN_STATES, .dst = {&out}, .src = {&q}};
+
+    op.p.attn = (struct op_attn){
+        .n_head = 1, .n_head_kv = 1, .head_dim_k = 32, .head_dim_v = 32, .kv_type = QUANT_F16, .v_off = 64 * 64};
+    op.p.attn.n_segments = 2;
+    ck_assert(device_check_shapes(&op));
+    ck_assert_int_eq(device_check_step(&op, &rows), 0);
+    void *page = s.page[3];
+    s.page[3] = NULL;
+    ck_assert_int_eq(device_check_step(&op, &rows), ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "no page for positions from 192"));
+    s.page[0] = NULL; /* the first is elsewhere: so are all */
+    ck_assert_int_eq(device_check_step(&op, &rows), 0);
+    s.page[3] = page;
+    op.p.attn.n_segments = 3; /* states for two */
+    ck_assert_int_eq(device_check_step(&op, &rows), ERR_ARG);
+    op.p.attn.n_segments = 0;
+    ck_assert_int_eq(device_check_step(&op, &rows), ERR_ARG);
+    op.p.attn.n_segments = 1;
+    op.p.attn.first = -1;
+    ck_assert_int_eq(device_check_step(&op, &rows), ERR_ARG);
+    op.p.attn.window = 5;
+    ck_assert(!device_check_shapes(&op));
+    t_free(&q);
+    t_free(&out);
+    seq_pages_free(&s);
+}
+END_TEST
+
 /* The chosen ids by plain selection on doubles; gates by the formulas of device.h. */
 static void route_want(const struct op_route *p, const float *logits, const float *bias, int32_t *ids, double *gates)
 {
@@ -748,6 +855,8 @@ static void add_isa_tests(TCase *tc, int n_isas)
     tcase_add_loop_test(tc, elementwise_ops_with_tails_and_in_place, 0, n_isas);
     tcase_add_loop_test(tc, rope_turns_pairs_of_both_kinds_and_leaves_the_rest, 0, n_isas);
     tcase_add_loop_test(tc, attention_sees_the_right_keys_and_weighs_them, 0, n_isas);
+    tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, n_isas);
+    tcase_add_test(tc, torn_segment_is_folded);
     tcase_add_loop_test(tc, route_picks_and_weighs_by_each_rule, 0, n_isas);
     tcase_add_loop_test(tc, route_of_equal_or_broken_logits_gives_each_id_once, 0, n_isas);
     tcase_add_loop_test(tc, moe_computes_each_slot_by_its_expert_in_one_call_or_several, 0, n_isas);

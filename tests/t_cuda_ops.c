@@ -587,57 +587,87 @@ static void fill_pages(struct seq_pages *s, enum quant_type type)
             s->memory[at + (uint64_t)i] = (char)rnd_bits();
 }
 
-static void attn_run(const struct attn_case *c)
+/* What an attention case runs on, here and there. */
+struct attn_world {
+    struct op_attn a;
+    int n, n_seqs;
+    struct tensor q, k, v, y;
+    struct seq_pages s[2];
+    struct kv_seq here[2], away[2];
+    void **table[2];
+    int32_t *pos, *seq; /* (n) */
+};
+
+static void attn_world_make(struct attn_world *w, const struct attn_case *c, struct pair *p)
 {
-    struct op_attn a = {
-        c->n_head, c->n_head_kv, c->head_dim_k, c->head_dim_v, 0.7f, c->softcap, c->window, 1, c->kv_type, 64, 0};
+    struct op_attn a = {.n_head = c->n_head,
+                        .n_head_kv = c->n_head_kv,
+                        .head_dim_k = c->head_dim_k,
+                        .head_dim_v = c->head_dim_v,
+                        .scale = 0.7f,
+                        .softcap = c->softcap,
+                        .window = c->window,
+                        .group = 1,
+                        .kv_type = c->kv_type,
+                        .k_off = 64};
     uint64_t k_bytes = (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_k);
     a.v_off = 64 + (k_bytes + 63) / 64 * 64;
     uint64_t page_bytes =
         a.v_off + (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_v);
-    int n = c->n_q[0] + c->n_q[1], n_seqs = c->n_q[1] ? 2 : 1;
-    struct tensor q = t_apart((int64_t)c->n_head * c->head_dim_k, n, 4),
-                  k = t_apart((int64_t)c->n_head_kv * c->head_dim_k, n, 1);
-    struct tensor v = t_apart((int64_t)c->n_head_kv * c->head_dim_v, n, 2),
-                  y = t_apart((int64_t)c->n_head * c->head_dim_v, n, 3);
-    struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&k, &v}, .p.attn = a},
-                        {.kind = OP_ATTENTION, .dst = {&y}, .src = {&q}, .p.attn = a}};
-    struct seq_pages s[2];
-    struct kv_seq here[2], away[2];
-    int32_t *pos = malloc((size_t)n * sizeof *pos), *seq = malloc((size_t)n * sizeof *seq);
-    void **table[2];
-    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    int n = c->n_q[0] + c->n_q[1];
 
+    *w = (struct attn_world){.a = a, .n = n, .n_seqs = c->n_q[1] ? 2 : 1};
+    w->q = t_apart((int64_t)c->n_head * c->head_dim_k, n, 4);
+    w->k = t_apart((int64_t)c->n_head_kv * c->head_dim_k, n, 1);
+    w->v = t_apart((int64_t)c->n_head_kv * c->head_dim_v, n, 2);
+    w->y = t_apart((int64_t)c->n_head * c->head_dim_v, n, 3);
+    w->pos = malloc((size_t)n * sizeof *w->pos);
+    w->seq = malloc((size_t)n * sizeof *w->seq);
     page_bytes = (page_bytes + 63) / 64 * 64;
-    for (int i = 0, row = 0; i < n_seqs; i++) {
-        s[i] = seq_pages_make((c->n_pos[i] + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK, page_bytes, 1);
-        fill_pages(&s[i], c->kv_type);
-        mirror(&p, s[i].memory, (uint64_t)s[i].n_pages * page_bytes);
-        here[i] = away[i] = s[i].view;
-        table[i] = malloc((size_t)s[i].n_pages * sizeof *table[i]);
-        for (int64_t page = 0; page < s[i].n_pages; page++)
-            table[i][page] = there(&p, s[i].page[page]);
-        away[i].page[1] = table[i];
+    for (int i = 0, row = 0; i < w->n_seqs; i++) {
+        w->s[i] = seq_pages_make((c->n_pos[i] + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK, page_bytes, 1);
+        fill_pages(&w->s[i], c->kv_type);
+        mirror(p, w->s[i].memory, (uint64_t)w->s[i].n_pages * page_bytes);
+        w->here[i] = w->away[i] = w->s[i].view;
+        w->table[i] = malloc((size_t)w->s[i].n_pages * sizeof *w->table[i]);
+        for (int64_t page = 0; page < w->s[i].n_pages; page++)
+            w->table[i][page] = there(p, w->s[i].page[page]);
+        w->away[i].page[1] = w->table[i];
         for (int k_row = c->n_pos[i] - c->n_q[i]; k_row < c->n_pos[i]; k_row++, row++)
-            pos[row] = k_row, seq[row] = i;
+            w->pos[row] = k_row, w->seq[row] = i;
     }
+}
+
+static void attn_world_free(struct attn_world *w)
+{
+    for (int i = 0; i < w->n_seqs; i++) {
+        seq_pages_free(&w->s[i]);
+        free(w->table[i]);
+    }
+    t_done(&w->q);
+    t_done(&w->k);
+    t_done(&w->v);
+    t_done(&w->y);
+    free(w->pos);
+    free(w->seq);
+}
+
+static void attn_run(const struct attn_case *c)
+{
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    struct attn_world w;
+
+    attn_world_make(&w, c, &p);
+    struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
+                        {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .p.attn = w.a}};
     mirror_ops(&p, ops, 2);
-    struct rows rows = {.n = n, .pos = pos, .seq = seq, .seqs = away};
+    struct rows rows = {.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = w.away};
     ck_assert_msg(run_there(&p, ops, 2, &rows) == 0, "%s", err_text());
-    rows.seqs = here;
+    rows.seqs = w.here;
     run_here(ops, 2, &rows);
     same_memory(&p, "attention");
     pair_close(&p);
-    for (int i = 0; i < n_seqs; i++) {
-        seq_pages_free(&s[i]);
-        free(table[i]);
-    }
-    t_done(&q);
-    t_done(&k);
-    t_done(&v);
-    t_done(&y);
-    free(pos);
-    free(seq);
+    attn_world_free(&w);
 }
 
 static const struct attn_case attn_cases[] = {
@@ -656,6 +686,106 @@ START_TEST(attention_differs)
     rnd_seed((uint64_t)_i + 1);
     emu_seed((uint64_t)_i + 1);
     attn_run(&attn_cases[_i]);
+}
+END_TEST
+
+/* The pages of some segments, as one of two memories has them: those of bit `side` of a pattern that differs by sequence. */
+static void half_of(const struct attn_world *w, const struct kv_seq *whole, int side, void **tables[2],
+                    struct kv_seq *out)
+{
+    for (int i = 0; i < w->n_seqs; i++) {
+        out[i] = whole[i];
+        out[i].page[1] = tables[i];
+        for (int64_t page = 0; page < w->s[i].n_pages; page++) {
+            int at = (int)(page / DEVICE_SEGMENT_PAGES), is_far = (0x2cb59 >> (at + i) % 18) & 1;
+            tables[i][page] = is_far == side ? whole[i].page[1][page] : NULL;
+        }
+    }
+}
+
+static void run_either(struct pair *p, const struct op *ops, int n_ops, const struct rows *rows, bool is_there)
+{
+    if (is_there)
+        ck_assert_msg(run_there(p, ops, n_ops, rows) == 0, "%s", err_text());
+    else
+        run_here(ops, n_ops, rows);
+}
+
+/* Segments that lie in two memories, `wave` of them at a time: each side's states, merged, on the GPU and here; then the same in
+ * one op here. */
+static void parts_run(const struct attn_case *c, int wave)
+{
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    struct attn_world w;
+
+    attn_world_make(&w, c, &p);
+    int most = c->n_pos[0] > c->n_pos[1] ? c->n_pos[0] : c->n_pos[1];
+    int n_segments = (most + DEVICE_ATTN_SEGMENT_TOK - 1) / DEVICE_ATTN_SEGMENT_TOK;
+    int64_t state = (int64_t)c->n_head * (c->head_dim_v + 2);
+    struct tensor states = t_apart(state, (int64_t)w.n * wave, 3), sums = t_apart(state, w.n, 2);
+    struct tensor whole = t_apart(w.y.ne[0], w.n, 3);
+    struct op ops[3] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
+                        {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&w.q}, .p.attn = w.a},
+                        {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .p.attn = w.a}};
+    struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .p.attn = w.a};
+
+    mirror_ops(&p, ops, 3);
+    ops[0].p.attn.is_part = true;
+    for (int is_there = 0; is_there < 2; is_there++) {
+        void **tables[2][2];
+        struct kv_seq halves[2][2];
+        struct rows rows[2];
+        for (int side = 0; side < 2; side++) {
+            for (int i = 0; i < w.n_seqs; i++)
+                tables[side][i] = malloc((size_t)w.s[i].n_pages * sizeof(void *));
+            half_of(&w, is_there ? w.away : w.here, side, tables[side], halves[side]);
+            rows[side] = (struct rows){.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = halves[side]};
+        }
+        for (int first = 0; first < n_segments; first += wave) {
+            for (int i = 0; i < 3; i++)
+                ops[i].p.attn.first = first, ops[i].p.attn.n_segments = wave;
+            ops[2].p.attn.is_last = first + wave >= n_segments;
+            for (int side = 0; side < 2; side++)
+                run_either(&p, ops, 2, &rows[side], is_there);
+            run_either(&p, &ops[2], 1, &rows[0], is_there);
+        }
+        for (int i = 0; i < 2 * w.n_seqs; i++)
+            free(tables[i % 2][i / 2]);
+    }
+    same_memory(&p, "parts of attention");
+    run_here(&one, 1, &(struct rows){.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = w.here});
+    for (int i = 0; i < w.n; i++)
+        ck_assert_mem_eq(tensor_row(&whole, i), tensor_row(&w.y, i), (size_t)w.y.ne[0] * sizeof(float));
+    pair_close(&p);
+    attn_world_free(&w);
+    t_done(&states);
+    t_done(&sums);
+    t_done(&whole);
+}
+
+static const struct attn_case parts_cases[] = {
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},
+    {8, 2, 32, 64, 0, 30, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
+    {4,
+     4,
+     64,
+     32,
+     0,
+     0,
+     QUANT_F16,
+     {1100, 0},
+     {90, 0}}, /* tiles of rows, some of which see nothing of the last segment */
+    {4, 1, 32, 32, 0, 0, QUANT_Q8_0, {530, 1025}, {70, 3}}, /* a tile of two sequences, over the edge of a segment */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}},
+};
+enum { N_PARTS_CASES = sizeof parts_cases / sizeof *parts_cases, N_WAVES = 3 };
+
+START_TEST(parts_of_attention_are_not_the_whole)
+{
+    static const int waves[N_WAVES] = {1, 2, 16};
+    rnd_seed((uint64_t)_i + 1);
+    emu_seed((uint64_t)_i + 1);
+    parts_run(&parts_cases[_i / N_WAVES], waves[_i % N_WAVES]);
 }
 END_TEST
 
@@ -853,6 +983,7 @@ int main(void)
     tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, products_that_share_their_rows_differ);
     tcase_add_loop_test(tc, tensor_cores_multiply_wrongly, 0, N_WEIGHT_TYPES);
+    tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
     tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);
     tcase_add_test(tc, failed_open_leaves_something);

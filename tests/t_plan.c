@@ -5,11 +5,13 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/cost.h"
 #include "src/run/cache.h"
 #include "src/run/store.h"
 
 #include <check.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -775,9 +777,13 @@ START_TEST(gpu_that_is_too_small_is_refused_with_the_numbers)
     ck_assert_uint_lt(p.n_ctx, 8192);
     ck_assert_uint_ge(p.n_ctx, 4096);
     ck_assert(explains(&p, "LOWERED from 8192"));
-    opts.n_ctx = 8192;
+    /* Of less than two segments of it the GPU has to hold all. */
+    opts.n_ctx = 512;
+    opts.vram_bytes = 4 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    opts.vram_bytes = p.gpu.total_bytes - 1;
     ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
-    ck_assert_ptr_nonnull(strstr(err_text(), size_format(fact("dense", "kv_8192_f16"), size, sizeof size)));
+    ck_assert_ptr_nonnull(strstr(err_text(), size_format(fact("dense", "kv_8192_f16") / 16, size, sizeof size)));
     ck_assert_ptr_nonnull(strstr(err_text(), "does not fit GPU 0"));
     opts.n_ctx = 0;
     opts.vram_bytes = MIB;
@@ -790,6 +796,96 @@ START_TEST(gpu_that_is_too_small_is_refused_with_the_numbers)
     opts.ram_bytes = 0;
     opts.io = PLAN_IO_MMAP;
     ck_assert_int_eq(plan_make(&in, &p), ERR_UNSUPPORTED);
+}
+END_TEST
+
+/* As many segments of 512 positions as fit, and all others in the host's memory. */
+START_TEST(cache_beyond_a_gpu_is_not_shared)
+{
+    const uint64_t kv_bytes = 4 * fact("dense", "kv_8192_f16"), segment_bytes = kv_bytes / 64;
+    struct plan whole, p, other;
+    char *text;
+
+    ask_gpu(DENSE, 8 * GIB, 6 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &whole), 0);
+    ck_assert_uint_eq(whole.gpu.kv_tok, 0);
+    ck_assert(!plan_has_host_kv(&whole));
+    opts.vram_bytes = whole.gpu.total_bytes - kv_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 32768);
+    ck_assert_uint_eq(p.gpu.kv_tok % 512, 0);
+    ck_assert_uint_gt(p.gpu.kv_tok, 512);
+    ck_assert_uint_lt(p.gpu.kv_tok, 16384); /* what attention on two sides needs has to have room, too */
+    ck_assert_uint_eq(p.gpu.kv_bytes, p.gpu.kv_tok / 512 * segment_bytes);
+    ck_assert_uint_eq(p.kv_bytes, kv_bytes - p.gpu.kv_bytes);
+    ck_assert_uint_le(p.gpu.total_bytes, opts.vram_bytes);
+    ck_assert_uint_gt(p.gpu.total_bytes + segment_bytes, opts.vram_bytes);
+    ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    ck_assert_uint_eq(p.gpu.own_bytes, whole.gpu.own_bytes + 2 * MIB); /* one piece of memory more */
+    ck_assert_uint_gt(p.gpu.scratch_bytes, whole.gpu.scratch_bytes);
+    ck_assert_uint_gt(p.scratch_bytes, whole.scratch_bytes);
+    ck_assert_uint_eq(p.gpu.stage_rows, 4); /* rates are not known */
+    ck_assert(explains(&p, "positions, attention computed there"));
+    ck_assert(explains(&p, "32768 positions x 1 session, f16 do not fit"));
+    /* It comes back, and more cannot be asked of it. */
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&other, 0x55, sizeof other);
+    ck_assert_msg(plan_from_json(text, &in, &other) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &other, sizeof p), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "512"), &in, &other), 0);
+    ck_assert_uint_eq(other.gpu.kv_bytes, segment_bytes);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "32256"), &in, &other), ERR_LIMIT);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "500"), &in, &other), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "stage_rows", "-1"), &in, &other), ERR_FORMAT);
+    mem_free(text);
+    /* The host's share is the host's to refuse. */
+    opts.ram_bytes = p.total_bytes - 1;
+    ck_assert_int_eq(plan_make(&in, &other), ERR_LIMIT);
+    opts.ram_bytes = p.total_bytes;
+    ck_assert_int_eq(plan_make(&in, &other), 0);
+    opts.kv_type = QUANT_Q8_0;
+    ck_assert_int_eq(plan_make(&in, &other), 0);
+    ck_assert_uint_gt(other.gpu.kv_tok, p.gpu.kv_tok);
+    /* Experts go first. */
+    ask_gpu(MOE, 8 * GIB, 4 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &whole), 0);
+    opts.vram_bytes = whole.gpu.total_bytes - whole.gpu.expert_bytes - 8 * MIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(plan_has_host_kv(&p));
+    ck_assert_uint_eq(p.gpu.n_experts, 0);
+}
+END_TEST
+
+/* Pages come up from where computing with them takes the CPU longer than copying: a key of a layer of n heads with as many of keys and
+ * values as pages hold. */
+START_TEST(pages_come_up_for_other_rows_than_pays)
+{
+    const struct model *m = models[DENSE];
+    struct plan p;
+
+    ask_gpu(DENSE, 8 * GIB, 6 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    opts.vram_bytes = p.gpu.total_bytes - p.gpu.kv_bytes / 2;
+    machine.pcie_bytes_per_s = 10e9;
+    double values = m->hp.head_dim_k + m->hp.head_dim_v, up_s = m->layers[0].n_head_kv * values * 2 / 10e9;
+    machine.ops[OP_ATTENTION].unit_s = up_s / 10.5 / (m->layers[0].n_head * values);
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.stage_rows, 10);
+    /* A full context is read by both sides, each at its rate. */
+    ck_assert_double_eq(cost_gpu_kv_s(&in, &p), 0);
+    machine.gpu_bytes_per_s = 1e12;
+    double kv_s = fmax((double)p.gpu.kv_bytes / 1e12, (double)p.kv_bytes / machine.mem_bytes_per_s);
+    ck_assert_double_eq_tol(cost_gpu_kv_s(&in, &p), kv_s, 1e-12);
+    char words[64];
+    snprintf(words, sizeof words, "by the CPU meanwhile: %.3g ms", 1e3 * kv_s);
+    ck_assert(explains(&p, words));
+    machine.ops[OP_ATTENTION].unit_s *= 100; /* a generated row stays with the CPU all the same */
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.stage_rows, 2);
 }
 END_TEST
 
@@ -949,6 +1045,8 @@ int main(void)
     tcase_add_test(t, every_byte_of_a_gpu_has_a_purpose);
     tcase_add_test(t, gpu_gets_another_number_of_experts_than_fits);
     tcase_add_test(t, gpu_that_is_too_small_is_refused_with_the_numbers);
+    tcase_add_test(t, cache_beyond_a_gpu_is_not_shared);
+    tcase_add_test(t, pages_come_up_for_other_rows_than_pays);
     tcase_add_test(t, speed_with_a_gpu_is_another);
     tcase_add_test(t, saved_plan_with_a_gpu_comes_back_another);
     tcase_add_test(t, other_plans_forget_the_gpu);

@@ -206,6 +206,45 @@ START_TEST(too_little_memory_is_not_told)
 }
 END_TEST
 
+static void own_bytes(const struct device_step *most, struct device_own *out)
+{
+    (void)most;
+    *out = (struct device_own){.dev_bytes = 1000, .host_bytes = 1000, .n_allocs = 1};
+}
+
+/* Sequences of up to 16384 positions on a GPU with so much memory beside dense weights, scratch and tables as n of them take. */
+static void make_gpu(double n, struct plan_batch *b, struct plan *p)
+{
+    const struct device_ops gpu = {.name = "gpu", .can = can, .scratch_bytes = scratch_bytes, .own_bytes = own_bytes};
+    const struct machine m = machine_of(512 * GIB);
+    struct plan_opts o = {.n_ctx = 16384, .vram_bytes = 100 * GIB};
+    struct plan_in in = {.machine = &m, .model = model, .opts = &o, .cpu = &device, .gpu = &gpu};
+    struct plan_batch_opts opts = {.n_seq = 1, .seq_tok = 16384};
+
+    ck_assert_msg(plan_batch_make(&in, &opts, b, p) == 0, "%s", err_text());
+    o.vram_bytes = p->gpu.total_bytes - p->gpu.expert_bytes + (uint64_t)((n - 1) * (double)p->gpu.kv_bytes) + 16 * MIB;
+    opts.n_seq = 0;
+    ck_assert_msg(plan_batch_make(&in, &opts, b, p) == 0, "%s", err_text());
+}
+
+/* Sequences that would bring pages beyond the GPU are not begun unasked; a single one may have them. */
+START_TEST(more_sequences_drive_the_cache_from_the_gpu)
+{
+    struct plan_batch b;
+    struct plan p;
+
+    make_gpu(2.5, &b, &p);
+    ck_assert(b.points[0].fits && b.points[1].fits && !b.points[2].fits); /* 1, 2, 4 */
+    ck_assert(!plan_has_host_kv(&p));
+    make_gpu(0.5, &b, &p);
+    ck_assert(b.points[0].fits && !b.points[1].fits);
+    ck_assert_int_eq(b.chosen, 0);
+    ck_assert_uint_eq(p.n_seq, 1);
+    ck_assert(plan_has_host_kv(&p));
+    ck_assert_uint_eq(b.points[0].kv_bytes, p.kv_bytes + p.gpu.kv_bytes);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("plan_batch");
@@ -216,6 +255,7 @@ int main(void)
     tcase_add_test(t, pages_take_nothing_from_slots);
     tcase_add_test(t, mapping_passes_for_memory);
     tcase_add_test(t, more_sequences_than_requests);
+    tcase_add_test(t, more_sequences_drive_the_cache_from_the_gpu);
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);
     suite_add_tcase(suite, t);

@@ -304,6 +304,18 @@ static void print_ways(const struct ferry_stats *now, const struct ferry_stats *
     fprintf(stderr, "]\n");
 }
 
+/* Who computed attention over how much of a cache that lies on two sides. */
+static void print_segments(const struct ferry_stats *now, const struct ferry_stats *start)
+{
+    uint64_t n_gpu = now->gpu_segments - start->gpu_segments, n_host = now->host_segments - start->host_segments;
+    uint64_t n_staged = now->staged_segments - start->staged_segments, n = n_gpu + n_host + n_staged;
+
+    if (n_host + n_staged)
+        fprintf(stderr,
+                "; of %" PRIu64 " segments of KV read %.1f %% lay with it, %.1f %% came up, the CPU took the others", n,
+                percent(n_gpu, n), percent(n_staged, n));
+}
+
 /* What the GPU holds, what crossed to and from it, and whose experts were computed where. */
 static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *start)
 {
@@ -319,6 +331,7 @@ static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *s
     if (now->steps > start->steps)
         fprintf(stderr, "; %.1f launches a step",
                 (double)(now->launches - start->launches) / (double)(now->steps - start->steps));
+    print_segments(now, start);
     fprintf(stderr, "]\n");
     print_ways(now, start);
 }

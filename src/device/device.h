@@ -36,9 +36,10 @@ enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH };
 /* Attention is folded in segments of this many positions at absolute multiples (each: tiles of one page, ascending), the
  * segments' (o, m, l) merged in ascending order. Fixed, so that a row's bits do not depend on how work was cut. */
 #define DEVICE_ATTN_SEGMENT_TOK 512
+#define DEVICE_SEGMENT_PAGES (DEVICE_ATTN_SEGMENT_TOK / DEVICE_PAGE_TOK)
 
 /* One sequence's pages as a device sees them: page[group][pos / DEVICE_PAGE_TOK] is a page's address, NULL where a
- * sliding window has moved on. Views, valid for one step. */
+ * sliding window has moved on, and for all pages of a segment that lies in another memory. Views, valid for one step. */
 struct kv_seq {
     void *const *page[DEVICE_MAX_GROUPS];
 };
@@ -86,6 +87,10 @@ struct op_attn {
     int group;     /* index into kv_seq.page */
     enum quant_type kv_type;
     uint64_t k_off, v_off;
+    /* Only in steps of a sequence whose pages lie in two memories; zero in a program's ops. */
+    bool is_part;          /* KV_APPEND: rows whose page is NULL are left out */
+    int first, n_segments; /* ATTN_STATES, ATTN_MERGE: segments [first, first + n_segments) */
+    bool is_last;          /* ATTN_MERGE: no row sees any behind them */
 };
 
 enum op_route_fn {
@@ -202,12 +207,16 @@ struct device_ops {
      * fetch: down, after all that was queued before; dst is there after the next sync.
      * send: up, as soon as can be: beside the ops that are queued, none of which may touch dst; src stays as it is until a sync
      * that comes after the next meet. meet: what is queued from here on comes after all that was sent. ERR_DEVICE: whatever was
-     * sent or fetched has come to its end. */
+     * sent or fetched has come to its end.
+     * fetched: wait for all that was fetched, while what was queued since runs on. send_after: what is sent from here on comes after
+     * all that is queued, so that dst may be what those ops read. */
     int (*alloc_host)(struct device *dev, uint64_t bytes, void **out);
     void (*release_host)(struct device *dev, void *ptr);
     int (*fetch)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*send)(struct device *dev, void *dst, const void *src, uint64_t bytes);
     int (*meet)(struct device *dev);
+    int (*fetched)(struct device *dev);
+    int (*send_after)(struct device *dev);
     /* bring: up, in the background of all that is queued now or later, none of which may touch dst until it is there; src stays as it
      * is so long. brought: is all that was brought there, so that ops may be queued that read it? wait: until it is. ERR_DEVICE: as
      * above; dst is then undefined. */

@@ -113,6 +113,22 @@ static bool can_attention(const struct op *op)
            is_width(op->dst[0], (int64_t)p->n_head * p->head_dim_v);
 }
 
+static bool can_attn_states(const struct op *op)
+{
+    const struct op_attn *p = &op->p.attn;
+
+    return can_attn(p) && p->window == 0 && is_width(op->src[0], (int64_t)p->n_head * p->head_dim_k) &&
+           is_width(op->dst[0], (int64_t)p->n_head * (p->head_dim_v + 2));
+}
+
+static bool can_attn_merge(const struct op *op)
+{
+    const struct op_attn *p = &op->p.attn;
+
+    return can_attn(p) && p->window == 0 && is_width(op->dst[0], (int64_t)p->n_head * p->head_dim_v) &&
+           is_width(op->dst[1], (int64_t)p->n_head * (p->head_dim_v + 2)) && is_same(op->src[0], op->dst[1]);
+}
+
 static bool can_route(const struct op *op)
 {
     const struct op_route *p = &op->p.route;
@@ -168,6 +184,10 @@ bool device_check_shapes(const struct op *op)
         return can_kv_append(op);
     case OP_ATTENTION:
         return can_attention(op);
+    case OP_ATTN_STATES:
+        return can_attn_states(op);
+    case OP_ATTN_MERGE:
+        return can_attn_merge(op);
     case OP_ROUTE:
         return can_route(op);
     case OP_MOE:
@@ -201,11 +221,13 @@ static int step_row(const struct op *op, const struct rows *rows, int i)
 /* Rows of the tensors that stand for one row of the op: those of an expert's results are (token, rank). */
 static int64_t dst_per_row(const struct op *op)
 {
-    return op->kind == OP_MOE ? op->p.moe.k : 1;
+    return op->kind == OP_MOE ? op->p.moe.k : op->kind == OP_ATTN_STATES ? op->p.attn.n_segments : 1;
 }
 
 static int64_t src_per_row(const struct op *op, int i)
 {
+    if (op->kind == OP_ATTN_MERGE)
+        return op->p.attn.n_segments;
     return op->kind == OP_COMBINE && i == 0 ? op->src[1]->ne[0] : 1;
 }
 
@@ -234,6 +256,40 @@ static int check_tokens(const struct op *op, const struct rows *rows, int n)
     return 0;
 }
 
+static int no_page(const struct op *op, int64_t page)
+{
+    return err(ERR_ARG, "%s of layer %d: no page for positions from %" PRId64, device_op_name(op->kind), op->layer,
+               page * DEVICE_PAGE_TOK);
+}
+
+static int check_segments(const struct op *op, int n)
+{
+    const struct op_attn *p = &op->p.attn;
+
+    if (p->first < 0 || p->n_segments < 1 || p->n_segments > INT32_MAX / DEVICE_ATTN_SEGMENT_TOK - p->first)
+        return refuse(op, "segments", p->n_segments, INT32_MAX / DEVICE_ATTN_SEGMENT_TOK - p->first);
+    return check_tensors(op, n);
+}
+
+/* Of each segment all pages that a row sees, or not even the first one. */
+static int check_states(const struct op *op, const struct rows *rows, int n)
+{
+    const struct op_attn *p = &op->p.attn;
+
+    for (int i = 0; i < n; i++) {
+        int row = step_row(op, rows, i);
+        int64_t last = rows->pos[row] / DEVICE_PAGE_TOK, first = (int64_t)p->first * DEVICE_SEGMENT_PAGES;
+        int64_t end = first + (int64_t)p->n_segments * DEVICE_SEGMENT_PAGES;
+        void *const *table = rows->seqs[rows->seq[row]].page[p->group];
+        if (last < 0)
+            return refuse(op, "position", rows->pos[row], INT32_MAX);
+        for (int64_t page = first; page <= last && page < end; page++)
+            if (!table[page] && table[page - page % DEVICE_SEGMENT_PAGES])
+                return no_page(op, page);
+    }
+    return 0;
+}
+
 /* Pages of the positions that an op writes (its own) or reads (all it sees). */
 static int check_pages(const struct op *op, const struct rows *rows, int n)
 {
@@ -253,9 +309,8 @@ static int check_pages(const struct op *op, const struct rows *rows, int n)
             first = first < before ? before : first; /* the pages before were looked at for that row */
         }
         for (int64_t page = first / DEVICE_PAGE_TOK; page <= pos / DEVICE_PAGE_TOK; page++)
-            if (!rows->seqs[rows->seq[row]].page[p->group][page])
-                return err(ERR_ARG, "%s of layer %d: no page for positions from %" PRId64, device_op_name(op->kind),
-                           op->layer, page * DEVICE_PAGE_TOK);
+            if (!p->is_part && !rows->seqs[rows->seq[row]].page[p->group][page])
+                return no_page(op, page);
     }
     return 0;
 }
@@ -293,7 +348,8 @@ static int check_out_rows(const struct op *op, const struct rows *rows)
 int device_check_step(const struct op *op, const struct rows *rows)
 {
     int n = op->rows == OP_ROWS_OUT ? rows->n_out : rows->n;
-    int rc = check_tensors(op, n);
+    bool has_segments = op->kind == OP_ATTN_STATES || op->kind == OP_ATTN_MERGE;
+    int rc = has_segments ? check_segments(op, n) : check_tensors(op, n);
 
     if (rc < 0)
         return rc;
@@ -303,6 +359,8 @@ int device_check_step(const struct op *op, const struct rows *rows)
     case OP_KV_APPEND:
     case OP_ATTENTION:
         return check_pages(op, rows, n);
+    case OP_ATTN_STATES:
+        return check_states(op, rows, n);
     case OP_MOE:
         return check_moe(op, n);
     case OP_GET_ROWS:

@@ -92,3 +92,17 @@ int64_t model_kv_pool_pages(const struct kv_shape *s, int group, const struct kv
         shared = one;
     return shared < all ? shared : all;
 }
+
+int64_t model_kv_dev_pages(const struct kv_shape *s, int group, const struct kv_pool *pool)
+{
+    int64_t all = model_kv_pool_pages(s, group, pool), dev = pool->dev_tok / DEVICE_PAGE_TOK;
+
+    return s->window[group] || !pool->dev_tok || all < dev ? all : dev;
+}
+
+int64_t model_kv_host_pages(const struct kv_shape *s, int group, const struct kv_pool *pool)
+{
+    int64_t all = model_kv_pool_pages(s, group, pool), rest = all - model_kv_dev_pages(s, group, pool);
+
+    return rest > 0 && pool->n_seq > 1 ? rest + 2 * DEVICE_SEGMENT_PAGES : rest;
+}

@@ -132,8 +132,17 @@ int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64
  * than one full sequence). -1 past 63 bits. */
 struct kv_pool {
     int64_t n_seq, n_ctx, chunk_tok, pool_tok;
+    int64_t
+        dev_tok; /* positions of groups without windows that a device's memory holds, the host's the others; 0: all */
 };
 int64_t model_kv_pool_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
+
+/* Of these, pages in the device's memory. Windows lie there whole. */
+int64_t model_kv_dev_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
+
+/* Pages in the host's memory beside a device's; 0: there are none. With several sequences two segments more than the others, because a
+ * segment lies in one memory: so many pages may be free on both sides where one sequence has no use for them. */
+int64_t model_kv_host_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
 
 #ifdef __cplusplus
 }

@@ -51,6 +51,7 @@ double cost_op_units(const struct op *op, double n_rows, double pos)
 
     switch (op->kind) {
     case OP_ATTENTION:
+    case OP_ATTN_STATES:
         if (a->window && keys > a->window)
             keys = a->window;
         return n_rows * keys * a->n_head * (a->head_dim_k + a->head_dim_v);

@@ -86,6 +86,10 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p);
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);
 
+/* Seconds that a token's attention adds at a full context of one sequence, where the cache lies on both sides of a GPU's plan: each
+ * reads its pages at its rate of memory, both at once. 0: a rate is not known. */
+double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p);
+
 #ifdef __cplusplus
 }
 #endif

@@ -197,3 +197,13 @@ void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates
                                   .stage = {1e-6, 2 * cpu, 0}, /* read and written */
                                   .read = {100e-6, mib_s(m->disk_bytes_per_s, 1.5e9), 0}};
 }
+
+double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
+{
+    const struct machine *m = in->machine;
+    double rate = machine_mem_at(m, (int)p->n_threads), n_seq = p->n_seq;
+
+    if (m->gpu_bytes_per_s <= 0 || rate <= 0)
+        return 0;
+    return fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, (double)p->kv_bytes / n_seq / rate);
+}

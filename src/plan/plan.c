@@ -26,18 +26,34 @@
 
 /* ---- bytes by purpose ---- */
 
-uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
+/* Pages of one side. */
+static uint64_t kv_bytes(const struct kv_shape *shape, const struct plan *p,
+                         int64_t pages(const struct kv_shape *s, int group, const struct kv_pool *pool))
 {
+    const struct kv_pool pool = {.n_seq = p->n_seq,
+                                 .n_ctx = p->n_ctx,
+                                 .chunk_tok = p->chunk_tok,
+                                 .pool_tok = p->kv_tok,
+                                 .dev_tok = p->has_gpu ? p->gpu.kv_tok : 0};
     uint64_t sum = 0, bytes;
 
     for (int group = 0; group < shape->n_groups; group++) {
-        const struct kv_pool pool = {p->n_seq, p->n_ctx, p->chunk_tok, p->kv_tok};
-        int64_t n_pages = model_kv_pool_pages(shape, group, &pool);
+        int64_t n_pages = pages(shape, group, &pool);
         if (n_pages < 0 || !size_mul((uint64_t)n_pages, shape->page_bytes[group], &bytes) ||
             !size_add(sum, bytes, &sum))
             return UINT64_MAX;
     }
     return size_align(sum, MAP_BYTES, &sum) ? sum : UINT64_MAX;
+}
+
+uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p)
+{
+    return kv_bytes(shape, p, model_kv_dev_pages);
+}
+
+uint64_t plan_kv_host_bytes(const struct kv_shape *shape, const struct plan *p)
+{
+    return kv_bytes(shape, p, model_kv_host_pages);
 }
 
 static int check_op(const struct program *program, const struct op *op, const struct device_ops *dev)
@@ -292,7 +308,7 @@ bool plan_fits(const struct plan *p)
 void plan_set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_ctx, struct plan *p)
 {
     p->n_ctx = n_ctx;
-    p->kv_bytes = p->has_gpu ? 0 : plan_kv_bytes(shape, p);
+    p->kv_bytes = p->has_gpu ? plan_kv_host_bytes(shape, p) : plan_kv_bytes(shape, p);
     if (p->has_gpu)
         plan_gpu_total(in, shape, p);
     count_rest(in->model, p);

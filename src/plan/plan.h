@@ -43,6 +43,8 @@ struct plan_pace {
     uint32_t n_reads; /* in flight at most; 0: nothing is read through io_uring while running */
 };
 
+struct program;
+
 /* What is wanted; zeros are "your choice". */
 struct plan_opts {
     uint64_t ram_bytes;
@@ -76,9 +78,13 @@ struct plan_gpu {
     uint64_t
         pin_bytes; /* of the host's slots, from the first on, are pinned if the system lets them, so that copies need no detour */
     uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
-    uint64_t kv_bytes;                  /* the whole cache */
-    uint64_t scratch_bytes;             /* activations of a step, and the device's scratch */
-    uint64_t own_bytes;                 /* what goes up with a step, tables, and what the driver rounds up at most */
+    uint32_t
+        kv_tok; /* positions of the cache that it holds of layers without windows, the host the others; 0: all of them */
+    uint32_t
+        stage_rows; /* with kv_tok: from so many rows of a sequence in a step on, its pages of the host come up in stages */
+    uint64_t kv_bytes;      /* what it holds of the cache */
+    uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
+    uint64_t own_bytes;     /* what goes up with a step, tables, and what the driver rounds up at most */
     uint64_t total_bytes, budget_bytes;
     /* Predicted, for a generated token: between it and the host; of experts that are copied, beside that */
     uint64_t down_bytes_per_tok, up_bytes_per_tok, copy_bytes_per_tok;
@@ -106,11 +112,12 @@ struct plan {
     uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
     uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
-    uint64_t kv_bytes;                /* n_seq sequences of n_ctx positions, or kv_tok positions; whole pages */
-    uint64_t scratch_bytes;           /* activations of a step, and the device's scratch */
-    uint64_t stage_bytes;             /* bounce buffers of the reader */
-    uint64_t meta_bytes;  /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
-    uint64_t trace_bytes; /* timeline and wanted experts, where they are kept */
+    uint64_t
+        kv_bytes; /* n_seq sequences of n_ctx positions, or kv_tok positions; whole pages. With a GPU: what that does not hold */
+    uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
+    uint64_t stage_bytes;   /* bounce buffers of the reader */
+    uint64_t meta_bytes;    /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */
+    uint64_t trace_bytes;   /* timeline and wanted experts, where they are kept */
     uint64_t total_bytes,
         budget_bytes; /* total may pass the budget with MMAP alone, whose pages the system takes back */
     /* Predicted; 0 where the machine's rates are not known */
@@ -136,6 +143,14 @@ uint64_t plan_gpu_room_bytes(const struct model *m);
 /* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES. */
 enum { PLAN_MOST_LANDING = 1 << 12, PLAN_LANDING_FENCES = 3, PLAN_LAYER_FENCES = 7 };
 void plan_device_step(const struct plan *p, const struct model *m, struct device_step *out);
+/* Does the host's memory hold a part of the KV cache beside the GPU's? The CPU then computes attention over it. */
+static inline bool plan_has_host_kv(const struct plan *p)
+{
+    return p->has_gpu && p->gpu.kv_tok > 0;
+}
+
+/* The CPU's scratch beside a GPU: for the experts that it computes, and for attention over the host's pages. */
+uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct device_ops *cpu);
 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);

@@ -88,7 +88,7 @@ static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq
     double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
     double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
 
-    at->kv_bytes = p->kv_bytes;
+    at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes;
     at->slot_bytes = p->expert_bytes;
     at->expert_bytes = (uint64_t)experts;
     at->missed_bytes = (uint64_t)(experts * missing);
@@ -116,7 +116,9 @@ static struct plan_opts opts_of(const struct plan_in *in, uint32_t n_seq, uint32
     return o;
 }
 
-static int try_point(const struct plan_in *in, uint32_t seq_tok, struct plan_batch_point *at, struct plan *plan)
+/* may_share: a cache of which the host holds a part beside a GPU will do. */
+static int try_point(const struct plan_in *in, uint32_t seq_tok, bool may_share, struct plan_batch_point *at,
+                     struct plan *plan)
 {
     struct plan_opts o = opts_of(in, at->n_seq, seq_tok);
     struct plan_in one = *in;
@@ -124,7 +126,7 @@ static int try_point(const struct plan_in *in, uint32_t seq_tok, struct plan_bat
     one.opts = &o;
     int rc = plan_make(&one, plan);
     bool is_thrashing = rc == 0 && plan->io == PLAN_IO_MMAP && o.io != PLAN_IO_MMAP && plan_missing_share(plan) > 0;
-    at->fits = rc == 0 && !is_thrashing;
+    at->fits = rc == 0 && !is_thrashing && (may_share || !plan_has_host_kv(plan));
     if (at->fits)
         predict(in, plan, seq_tok, at);
     return rc == ERR_LIMIT ? 0 : rc;
@@ -170,7 +172,8 @@ int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts
     out->has_rates = true;
     for (int i = 0; i < out->n_points; i++) {
         out->points[i].n_seq = opts->n_seq ? opts->n_seq : candidate(opts, i);
-        int rc = try_point(in, seq_tok, &out->points[i], plan);
+        /* More sequences than the fewest do not pay where attention leaves the GPU for them. */
+        int rc = try_point(in, seq_tok, i == 0, &out->points[i], plan);
         if (rc < 0)
             return rc;
         if (out->points[i].fits && out->points[i].tok_per_s == 0)

@@ -1,11 +1,13 @@
-/* The GPU's part of a plan. Dense weights, the whole cache and the activations have to be there; experts get what is left, as
+/* The GPU's part of a plan. Dense weights, the cache and the activations have to be there; experts get what is left, as
  * evenly over the layers as their number allows, because every layer waits for the slower side. The host holds slots for the
- * others. Pure arithmetic. */
+ * others. Of a cache that was asked for and does not fit, the GPU holds as much as it can, before any expert: at a full context each
+ * byte of it is read for every token, of the experts a part. Pure arithmetic. */
 #include "src/plan/plan_in.h"
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/model/attn_shape.h"
 #include "src/model/layout.h"
 #include "src/model/slot_shape.h"
 
@@ -16,8 +18,11 @@
 #define MARGIN_LEAST_BYTES (256 * MIB)
 /* The driver gives memory in these. */
 #define GRANULE_BYTES (2 * MIB)
-/* Pieces of memory beside the device's own: weights, cache, activations, scratch; landings are another one, if there are any. */
-enum { N_ALLOCS = 4 };
+/* Pieces of memory beside the device's own: weights, cache, activations, scratch; landings; what attention on two sides needs. */
+enum { N_ALLOCS = 4, N_LANDING_ALLOCS = 1, N_HOST_KV_ALLOCS = 1 };
+/* Rows of a sequence from which on its pages come up, where the rates are not known. A generated row is always computed on both sides:
+ * the CPU reads its memory faster than PCIe does. */
+enum { DEFAULT_STAGE_ROWS = 4, LEAST_STAGE_ROWS = 2 };
 /* What mem_map rounds up to; pinned memory comes in pages, too. */
 #define MAP_BYTES 4096
 
@@ -64,14 +69,18 @@ static void own_bytes(const struct plan_in *in, const struct plan *p, struct dev
     in->gpu->own_bytes(&step, out);
 }
 
-static uint64_t expert_scratch(const struct plan_in *in, const struct program *program, const struct plan *p)
+uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct device_ops *cpu)
 {
     uint64_t most = 0;
 
     for (int i = 0; i < program->n_ops; i++) {
-        if (program->ops[i].kind != OP_MOE)
+        struct tensor dst;
+        struct op op = program->ops[i];
+        if (op.kind == OP_ATTENTION && plan_has_host_kv(p) && attn_shape_is_split(&op))
+            op = attn_shape_states(&op, program->n_rows, &dst);
+        else if (op.kind != OP_MOE || !plan_is_split(p))
             continue;
-        uint64_t bytes = in->cpu->scratch_bytes(&program->ops[i], 1, (int)p->chunk_tok, (int)p->n_threads);
+        uint64_t bytes = cpu->scratch_bytes(&op, 1, program->n_rows, (int)p->n_threads);
         most = bytes > most ? bytes : most;
     }
     return most;
@@ -86,8 +95,14 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, s
     program_host_bytes(program, &host);
     p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
     if (plan_is_split(p))
-        p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.y_bytes, MAP_BYTES) +
-                            size_up(expert_scratch(in, program, p), MAP_BYTES);
+        p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.y_bytes, MAP_BYTES);
+    if (plan_has_host_kv(p)) {
+        struct attn_shape attn;
+        attn_shape_of(program, &attn);
+        p->gpu.scratch_bytes += attn.dev_bytes;
+        p->scratch_bytes += size_up(attn.host_bytes, MAP_BYTES);
+    }
+    p->scratch_bytes += size_up(plan_host_scratch(p, program, in->cpu), MAP_BYTES);
 }
 
 static uint32_t count_experts(const struct model *m)
@@ -200,11 +215,14 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
 {
     struct plan_gpu *g = &p->gpu;
     struct device_own own;
+    int n_allocs;
 
     own_bytes(in, p, &own);
     g->kv_bytes = plan_kv_bytes(shape, p);
     g->landing_bytes = g->n_landing * plan_gpu_room_bytes(in->model); /* and as much pinned memory */
-    g->own_bytes = own.dev_bytes + (uint64_t)(N_ALLOCS + own.n_allocs + (g->n_landing > 0)) * GRANULE_BYTES;
+    n_allocs = N_ALLOCS + own.n_allocs + (g->n_landing ? N_LANDING_ALLOCS : 0) +
+               (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0);
+    g->own_bytes = own.dev_bytes + (uint64_t)n_allocs * GRANULE_BYTES;
     g->total_bytes = g->dense_bytes + g->expert_bytes + g->landing_bytes + g->scratch_bytes + g->own_bytes;
     if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
         g->total_bytes = UINT64_MAX;
@@ -314,14 +332,91 @@ static int fill_host(const struct plan_in *in, const struct plan_opts *o, const 
     return set_experts(in, shape, p->gpu.n_experts, p);
 }
 
+/* ---- a cache that does not fit ---- */
+
+/* Positions of the cache of layers without windows; 0: there are none. */
+static int64_t full_tok(const struct kv_shape *shape, const struct plan *p)
+{
+    const struct kv_pool pool = {
+        .n_seq = p->n_seq, .n_ctx = p->n_ctx, .chunk_tok = p->chunk_tok, .pool_tok = p->kv_tok};
+    return model_kv_pool_pages(shape, 0, &pool) * DEVICE_PAGE_TOK;
+}
+
+/* A page of a sequence serves n rows of it: bringing it up takes as long for any number of rows, computing with it n times as long. The
+ * numbers are those of one layer, a key and a row; all layers are alike. */
+static uint32_t stage_rows(const struct plan_in *in)
+{
+    const struct model *m = in->model;
+    const struct machine *machine = in->machine;
+    double unit_s = machine->ops[OP_ATTENTION].unit_s;
+
+    if (machine->pcie_bytes_per_s <= 0 || unit_s <= 0)
+        return DEFAULT_STAGE_ROWS;
+    double values = (double)m->hp.head_dim_k + m->hp.head_dim_v;
+    double up_s = m->layers[0].n_head_kv * values * 2 / machine->pcie_bytes_per_s; /* F16; Q8_0 is half of it */
+    double rows = up_s / (m->layers[0].n_head * values * unit_s);
+    return rows < LEAST_STAGE_ROWS ? LEAST_STAGE_ROWS : rows < INT32_MAX ? (uint32_t)rows : INT32_MAX;
+}
+
+static void set_kv_tok(const struct plan_in *in, const struct kv_shape *shape, uint32_t n_segments, struct plan *p)
+{
+    p->gpu.kv_tok = n_segments * DEVICE_ATTN_SEGMENT_TOK;
+    plan_set_ctx(in, shape, p->n_ctx, p);
+}
+
+static bool fits_gpu(const struct plan *p)
+{
+    return p->gpu.total_bytes <= p->gpu.budget_bytes;
+}
+
+/* The most segments that the GPU can hold; the host at least one. */
+static void fill_kv(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+{
+    uint32_t lo = 1, hi = (uint32_t)((full_tok(shape, p) - 1) / DEVICE_ATTN_SEGMENT_TOK);
+
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo + 1) / 2;
+        set_kv_tok(in, shape, mid, p);
+        if (fits_gpu(p))
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    set_kv_tok(in, shape, lo, p);
+}
+
+/* Share the cache between the GPU, which holds as much as it can, and the host. Where not even a segment fits the GPU, or there is
+ * nothing to share, the plan stays as it was. */
+static int split_kv(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
+{
+    if (!shape->page_bytes[0] || full_tok(shape, p) <= DEVICE_ATTN_SEGMENT_TOK)
+        return 0;
+    p->gpu.kv_tok = DEVICE_ATTN_SEGMENT_TOK;
+    p->gpu.stage_rows = stage_rows(in);
+    int rc = plan_count(in, shape, p);
+    if (rc)
+        return rc;
+    if (!fits_gpu(p)) {
+        p->gpu.kv_tok = p->gpu.stage_rows = 0;
+        return plan_count(in, shape, p);
+    }
+    fill_kv(in, shape, p);
+    if (!plan_fits(p) && !o->n_ctx && plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p))
+        fill_kv(in, shape, p);
+    return 0;
+}
+
 int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
 {
     p->slot_ram_bytes = 0;
     int rc = set_experts(in, shape, 0, p);
     if (rc)
         return rc;
-    if (!plan_fits(p) && (o->n_ctx || !plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
-        return plan_refuse(p, in);
+    if (!plan_fits(p) && (o->n_ctx || !plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p))) {
+        rc = split_kv(in, o, shape, p);
+        if (rc || !plan_fits(p))
+            return rc ? rc : plan_refuse(p, in);
+    }
     rc = fill_gpu(in, shape, p);
     if (!rc && plan_is_split(p) && p->gpu.copies != PLAN_COPIES_NEVER)
         rc = fill_landing(in, shape, p);

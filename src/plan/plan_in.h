@@ -15,8 +15,10 @@ enum { PLAN_LEAST_CTX = 1024 };
 /* Context of a plan that nobody gave one and memory does not bind. */
 uint32_t plan_default_ctx(const struct model *m);
 
-/* Pages of n_seq sequences of n_ctx positions; UINT64_MAX past 64 bits. */
+/* Pages of n_seq sequences of n_ctx positions: in the only memory there is or the GPU's, and in the host's beside that; UINT64_MAX
+ * past 64 bits. */
 uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p);
+uint64_t plan_kv_host_bytes(const struct kv_shape *shape, const struct plan *p);
 
 /* What the budget has to hold: mapped weights do not count. */
 uint64_t plan_must_fit_bytes(const struct plan *p);

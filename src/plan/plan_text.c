@@ -112,7 +112,10 @@ static void say_vram(struct text *t, const struct plan *p)
     const struct plan_gpu *g = &p->gpu;
     char kv[128], experts[64];
 
-    note_kv(p, kv, sizeof kv);
+    if (plan_has_host_kv(p))
+        snprintf(kv, sizeof kv, "%" PRIu32 " positions, attention computed there", g->kv_tok);
+    else
+        note_kv(p, kv, sizeof kv);
     snprintf(experts, sizeof experts, "%" PRIu32 " of %" PRIu32 ", computed there", g->n_experts, g->n_all_experts);
     say(t, "\nmemory of GPU %-4" PRIu32 "          size  of budget\n", g->number);
     say_part(t, "dense weights", g->dense_bytes, g->budget_bytes, "");
@@ -154,8 +157,11 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     }
     if (!p->has_gpu)
         say_bytes(t, p, "KV cache", p->kv_bytes, kv);
+    else if (plan_has_host_kv(p))
+        say_bytes(t, p, "KV cache", p->kv_bytes, "the rest of it, pinned");
     say_bytes(t, p, "scratch", p->scratch_bytes,
               !p->has_gpu              ? "activations of a step"
+              : plan_has_host_kv(p)    ? "what attention and experts read and give, and the logits"
               : plan_is_split(p)       ? "what experts read and give, and the logits"
               : in->model->hp.n_expert ? "the logits, and which experts are wanted"
                                        : "the logits");
@@ -176,6 +182,21 @@ static void say_rate(struct text *t, const char *what, double tok_per_s, bool is
         say(t, "  %-11s %s %.3g tokens/s", what, is_measured ? "about" : "at most", tok_per_s);
     else
         say(t, "  %-11s not known: %s", what, unknown);
+}
+
+/* What attention over a cache on both sides reads for a token, which predictions for an empty context leave out. */
+static void say_full_context(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    char gpu[32], host[32];
+    double kv_s = cost_gpu_kv_s(in, p);
+
+    say(t, "\n              a full context adds %s of keys and values, read by the GPU, and %s by the CPU meanwhile",
+        size_format(p->gpu.kv_bytes / p->n_seq, gpu, sizeof gpu),
+        size_format(p->kv_bytes / p->n_seq, host, sizeof host));
+    if (kv_s > 0)
+        say(t, ": %.3g ms", 1e3 * kv_s);
+    if (kv_s > 0 && p->decode_tok_per_s > 0)
+        say(t, ", at most %.3g tokens/s", 1 / (1 / p->decode_tok_per_s + kv_s));
 }
 
 static void say_decode(struct text *t, const struct plan *p, const struct plan_in *in)
@@ -207,6 +228,8 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
             size_format(p->gpu.down_bytes_per_tok, missed, sizeof missed));
     if (p->gpu.copy_bytes_per_tok)
         say(t, ", experts copied to it %s", size_format(p->gpu.copy_bytes_per_tok, size, sizeof size));
+    if (plan_has_host_kv(p))
+        say_full_context(t, p, in);
     say(t, "\n");
 }
 
@@ -278,6 +301,16 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
         say(t, "  copies: of the others those go to the GPU for a step that are computed sooner so, %s\n",
             p->gpu.copies == PLAN_COPIES_ALWAYS ? "as was asked for: as many as there is room for"
                                                 : "by what both ways are measured to take");
+    if (plan_has_host_kv(p)) {
+        char kv[128];
+        note_kv(p, kv, sizeof kv);
+        say(t,
+            "  KV cache: %s do not fit beside the dense weights. The GPU holds what fits,\n"
+            "  the CPU computes attention over the rest meanwhile; for a sequence with %" PRIu32
+            " rows or more in a step\n"
+            "  (a prompt) the rest comes up, segment by segment, while the one before is computed with\n",
+            kv, p->gpu.stage_rows);
+    }
     if (p->gpu.moves)
         say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the "
                "background\n");
@@ -390,6 +423,10 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "landings", json_integer(g->n_landing));
     json_object_set_new(o, "pin", json_integer((json_int_t)g->pin_bytes));
     json_object_set_new(o, "of_experts", json_integer(g->n_all_experts));
+    if (plan_has_host_kv(p)) {
+        json_object_set_new(o, "kv_tok", json_integer(g->kv_tok));
+        json_object_set_new(o, "stage_rows", json_integer(g->stage_rows));
+    }
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
     json_object_set_new(bytes, "landing", json_integer((json_int_t)g->landing_bytes));
@@ -585,6 +622,12 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     p->gpu.pin_bytes = read_whole(r, v, "pin", INT64_MAX);
     p->gpu.copies = (enum plan_copies)read_copies(r, v);
     p->gpu.budget_bytes = read_whole(r, json_object_get(v, "bytes"), "budget", INT64_MAX);
+    if (json_object_get(v, "kv_tok")) {
+        p->gpu.kv_tok = (uint32_t)read_whole(r, v, "kv_tok", INT32_MAX);
+        p->gpu.stage_rows = (uint32_t)read_whole(r, v, "stage_rows", INT32_MAX);
+    }
+    if (!r->rc && p->gpu.kv_tok % DEVICE_ATTN_SEGMENT_TOK)
+        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"kv_tok\" has to be a multiple of %d", DEVICE_ATTN_SEGMENT_TOK);
     if (!r->rc && p->io == PLAN_IO_MMAP)
         r->rc = err(ERR_FORMAT, "plan: \"io\" has to be \"uring\" or \"pread\" with a GPU");
 }

@@ -1,10 +1,14 @@
-/* Owns the pool of KV pages, how often each is in use, and the tables that say which page holds which positions of a
+/* Owns the pools of KV pages, how often each is in use, and the tables that say which page holds which positions of a
  * sequence. Leaves to others what a page holds (device.h) and how large it is (model/kv_shape.c).
  *
  * A sequence holds, of each group, a page for every position that a later one can look at, and for those reserved. Unless
  * pool_tok or n_tables say otherwise, the pool has room for n_seq sequences that hold the most they can, there are never more
  * sequences than that, and a page in two tables counts once: so it cannot run dry, and reserving fails only past n_ctx. One
- * thread at a time. */
+ * thread at a time.
+ *
+ * Beside a device whose memory does not hold all (dev_tok) a group without windows has two pools. A segment of positions, which
+ * attention folds as one, lies in one of them: the device's as long as a whole segment is free there when it begins, then the
+ * host's. Where sequences have taken what a begun one would need, it moves to the host. */
 #include "src/run/cache.h"
 
 #include "src/base/err.h"
@@ -15,22 +19,31 @@
 #include <inttypes.h>
 #include <string.h>
 
-struct group {
-    uint64_t page_bytes;
-    int window; /* positions; 0: all */
+/* Which memory a page is in: the device's, or the host's beside it. A device without memory of its own has all in the first. */
+enum side { NEAR, FAR, N_SIDES };
+
+struct pool {
     int64_t n_pages;
-    char *base;         /* view into cache.pool */
+    uint64_t page_bytes;
+    char *base;         /* view into cache.memory */
     int32_t *n_ref;     /* view into cache.counts: (n_pages) sequences that hold it */
     int32_t *free_page; /* view into cache.counts: (n_pages) a stack */
     int64_t n_free;
 };
 
+struct group {
+    uint64_t page_bytes;
+    int window;                /* positions; 0: all */
+    struct pool pool[N_SIDES]; /* FAR: no pages where the device holds all */
+};
+
 struct cache_seq {
     struct cache *c; /* view */
     bool alive;
-    int64_t len;                      /* positions committed */
-    int64_t reserved;                 /* positions from len on that may be written */
-    void **page[DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); NULL: not held */
+    int64_t len;      /* positions committed */
+    int64_t reserved; /* positions from len on that may be written */
+    void **page[N_SIDES]
+               [DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); a slot that is held has one, on one side */
     int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, all others NULL */
     int64_t end[DEVICE_MAX_GROUPS];
 };
@@ -40,12 +53,12 @@ struct cache {
     int64_t n_ctx, chunk_tok;
     int64_t n_slots; /* pages that n_ctx positions have */
     struct group group[DEVICE_MAX_GROUPS];
-    struct device *dev; /* view; NULL: the pool is host memory */
-    char *pool;         /* own: (pool_bytes) */
-    uint64_t pool_bytes;
-    struct cache_seq *seqs; /* own: (n_tables) */
-    void **slots;           /* own: (n_tables, n_groups, n_slots) */
-    int32_t *counts;        /* own: n_ref and free_page of every group */
+    struct device *dev;      /* view; NULL: the near pool is host memory */
+    char *memory[N_SIDES];   /* own: (bytes); FAR: alloc_host, NULL without one */
+    uint64_t bytes[N_SIDES]; /* FAR: 0: the device holds all */
+    struct cache_seq *seqs;  /* own: (n_tables) */
+    void **slots;            /* own: (n_tables, sides, n_groups, n_slots) */
+    int32_t *counts;         /* own: n_ref and free_page of every pool */
 };
 
 /* The system maps whole pages: rounded here, so that what is planned is what is taken. */
@@ -61,10 +74,15 @@ static int64_t slots_of(int64_t n_tok)
     return slot_of(n_tok + DEVICE_PAGE_TOK - 1);
 }
 
-static int64_t group_pages(const struct cache_args *args, int group)
+static int64_t group_pages(const struct cache_args *args, int group, enum side side)
 {
-    const struct kv_pool pool = {args->n_seq, args->n_ctx, args->chunk_tok, args->pool_tok};
-    return model_kv_pool_pages(args->shape, group, &pool);
+    const struct kv_pool pool = {.n_seq = args->n_seq,
+                                 .n_ctx = args->n_ctx,
+                                 .chunk_tok = args->chunk_tok,
+                                 .pool_tok = args->pool_tok,
+                                 .dev_tok = args->dev_tok};
+    return side == NEAR ? model_kv_dev_pages(args->shape, group, &pool)
+                        : model_kv_host_pages(args->shape, group, &pool);
 }
 
 static int tables_of(const struct cache_args *args)
@@ -72,15 +90,25 @@ static int tables_of(const struct cache_args *args)
     return args->n_tables ? args->n_tables : args->n_seq;
 }
 
-uint64_t cache_bytes(const struct cache_args *args)
+static uint64_t side_bytes(const struct cache_args *args, enum side side)
 {
     uint64_t sum = 0, bytes;
 
     for (int group = 0; group < args->shape->n_groups; group++)
-        if (!size_mul((uint64_t)group_pages(args, group), args->shape->page_bytes[group], &bytes) ||
+        if (!size_mul((uint64_t)group_pages(args, group, side), args->shape->page_bytes[group], &bytes) ||
             !size_add(sum, bytes, &sum))
             return UINT64_MAX;
     return size_align(sum, MAP_BYTES, &sum) ? sum : UINT64_MAX;
+}
+
+uint64_t cache_bytes(const struct cache_args *args)
+{
+    return side_bytes(args, NEAR);
+}
+
+uint64_t cache_host_bytes(const struct cache_args *args)
+{
+    return side_bytes(args, FAR);
 }
 
 static int check_args(const struct cache_args *args)
@@ -90,6 +118,11 @@ static int check_args(const struct cache_args *args)
         return err(ERR_ARG,
                    "KV cache of %d sequences, %" PRId64 " positions, chunks of %" PRId64 ": each must be at least 1",
                    args->n_seq, args->n_ctx, args->chunk_tok);
+    if (args->dev_tok < 0 || args->dev_tok % DEVICE_ATTN_SEGMENT_TOK ||
+        (args->dev_tok && !(args->device && args->device->ops->alloc)))
+        return err(ERR_ARG,
+                   "KV cache of which a device holds %" PRId64 " positions: segments of %d, of a device with memory",
+                   args->dev_tok, DEVICE_ATTN_SEGMENT_TOK);
     /* Positions are int32 (device.h), and so are page numbers here. */
     if (args->n_ctx > INT32_MAX || tables_of(args) > INT32_MAX / slots_of(args->n_ctx))
         return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted",
@@ -97,44 +130,74 @@ static int check_args(const struct cache_args *args)
     return 0;
 }
 
-static void lay_out(struct cache *c, const struct cache_args *args)
+static void lay_out_pool(struct pool *pool, char **base, int32_t **counts)
 {
-    char *base = c->pool;
+    pool->base = *base;
+    pool->n_ref = *counts;
+    pool->free_page = *counts + pool->n_pages;
+    pool->n_free = pool->n_pages;
+    for (int64_t i = 0; i < pool->n_pages; i++)
+        pool->free_page[i] = (int32_t)(pool->n_pages - 1 - i); /* the first page is on top */
+    *base += (uint64_t)pool->n_pages * pool->page_bytes;
+    *counts += 2 * pool->n_pages;
+}
+
+static int n_sides(const struct cache *c)
+{
+    return c->bytes[FAR] ? N_SIDES : 1;
+}
+
+static void lay_out(struct cache *c)
+{
     int32_t *counts = c->counts;
+    void **slots = c->slots;
+
+    for (int side = 0; side < n_sides(c); side++) {
+        char *base = c->memory[side];
+        for (int group = 0; group < c->n_groups; group++)
+            lay_out_pool(&c->group[group].pool[side], &base, &counts);
+    }
+    for (int i = 0; i < c->n_tables; i++) {
+        c->seqs[i].c = c;
+        for (int side = 0; side < n_sides(c); side++)
+            for (int group = 0; group < c->n_groups; group++, slots += c->n_slots)
+                c->seqs[i].page[side][group] = slots;
+    }
+}
+
+/* The pools, near ones in the device's memory where it has its own. */
+static int take_memory(struct cache *c)
+{
+    void *near = NULL, *far = NULL;
+    int rc = 0;
+
+    if (c->dev)
+        rc = c->dev->ops->alloc(c->dev, c->bytes[NEAR], &near);
+    else if (!(near = mem_map(c->bytes[NEAR], MEM_KV)))
+        rc = ERR_NOMEM;
+    c->memory[NEAR] = near;
+    if (rc == 0 && c->bytes[FAR])
+        rc = c->dev->ops->alloc_host(c->dev, c->bytes[FAR], &far);
+    c->memory[FAR] = far;
+    return rc;
+}
+
+/* How many pages there are; the sum of them. */
+static int64_t count_pages(struct cache *c, const struct cache_args *args)
+{
+    int64_t n_pages = 0;
 
     for (int group = 0; group < c->n_groups; group++) {
         struct group *g = &c->group[group];
         g->page_bytes = args->shape->page_bytes[group];
         g->window = args->shape->window[group];
-        g->n_pages = group_pages(args, group);
-        g->base = base;
-        g->n_ref = counts;
-        g->free_page = counts + g->n_pages;
-        g->n_free = g->n_pages;
-        for (int64_t i = 0; i < g->n_pages; i++)
-            g->free_page[i] = (int32_t)(g->n_pages - 1 - i); /* the first page is on top */
-        base += (uint64_t)g->n_pages * g->page_bytes;
-        counts += 2 * g->n_pages;
+        for (int side = 0; side < N_SIDES; side++) {
+            g->pool[side].page_bytes = g->page_bytes;
+            g->pool[side].n_pages = group_pages(args, group, (enum side)side);
+            n_pages += g->pool[side].n_pages;
+        }
     }
-    for (int i = 0; i < c->n_tables; i++) {
-        c->seqs[i].c = c;
-        for (int group = 0; group < c->n_groups; group++)
-            c->seqs[i].page[group] = c->slots + ((int64_t)i * c->n_groups + group) * c->n_slots;
-    }
-}
-
-/* The pool, in the device's memory where it has its own. */
-static int take_pool(struct cache *c)
-{
-    void *pool = NULL;
-    int rc = 0;
-
-    if (c->dev)
-        rc = c->dev->ops->alloc(c->dev, c->pool_bytes, &pool);
-    else if (!(pool = mem_map(c->pool_bytes, MEM_KV)))
-        rc = ERR_NOMEM;
-    c->pool = pool;
-    return rc;
+    return n_pages;
 }
 
 int cache_open(const struct cache_args *args, struct cache **out)
@@ -153,21 +216,20 @@ int cache_open(const struct cache_args *args, struct cache **out)
     c->chunk_tok = args->chunk_tok;
     c->dev = args->device && args->device->ops->alloc ? args->device : NULL;
     c->n_slots = slots_of(args->n_ctx);
-    c->pool_bytes = cache_bytes(args);
-    int64_t n_pages = 0;
-    for (int group = 0; group < c->n_groups; group++)
-        n_pages += group_pages(args, group);
+    c->bytes[NEAR] = cache_bytes(args);
+    c->bytes[FAR] = cache_host_bytes(args);
+    int64_t n_pages = count_pages(c, args), n_slots = c->n_slots * c->n_groups * c->n_tables * n_sides(c);
 
-    /* The pool first: where it does not fit, the tables are not taken (and cleared) in vain. */
-    if (take_pool(c) || !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
-        !(c->slots = mem_zalloc((size_t)(c->n_slots * c->n_groups * c->n_tables), sizeof *c->slots, MEM_META)) ||
+    /* The pools first: where they do not fit, the tables are not taken (and cleared) in vain. */
+    if (take_memory(c) || !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
+        !(c->slots = mem_zalloc((size_t)n_slots, sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
-        rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions", c->pool_bytes,
-                 args->n_seq, c->n_ctx);
+        rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions",
+                 c->bytes[NEAR] + c->bytes[FAR], args->n_seq, c->n_ctx);
         cache_close(c);
         return rc;
     }
-    lay_out(c, args);
+    lay_out(c);
     *out = c;
     return 0;
 }
@@ -179,42 +241,64 @@ void cache_close(struct cache *c)
     mem_free(c->counts);
     mem_free(c->slots);
     mem_free(c->seqs);
+    if (c->memory[FAR])
+        c->dev->ops->release_host(c->dev, c->memory[FAR]);
     if (c->dev)
-        c->dev->ops->release(c->dev, c->pool);
+        c->dev->ops->release(c->dev, c->memory[NEAR]);
     else
-        mem_unmap(c->pool, c->pool_bytes, MEM_KV);
+        mem_unmap(c->memory[NEAR], c->bytes[NEAR], MEM_KV);
     mem_free(c);
 }
 
-static int32_t page_number(const struct group *g, const void *page)
+static int32_t page_number(const struct pool *pool, const void *page)
 {
-    return (int32_t)((uint64_t)((const char *)page - g->base) / g->page_bytes);
+    return (int32_t)((uint64_t)((const char *)page - pool->base) / pool->page_bytes);
 }
 
-static void *take_page(struct group *g)
+static void *take_page(struct pool *pool)
 {
-    assert(g->n_free > 0); /* cache_reserve counted them */
-    int32_t i = g->free_page[--g->n_free];
-    g->n_ref[i] = 1;
-    return g->base + (uint64_t)i * g->page_bytes;
+    assert(pool->n_free > 0); /* cache_reserve counted them */
+    int32_t i = pool->free_page[--pool->n_free];
+    pool->n_ref[i] = 1;
+    return pool->base + (uint64_t)i * pool->page_bytes;
 }
 
-static void drop_page(struct group *g, void *page)
+static void drop_page(struct pool *pool, void *page)
 {
-    int32_t i = page_number(g, page);
+    int32_t i = page_number(pool, page);
 
-    if (--g->n_ref[i] == 0)
-        g->free_page[g->n_free++] = i;
+    if (--pool->n_ref[i] == 0)
+        pool->free_page[pool->n_free++] = i;
+}
+
+/* Where a slot that is held lies. */
+static enum side side_of(const struct cache_seq *s, int group, int64_t slot)
+{
+    return s->page[FAR][group] && s->page[FAR][group][slot] ? FAR : NEAR;
+}
+
+static void drop_slot(struct cache_seq *s, int group, int64_t slot)
+{
+    enum side side = side_of(s, group, slot);
+
+    drop_page(&s->c->group[group].pool[side], s->page[side][group][slot]);
+    s->page[side][group][slot] = NULL;
+}
+
+static bool is_shared(const struct cache_seq *s, int group, int64_t slot)
+{
+    enum side side = side_of(s, group, slot);
+    const struct pool *pool = &s->c->group[group].pool[side];
+
+    return pool->n_ref[page_number(pool, s->page[side][group][slot])] > 1;
 }
 
 /* Hold slots [first, end) of a group and no others that were held. */
 static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
 {
     for (int64_t slot = s->first[group]; slot < s->end[group]; slot++)
-        if (slot < first || slot >= end) {
-            drop_page(&s->c->group[group], s->page[group][slot]);
-            s->page[group][slot] = NULL;
-        }
+        if (slot < first || slot >= end)
+            drop_slot(s, group, slot);
     if (s->first[group] < first)
         s->first[group] = first;
     if (s->end[group] > end)
@@ -279,42 +363,141 @@ int64_t cache_len(const struct cache_seq *s)
  * committed is never shared. */
 static int own_slot(struct cache_seq *s, int group, int64_t slot)
 {
-    struct group *g = &s->c->group[group];
+    enum side side = side_of(s, group, slot);
+    struct pool *pool = &s->c->group[group].pool[side];
     struct device *dev = s->c->dev;
-    void *shared = s->page[group][slot];
+    void *shared = s->page[side][group][slot];
     int rc = 0;
 
-    if (g->n_ref[page_number(g, shared)] == 1)
+    if (!is_shared(s, group, slot))
         return 0;
-    void *mine = take_page(g);
-    if (dev)
-        rc = dev->ops->copy(dev, mine, shared, g->page_bytes);
+    void *mine = take_page(pool);
+    if (dev && side == NEAR)
+        rc = dev->ops->copy(dev, mine, shared, pool->page_bytes);
     else
-        memcpy(mine, shared, g->page_bytes);
-    drop_page(g, rc ? mine : shared);
+        memcpy(mine, shared, pool->page_bytes);
+    drop_page(pool, rc ? mine : shared);
     if (rc == 0)
-        s->page[group][slot] = mine;
+        s->page[side][group][slot] = mine;
     return rc;
 }
 
-/* Pages of a group that reserving positions up to slot `end` takes. */
-static int64_t pages_wanted(const struct cache_seq *s, int group, int64_t end)
-{
-    const struct group *g = &s->c->group[group];
-    int64_t first = slot_of(s->len), held_end = s->first[group] == s->end[group] ? first : s->end[group];
-    bool copies = first < s->end[group] && g->n_ref[page_number(g, s->page[group][first])] > 1;
+/* ---- what reserving takes of a segment ---- */
 
-    return (end > held_end ? end - held_end : 0) + copies;
+struct need {
+    int64_t first, end; /* slots of the segment that are to be held; [held, end) are not yet */
+    int64_t held;
+    bool copies; /* one that is held is shared and will be written */
+    enum side side;
+    bool moves; /* what is held goes to that side first */
+};
+
+/* Of the segment that begins with slot `begin`, for positions from len on up to slot `end`, where pools have so many free pages. */
+static struct need need_of(const struct cache_seq *s, int group, int64_t begin, int64_t end,
+                           const int64_t n_free[N_SIDES])
+{
+    int64_t first = slot_of(s->len), stop = begin + DEVICE_SEGMENT_PAGES;
+    bool has_any = s->first[group] < s->end[group];
+    struct need n = {.first = has_any && s->first[group] > begin ? s->first[group] : begin,
+                     .end = end < stop ? end : stop,
+                     .held = has_any ? s->end[group] : first};
+
+    if (n.held < begin)
+        n.held = begin;
+    if (n.held > n.end)
+        n.held = n.end;
+    if (!has_any && first > begin)
+        n.first = first;
+    n.copies = first >= n.first && first < n.held && is_shared(s, group, first);
+    if (!s->c->group[group].pool[FAR].n_pages)
+        return n;
+    if (n.first == n.held) /* it begins */
+        n.side = n_free[NEAR] < DEVICE_SEGMENT_PAGES ? FAR : NEAR;
+    else
+        n.side = side_of(s, group, n.held - 1);
+    if (n.side == NEAR && n.end - n.held + n.copies > n_free[NEAR]) {
+        n.side = FAR;
+        n.moves = n.held > n.first;
+    }
+    return n;
+}
+
+/* Pages that become free on the near side when what is held moves away. */
+static int64_t freed_by(const struct cache_seq *s, int group, const struct need *n)
+{
+    int64_t n_freed = 0;
+
+    for (int64_t slot = n->first; n->moves && slot < n->held; slot++)
+        n_freed += !is_shared(s, group, slot);
+    return n_freed;
+}
+
+/* What is left of free pages; below 0: it cannot be had. */
+static void account(const struct cache_seq *s, int group, const struct need *n, int64_t n_free[N_SIDES])
+{
+    n_free[n->side] -= n->end - n->held + (n->moves ? n->held - n->first : n->copies);
+    n_free[NEAR] += freed_by(s, group, n);
+}
+
+static int64_t segment_of(int64_t slot)
+{
+    return slot - slot % DEVICE_SEGMENT_PAGES;
 }
 
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok)
 {
     for (int group = 0; group < s->c->n_groups && n_tok > 0; group++) {
         const struct group *g = &s->c->group[group];
-        if (g->page_bytes && pages_wanted(s, group, slots_of(s->len + n_tok)) > g->n_free)
-            return false;
+        int64_t n_free[N_SIDES] = {g->pool[NEAR].n_free, g->pool[FAR].n_free}, end = slots_of(s->len + n_tok);
+        for (int64_t at = segment_of(slot_of(s->len)); g->page_bytes && at < end; at += DEVICE_SEGMENT_PAGES) {
+            struct need n = need_of(s, group, at, end, n_free);
+            account(s, group, &n, n_free);
+            if (n_free[NEAR] < 0 || n_free[FAR] < 0)
+                return false;
+        }
     }
     return true;
+}
+
+/* Slots [first, end) of a segment to the host's side, all or none. */
+static int move_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
+{
+    struct group *g = &s->c->group[group];
+    struct device *dev = s->c->dev;
+    void *far[DEVICE_SEGMENT_PAGES];
+    int rc = 0;
+
+    for (int64_t slot = first; slot < end; slot++)
+        far[slot - first] = take_page(&g->pool[FAR]);
+    for (int64_t slot = first; slot < end && rc == 0; slot++)
+        rc = dev->ops->fetch(dev, far[slot - first], s->page[NEAR][group][slot], g->page_bytes);
+    if (rc == 0)
+        rc = dev->ops->fetched(dev);
+    for (int64_t slot = first; slot < end; slot++) {
+        if (rc == 0) {
+            drop_slot(s, group, slot);
+            s->page[FAR][group][slot] = far[slot - first];
+        } else {
+            drop_page(&g->pool[FAR], far[slot - first]);
+        }
+    }
+    return rc;
+}
+
+static int reserve_segment(struct cache_seq *s, int group, int64_t begin, int64_t end)
+{
+    struct group *g = &s->c->group[group];
+    const int64_t n_free[N_SIDES] = {g->pool[NEAR].n_free, g->pool[FAR].n_free};
+    struct need n = need_of(s, group, begin, end, n_free);
+    int rc = n.moves ? move_slots(s, group, n.first, n.held) : n.copies ? own_slot(s, group, slot_of(s->len)) : 0;
+
+    if (rc)
+        return rc;
+    if (s->first[group] == s->end[group])
+        s->first[group] = s->end[group] = n.held;
+    for (; s->end[group] < n.end; s->end[group]++)
+        s->page[n.side][group][s->end[group]] = take_page(&g->pool[n.side]);
+    return 0;
 }
 
 int cache_reserve(struct cache_seq *s, int64_t n_tok)
@@ -329,17 +512,12 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
     if (!cache_has_room(s, n_tok))
         return err(ERR_LIMIT, "KV cache: no free pages for %" PRId64 " positions after %" PRId64, n_tok, s->len);
     int64_t first = slot_of(s->len), end = slots_of(s->len + n_tok);
-    for (int group = 0; group < s->c->n_groups && n_tok; group++) {
-        if (!s->c->group[group].page_bytes)
-            continue;
-        int rc = first < s->end[group] ? own_slot(s, group, first) : 0;
-        if (rc)
-            return rc;
-        if (s->first[group] == s->end[group])
-            s->first[group] = s->end[group] = first;
-        for (; s->end[group] < end; s->end[group]++)
-            s->page[group][s->end[group]] = take_page(&s->c->group[group]);
-    }
+    for (int group = 0; group < s->c->n_groups && n_tok; group++)
+        for (int64_t at = segment_of(first); s->c->group[group].page_bytes && at < end; at += DEVICE_SEGMENT_PAGES) {
+            int rc = reserve_segment(s, group, at, end);
+            if (rc)
+                return rc;
+        }
     if (s->reserved < n_tok)
         s->reserved = n_tok;
     return 0;
@@ -349,7 +527,20 @@ void cache_view(const struct cache_seq *s, struct kv_seq *out)
 {
     *out = (struct kv_seq){.page = {NULL}};
     for (int group = 0; group < s->c->n_groups; group++)
-        out->page[group] = s->page[group];
+        out->page[group] = s->page[NEAR][group];
+}
+
+bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
+{
+    bool has_any = false;
+
+    *out = (struct kv_seq){.page = {NULL}};
+    for (int group = 0; group < s->c->n_groups && s->c->bytes[FAR]; group++) {
+        out->page[group] = s->page[FAR][group];
+        for (int64_t slot = s->first[group]; slot < s->end[group] && !has_any; slot++)
+            has_any = side_of(s, group, slot) == FAR;
+    }
+    return has_any;
 }
 
 void cache_commit(struct cache_seq *s, int64_t n_tok)
@@ -400,8 +591,9 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
         copy->first[group] = first;
         copy->end[group] = end;
         for (int64_t slot = first; slot < end; slot++) {
-            copy->page[group][slot] = s->page[group][slot];
-            g->n_ref[page_number(g, s->page[group][slot])]++;
+            enum side side = side_of(s, group, slot);
+            copy->page[side][group][slot] = s->page[side][group][slot];
+            g->pool[side].n_ref[page_number(&g->pool[side], s->page[side][group][slot])]++;
         }
     }
     return 0;
@@ -419,38 +611,44 @@ uint64_t cache_page_bytes(const struct cache *c, int group)
 
 int cache_save_page(const struct cache_seq *s, int group, int64_t slot, void *p)
 {
-    const struct device *dev = s->c->dev;
+    enum side side = side_of(s, group, slot);
     uint64_t n_bytes = s->c->group[group].page_bytes;
 
-    if (dev)
-        return dev->ops->download(s->c->dev, p, s->page[group][slot], n_bytes);
-    memcpy(p, s->page[group][slot], n_bytes);
+    if (s->c->dev && side == NEAR)
+        return s->c->dev->ops->download(s->c->dev, p, s->page[side][group][slot], n_bytes);
+    memcpy(p, s->page[side][group][slot], n_bytes);
     return 0;
 }
 
 int cache_load_page(struct cache_seq *s, int group, int64_t slot, const void *p)
 {
+    enum side side = side_of(s, group, slot);
     uint64_t n_bytes = s->c->group[group].page_bytes;
 
-    if (s->c->dev)
-        return s->c->dev->ops->upload(s->c->dev, s->page[group][slot], p, n_bytes);
-    memcpy(s->page[group][slot], p, n_bytes);
+    if (s->c->dev && side == NEAR)
+        return s->c->dev->ops->upload(s->c->dev, s->page[side][group][slot], p, n_bytes);
+    memcpy(s->page[side][group][slot], p, n_bytes);
     return 0;
 }
 
-int64_t cache_pages_used(const struct cache *c, int group)
+static int64_t free_pages(const struct group *g)
 {
-    return c->group[group].n_pages - c->group[group].n_free;
+    return g->pool[NEAR].n_free + g->pool[FAR].n_free;
 }
 
 int64_t cache_pages(const struct cache *c, int group)
 {
-    return c->group[group].n_pages;
+    return c->group[group].pool[NEAR].n_pages + c->group[group].pool[FAR].n_pages;
+}
+
+int64_t cache_pages_used(const struct cache *c, int group)
+{
+    return cache_pages(c, group) - free_pages(&c->group[group]);
 }
 
 int64_t cache_free_tok(const struct cache *c)
 {
-    return c->group[0].page_bytes ? c->group[0].n_free * DEVICE_PAGE_TOK : c->n_ctx;
+    return c->group[0].page_bytes ? free_pages(&c->group[0]) * DEVICE_PAGE_TOK : c->n_ctx;
 }
 
 bool cache_has_windows(const struct cache *c)

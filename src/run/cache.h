@@ -25,10 +25,14 @@ struct cache_args {
     int64_t pool_tok;             /* positions that the pool holds for all sequences together; 0: n_seq full ones */
     int n_tables;                 /* sequences alive at once, those that only hold shared pages included; 0: n_seq */
     struct device *device; /* view, outlives the cache: pages are in its memory, if it has its own; NULL: the host's */
+    int64_t
+        dev_tok; /* so many positions of groups without windows lie there, whole segments; the host holds the others; 0: all */
 };
 
-/* Bytes of pages that these arguments need: what the plan counts and cache_open takes. Pure arithmetic. */
+/* Bytes of pages that these arguments need: what the plan counts and cache_open takes; of the device's memory (or the only one there
+ * is), and of the host's beside it. Pure arithmetic. */
 uint64_t cache_bytes(const struct cache_args *args);
+uint64_t cache_host_bytes(const struct cache_args *args);
 
 /* Take the pool: all memory is taken here, none later. Without pool_tok and n_tables it cannot run dry before n_seq sequences
  * are at their full length; with them, one sequence alone always fits. One thread at a time uses a cache and its sequences.
@@ -50,8 +54,13 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok);
 /* Are there free pages for cache_reserve of so many? */
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok);
 
-/* The pages as devices see them; views until the next call that changes the sequence. */
+/* The pages as devices see them; views until the next call that changes the sequence. With dev_tok: those in the device's memory, NULL
+ * for the others. */
 void cache_view(const struct cache_seq *s, struct kv_seq *out);
+
+/* With dev_tok: those in the host's memory (the same memory for host and device, alloc_host), NULL for the others; false: there are
+ * none. */
+bool cache_view_host(const struct cache_seq *s, struct kv_seq *out);
 
 /* The first n_tok of the reserved positions have been written in every layer: they count from now on, and the others are no
  * longer reserved. Window groups let go of pages that no later position can see. */

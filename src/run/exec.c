@@ -10,6 +10,7 @@
 #include "src/base/mem.h"
 #include "src/base/size.h"
 #include "src/model/program.h"
+#include "src/run/attn.h"
 #include "src/run/cache.h"
 #include "src/run/moe.h"
 #include "src/run/store.h"
@@ -27,7 +28,7 @@ struct exec {
     struct store *store;       /* view */
     struct trace *trace;       /* view */
     struct program *program;   /* own */
-    struct device *host;       /* view; NULL: the device computes all experts */
+    struct device *host;       /* view; NULL: the device computes all */
     void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes), in the device's memory */
     void *host_scratch;        /* own: (host_scratch_bytes) */
     uint64_t scratch_bytes, host_scratch_bytes;
@@ -38,6 +39,7 @@ struct exec {
     struct moe moe;
     struct tier tier; /* with host */
     uint64_t (*clock)(void);
+    struct attn attn;     /* where the host's memory holds pages beside the device's; otherwise zeros */
     uint64_t dense_bytes; /* that a step reads: all dense weights but the embedding table, unless it is also the head */
     struct exec_stats stats;
 };
@@ -52,20 +54,13 @@ static uint64_t logits_bytes(const struct exec *e)
     return tensor_bytes(e->program->logits);
 }
 
-/* What the host needs for experts. */
-static int take_host_scratch(struct exec *e, int n_threads)
+/* What the host needs for what it computes. */
+static int take_host_scratch(struct exec *e, const struct plan *plan)
 {
-    const struct program *p = e->program;
-
-    for (int i = 0; i < p->n_ops; i++) {
-        if (p->ops[i].kind != OP_MOE)
-            continue;
-        uint64_t bytes = e->host->ops->scratch_bytes(&p->ops[i], 1, p->n_rows, n_threads);
-        e->host_scratch_bytes = bytes > e->host_scratch_bytes ? bytes : e->host_scratch_bytes;
-    }
+    e->host_scratch_bytes = plan_host_scratch(plan, e->program, e->host->ops);
     e->host_scratch = mem_map(e->host_scratch_bytes, MEM_SCRATCH);
     if (!e->host_scratch)
-        return err(ERR_NOMEM, "%" PRIu64 " bytes of scratch for experts", e->host_scratch_bytes);
+        return err(ERR_NOMEM, "%" PRIu64 " bytes of scratch beside the device", e->host_scratch_bytes);
     return e->host->ops->set_scratch(e->host, e->host_scratch, e->host_scratch_bytes);
 }
 
@@ -163,18 +158,25 @@ int exec_open(const struct exec_args *args, struct exec **out)
         rc = bind(e);
     }
     if (rc == 0 && e->host)
-        rc = take_host_scratch(e, (int)plan->n_threads);
+        rc = take_host_scratch(e, plan);
     if (rc == 0)
         rc = moe_init(&e->moe, &(struct moe_args){.program = e->program,
                                                   .store = e->store,
                                                   .dev = e->dev,
-                                                  .host = e->host,
+                                                  .host = plan_is_split(plan) ? e->host : NULL,
                                                   .trace = e->trace,
                                                   .look_ahead = plan->look_ahead,
                                                   .n_ahead = (int)plan->pace.n_ahead,
                                                   .plan = plan,
                                                   .rates = args->rates,
                                                   .clock = e->clock});
+    if (rc == 0 && plan_has_host_kv(plan))
+        rc = attn_init(&e->attn, &(struct attn_args){.program = e->program,
+                                                     .dev = e->dev,
+                                                     .host = e->host,
+                                                     .n_seqs = e->n_seqs,
+                                                     .n_ctx = plan->n_ctx,
+                                                     .stage_rows = (int)plan->gpu.stage_rows});
     if (rc < 0) {
         exec_close(e);
         return rc;
@@ -183,7 +185,8 @@ int exec_open(const struct exec_args *args, struct exec **out)
     for (int layer = 0; layer < m->hp.n_layer; layer++)
         e->dense_bytes -= (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
     e->stats.scratch_bytes = size_up(e->program->arena_bytes, PAGE_BYTES) + size_up(e->scratch_bytes, PAGE_BYTES) +
-                             size_up(e->host_scratch_bytes, PAGE_BYTES);
+                             size_up(e->host_scratch_bytes, PAGE_BYTES) + e->attn.shape.dev_bytes +
+                             e->attn.shape.host_bytes;
     *out = e;
     return 0;
 }
@@ -192,6 +195,7 @@ void exec_close(struct exec *e)
 {
     if (!e)
         return;
+    attn_done(&e->attn);
     moe_done(&e->moe);
     mem_free(e->seqs);
     give_memory(e);
@@ -218,14 +222,18 @@ static int check_batch(const struct exec *e, const struct batch *b)
 }
 
 /* Where the segment that starts at op `first` ends. */
-static int segment_end(const struct program *p, int first, const struct rows *rows)
+static int segment_end(const struct exec *e, int first, const struct rows *rows)
 {
+    const struct program *p = e->program;
     int i = first;
+    if (attn_wants(&e->attn, &p->ops[first]))
+        return first + 2;
     for (; i < p->n_ops; i++) {
         const struct op *op = &p->ops[i];
         if (op->rows == OP_ROWS_OUT && rows->n_out == 0)
             return i;
-        if (i > first && (op->kind == OP_MOE || (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
+        if (i > first && (op->kind == OP_MOE || attn_wants(&e->attn, op) ||
+                          (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
             return i;
         if (op->kind == OP_MOE)
             return i + 1;
@@ -251,11 +259,12 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
     for (int i = 0; i < p->n_ops;) {
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
             return err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
-        int end = segment_end(p, i, rows);
+        int end = segment_end(e, i, rows);
         if (end == i) /* the rest is for rows that want logits, and there are none */
             return 0;
-        int rc = p->ops[i].kind == OP_MOE ? moe_run(&e->moe, &p->ops[i], rows, &e->stats.expert_bytes)
-                                          : run_dense(e, &p->ops[i], end - i, rows);
+        int rc = p->ops[i].kind == OP_MOE           ? moe_run(&e->moe, &p->ops[i], rows, &e->stats.expert_bytes)
+                 : attn_wants(&e->attn, &p->ops[i]) ? attn_run(&e->attn, &p->ops[i], rows)
+                                                    : run_dense(e, &p->ops[i], end - i, rows);
         if (rc < 0)
             return rc;
         i = end;
@@ -283,7 +292,7 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
 /* A step whose experts both sides compute is timed, and now and then one side is left out. */
 static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
 {
-    if (!e->host)
+    if (!e->moe.host)
         return run_step(e, rows, wants_hidden, cancel);
     moe_use_gpu(&e->moe, tier_begin(&e->tier, rows->n));
     uint64_t from_ns = e->clock();
@@ -301,6 +310,8 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
         return rc;
     for (int i = 0; i < batch->n_seqs; i++)
         cache_view(batch->seqs[i], &e->seqs[i]);
+    if (e->attn.dev)
+        attn_begin(&e->attn, batch, e->seqs);
     const struct rows rows = {.n = batch->n_rows,
                               .n_out = batch->n_out,
                               .n_prompt = batch->n_prompt,
@@ -349,8 +360,11 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
 void exec_stats(const struct exec *e, struct exec_stats *out)
 {
     *out = e->stats;
-    out->down_bytes += e->moe.stats.down_bytes;
-    out->up_bytes = e->moe.stats.up_bytes;
+    out->down_bytes += e->moe.stats.down_bytes + e->attn.stats.down_bytes;
+    out->up_bytes = e->moe.stats.up_bytes + e->attn.stats.up_bytes;
+    out->n_dev_segments = e->attn.stats.n_dev_segments;
+    out->n_host_segments = e->attn.stats.n_host_segments;
+    out->n_staged_segments = e->attn.stats.n_staged_segments;
     out->n_expert_rows = e->moe.stats.n_rows;
     out->n_host_rows = e->moe.stats.n_host_rows;
     out->split = e->moe.split.stats;

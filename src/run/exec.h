@@ -25,7 +25,8 @@ struct exec_args {
     const struct model *model; /* this and all below: views, outlive the executor */
     const struct plan *plan;
     struct device *device;
-    struct device *host; /* the CPU, with a plan that splits experts between it and the device; otherwise NULL */
+    struct device
+        *host; /* the CPU, with a plan in which it computes experts or attention beside the device; otherwise NULL */
     struct store *store;
     struct trace *trace; /* NULL: nobody wants to know */
     /* With host: what is thought of costs before any is measured (copied), and nanoseconds that rise; NULL: clock_ns(). */
@@ -56,7 +57,7 @@ struct exec_stats {
     uint64_t expert_bytes;  /* of these, experts */
     uint64_t scratch_bytes; /* activations, and scratch of all devices */
     /* Between a device with memory of its own and the host, beside what a step says (struct rows): the router's choices, experts'
-     * rows, logits. */
+     * rows, what attention on two sides needs, logits. */
     uint64_t down_bytes, up_bytes;
     uint64_t n_expert_rows,
         n_host_rows;              /* a chosen expert's for a token; of them, computed by the host beside a device */
@@ -64,6 +65,7 @@ struct exec_stats {
     struct landing_stats landing;
     uint64_t n_launches; /* of a device with memory of its own */
     struct tier tier;    /* whether it computes experts */
+    uint64_t n_dev_segments, n_host_segments, n_staged_segments; /* of KV pages that a row saw in a layer: attn.h */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);
 

@@ -1,0 +1,71 @@
+/* Attention of a layer whose KV pages lie on two sides, in the memory of a device and in the host's. */
+#ifndef FERRY_RUN_ATTN_H
+#define FERRY_RUN_ATTN_H
+
+#include <stdbool.h>
+
+#include "src/device/device.h"
+#include "src/model/attn_shape.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct batch;
+
+/* What passed between host and device, and who computed how many segments (of a row and a layer), those that came up included. */
+struct attn_stats {
+    uint64_t down_bytes, up_bytes;
+    uint64_t n_dev_segments, n_host_segments, n_staged_segments;
+};
+
+/* Room for one layer; made once. */
+struct attn {
+    struct device *dev, *host;     /* views; host: the CPU */
+    const struct program *program; /* view */
+    struct attn_shape shape;
+    int stage_rows; /* the plan's */
+    int n_seqs;
+    char *dev_memory;            /* own: (shape.dev_bytes) of the device */
+    char *host_memory;           /* own, alloc_host: (shape.host_bytes) */
+    const struct kv_seq *on_dev; /* view of the step: (n_seqs) its pages in the device's memory */
+    struct kv_seq *on_host;      /* own: (n_seqs) in the host's */
+    struct kv_seq *staged;       /* own: (n_seqs) on_dev, but for the sequence that is being staged */
+    void **table;                /* own: (n_pages) of that sequence */
+    int64_t n_pages;
+    bool *has_host; /* own: (n_seqs) has pages in the host's memory */
+    bool is_split;  /* some sequence of the step has */
+    struct attn_stats stats;
+};
+
+struct attn_args {
+    const struct program *program; /* view until attn_done, as all here; bound */
+    struct device *dev, *host;
+    int n_seqs;    /* most of a step */
+    int64_t n_ctx; /* positions of a sequence */
+    int stage_rows; /* from so many rows of a sequence in a step on, its pages come up; below, the host computes with them */
+};
+
+/* ERR_NOMEM, ERR_DEVICE. */
+int attn_init(struct attn *a, const struct attn_args *args);
+void attn_done(struct attn *a);
+
+/* Before a step: where its sequences' pages lie. on_dev: (batch->n_seqs) what cache_view gave; view until the step's end. */
+void attn_begin(struct attn *a, const struct batch *batch, const struct kv_seq *on_dev);
+
+/* Shall attn_run have this OP_KV_APPEND and the OP_ATTENTION behind it? Otherwise all pages that they touch are the device's. */
+static inline bool attn_wants(const struct attn *a, const struct op *op)
+{
+    return a->is_split && op->kind == OP_KV_APPEND && op->p.attn.window == 0;
+}
+
+/* Run both, ops[0] and ops[1]. Keys and values go to where the page of their position lies. The device computes its segments; the
+ * host's are computed with by the host meanwhile, or, for sequences with many rows, come up in stages, one computed with while the next
+ * is on its way. All segments' states are merged on the device in ascending order, so that no bit depends on where a page lies.
+ * ERR_DEVICE and what else the devices say; nothing is under way then. */
+int attn_run(struct attn *a, const struct op *ops, const struct rows *rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
