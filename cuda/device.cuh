@@ -4,6 +4,8 @@
 #ifndef FERRY_CUDA_DEVICE_CUH
 #define FERRY_CUDA_DEVICE_CUH
 
+#include "cuda/launch.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
