@@ -8,6 +8,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/cost.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/session.h"
@@ -80,6 +81,7 @@ static int run_host(struct device *dev, const struct op *ops, int n_ops, const s
 
 static struct {
     struct device_ops gpu_ops, cpu_ops;
+    struct machine machine;
     struct model *model;
     struct plan plan;
     struct device *gpu, *cpu;
@@ -98,15 +100,16 @@ static void plan_for(uint64_t vram_bytes, double host_rate)
                           .chunk_tok = 16,
                           .io = PLAN_IO_PREAD,
                           .no_pin = true,
-                          .vram_bytes = vram_bytes};
-    struct machine machine;
+                          .vram_bytes = vram_bytes,
+                          .copies = PLAN_COPIES_NEVER};
+    struct machine *machine = &rooms.machine;
 
-    ck_assert_int_eq(machine_find(&machine), 0);
-    machine.gpu_bytes_per_s = GPU_RATE;
-    machine.pcie_bytes_per_s = PCIE_RATE;
-    machine.mem_bytes_per_s = host_rate;
-    machine.n_mem = 0;
-    struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
+    ck_assert_int_eq(machine_find(machine), 0);
+    machine->gpu_bytes_per_s = GPU_RATE;
+    machine->pcie_bytes_per_s = PCIE_RATE;
+    machine->mem_bytes_per_s = host_rate;
+    machine->n_mem = 0;
+    struct plan_in in = {machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
     ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
 }
 
@@ -122,11 +125,9 @@ static void make_rooms(const char *name, int quarters, double host_rate)
     plan_for(1 * GIB, host_rate);
     uint64_t expert_bytes = rooms.plan.gpu.expert_bytes;
     plan_for(rooms.plan.gpu.total_bytes - expert_bytes + expert_bytes * (uint64_t)quarters / 4, host_rate);
-    struct cuda_opts cuda = {.most = {.n_rows = 16,
-                                      .n_seqs = 1,
-                                      .n_ctx = 128,
-                                      .n_expert = rooms.model->hp.n_expert,
-                                      .n_expert_used = rooms.model->hp.n_expert_used}};
+    struct cuda_opts cuda;
+    memset(&cuda, 0, sizeof cuda);
+    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
     ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
     rooms.gpu_ops = cuda_device_ops;
@@ -140,8 +141,15 @@ static void make_rooms(const char *name, int quarters, double host_rate)
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
     struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 128, .chunk_tok = 16, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
-    struct exec_args exec = {
-        .model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu, .host = rooms.cpu, .store = rooms.store};
+    struct offload_rates rates;
+    cost_gpu_rates(&rooms.machine, 1, &rates);
+    struct exec_args exec = {.model = rooms.model,
+                             .plan = &rooms.plan,
+                             .device = rooms.gpu,
+                             .host = rooms.cpu,
+                             .store = rooms.store,
+                             .rates = &rates,
+                             .clock = emu_now_ns};
     ck_assert_int_eq(exec_open(&exec, &rooms.exec), 0);
     struct sample_opts greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
     struct session_args session = {
