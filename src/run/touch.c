@@ -60,6 +60,8 @@ void touch_stop(struct touch *t)
     if (!t)
         return;
     __atomic_store_n(&t->is_stopping, true, __ATOMIC_RELAXED);
+    /* Now somebody waits: on a busy machine an idle thread might not run for seconds. */
+    pthread_setschedparam(t->thread, SCHED_OTHER, &(struct sched_param){0});
     pthread_join(t->thread, NULL);
     mem_free(t);
 }
