@@ -322,6 +322,17 @@ static int count_up(const char *line, size_t n_bytes, uint64_t off, void *arg)
     return 0;
 }
 
+/* For the process that is killed: an assertion leaves a mark in Check's file, which both write, and would be torn. */
+static int only_count(const char *line, size_t n_bytes, uint64_t off, void *arg)
+{
+    int *n = arg;
+    (void)line;
+    (void)n_bytes;
+    (void)off;
+    (*n)++;
+    return 0;
+}
+
 START_TEST(killed_writer_leaves_a_hole)
 {
     int n = 0;
@@ -332,7 +343,7 @@ START_TEST(killed_writer_leaves_a_hole)
             struct journal *j = NULL;
             int next = 0;
             char line[32];
-            if (journal_open(&(struct journal_args){.path = path, .on_line = count_up, .arg = &next}, &j))
+            if (journal_open(&(struct journal_args){.path = path, .on_line = only_count, .arg = &next}, &j))
                 _exit(1);
             for (;; next++) {
                 snprintf(line, sizeof line, "%d", next);
