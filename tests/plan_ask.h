@@ -1,5 +1,5 @@
 /* Plans for machines that do not exist, of models without weights: what the suites of plans ask with. What they must say comes from
- * arithmetic in tests/gen/plan_heads.py. Each suite that includes it is a program of its own. */
+ * arithmetic in tests/gen/plan_heads.py. Each suite that includes it is a program of its own. lint: C, as Check's suites are */
 #ifndef FERRY_TESTS_PLAN_ASK_H
 #define FERRY_TESTS_PLAN_ASK_H
 
