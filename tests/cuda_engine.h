@@ -1,5 +1,5 @@
 /* Engines on the tiny models of tests/data/models whose GPU the emulated runtime plays: opening them, and what they must give. Each
- * suite that includes it is a program of its own. */
+ * suite that includes it is a program of its own. lint: C, as Check's suites are */
 #ifndef FERRY_TESTS_CUDA_ENGINE_H
 #define FERRY_TESTS_CUDA_ENGINE_H
 

@@ -1,4 +1,4 @@
-/* A writer of small GGUF files that can be told to lie, for the suites of the parser. */
+/* A writer of small GGUF files that can be told to lie, for the suites of the parser. lint: C, as Check's suites are */
 #ifndef FERRY_TESTS_GGUF_MAKER_H
 #define FERRY_TESTS_GGUF_MAKER_H
 

@@ -593,7 +593,8 @@ int main(void)
     tcase_add_loop_test(context, context_beyond_the_gpu_changes_bits, 0, 2);
     tcase_add_test(step, order_of_streams_changes_bits);
     tcase_add_loop_test(step, several_waves_change_bits, 0, 2);
-    tcase_add_test(drop, dropped_wait_is_not_seen);
+    if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
+        tcase_add_test(drop, dropped_wait_is_not_seen);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_sequence, 0, 2);
     tcase_add_test(several, fork_between_two_memories_changes_bits);
     tcase_add_test(several, batch_between_two_memories_says_something_else);

@@ -1,6 +1,6 @@
 /* Owns the counting of what a test asks of a runtime that knows nothing of tests. The linker sends every call of ferry's host code
- * and kernels through the functions here (--wrap): they count it, let the nth one fail, hold memory to a limit, fill
- * fresh memory with NaN, and end the process where a step allocates, frees or waits for the whole device. One host thread. */
+ * and kernels through the functions here (--wrap): they count it, let the nth one fail, hold memory, pinned memory too, to a limit, fill
+ * fresh memory with NaN, and end the process where a step allocates, frees, pins or waits for the whole device. One host thread. */
 #include "tests/gpu/real.h"
 
 #include <stdio.h>
@@ -9,11 +9,13 @@
 
 enum { MAX_ALLOCS = 1024 };
 
-static struct {
+struct alloc {
     void *ptr; /* NULL: not used */
     size_t bytes;
-} allocs[MAX_ALLOCS];
-static size_t vram_bytes = SIZE_MAX, device_bytes;
+    bool is_registered; /* the host's own memory: cudaHostRegister; else the device's */
+};
+static struct alloc allocs[MAX_ALLOCS];
+static size_t vram_bytes = SIZE_MAX, device_bytes, pinned_most = SIZE_MAX, registered_bytes;
 static int driver = -1; /* its version, where a test says so */
 static int n_host, n_streams, n_events, n_gpus, fail_at, n_calls;
 static uint64_t n_launches;
@@ -34,6 +36,8 @@ cudaError_t REAL(cudaMalloc)(void **ptr, size_t bytes);
 cudaError_t REAL(cudaFree)(void *ptr);
 cudaError_t REAL(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags);
 cudaError_t REAL(cudaFreeHost)(void *ptr);
+cudaError_t REAL(cudaHostRegister)(void *ptr, size_t bytes, unsigned flags);
+cudaError_t REAL(cudaHostUnregister)(void *ptr);
 cudaError_t REAL(cudaMemcpyAsync)(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
                                   cudaStream_t stream);
 cudaError_t REAL(cudaMemsetAsync)(void *dst, int value, size_t bytes, cudaStream_t stream);
@@ -46,6 +50,7 @@ cudaError_t REAL(cudaEventDestroy)(cudaEvent_t event);
 cudaError_t REAL(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
 cudaError_t REAL(cudaEventQuery)(cudaEvent_t event);
 cudaError_t REAL(cudaEventSynchronize)(cudaEvent_t event);
+cudaError_t REAL(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t end);
 
 cudaError_t WRAP(cudaDriverGetVersion)(int *version);
 cudaError_t WRAP(cudaGetDeviceCount)(int *count);
@@ -58,6 +63,8 @@ cudaError_t WRAP(cudaMalloc)(void **ptr, size_t bytes);
 cudaError_t WRAP(cudaFree)(void *ptr);
 cudaError_t WRAP(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags);
 cudaError_t WRAP(cudaFreeHost)(void *ptr);
+cudaError_t WRAP(cudaHostRegister)(void *ptr, size_t bytes, unsigned flags);
+cudaError_t WRAP(cudaHostUnregister)(void *ptr);
 cudaError_t WRAP(cudaMemcpyAsync)(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
                                   cudaStream_t stream);
 cudaError_t WRAP(cudaMemsetAsync)(void *dst, int value, size_t bytes, cudaStream_t stream);
@@ -70,8 +77,9 @@ cudaError_t WRAP(cudaEventDestroy)(cudaEvent_t event);
 cudaError_t WRAP(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
 cudaError_t WRAP(cudaEventQuery)(cudaEvent_t event);
 cudaError_t WRAP(cudaEventSynchronize)(cudaEvent_t event);
+cudaError_t WRAP(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t end);
 
-static void die(const char *what)
+static void __attribute__((noreturn)) die(const char *what)
 {
     fprintf(stderr, "CUDA under test: %s\n", what);
     abort();
@@ -95,7 +103,7 @@ void real_reset(uint64_t seed)
     (void)seed;
     if (real_n_live())
         die("something is left over of the test before");
-    vram_bytes = SIZE_MAX;
+    vram_bytes = pinned_most = SIZE_MAX;
     n_gpus = fail_at = n_calls = 0;
     n_launches = 0;
     in_step = false;
@@ -121,6 +129,11 @@ bool real_is_real(void)
 void real_set_vram(size_t bytes)
 {
     vram_bytes = bytes;
+}
+
+void real_set_pinned(size_t bytes)
+{
+    pinned_most = bytes;
 }
 
 void real_set_gpus(int n)
@@ -166,6 +179,27 @@ int real_n_live(void)
     for (int i = 0; i < MAX_ALLOCS; i++)
         n += allocs[i].ptr != NULL;
     return n;
+}
+
+/* ---- the virtual clock: tests of it ask emu_is_real() first ---- */
+
+static const char no_clock[] = "a virtual clock is the emulator's alone";
+
+void real_clock(const struct emu_rates *rates)
+{
+    (void)rates;
+    die(no_clock);
+}
+
+uint64_t real_now_ns(void)
+{
+    die(no_clock);
+}
+
+void real_host_works(uint64_t ns)
+{
+    (void)ns;
+    die(no_clock);
 }
 
 /* ---- devices: where a test wants more GPUs than there are, several numbers mean one ---- */
@@ -247,41 +281,51 @@ static cudaError_t poison(void *ptr, size_t bytes)
     return e;
 }
 
+static struct alloc *alloc_slot(void)
+{
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        if (!allocs[i].ptr)
+            return &allocs[i];
+    die("too many allocations");
+}
+
+static struct alloc *alloc_of(const void *ptr, bool is_registered)
+{
+    for (int i = 0; i < MAX_ALLOCS; i++)
+        if (allocs[i].ptr == ptr && allocs[i].is_registered == is_registered)
+            return &allocs[i];
+    return NULL;
+}
+
 cudaError_t WRAP(cudaMalloc)(void **ptr, size_t bytes)
 {
-    int i = 0;
-
     no_step("cudaMalloc inside a step");
     *ptr = NULL;
     if (fails() || device_bytes > vram_bytes || bytes > vram_bytes - device_bytes)
         return cudaErrorMemoryAllocation;
-    while (i < MAX_ALLOCS && allocs[i].ptr)
-        i++;
-    if (i == MAX_ALLOCS)
-        die("too many allocations");
+    struct alloc *a = alloc_slot();
     cudaError_t e = REAL(cudaMalloc)(ptr, bytes ? bytes : 1);
     if (!e)
         e = poison(*ptr, bytes);
     if (e)
         return e;
-    allocs[i].ptr = *ptr;
-    allocs[i].bytes = bytes;
+    *a = (struct alloc){.ptr = *ptr, .bytes = bytes};
     device_bytes += bytes;
     return cudaSuccess;
 }
 
 cudaError_t WRAP(cudaFree)(void *ptr)
 {
+    struct alloc *a = ptr ? alloc_of(ptr, false) : NULL;
+
     no_step("cudaFree inside a step");
-    for (int i = 0; ptr && i < MAX_ALLOCS; i++)
-        if (allocs[i].ptr == ptr) {
-            allocs[i].ptr = NULL;
-            device_bytes -= allocs[i].bytes;
-            return REAL(cudaFree)(ptr);
-        }
-    if (ptr)
+    if (!ptr)
+        return cudaSuccess;
+    if (!a)
         die("cudaFree of what cudaMalloc did not give");
-    return cudaSuccess;
+    device_bytes -= a->bytes;
+    a->ptr = NULL;
+    return REAL(cudaFree)(ptr);
 }
 
 cudaError_t WRAP(cudaHostAlloc)(void **ptr, size_t bytes, unsigned flags)
@@ -302,6 +346,34 @@ cudaError_t WRAP(cudaFreeHost)(void *ptr)
     no_step("cudaFreeHost inside a step");
     n_host -= ptr != NULL;
     return ptr ? REAL(cudaFreeHost)(ptr) : cudaSuccess;
+}
+
+cudaError_t WRAP(cudaHostRegister)(void *ptr, size_t bytes, unsigned flags)
+{
+    no_step("cudaHostRegister inside a step");
+    if (fails())
+        return cudaErrorUnknown;
+    if (registered_bytes > pinned_most || bytes > pinned_most - registered_bytes)
+        return cudaErrorMemoryAllocation;
+    struct alloc *a = alloc_slot();
+    cudaError_t e = REAL(cudaHostRegister)(ptr, bytes, flags);
+    if (e)
+        return e;
+    *a = (struct alloc){.ptr = ptr, .bytes = bytes, .is_registered = true};
+    registered_bytes += bytes;
+    return cudaSuccess;
+}
+
+cudaError_t WRAP(cudaHostUnregister)(void *ptr)
+{
+    struct alloc *a = ptr ? alloc_of(ptr, true) : NULL;
+
+    no_step("cudaHostUnregister inside a step");
+    if (!a)
+        die("cudaHostUnregister of what is not registered");
+    registered_bytes -= a->bytes;
+    a->ptr = NULL;
+    return REAL(cudaHostUnregister)(ptr);
 }
 
 /* ---- streams and events ---- */
@@ -370,6 +442,12 @@ cudaError_t WRAP(cudaEventSynchronize)(cudaEvent_t event)
 {
     cudaError_t e = REAL(cudaEventSynchronize)(event);
     return fails() ? cudaErrorUnknown : e;
+}
+
+cudaError_t WRAP(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t end)
+{
+    *ms = 0;
+    return fails() ? cudaErrorUnknown : REAL(cudaEventElapsedTime)(ms, start, end);
 }
 
 /* ---- launches ---- */

@@ -1,0 +1,398 @@
+/* Plans with a GPU, for machines that do not exist, of models without weights. */
+#include "tests/plan_ask.h"
+
+#include "src/plan/cost.h"
+
+#include <math.h>
+
+/* 3 layers of 128 experts: gate and up 2048 x 768 of Q4_K (144 bytes for 256), down 768 x 2048 of Q6_K (210). */
+enum { N_EXPERTS = 384 };
+#define EXPERT_BYTES ((uint64_t)2048 * 768 / 256 * (144 + 144 + 210))
+#define GPU_OWN_BYTES 70000
+#define GPU_ALLOCS 3
+
+static void gpu_own_bytes(const struct device_step *most, struct device_own *out)
+{
+    *out = (struct device_own){.dev_bytes = GPU_OWN_BYTES + 8 * (uint64_t)most->n_ctx * (uint64_t)most->n_seqs,
+                               .host_bytes = 12345,
+                               .n_allocs = GPU_ALLOCS};
+}
+
+static uint64_t gpu_scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
+{
+    (void)ops;
+    (void)n_ops;
+    (void)n_threads;
+    return (uint64_t)n_rows * 1000 + 1;
+}
+
+static const struct device_ops gpu = {
+    .name = "gpu", .can = can, .scratch_bytes = gpu_scratch_bytes, .own_bytes = gpu_own_bytes};
+
+static struct plan_in *ask_gpu(int model, uint64_t ram_bytes, uint64_t vram_bytes)
+{
+    ask(model, ram_bytes);
+    in.gpu = &gpu;
+    opts.vram_bytes = vram_bytes;
+    return &in;
+}
+
+static uint64_t gpu_sum(const struct plan *p)
+{
+    const struct plan_gpu *g = &p->gpu;
+    return g->dense_bytes + g->expert_bytes + g->landing_bytes + g->kv_bytes + g->scratch_bytes + g->own_bytes;
+}
+
+START_TEST(every_byte_of_a_gpu_has_a_purpose)
+{
+    struct plan p;
+
+    ck_assert_int_eq(plan_make(ask_gpu(MOE, 8 * GIB, 512 * MIB), &p), 0);
+    ck_assert(p.has_gpu);
+    ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
+    ck_assert_uint_le(p.gpu.total_bytes, 512 * MIB);
+    ck_assert_uint_eq(p.gpu.kv_bytes, fact("moe", "kv_8192_f16"));
+    ck_assert_uint_eq(p.gpu.own_bytes, GPU_OWN_BYTES + 8 * 8192 + (5 + GPU_ALLOCS) * 2 * MIB);
+    ck_assert_uint_eq(p.gpu.n_landing, 2 * 8); /* twice what a token wants of a layer */
+    ck_assert_uint_eq(p.gpu.landing_bytes, 16 * EXPERT_BYTES);
+    ck_assert_uint_eq(p.gpu.pin_bytes,
+                      p.expert_bytes < GIB ? p.expert_bytes : GIB); /* of 8 GiB a quarter, but no more than that */
+    ck_assert_uint_ge(p.gpu.scratch_bytes, (uint64_t)p.chunk_tok * 1000 + 1);
+    /* As many experts as fit: whole ones, and not one more. Stacks begin and end inside blocks of 4 KiB. */
+    ck_assert_uint_eq(p.gpu.n_all_experts, N_EXPERTS);
+    ck_assert_uint_gt(p.gpu.n_experts, 0);
+    uint64_t bytes = p.gpu.n_experts * EXPERT_BYTES;
+    ck_assert_uint_ge(p.gpu.expert_bytes + 9 * 4096, bytes);
+    ck_assert_uint_le(p.gpu.expert_bytes, bytes + 9 * 2 * 4096);
+    ck_assert_uint_gt(p.gpu.total_bytes + EXPERT_BYTES, 512 * MIB);
+    /* The host has room for all others, and nothing of what is there. */
+    ck_assert_uint_eq(p.n_slots, N_EXPERTS - p.gpu.n_experts);
+    ck_assert_uint_eq(p.n_slot_experts, p.n_slots);
+    ck_assert_uint_eq(p.dense_bytes, 3 * (128 + 1) * 2048 * sizeof(float)); /* routers, norms */
+    ck_assert_uint_eq(p.kv_bytes, 0);
+    ck_assert_uint_eq(p.stage_bytes, 8 * MIB + 12345 + 17 * EXPERT_BYTES); /* one of them moves, 16 are copied */
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    ck_assert(p.look_ahead);
+    ck_assert(explains(&p, "memory of GPU 0"));
+    char words[64];
+    snprintf(words, sizeof words, "%" PRIu32 " of 384, computed there", p.gpu.n_experts);
+    ck_assert(explains(&p, words));
+}
+END_TEST
+
+/* One byte of the GPU's memory decides over an expert, one of the host's over a slot. */
+START_TEST(gpu_gets_another_number_of_experts_than_fits)
+{
+    struct plan p, less;
+
+    ck_assert_int_eq(plan_make(ask_gpu(MOE, 8 * GIB, 512 * MIB), &p), 0);
+    opts.vram_bytes = p.gpu.total_bytes;
+    ck_assert_int_eq(plan_make(&in, &less), 0);
+    ck_assert_uint_eq(less.gpu.n_experts, p.gpu.n_experts);
+    opts.vram_bytes--;
+    ck_assert_int_eq(plan_make(&in, &less), 0);
+    ck_assert_uint_eq(less.gpu.n_experts, p.gpu.n_experts - 1);
+    /* Everything fits: the host has no slots, and nothing to compute */
+    opts.vram_bytes = 4 * GIB;
+    ck_assert_int_eq(plan_make(&in, &less), 0);
+    ck_assert_uint_eq(less.gpu.n_experts, N_EXPERTS);
+    ck_assert(!plan_is_split(&less));
+    ck_assert_uint_eq(less.slot_ram_bytes, 0);
+    ck_assert(!less.look_ahead);
+    ck_assert_uint_lt(less.scratch_bytes, p.scratch_bytes);
+    /* a row of logits; but it still looks at which experts a step wants: 8 numbers a row */
+    uint64_t logits_bytes = (uint64_t)in.model->hp.n_vocab * sizeof(float);
+    ck_assert_uint_eq(less.scratch_bytes,
+                      size_up(logits_bytes, 4096) + size_up(less.chunk_tok * 8 * sizeof(int32_t), 4096));
+    ck_assert_uint_eq(less.gpu.up_bytes_per_tok, 0);
+    /* Little memory: slots for some of the others */
+    opts.vram_bytes = 512 * MIB;
+    opts.ram_bytes = p.total_bytes - p.expert_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &less), 0);
+    ck_assert_uint_eq(less.gpu.n_experts, p.gpu.n_experts);
+    ck_assert_uint_lt(less.n_slots, p.n_slots);
+    ck_assert_uint_le(less.total_bytes, opts.ram_bytes);
+    ck_assert_uint_gt(less.total_bytes + 2 * EXPERT_BYTES, opts.ram_bytes);
+}
+END_TEST
+
+START_TEST(gpu_that_is_too_small_is_refused_with_the_numbers)
+{
+    struct plan p;
+    char size[32];
+
+    ck_assert_int_eq(plan_make(ask_gpu(DENSE, 8 * GIB, 0), &p), ERR_ARG); /* nobody knows how much it has */
+    machine.vram_total_bytes = 8 * GIB;
+    machine.vram_free_bytes = 6 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.budget_bytes, 6 * GIB - 6 * GIB / 16);
+    opts.vram_bytes = 6 * GIB + 1;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "GPU 0 has 6 GiB free"));
+    opts.vram_bytes = 6 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    /* A context that nobody asked for is lowered; one that somebody asked for is not. */
+    opts.vram_bytes = p.gpu.total_bytes - p.gpu.kv_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_lt(p.n_ctx, 8192);
+    ck_assert_uint_ge(p.n_ctx, 4096);
+    ck_assert(explains(&p, "LOWERED from 8192"));
+    /* Of less than two segments of it the GPU has to hold all. */
+    opts.n_ctx = 512;
+    opts.vram_bytes = 4 * GIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    opts.vram_bytes = p.gpu.total_bytes - 1;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), size_format(fact("dense", "kv_8192_f16") / 16, size, sizeof size)));
+    ck_assert_ptr_nonnull(strstr(err_text(), "does not fit GPU 0"));
+    opts.n_ctx = 0;
+    opts.vram_bytes = MIB;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    /* and the host's memory is as tight as ever */
+    opts.vram_bytes = 4 * GIB;
+    opts.ram_bytes = 64 * MIB;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "64 MiB allowed"));
+    opts.ram_bytes = 0;
+    opts.io = PLAN_IO_MMAP;
+    ck_assert_int_eq(plan_make(&in, &p), ERR_UNSUPPORTED);
+}
+END_TEST
+
+/* As many segments of 512 positions as fit, and all others in the host's memory. */
+START_TEST(cache_beyond_a_gpu_is_not_shared)
+{
+    const uint64_t kv_bytes = 4 * fact("dense", "kv_8192_f16"), segment_bytes = kv_bytes / 64;
+    struct plan whole, p, other;
+    char *text;
+
+    ask_gpu(DENSE, 8 * GIB, 6 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &whole), 0);
+    ck_assert_uint_eq(whole.gpu.kv_tok, 0);
+    ck_assert(!plan_has_host_kv(&whole));
+    opts.vram_bytes = whole.gpu.total_bytes - kv_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 32768);
+    ck_assert_uint_eq(p.gpu.kv_tok % 512, 0);
+    ck_assert_uint_gt(p.gpu.kv_tok, 512);
+    ck_assert_uint_lt(p.gpu.kv_tok, 16384); /* what attention on two sides needs has to have room, too */
+    ck_assert_uint_eq(p.gpu.kv_bytes, p.gpu.kv_tok / 512 * segment_bytes);
+    ck_assert_uint_eq(p.kv_bytes, kv_bytes - p.gpu.kv_bytes);
+    ck_assert_uint_le(p.gpu.total_bytes, opts.vram_bytes);
+    ck_assert_uint_gt(p.gpu.total_bytes + segment_bytes, opts.vram_bytes);
+    ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    ck_assert_uint_eq(p.gpu.own_bytes, whole.gpu.own_bytes + 2 * MIB); /* one piece of memory more */
+    ck_assert_uint_gt(p.gpu.scratch_bytes, whole.gpu.scratch_bytes);
+    ck_assert_uint_gt(p.scratch_bytes, whole.scratch_bytes);
+    ck_assert_uint_eq(p.gpu.stage_rows, 4); /* rates are not known */
+    ck_assert(explains(&p, "positions, attention computed there"));
+    ck_assert(explains(&p, "32768 positions x 1 session, f16 do not fit"));
+    /* It comes back, and more cannot be asked of it. */
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&other, 0x55, sizeof other);
+    ck_assert_msg(plan_from_json(text, &in, &other) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &other, sizeof p), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "512"), &in, &other), 0);
+    ck_assert_uint_eq(other.gpu.kv_bytes, segment_bytes);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "32256"), &in, &other), ERR_LIMIT);
+    ck_assert_int_eq(plan_from_json(edited(text, "kv_tok", "500"), &in, &other), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "stage_rows", "-1"), &in, &other), ERR_FORMAT);
+    mem_free(text);
+    /* The host's share is the host's to refuse. */
+    opts.ram_bytes = p.total_bytes - 1;
+    ck_assert_int_eq(plan_make(&in, &other), ERR_LIMIT);
+    opts.ram_bytes = p.total_bytes;
+    ck_assert_int_eq(plan_make(&in, &other), 0);
+    opts.kv_type = QUANT_Q8_0;
+    ck_assert_int_eq(plan_make(&in, &other), 0);
+    ck_assert_uint_gt(other.gpu.kv_tok, p.gpu.kv_tok);
+    /* Experts go first. */
+    ask_gpu(MOE, 8 * GIB, 4 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &whole), 0);
+    opts.vram_bytes = whole.gpu.total_bytes - whole.gpu.expert_bytes - 8 * MIB;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(plan_has_host_kv(&p));
+    ck_assert_uint_eq(p.gpu.n_experts, 0);
+}
+END_TEST
+
+/* Pages come up from where computing with them takes the CPU longer than copying: a key of a layer of n heads with as many of keys and
+ * values as pages hold. */
+START_TEST(pages_come_up_for_other_rows_than_pays)
+{
+    const struct model *m = models[DENSE];
+    struct plan p;
+
+    ask_gpu(DENSE, 8 * GIB, 6 * GIB);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    opts.vram_bytes = p.gpu.total_bytes - p.gpu.kv_bytes / 2;
+    machine.pcie_bytes_per_s = 10e9;
+    double values = m->hp.head_dim_k + m->hp.head_dim_v, up_s = m->layers[0].n_head_kv * values * 2 / 10e9;
+    machine.ops[OP_ATTENTION].unit_s = up_s / 10.5 / (m->layers[0].n_head * values);
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.stage_rows, 10);
+    /* A full context is read by both sides, each at its rate. */
+    ck_assert_double_eq(cost_gpu_kv_s(&in, &p), 0);
+    machine.gpu_bytes_per_s = 1e12;
+    double kv_s = fmax((double)p.gpu.kv_bytes / 1e12, (double)p.kv_bytes / machine.mem_bytes_per_s);
+    ck_assert_double_eq_tol(cost_gpu_kv_s(&in, &p), kv_s, 1e-12);
+    char words[64];
+    snprintf(words, sizeof words, "by the CPU meanwhile: %.3g ms", 1e3 * kv_s);
+    ck_assert(explains(&p, words));
+    machine.ops[OP_ATTENTION].unit_s *= 100; /* a generated row stays with the CPU all the same */
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.stage_rows, 2);
+}
+END_TEST
+
+/* One token: all but experts from the GPU's memory, then the slower of the GPU's experts, the host's, and the disk; and what
+ * crosses. */
+START_TEST(speed_with_a_gpu_is_another)
+{
+    struct plan p;
+
+    ask_gpu(MOE, 8 * GIB, 512 * MIB);
+    machine.gpu_bytes_per_s = 200e9;
+    machine.pcie_bytes_per_s = 10e9;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(!plan_is_measured(&p, &machine));
+    double routed = 3 * 8 * (double)EXPERT_BYTES, dense = (double)fact("moe", "decode_bytes") - routed;
+    double share = (double)p.gpu.n_experts / N_EXPERTS;
+    uint64_t down = 3 * (8 * 4 + 2048 * 4) + (uint64_t)models[MOE]->hp.n_vocab * 4;
+    ck_assert_uint_eq(p.gpu.down_bytes_per_tok, down);
+    double host = (1 - share) * 20 / (20 + 10); /* memory against PCIe: the rest is copied */
+    double up = 3 * 8 * host * 2048 * 4;
+    ck_assert_double_eq_tol((double)p.gpu.up_bytes_per_tok, up, 8 * 2048 * 4); /* layers may differ by one expert */
+    double crossing_s = ((double)down + (double)p.gpu.up_bytes_per_tok) / 10e9;
+    double s = dense / 200e9 + crossing_s + host * routed / 20e9;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    ck_assert_double_eq_tol((double)p.gpu.copy_bytes_per_tok, (1 - share - host) * routed, 2);
+    opts.copies = PLAN_COPIES_NEVER;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.n_landing, 0);
+    ck_assert_uint_eq(p.gpu.pin_bytes, 0);
+    ck_assert_uint_eq(p.gpu.landing_bytes, 0);
+    share = (double)p.gpu.n_experts / N_EXPERTS;
+    s = dense / 200e9 + ((double)down + (double)p.gpu.up_bytes_per_tok) / 10e9 + (1 - share) * routed / 20e9;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    ck_assert_uint_eq(p.gpu.copy_bytes_per_tok, 0);
+    opts.copies = PLAN_COPIES_ALWAYS;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.up_bytes_per_tok, 0);
+    share = (double)p.gpu.n_experts / N_EXPERTS;
+    s = dense / 200e9 + (double)down / 10e9 + (1 - share) * routed / 10e9;
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, s, 1e-9);
+    opts.copies = PLAN_COPIES_AUTO;
+    ck_assert_uint_eq(p.missed_bytes_per_tok, 0);
+    ck_assert(explains(&p, "at most"));
+    machine.pcie_bytes_per_s = 0;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_double_eq(p.decode_tok_per_s, 0);
+    ck_assert(explains(&p, "--gpu-rate, --pcie"));
+}
+END_TEST
+
+START_TEST(saved_plan_with_a_gpu_comes_back_another)
+{
+    struct plan p, back;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask_gpu(MOE, 8 * GIB, 512 * MIB), &p), 0);
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&back, 0x55, sizeof back);
+    ck_assert_msg(plan_from_json(text, &in, &back) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, "experts", "3"), &in, &back), 0);
+    ck_assert_uint_lt(back.gpu.total_bytes, p.gpu.total_bytes);
+    ck_assert_int_eq(plan_from_json(edited(text, "experts", "200"), &in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "GPU 0"));
+    ck_assert_int_eq(plan_from_json(edited(text, "experts", "385"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "experts", "-1"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "number", "\"one\""), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "copies", "\"sometimes\""), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "-1"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "4097"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "100"), &in, &back), ERR_LIMIT);
+    ck_assert_int_eq(plan_from_json(edited(text, "landings", "3"), &in, &back), 0);
+    ck_assert_uint_eq(back.gpu.landing_bytes, 3 * EXPERT_BYTES);
+    ck_assert_int_eq(plan_from_json(edited(text, "expert_ram", "0"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "io", "\"mmap\""), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "look_ahead", "false"), &in, &back), 0);
+    ck_assert_uint_eq(back.dense_bytes, 0);
+    ck_assert_uint_eq(p.pace.n_ahead, 4); /* half of a token's eight */
+    ck_assert_uint_eq(back.pace.n_ahead, 0);
+    ck_assert_uint_eq(back.pace.n_reads, p.pace.n_reads);
+    ck_assert_int_eq(plan_from_json(edited(text, "ahead_experts", "8"), &in, &back), 0);
+    ck_assert_uint_eq(back.pace.n_ahead, 8);
+    ck_assert_int_eq(plan_from_json(edited(text, "ahead_experts", "9"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "12"), &in, &back), 0);
+    ck_assert_uint_eq(back.pace.n_reads, 12);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "65"), &in, &back), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(text, "reads_in_flight", "2"), &in, &back), ERR_FORMAT);
+    machine.vram_total_bytes = GIB;
+    machine.vram_free_bytes = 100 * MIB;
+    ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "100 MiB free"));
+    in.gpu = NULL;
+    ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_UNSUPPORTED);
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(other_plans_forget_the_gpu)
+{
+    struct plan p;
+    char *text;
+
+    ck_assert_int_eq(plan_make(ask_gpu(MOE, 8 * GIB, 512 * MIB), &p), 0);
+    ck_assert_int_eq(plan_compare(&p, &in, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, "--device cpu"));
+    ck_assert_ptr_null(strstr(text, "mmap"));
+    mem_free(text);
+}
+END_TEST
+
+START_TEST(no_memory_with_a_gpu_leaks_something)
+{
+    struct plan p;
+    int rc = ERR_NOMEM;
+
+    ask_gpu(MOE, 8 * GIB, 512 * MIB);
+    uint64_t live_bytes = mem_live_bytes(MEM_META);
+    for (uint64_t n = 1; rc; n++) {
+        mem_fail_nth(n);
+        rc = plan_make(&in, &p);
+        ck_assert(rc == 0 || rc == ERR_NOMEM);
+        ck_assert_uint_eq(mem_live_bytes(MEM_META), live_bytes);
+        ck_assert_uint_lt(n, 1000);
+    }
+    mem_fail_nth(0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("plan_gpu");
+    TCase *t = tcase_create("plan_gpu");
+
+    tcase_add_unchecked_fixture(t, setup, teardown);
+    tcase_add_test(t, every_byte_of_a_gpu_has_a_purpose);
+    tcase_add_test(t, gpu_gets_another_number_of_experts_than_fits);
+    tcase_add_test(t, gpu_that_is_too_small_is_refused_with_the_numbers);
+    tcase_add_test(t, cache_beyond_a_gpu_is_not_shared);
+    tcase_add_test(t, pages_come_up_for_other_rows_than_pays);
+    tcase_add_test(t, speed_with_a_gpu_is_another);
+    tcase_add_test(t, saved_plan_with_a_gpu_comes_back_another);
+    tcase_add_test(t, other_plans_forget_the_gpu);
+    tcase_add_test(t, no_memory_with_a_gpu_leaks_something);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
