@@ -209,28 +209,30 @@ static int brought(struct device *dev, bool wait, bool *is_there)
     return failed(e, "bring");
 }
 
-static int meet(struct device *dev)
+/* What `later` is given from here on comes after all that `earlier` holds now. */
+static int put_after(struct cuda *c, cudaStream_t later, cudaStream_t earlier, cudaEvent_t event, const char *what)
 {
-    struct cuda *c = cuda_of(dev);
     cudaError_t e = choose(c);
 
     if (!e)
-        e = cudaEventRecord(c->sent, c->up);
+        e = cudaEventRecord(event, earlier);
     if (!e)
-        e = cudaStreamWaitEvent(c->stream, c->sent, 0);
-    return stop(c, e, "meet");
+        e = cudaStreamWaitEvent(later, event, 0);
+    return stop(c, e, what);
+}
+
+static int meet(struct device *dev)
+{
+    struct cuda *c = cuda_of(dev);
+
+    return put_after(c, c->stream, c->up, c->sent, "meet");
 }
 
 static int send_after(struct device *dev)
 {
     struct cuda *c = cuda_of(dev);
-    cudaError_t e = choose(c);
 
-    if (!e)
-        e = cudaEventRecord(c->queued, c->stream);
-    if (!e)
-        e = cudaStreamWaitEvent(c->up, c->queued, 0);
-    return stop(c, e, "send after");
+    return put_after(c, c->up, c->stream, c->queued, "send after");
 }
 
 /* ---- what is carried, and fences ---- */
