@@ -3,17 +3,14 @@
 #ifndef FERRY_TESTS_PLAN_ASK_H
 #define FERRY_TESTS_PLAN_ASK_H
 
-#include "src/base/err.h"
+#include "tests/plan_machine.h"
+
 #include "src/base/mem.h"
-#include "src/base/size.h"
-#include "src/plan/plan.h"
 
 #include <check.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char *const names[] = {"dense", "moe", "window"};
 enum { DENSE, MOE, WINDOW, N_MODELS };
@@ -37,73 +34,16 @@ static uint64_t fact(const char *name, const char *key)
     ck_abort_msg("%s has no %s", path, key);
 }
 
-/* The head, and a hole where the weights would be. */
-static struct model *open_model(const char *name)
-{
-    char from[512], to[] = TEST_BUILD_DIR "/plan_ask-XXXXXX", buf[16384];
-    struct model *m = NULL;
-
-    snprintf(from, sizeof from, "%s/plan/%s.head", TEST_DATA_DIR, name);
-    FILE *f = fopen(from, "rb");
-    ck_assert_ptr_nonnull(f);
-    size_t n = fread(buf, 1, sizeof buf, f);
-    fclose(f);
-    int fd = mkstemp(to);
-    ck_assert_int_ge(fd, 0);
-    ck_assert_int_eq(write(fd, buf, n), (ssize_t)n);
-    ck_assert_int_eq(ftruncate(fd, (off_t)fact(name, "file_bytes")), 0);
-    close(fd);
-    int rc = model_open(to, NULL, &m);
-    unlink(to);
-    ck_assert_msg(rc == 0, "%s: %s", name, err_text());
-    return m;
-}
-
 static void setup(void)
 {
     for (int i = 0; i < N_MODELS; i++)
-        models[i] = open_model(names[i]);
+        models[i] = open_head(names[i], fact(names[i], "file_bytes"));
 }
 
 static void teardown(void)
 {
     for (int i = 0; i < N_MODELS; i++)
         model_close(models[i]);
-}
-
-/* ---- a device and a machine ---- */
-
-static enum op_kind lacking = OP_N_KIND;
-
-static bool can(const struct op *op)
-{
-    return op->kind != lacking;
-}
-
-static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
-{
-    (void)ops;
-    (void)n_ops;
-    return (uint64_t)n_rows * 100 + (uint64_t)n_threads * 10000;
-}
-
-static const struct device_ops device = {.name = "cpu", .can = can, .scratch_bytes = scratch_bytes};
-
-static struct machine machine_of(uint64_t ram_bytes)
-{
-    struct machine m = {.cpu_name = "Invented 9000",
-                        .isa = "avx2",
-                        .n_cores = 6,
-                        .n_numa = 1,
-                        .ram_total_bytes = ram_bytes,
-                        .ram_limit_bytes = UINT64_MAX,
-                        .ram_free_bytes = ram_bytes,
-                        .memlock_bytes = 8 * MIB,
-                        .has_uring = true,
-                        .mem_bytes_per_s = 20e9,
-                        .disk_bytes_per_s = 2e9};
-    machine_identify(&m);
-    return m;
 }
 
 static struct machine machine;

@@ -2,6 +2,8 @@
  * (tests/gen/plan_heads.py); what a point must say is worked out here from the model's own numbers. */
 #include "src/plan/plan_batch.h"
 
+#include "tests/plan_machine.h"
+
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
@@ -16,58 +18,14 @@
 
 static struct model *model;
 
-/* The head, and a hole where the weights would be. */
 static void setup(void)
 {
-    char to[] = TEST_BUILD_DIR "/t_plan_batch-XXXXXX", buf[16384];
-    FILE *f = fopen(TEST_DATA_DIR "/plan/moe.head", "rb");
-    ck_assert_ptr_nonnull(f);
-    size_t n = fread(buf, 1, sizeof buf, f);
-    fclose(f);
-    int fd = mkstemp(to);
-    ck_assert_int_ge(fd, 0);
-    ck_assert_int_eq(write(fd, buf, n), (ssize_t)n);
-    ck_assert_int_eq(ftruncate(fd, (off_t)1 << 40), 0);
-    close(fd);
-    int rc = model_open(to, NULL, &model);
-    unlink(to);
-    ck_assert_msg(rc == 0, "%s", err_text());
+    model = open_head("moe", (uint64_t)1 << 40);
 }
 
 static void teardown(void)
 {
     model_close(model);
-}
-
-static bool can(const struct op *op)
-{
-    (void)op;
-    return true;
-}
-
-static uint64_t scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
-{
-    (void)ops;
-    (void)n_ops;
-    return (uint64_t)n_rows * 100 + (uint64_t)n_threads * 10000;
-}
-
-static const struct device_ops device = {.name = "cpu", .can = can, .scratch_bytes = scratch_bytes};
-
-static struct machine machine_of(uint64_t ram_bytes)
-{
-    struct machine m = {.cpu_name = "Invented 9000",
-                        .isa = "avx2",
-                        .n_cores = 6,
-                        .n_numa = 1,
-                        .ram_total_bytes = ram_bytes,
-                        .ram_limit_bytes = UINT64_MAX,
-                        .ram_free_bytes = ram_bytes,
-                        .has_uring = true,
-                        .mem_bytes_per_s = 20e9,
-                        .disk_bytes_per_s = 2e9};
-    machine_identify(&m);
-    return m;
 }
 
 static int make(const struct machine *m, uint64_t ram_bytes, uint32_t n_seq, struct plan_batch *b, struct plan *p)
