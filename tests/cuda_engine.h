@@ -8,84 +8,31 @@
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/size.h"
-#include "src/ferry.h"
 #include "src/plan/cost.h"
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
-#include "tests/emu/emu.h"
+#include "tests/cuda_open.h"
 
 #include <check.h>
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288, N_NEW = 64 };
-
-static int32_t ids[N_TOK];
+enum { PREFILL = 130, N_NEW = 64 };
 
 static void setup(void)
 {
-    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
-    ck_assert_ptr_nonnull(f);
-    for (int i = 0; i < N_TOK; i++)
-        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
-    fclose(f);
-    emu_reset(1);
+    start();
 }
 
 static struct ferry_engine_opts opts_of(const char *device)
 {
-    struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    o.n_ctx = 256;
-    o.n_threads = 1;
-    o.n_out = 16;
-    o.chunk_tok = 64;
-    o.n_sessions = 2;
-    o.no_pin = true;
-    o.io = "pread";
-    o.device = device;
+    struct ferry_engine_opts o = opts_for(device, 256, 64);
     o.copies = "never";
     return o;
-}
-
-static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
-{
-    char path[1024];
-    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
-    return ferry_engine_open(path, o, e);
-}
-
-static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
-{
-    struct ferry_engine *e;
-    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
-    return e;
-}
-
-static struct ferry_session *session_of(struct ferry_engine *e)
-{
-    struct ferry_session *s = NULL;
-    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
-    return s;
-}
-
-/* What an engine's plan says of the GPU: "experts", "bytes" "total"... */
-static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
-{
-    char *text;
-    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
-    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
-    v = part ? json_object_get(v, part) : v;
-    ck_assert_msg(json_is_integer(v), "no %s %s in %s", key, part ? part : "", text);
-    uint64_t value = (uint64_t)json_integer_value(v);
-    json_decref(plan);
-    ferry_free(text);
-    return value;
 }
 
 /* What is counted for the driver's rounding: 2 MiB for each of 9 pieces, and for landings if there are any. */

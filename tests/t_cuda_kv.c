@@ -11,77 +11,27 @@
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/store.h"
-#include "tests/emu/emu.h"
+#include "tests/cuda_open.h"
 
 #include <check.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_IDS = 150, N_VOCAB = 288, SEGMENT = 512, LAST = 12 };
+enum { SEGMENT = 512, LAST = 12 };
 
-static int32_t ids[N_IDS], words[8192];
+static int32_t words[8192];
 
 static void setup(void)
 {
-    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
-    ck_assert_ptr_nonnull(f);
-    for (int i = 0; i < N_IDS; i++)
-        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
-    fclose(f);
+    start();
     for (int i = 0; i < 8192; i++) /* no two segments alike */
-        words[i] = ids[(i + i / N_IDS * 7) % N_IDS];
-    emu_reset(1);
+        words[i] = ids[(i + i / N_TOK * 7) % N_TOK];
 }
 
 static struct ferry_engine_opts opts_of(const char *device)
 {
-    struct ferry_engine_opts o;
-    ferry_engine_opts_init(&o);
-    o.n_ctx = 32768;
-    o.n_threads = 1;
-    o.n_out = 16;
-    o.chunk_tok = 128;
-    o.n_sessions = 2;
-    o.no_pin = true;
-    o.io = "pread";
-    o.device = device;
-    return o;
-}
-
-static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
-{
-    char path[1024];
-    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
-    return ferry_engine_open(path, o, e);
-}
-
-static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
-{
-    struct ferry_engine *e;
-    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
-    return e;
-}
-
-static struct ferry_session *session_of(struct ferry_engine *e)
-{
-    struct ferry_session *s = NULL;
-    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
-    return s;
-}
-
-/* A number of an engine's plan: of "gpu", or of a part of that; 0: it does not say. */
-static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
-{
-    char *text;
-    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
-    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
-    v = part ? json_object_get(v, part) : v;
-    uint64_t value = (uint64_t)json_integer_value(v);
-    json_decref(plan);
-    ferry_free(text);
-    return value;
+    return opts_for(device, 32768, 128);
 }
 
 /* Options with GPU memory for n_segments of the cache and nothing else that could lie elsewhere; the emulated GPU has not a byte
@@ -91,7 +41,8 @@ static void spill(const char *name, int n_segments, struct ferry_engine_opts *o)
     struct ferry_engine *e = open_with(name, o);
     uint64_t least_bytes = fact_of(e, "bytes", "total") - fact_of(e, "bytes", "expert");
 
-    ck_assert_uint_eq(fact_of(e, "kv_tok", NULL), 0);
+    uint64_t none;
+    ck_assert(!find_fact(e, "kv_tok", NULL, &none));
     ferry_engine_close(e);
     o->vram_bytes = least_bytes - 3 * MIB; /* one piece of memory more, rounded up, and what it holds */
     e = open_with(name, o);

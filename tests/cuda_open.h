@@ -1,0 +1,85 @@
+/* Opening engines on the tiny models of tests/data/models, whose GPU the emulated runtime plays, and asking their plans. Each suite that
+ * includes it is a program of its own. lint: C, as Check's suites are */
+#ifndef FERRY_TESTS_CUDA_OPEN_H
+#define FERRY_TESTS_CUDA_OPEN_H
+
+#include "src/ferry.h"
+#include "tests/emu/emu.h"
+
+#include <check.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+enum { N_TOK = 150, N_VOCAB = 288 };
+
+static int32_t ids[N_TOK];
+
+static void start(void)
+{
+    FILE *f = fopen(TEST_DATA_DIR "/models/ids.txt", "r");
+    ck_assert_ptr_nonnull(f);
+    for (int i = 0; i < N_TOK; i++)
+        ck_assert_int_eq(fscanf(f, "%d", &ids[i]), 1);
+    fclose(f);
+    emu_reset(1);
+}
+
+static struct ferry_engine_opts opts_for(const char *device, uint32_t n_ctx, uint32_t chunk_tok)
+{
+    struct ferry_engine_opts o;
+    ferry_engine_opts_init(&o);
+    o.n_ctx = n_ctx;
+    o.n_threads = 1;
+    o.n_out = 16;
+    o.chunk_tok = chunk_tok;
+    o.n_sessions = 2;
+    o.no_pin = true;
+    o.io = "pread";
+    o.device = device;
+    return o;
+}
+
+static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, name);
+    return ferry_engine_open(path, o, e);
+}
+
+static struct ferry_engine *open_with(const char *name, const struct ferry_engine_opts *o)
+{
+    struct ferry_engine *e;
+    ck_assert_msg(try_open(name, o, &e) == 0, "%s: %s", name, ferry_error());
+    return e;
+}
+
+static struct ferry_session *session_of(struct ferry_engine *e)
+{
+    struct ferry_session *s = NULL;
+    ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
+    return s;
+}
+
+/* What an engine's plan says of the GPU: "experts", "bytes" "total"...; false: nothing. */
+static bool find_fact(const struct ferry_engine *e, const char *key, const char *part, uint64_t *value)
+{
+    char *text;
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL), *v = json_object_get(json_object_get(plan, "gpu"), key);
+    v = part ? json_object_get(v, part) : v;
+    bool is_there = json_is_integer(v);
+    *value = (uint64_t)json_integer_value(v);
+    json_decref(plan);
+    ferry_free(text);
+    return is_there;
+}
+
+static uint64_t fact_of(const struct ferry_engine *e, const char *key, const char *part)
+{
+    uint64_t value;
+    ck_assert_msg(find_fact(e, key, part, &value), "the plan has no %s %s", key, part ? part : "");
+    return value;
+}
+
+#endif
