@@ -1,11 +1,11 @@
-/* Matrices times rows. cu_gemv: the integer arithmetic of cpu/kern.h bit for bit, whatever the number of rows. cu_gemm: the
- * same product by tensor cores on halves. Experts are matrices that a tile names. */
+/* Matrices times rows by the integer arithmetic of cpu/kern.h, bit for bit, whatever the number of rows (by tensor cores:
+ * k_gemm.cu). Experts are matrices that a tile names. */
 #include "cuda/launch.h"
 
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
+#include "cuda/mat.cuh"
 #include "cuda/math.cuh"
-#include "cuda/ptx.cuh"
 
 enum { THREADS = 256, GEMV_ROWS = THREADS / 32, FLOAT_ROWS = THREADS / 16 };
 
@@ -33,32 +33,15 @@ static __device__ inline const struct act_s256 *act_s256_of(const void *row, int
     return reinterpret_cast<const struct act_s256 *>(static_cast<const char *>(row) + n);
 }
 
-static uint64_t up16(uint64_t bytes)
-{
-    return (bytes + 15) & ~(uint64_t)15;
-}
-
 uint64_t cu_act_bytes(enum quant_act act, int64_t n)
 {
     uint64_t n_elem = (uint64_t)n;
 
     if (act == QUANT_ACT_Q8X32)
-        return up16(n_elem + n_elem / 32 * sizeof(struct act_s32));
+        return cu_up16(n_elem + n_elem / 32 * sizeof(struct act_s32));
     if (act == QUANT_ACT_Q8X256)
-        return up16(n_elem + n_elem / 256 * sizeof(struct act_s256));
-    return up16(n_elem * sizeof(float));
-}
-
-/* Over a warp: a NaN, compared as integers, is the largest magnitude. */
-static __device__ inline float amax_of_warp(float x)
-{
-    int bits = (int)(cu_bits_of_f32(x) & 0x7fffffff);
-
-    for (int step = 16; step; step /= 2) {
-        int other = cu_shfl_xor(bits, step);
-        bits = other > bits ? other : bits;
-    }
-    return cu_f32_of_bits((uint32_t)bits);
+        return cu_up16(n_elem + n_elem / 256 * sizeof(struct act_s256));
+    return cu_up16(n_elem * sizeof(float));
 }
 
 static __device__ inline int sum_of_lanes(int x, int n_lanes)
@@ -97,7 +80,7 @@ static __global__ void act_x32(const struct cu_act_args a)
 {
     int64_t k = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     bool is_in = k < a.width;
-    float x = is_in ? a.x[blockIdx.y * a.x_stride + k] : 0.0f, amax = amax_of_warp(x);
+    float x = is_in ? a.x[blockIdx.y * a.x_stride + k] : 0.0f, amax = cu_amax_of_warp(x);
     bool fits = is_finite(amax), is_zero = fits && !is_finite(127.0f / amax);
     float top = top_of(x, amax); /* not used where amax is no finite number */
     top = fits && !is_zero ? top : 0.0f;
@@ -121,7 +104,7 @@ static __global__ void act_x256(const struct cu_act_args a)
     CU_SHARED_DYN(float, part_amax); /* (8) */
     int64_t k = (int64_t)blockIdx.x * 256 + threadIdx.x;
     int part = (int)threadIdx.x / 32;
-    float x = a.x[blockIdx.y * a.x_stride + k], mine = amax_of_warp(x);
+    float x = a.x[blockIdx.y * a.x_stride + k], mine = cu_amax_of_warp(x);
     const float top = 127.0f * 8, sub_max = 8.0f;
 
     part_amax[part] = mine;
@@ -167,45 +150,6 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream)
     if (a->act == QUANT_ACT_Q8X256)
         return CU_LAUNCH((act_x256), grid, dim3(THREADS), 8 * sizeof(float), stream, *a);
     return CU_LAUNCH((act_f32), grid, dim3(THREADS), 0, stream, *a);
-}
-
-/* ---- what a block works on ---- */
-
-struct work {
-    const uint8_t *w;
-    float scale;
-    int first, n; /* places */
-};
-
-static __device__ inline struct work work_of(const struct cu_mat_args *a)
-{
-    struct work k = {static_cast<const uint8_t *>(a->w), 1.0f, (int)blockIdx.y * a->tile_tok, a->tile_tok};
-
-    if (a->tiles) {
-        struct cu_tile t = a->tiles[blockIdx.y];
-        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which]);
-        k.scale = a->experts[t.expert].scale[a->which];
-        k.first = t.first;
-        k.n = t.n;
-    } else if (k.first + k.n > a->n_place) {
-        k.n = a->n_place - k.first;
-    }
-    return k;
-}
-
-static __device__ inline const void *x_of(const struct cu_mat_args *a, int place)
-{
-    return static_cast<const char *>(a->x) + (uint64_t)(a->x_row ? a->x_row[place] : place) * a->x_stride;
-}
-
-static __device__ inline void put(const struct cu_mat_args *a, const struct work *k, int place, int row, float x)
-{
-    a->dst[(a->dst_row ? a->dst_row[place] : place) * a->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
-}
-
-static unsigned n_tiles(const struct cu_mat_args *a)
-{
-    return (unsigned)(a->tiles ? a->n_tiles : (a->n_place + a->tile_tok - 1) / a->tile_tok);
 }
 
 /* ---- integer dots: a warp for each weight row, a lane for each 32 elements ---- */
@@ -269,7 +213,7 @@ template <int TYPE, int TOK, int CHUNKS> static __global__ void gemv_int(const s
     CU_SHARED_DYN(struct term, all_terms); /* (GEMV_ROWS, TOK, N_TERM) */
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, row = (int)blockIdx.x * GEMV_ROWS + warp;
     struct term *terms = all_terms + warp * TOK * N_TERM;
-    struct work k = work_of(&a);
+    struct cu_work k = cu_work_of(&a);
     const uint8_t *w = k.w + (uint64_t)(row < a.n_rows ? row : 0) * a.w_stride;
     int64_t n_group = a.n_cols / 32;
     float acc = 0.0f; /* of place k.first + lane */
@@ -282,7 +226,7 @@ template <int TYPE, int TOK, int CHUNKS> static __global__ void gemv_int(const s
             if (is_in)
                 block::group(w + at / GROUPS * block::BYTES, (int)(at % GROUPS), a.books, &group);
             for (int tok = 0; tok < k.n; tok++) {
-                struct term t = term_of<TYPE>(&group, x_of(&a, k.first + tok), a.n_cols, at, is_in);
+                struct term t = term_of<TYPE>(&group, cu_x_of(&a, k.first + tok), a.n_cols, at, is_in);
                 if (lane % PER == 0)
                     terms[tok * N_TERM + (32 * chunk + lane) / PER] = t;
             }
@@ -298,12 +242,12 @@ template <int TYPE, int TOK, int CHUNKS> static __global__ void gemv_int(const s
         cu_syncwarp();
     }
     if (lane < k.n && row < a.n_rows)
-        put(&a, &k, k.first + lane, row, acc);
+        cu_put(&a, &k, k.first + lane, row, acc);
 }
 
 template <int TYPE, int TOK, int CHUNKS> static cudaError_t launch_int(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((a->n_rows + GEMV_ROWS - 1) / GEMV_ROWS), n_tiles(a));
+    dim3 grid((unsigned)((a->n_rows + GEMV_ROWS - 1) / GEMV_ROWS), cu_n_tiles(a));
     size_t n_term = 32 * CHUNKS / (cu_block<TYPE>::X256 ? 8 : 1);
     return CU_LAUNCH((gemv_int<TYPE, TOK, CHUNKS>), grid, dim3(THREADS), GEMV_ROWS * TOK * n_term * sizeof(struct term),
                      stream, *a);
@@ -315,24 +259,24 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
 {
     typedef cu_float<TYPE> type;
     int lane = (int)threadIdx.x % 16, row = (int)blockIdx.x * FLOAT_ROWS + (int)threadIdx.x / 16;
-    struct work k = work_of(&a);
+    struct cu_work k = cu_work_of(&a);
     const typename type::word *w =
         reinterpret_cast<const typename type::word *>(k.w + (uint64_t)(row < a.n_rows ? row : 0) * a.w_stride);
 
     for (int tok = 0; tok < k.n; tok++) {
-        const float *x = static_cast<const float *>(x_of(&a, k.first + tok));
+        const float *x = static_cast<const float *>(cu_x_of(&a, k.first + tok));
         float acc = 0.0f;
         for (int64_t c = lane; c < a.n_cols; c += 16)
             acc = fmaf(type::value(w[c]), x[c], acc);
         acc = cu_tree16_shfl(acc);
         if (lane == 0 && row < a.n_rows)
-            put(&a, &k, k.first + tok, row, acc);
+            cu_put(&a, &k, k.first + tok, row, acc);
     }
 }
 
 template <int TYPE> static cudaError_t launch_float(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((a->n_rows + FLOAT_ROWS - 1) / FLOAT_ROWS), n_tiles(a));
+    dim3 grid((unsigned)((a->n_rows + FLOAT_ROWS - 1) / FLOAT_ROWS), cu_n_tiles(a));
     return CU_LAUNCH((gemv_float<TYPE>), grid, dim3(THREADS), 0, stream, *a);
 }
 
@@ -348,159 +292,6 @@ cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream)
 #define CASE(NAME)     \
     case QUANT_##NAME: \
         return launch_float<QUANT_##NAME>(a, stream);
-        CU_FLOAT_TYPES(CASE)
-#undef CASE
-    default:
-        return cudaErrorInvalidValue;
-    }
-}
-
-/* ---- tensor cores ---- */
-
-/* A block makes 64 weight rows x 64 places; its 4 warps have 32 x 32 each. Columns come in steps of 32: rows of x by
- * asynchronous copies some steps ahead, weights through registers, dequantized while the step before is multiplied. Rows in
- * shared memory are 40 halves apart: 8 neighbouring rows then begin in different banks. */
-enum { GEMM_ROWS = 64, GEMM_K = 32, GEMM_THREADS = 128, GEMM_STRIDE = 40, GEMM_STAGES = 3 };
-
-uint64_t cu_half_bytes(int64_t n)
-{
-    return up16((uint64_t)n * 2) + 16;
-}
-
-/* A block for each row. */
-static __global__ void to_halves(const struct cu_act_args a)
-{
-    CU_SHARED_DYN(float, part); /* (THREADS / 32) */
-    const float *x = a.x + blockIdx.x * a.x_stride;
-    char *row = static_cast<char *>(a.out) + blockIdx.x * a.out_stride;
-    float mine = 0.0f, amax = 0.0f;
-
-    for (int64_t k = threadIdx.x; k < a.width; k += THREADS)
-        mine = cu_max(fabsf(x[k]), mine);
-    mine = amax_of_warp(mine);
-    part[threadIdx.x / 32] = mine;
-    __syncthreads();
-    for (int i = 0; i < THREADS / 32; i++)
-        amax = cu_max(part[i], amax);
-    /* amax = 1.m * 2^e becomes 1.m * 2^14: no half overflows, and what is 2^28 times smaller is a normal half still. */
-    int e = (int)(cu_bits_of_f32(amax) >> 23 & 255) - 127;
-    e = e < -100 ? -100 : e;
-    float up = cu_f32_of_bits((uint32_t)(14 - e + 127) << 23), down = cu_f32_of_bits((uint32_t)(e - 14 + 127) << 23);
-    for (int64_t k = threadIdx.x; k < a.width; k += THREADS)
-        reinterpret_cast<uint16_t *>(row)[k] = cu_f32_to_half(x[k] * up);
-    if (threadIdx.x == 0)
-        *reinterpret_cast<float *>(row + a.out_stride - 16) = down;
-}
-
-cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((to_halves), dim3((unsigned)a->n_rows), dim3(THREADS), THREADS / 32 * sizeof(float), stream, *a);
-}
-
-/* Copy step `step` of the places' rows into its stage: 64 rows of 4 pieces of 16 bytes. */
-static __device__ inline void fetch_x(const struct cu_mat_args *a, const struct work *k, int64_t step, uint16_t *stage)
-{
-    if (step < a->n_cols / GEMM_K)
-        for (int i = (int)threadIdx.x; i < CU_GEMM_TOK * 4; i += GEMM_THREADS) {
-            int tok = i / 4, piece = i % 4, place = k->first + (tok < k->n ? tok : 0);
-            cu_async_copy16(stage + tok * GEMM_STRIDE + piece * 8,
-                            static_cast<const char *>(x_of(a, place)) + step * GEMM_K * 2 + piece * 16);
-        }
-    cu_async_commit();
-}
-
-/* Two threads for each weight row and step: both unpack the group, each writes a half of it. */
-template <int TYPE>
-static __device__ inline void fetch_w(const struct cu_mat_args *a, const struct work *k, int64_t step, uint16_t *tile)
-{
-    int r = (int)threadIdx.x / 2, side = (int)threadIdx.x % 2;
-    int64_t row = (int64_t)blockIdx.x * GEMM_ROWS + r;
-    uint16_t *out = tile + r * GEMM_STRIDE + 16 * side;
-
-    if (row < a->n_rows) {
-        float x[32];
-        cu_row<TYPE>::load32(k->w + (uint64_t)row * a->w_stride, step, a->books, x);
-        for (int e = 0; e < 16; e++)
-            out[e] = cu_f32_to_half(x[16 * side + e]);
-    } else {
-        for (int e = 0; e < 16; e++)
-            out[e] = 0;
-    }
-}
-
-/* acc (2, 4, 4) += the warp's 32 weight rows x 32 places over one step. */
-static __device__ inline void multiply(const uint16_t *w, const uint16_t *x, float acc[2][4][4])
-{
-    for (int kk = 0; kk < GEMM_K; kk += 16) {
-        struct cu_frag_a fa[2];
-        for (int m = 0; m < 2; m++)
-            fa[m] = cu_load_a(w + m * 16 * GEMM_STRIDE + kk, GEMM_STRIDE);
-        for (int n = 0; n < 4; n++) {
-            struct cu_frag_b fb = cu_load_b(x + n * 8 * GEMM_STRIDE + kk, GEMM_STRIDE);
-            for (int m = 0; m < 2; m++)
-                cu_mma(acc[m][n], &fa[m], &fb);
-        }
-    }
-}
-
-/* A lane holds rows lane / 4 and + 8, places 2 * (lane % 4) and + 1 of each 16 x 8. */
-static __device__ inline void write_tile(const struct cu_mat_args *a, const struct work *k, int row0, int tok0,
-                                         const float acc[2][4][4])
-{
-    int lane = (int)threadIdx.x % 32;
-
-    for (int m = 0; m < 2; m++)
-        for (int n = 0; n < 4; n++)
-            for (int i = 0; i < 4; i++) {
-                int row = row0 + 16 * m + lane / 4 + i / 2 * 8, tok = tok0 + 8 * n + lane % 4 * 2 + i % 2;
-                if (row >= a->n_rows || tok >= k->n)
-                    continue;
-                const char *x = static_cast<const char *>(x_of(a, k->first + tok));
-                float down = *reinterpret_cast<const float *>(x + a->x_stride - 16);
-                put(a, k, k->first + tok, row, acc[m][n][i] * down);
-            }
-}
-
-template <int TYPE> static __global__ void gemm(const struct cu_mat_args a)
-{
-    CU_SHARED_DYN(uint16_t, x); /* GEMM_STAGES of (CU_GEMM_TOK, GEMM_STRIDE), then two of (GEMM_ROWS, GEMM_STRIDE) */
-    const int x_len = CU_GEMM_TOK * GEMM_STRIDE, w_len = GEMM_ROWS * GEMM_STRIDE;
-    uint16_t *w = x + GEMM_STAGES * x_len;
-    struct work k = work_of(&a);
-    int warp = (int)threadIdx.x / 32, row0 = warp / 2 * 32, tok0 = warp % 2 * 32;
-    int64_t n_step = a.n_cols / GEMM_K;
-    float acc[2][4][4] = {};
-
-    for (int s = 0; s < GEMM_STAGES - 1; s++)
-        fetch_x(&a, &k, s, x + s * x_len);
-    fetch_w<TYPE>(&a, &k, 0, w);
-    for (int64_t step = 0; step < n_step; step++) {
-        cu_async_wait<GEMM_STAGES - 2>();
-        __syncthreads(); /* what this step reads is there, and nobody reads what the next lines write any more */
-        int64_t ahead = step + GEMM_STAGES - 1;
-        fetch_x(&a, &k, ahead, x + ahead % GEMM_STAGES * x_len);
-        if (step + 1 < n_step)
-            fetch_w<TYPE>(&a, &k, step + 1, w + (step + 1) % 2 * w_len);
-        multiply(w + step % 2 * w_len + row0 * GEMM_STRIDE, x + step % GEMM_STAGES * x_len + tok0 * GEMM_STRIDE, acc);
-    }
-    cu_async_wait<0>();
-    write_tile(&a, &k, (int)blockIdx.x * GEMM_ROWS + row0, tok0, acc);
-}
-
-template <int TYPE> static cudaError_t launch_gemm(const struct cu_mat_args *a, cudaStream_t stream)
-{
-    size_t bytes = (GEMM_STAGES * CU_GEMM_TOK + 2 * GEMM_ROWS) * GEMM_STRIDE * sizeof(uint16_t);
-    dim3 grid((unsigned)((a->n_rows + GEMM_ROWS - 1) / GEMM_ROWS), n_tiles(a));
-    return CU_LAUNCH((gemm<TYPE>), grid, dim3(GEMM_THREADS), bytes, stream, *a);
-}
-
-cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream)
-{
-    switch (a->type) {
-#define CASE(NAME)     \
-    case QUANT_##NAME: \
-        return launch_gemm<QUANT_##NAME>(a, stream);
-        CU_QUANT_TYPES(CASE)
         CU_FLOAT_TYPES(CASE)
 #undef CASE
     default:

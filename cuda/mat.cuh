@@ -1,0 +1,63 @@
+/* What products of both kinds share: the matrix and the places of a block (launch.h: cu_mat_args), sizes of rows. */
+#ifndef FERRY_CUDA_MAT_CUH
+#define FERRY_CUDA_MAT_CUH
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+static inline uint64_t cu_up16(uint64_t bytes)
+{
+    return (bytes + 15) & ~(uint64_t)15;
+}
+
+/* Over a warp: a NaN, compared as integers, is the largest magnitude. */
+static __device__ inline float cu_amax_of_warp(float x)
+{
+    int bits = (int)(cu_bits_of_f32(x) & 0x7fffffff);
+
+    for (int step = 16; step; step /= 2) {
+        int other = cu_shfl_xor(bits, step);
+        bits = other > bits ? other : bits;
+    }
+    return cu_f32_of_bits((uint32_t)bits);
+}
+
+/* What a block works on: its matrix and its places. */
+struct cu_work {
+    const uint8_t *w;
+    float scale;
+    int first, n; /* places */
+};
+
+static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
+{
+    struct cu_work k = {static_cast<const uint8_t *>(a->w), 1.0f, (int)blockIdx.y * a->tile_tok, a->tile_tok};
+
+    if (a->tiles) {
+        struct cu_tile t = a->tiles[blockIdx.y];
+        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which]);
+        k.scale = a->experts[t.expert].scale[a->which];
+        k.first = t.first;
+        k.n = t.n;
+    } else if (k.first + k.n > a->n_place) {
+        k.n = a->n_place - k.first;
+    }
+    return k;
+}
+
+static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int place)
+{
+    return static_cast<const char *>(a->x) + (uint64_t)(a->x_row ? a->x_row[place] : place) * a->x_stride;
+}
+
+static __device__ inline void cu_put(const struct cu_mat_args *a, const struct cu_work *k, int place, int row, float x)
+{
+    a->dst[(a->dst_row ? a->dst_row[place] : place) * a->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
+}
+
+static inline unsigned cu_n_tiles(const struct cu_mat_args *a)
+{
+    return (unsigned)(a->tiles ? a->n_tiles : (a->n_place + a->tile_tok - 1) / a->tile_tok);
+}
+
+#endif
