@@ -1,7 +1,8 @@
 /* Weight blocks as integers, 32 elements at a time: the twin of cpu/kern_ref_mat_unpack.c for threads that each take a group.
  * cu_block<TYPE> says how long a block is and unpacks group g of it; element e of the group is
  *     (d * scale[e / 16]) * q[e] + m * min[e / 16]
- * Types whose block size is even lie at even addresses (cuda.c refuses others), and are read by 16 bits at least. */
+ * Weights begin where 16 divides the address (ops.c refuses others), rows a multiple of their block's bytes later: blocks whose size
+ * is even lie at even addresses, and so on, and are read by as much. */
 #ifndef FERRY_CUDA_DEQUANT_CUH
 #define FERRY_CUDA_DEQUANT_CUH
 
@@ -67,27 +68,34 @@ static __device__ inline void cu_nibbles(uint32_t word, int i, uint32_t *q)
     q[i + 4] = word >> 4 & 0x0f0f0f0fu;
 }
 
-/* Four levels out of 16 signed bytes, by nibbles in the bytes of `index`. */
-static __device__ inline uint32_t cu_levels4(uint64_t low, uint64_t high, uint32_t index)
-{
-    uint32_t out = 0;
-    for (int i = 0; i < 32; i += 8) {
-        uint32_t at = index >> i & 15;
-        out |= (uint32_t)((at & 8 ? high : low) >> (at & 7) * 8 & 255) << i;
-    }
-    return out;
-}
+/* 16 signed bytes, by fours: what the nibbles of some types stand for. */
+template <int TYPE> struct cu_levels;
 
 /* -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113 */
-static __device__ inline uint32_t cu_iq4_levels(uint32_t index)
-{
-    return cu_levels4(UINT64_C(0xf6eaddcfbfad9881), UINT64_C(0x7159453526190d01), index);
-}
+template <> struct cu_levels<QUANT_IQ4_NL> {
+    static constexpr uint32_t A = 0xbfad9881u, B = 0xf6eaddcfu, C = 0x26190d01u, D = 0x71594535u;
+};
 
 /* E2M1 doubled: 0 1 2 3 4 6 8 12 and their negatives. */
-static __device__ inline uint32_t cu_fp4_levels(uint32_t index)
+template <> struct cu_levels<QUANT_MXFP4> {
+    static constexpr uint32_t A = 0x03020100u, B = 0x0c080604u, C = 0xfdfeff00u, D = 0xf4f8fafcu;
+};
+
+/* Levels of the four nibbles in the lower half of a word. */
+template <int TYPE> static __device__ inline uint32_t cu_levels4(uint32_t nibbles)
 {
-    return cu_levels4(UINT64_C(0x0c08060403020100), UINT64_C(0xf4f8fafcfdfeff00), index);
+    typedef cu_levels<TYPE> t;
+    uint32_t at = nibbles & 0x7777u;
+    return cu_byte_perm(cu_byte_perm(t::A, t::B, at), cu_byte_perm(t::C, t::D, at),
+                        0x3210u | (nibbles & 0x8888u) >> 1);
+}
+
+/* Of all eight: those of the bytes' low nibbles, and of the high ones. */
+template <int TYPE> static __device__ inline void cu_levels8(uint32_t nibbles, uint32_t *low, uint32_t *high)
+{
+    uint32_t first = cu_levels4<TYPE>(nibbles), last = cu_levels4<TYPE>(nibbles >> 16);
+    *low = cu_byte_perm(first, last, 0x6420u);
+    *high = cu_byte_perm(first, last, 0x7531u);
 }
 
 /* Sign bits of 8 elements from 7: the eighth makes their number even. */
@@ -186,20 +194,22 @@ CU_BLOCK(IQ4_NL, 32, 18, 0, CU_SECOND_NONE)
     cu_no_factors(out);
     out->d = cu_half_at(b);
     for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32(b + 2 + 4 * i), i, out->q);
-    for (int i = 0; i < 8; i++)
-        out->q[i] = cu_iq4_levels(out->q[i]);
+        cu_levels8<QUANT_IQ4_NL>(cu_u32(b + 2 + 4 * i), out->q + i, out->q + i + 4);
+}
+
+/* Half of 2^(e - 127): levels are doubled. */
+static __device__ inline float cu_e8m0_half(uint32_t e)
+{
+    return cu_f32_of_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
 }
 
 CU_BLOCK(MXFP4, 32, 17, 0, CU_SECOND_NONE)
 {
     (void)g, (void)books;
     cu_no_factors(out);
-    out->d = cu_f32_of_bits(b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23);
+    out->d = cu_e8m0_half(b[0]);
     for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32_bytes(b + 1 + 4 * i), i, out->q);
-    for (int i = 0; i < 8; i++)
-        out->q[i] = cu_fp4_levels(out->q[i]);
+        cu_levels8<QUANT_MXFP4>(cu_u32_bytes(b + 1 + 4 * i), out->q + i, out->q + i + 4);
 }
 
 /* Half of an unsigned E4M3; its NaN counts as 0. */
@@ -219,9 +229,8 @@ CU_BLOCK(NVFP4, 64, 36, 0, CU_SECOND_HALF)
     out->m = cu_ue4m3_half(b[2 * g + 1]);
     for (int part = 0; part < 2; part++)
         for (int i = 0; i < 2; i++) {
-            uint32_t word = cu_u32(b + 4 + (2 * g + part) * 8 + 4 * i);
-            out->q[4 * part + i] = cu_fp4_levels(word & 0x0f0f0f0fu);
-            out->q[4 * part + i + 2] = cu_fp4_levels(word >> 4 & 0x0f0f0f0fu);
+            uint32_t *q = out->q + 4 * part + i;
+            cu_levels8<QUANT_MXFP4>(cu_load_word(b + 4 + (2 * g + part) * 8 + 4 * i), q, q + 2);
         }
 }
 
@@ -411,9 +420,7 @@ CU_BLOCK(IQ4_XS, 256, 136, 1, CU_SECOND_NONE)
     int low = b[4 + g / 2] >> g % 2 * 4 & 15;
     cu_one_scale(out, (low | (int)(cu_u16(b + 2) >> 2 * g & 3) << 4) - 32);
     for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32(b + 8 + g * 16 + 4 * i), i, out->q);
-    for (int i = 0; i < 8; i++)
-        out->q[i] = cu_iq4_levels(out->q[i]);
+        cu_levels8<QUANT_IQ4_NL>(cu_load_word(b + 8 + g * 16 + 4 * i), out->q + i, out->q + i + 4);
 }
 
 /* Element e of TQ1_0: a digit of base 3 of a byte that is a fraction of 256. */

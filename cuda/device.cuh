@@ -10,6 +10,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* 16 bytes in one piece. */
+struct alignas(16) cu_word16 {
+    uint32_t x[4];
+};
+
 #ifdef __CUDACC__
 
 #include <cuda_fp16.h>
@@ -25,6 +30,10 @@
     T *name = reinterpret_cast<T *>(cu_shared_bytes)
 
 #define CU_ALL_LANES 0xffffffffu
+/* Before a loop whose body stands as often as it runs; or so many times. */
+#define CU_UNROLL _Pragma("unroll")
+#define CU_UNROLL_BY(n) CU_PRAGMA(unroll n)
+#define CU_PRAGMA(text) _Pragma(#text)
 
 static __device__ inline int cu_shfl_xor(int x, int mask)
 {
@@ -46,6 +55,46 @@ static __device__ inline int cu_dp4a(int a, int b, int sum)
     return __dp4a(a, b, sum);
 }
 
+/* Byte i of the result is that of b:a which nibble i of `which`, below 8, names. */
+static __device__ inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
+{
+    return __byte_perm(a, b, which);
+}
+
+/* 4 or 16 bytes that nobody writes while the kernel runs; as many divide the address. */
+static __device__ inline uint32_t cu_load_word(const void *p)
+{
+    return __ldg(static_cast<const uint32_t *>(p));
+}
+
+static __device__ inline struct cu_word16 cu_load16(const void *p)
+{
+    uint4 x = __ldg(static_cast<const uint4 *>(p));
+    struct cu_word16 w = {{x.x, x.y, x.z, x.w}};
+    return w;
+}
+
+static __device__ inline void cu_load8(const void *p, uint32_t *out)
+{
+    uint2 x = __ldg(static_cast<const uint2 *>(p));
+    out[0] = x.x;
+    out[1] = x.y;
+}
+
+/* N words at any address: those that hold them, shifted together. Bytes beside them in the outer words are read, too. */
+template <int N> static __device__ inline void cu_load_words(const uint8_t *p, uint32_t *out)
+{
+    unsigned shift = (unsigned)(reinterpret_cast<uintptr_t>(p) & 3) * 8;
+    const uint32_t *from = reinterpret_cast<const uint32_t *>(p - shift / 8);
+    uint32_t word = __ldg(from);
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        uint32_t next = i < N - 1 || shift ? __ldg(from + i + 1) : 0;
+        out[i] = __funnelshift_r(word, next, shift);
+        word = next;
+    }
+}
+
 static __device__ inline float cu_half_to_f32(uint16_t h)
 {
     return __half2float(__ushort_as_half(h));
@@ -63,7 +112,10 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 #include "quant/quant.h"
 
 #define __global__
+#define __host__
 #define __device__
+#define CU_UNROLL
+#define CU_UNROLL_BY(n)
 #define __forceinline__ inline
 #define __restrict__ __restrict
 
@@ -126,6 +178,36 @@ static inline int cu_dp4a(int a, int b, int sum)
     return sum;
 }
 
+static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
+{
+    uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++)
+        out |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return out;
+}
+
+static inline uint32_t cu_load_word(const void *p)
+{
+    return *static_cast<const uint32_t *>(p);
+}
+
+static inline struct cu_word16 cu_load16(const void *p)
+{
+    return *static_cast<const struct cu_word16 *>(p);
+}
+
+static inline void cu_load8(const void *p, uint32_t *out)
+{
+    for (int i = 0; i < 2; i++)
+        out[i] = static_cast<const uint32_t *>(p)[i];
+}
+
+template <int N> static inline void cu_load_words(const uint8_t *p, uint32_t *out)
+{
+    memcpy(out, p, 4 * N);
+}
+
 static inline float cu_half_to_f32(uint16_t h)
 {
     return quant_f16_to_f32(h);
@@ -150,6 +232,18 @@ static __device__ inline uint32_t cu_bits_of_f32(float x)
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
+}
+
+/* An even number N of words at an address that 8 divides, or 16 where N is 4 or more. */
+template <int N> static __device__ inline void cu_load_wide(const void *p, uint32_t *out)
+{
+    for (int at = 0; at < N / 4 * 4; at += 4) {
+        struct cu_word16 w = cu_load16(static_cast<const char *>(p) + 4 * at);
+        for (int i = 0; i < 4; i++)
+            out[at + i] = w.x[i];
+    }
+    if (N % 4)
+        cu_load8(static_cast<const char *>(p) + 4 * (N / 4 * 4), out + N / 4 * 4);
 }
 
 /* a - b in each byte. */

@@ -2,45 +2,25 @@
  * k_gemm.cu). Experts are matrices that a tile names. */
 #include "cuda/launch.h"
 
+#include "cuda/act.cuh"
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
+#include "cuda/lane.cuh"
 #include "cuda/mat.cuh"
 #include "cuda/math.cuh"
 
-enum { THREADS = 256, GEMV_ROWS = THREADS / 32, FLOAT_ROWS = THREADS / 16 };
+enum { THREADS = 256 };
 
 /* ---- activations ---- */
-
-/* Behind the codes of a row stands one of these for each 32 or 256 of them. */
-struct act_s32 {
-    float d;
-    int32_t sum;
-};
-
-struct act_s256 {
-    float d;
-    int16_t sub[8];
-    int16_t sum16[16]; /* of sub * code */
-};
-
-static __device__ inline const struct act_s32 *act_s32_of(const void *row, int64_t n)
-{
-    return reinterpret_cast<const struct act_s32 *>(static_cast<const char *>(row) + n);
-}
-
-static __device__ inline const struct act_s256 *act_s256_of(const void *row, int64_t n)
-{
-    return reinterpret_cast<const struct act_s256 *>(static_cast<const char *>(row) + n);
-}
 
 uint64_t cu_act_bytes(enum quant_act act, int64_t n)
 {
     uint64_t n_elem = (uint64_t)n;
 
     if (act == QUANT_ACT_Q8X32)
-        return cu_up16(n_elem + n_elem / 32 * sizeof(struct act_s32));
+        return cu_up16(n_elem + n_elem / 32 * sizeof(struct cu_act_s32));
     if (act == QUANT_ACT_Q8X256)
-        return cu_up16(n_elem + n_elem / 256 * sizeof(struct act_s256));
+        return cu_up16(n_elem + n_elem / 256 * sizeof(struct cu_act_s256));
     return cu_up16(n_elem * sizeof(float));
 }
 
@@ -75,12 +55,19 @@ static __device__ inline float top_of(float x, float amax)
     return best;
 }
 
+/* Value k of row i of what is to be coded. */
+static __device__ inline float value_of(const struct cu_act_args *a, int64_t i, int64_t k)
+{
+    int64_t at = i * a->x_stride + k;
+    return a->up ? cu_glu_of(a->glu, a->x[at], a->up[at]) : a->x[at];
+}
+
 /* A warp for each 32 values, blockIdx.y the row. All warps of a block run to the end: the last ones have nothing to write. */
 static __global__ void act_x32(const struct cu_act_args a)
 {
     int64_t k = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     bool is_in = k < a.width;
-    float x = is_in ? a.x[blockIdx.y * a.x_stride + k] : 0.0f, amax = cu_amax_of_warp(x);
+    float x = is_in ? value_of(&a, blockIdx.y, k) : 0.0f, amax = cu_amax_of_warp(x);
     bool fits = is_finite(amax), is_zero = fits && !is_finite(127.0f / amax);
     float top = top_of(x, amax); /* not used where amax is no finite number */
     top = fits && !is_zero ? top : 0.0f;
@@ -92,7 +79,7 @@ static __global__ void act_x32(const struct cu_act_args a)
         return;
     row[k] = (char)q;
     if (threadIdx.x % 32 == 0) {
-        struct act_s32 *s = reinterpret_cast<struct act_s32 *>(row + a.width) + k / 32;
+        struct cu_act_s32 *s = reinterpret_cast<struct cu_act_s32 *>(row + a.width) + k / 32;
         s->d = top != 0.0f ? amax / top : is_zero ? 0.0f : amax;
         s->sum = sum;
     }
@@ -104,7 +91,7 @@ static __global__ void act_x256(const struct cu_act_args a)
     CU_SHARED_DYN(float, part_amax); /* (8) */
     int64_t k = (int64_t)blockIdx.x * 256 + threadIdx.x;
     int part = (int)threadIdx.x / 32;
-    float x = a.x[blockIdx.y * a.x_stride + k], mine = cu_amax_of_warp(x);
+    float x = value_of(&a, blockIdx.y, k), mine = cu_amax_of_warp(x);
     const float top = 127.0f * 8, sub_max = 8.0f;
 
     part_amax[part] = mine;
@@ -121,7 +108,7 @@ static __global__ void act_x256(const struct cu_act_args a)
     float factor = has_codes ? inv / (float)sub : 0.0f;
     int q = factor != 0.0f ? (int)rintf(x * factor) : 0, sum16 = sum_of_lanes(q, 16);
     char *row = static_cast<char *>(a.out) + blockIdx.y * a.out_stride;
-    struct act_s256 *s = reinterpret_cast<struct act_s256 *>(row + a.width) + blockIdx.x;
+    struct cu_act_s256 *s = reinterpret_cast<struct cu_act_s256 *>(row + a.width) + blockIdx.x;
 
     row[k] = (char)q;
     if (threadIdx.x == 0)
@@ -138,7 +125,7 @@ static __global__ void act_f32(const struct cu_act_args a)
 
     if (k < a.width)
         reinterpret_cast<float *>(static_cast<char *>(a.out) + blockIdx.y * a.out_stride)[k] =
-            a.x[blockIdx.y * a.x_stride + k];
+            value_of(&a, blockIdx.y, k);
 }
 
 cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream)
@@ -152,141 +139,226 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream)
     return CU_LAUNCH((act_f32), grid, dim3(THREADS), 0, stream, *a);
 }
 
-/* ---- integer dots: a warp for each weight row, a lane for each 32 elements ---- */
+/* ---- integer dots ---- */
 
-/* What one weight block adds to the sum: fmaf(f, sum, acc), then fmaf(m, second, acc). */
+/* A block has ROWS weight rows; its warps take pieces of 32 lanes' weights in turn, and put what blocks add to the sums, side by side,
+ * into shared memory. There a lane for each place and row adds it up in ascending order. */
+enum { ROWS = 4, MAX_WARPS = 4 };
+
+/* What a weight block adds to a sum: fmaf(f, sum, acc). Blocks with a minimum (CU_SECOND_MIN) or a second scale add two. */
 struct term {
-    float f, sum, m, second;
+    float f, sum;
 };
 
-static __device__ inline int dot16(const uint32_t *q, const int *x)
+/* TOK: most places of a tile. */
+template <int TYPE, int TOK> struct shape {
+    typedef cu_lane<TYPE> type;
+    /* columns of a term; terms of a row in shared memory at once; values that a block gives for ROWS rows */
+    static constexpr int COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
+                         KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2, VALUES = ROWS * KINDS,
+                         KEPT = VALUES > type::LANES ? VALUES / type::LANES : 1,
+                         SAME = type::LANES > VALUES ? type::LANES / VALUES : 1; /* neighbours with the same value */
+};
+
+/* From one sum's terms to the next's: one more than they are, so that the lanes that add up read different banks. */
+template <int TYPE, int TOK> static __host__ __device__ inline int term_stride(int64_t n_cols)
 {
-    int sum = 0;
-    for (int i = 0; i < 4; i++)
-        sum = cu_dp4a((int)q[i], x[i], sum);
-    return sum;
+    typedef shape<TYPE, TOK> shape;
+    int n = (int)(n_cols / shape::COLS);
+    return (n < shape::SPAN ? n : shape::SPAN) * shape::KINDS + 1;
 }
 
-/* Group `at` of the row against x, summed over the lanes of its block; every lane of the block gets the whole. */
-template <int TYPE>
-static __device__ inline struct term term_of(const struct cu_group *w, const void *x, int64_t n_cols, int64_t at,
-                                             bool is_in)
+/* Sums over the LANES neighbours of what each has for VALUES results. In each step a lane gives half of what it has left away, and gets
+ * the other half's: in the end v[0], v[1], ... are the sums of results `first`, `first` + 1, ... */
+template <int LANES, int VALUES> static __device__ inline int sum_over_lanes(int *v)
 {
-    typedef cu_block<TYPE> block;
-    struct term t = {0.0f, 0.0f, 0.0f, 0.0f};
-    int sum = 0, second = 0;
+    int lane = (int)threadIdx.x, left = VALUES, first = 0;
 
-    if (is_in) {
-        const int *codes = reinterpret_cast<const int *>(static_cast<const char *>(x) + 32 * at);
-        int low = dot16(w->q, codes), high = dot16(w->q + 4, codes + 4);
-        sum = w->scale[0] * low + w->scale[1] * high;
-        float dx;
-        if (block::X256) {
-            const struct act_s256 *s = act_s256_of(x, n_cols) + at / 8;
-            sum *= s->sub[at % 8];
-            second = w->min[0] * s->sum16[at % 8 * 2] + w->min[1] * s->sum16[at % 8 * 2 + 1];
-            dx = s->d;
-        } else {
-            const struct act_s32 *s = act_s32_of(x, n_cols) + at;
-            second = block::SECOND == CU_SECOND_HALF ? high : s->sum;
-            sum = block::SECOND == CU_SECOND_HALF ? low : sum;
-            dx = s->d;
+    CU_UNROLL
+    for (int step = LANES / 2; step; step /= 2) {
+        bool is_upper = lane & step;
+        if (left == 1) {
+            v[0] += cu_shfl_xor(v[0], step);
+            continue;
         }
-        t.f = w->d * dx;
-        t.m = w->m * dx;
+        left /= 2;
+        CU_UNROLL
+        for (int i = 0; i < left; i++) {
+            int give = is_upper ? v[i] : v[i + left], keep = is_upper ? v[i + left] : v[i];
+            v[i] = keep + cu_shfl_xor(give, step);
+        }
+        first += is_upper ? left : 0;
     }
-    if (block::X256) {
-        sum = sum_of_lanes(sum, 8);
-        if (block::SECOND != CU_SECOND_NONE)
-            second = sum_of_lanes(second, 8);
-    }
-    t.sum = (float)sum;
-    t.second = (float)second;
-    return t;
+    return first;
 }
 
-/* TOK: most places of a tile. CHUNKS: pieces of 1024 columns between two folds, so that several loads are under way. */
-template <int TYPE, int TOK, int CHUNKS> static __global__ void gemv_int(const struct cu_mat_args a)
+/* One of n values in registers. */
+template <int N> static __device__ inline float pick(const float *x, int at)
 {
-    typedef cu_block<TYPE> block;
-    const int PER = block::X256 ? 8 : 1, GROUPS = block::LEN / 32, N_TERM = 32 * CHUNKS / PER;
-    CU_SHARED_DYN(struct term, all_terms); /* (GEMV_ROWS, TOK, N_TERM) */
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, row = (int)blockIdx.x * GEMV_ROWS + warp;
-    struct term *terms = all_terms + warp * TOK * N_TERM;
+    float y = x[0];
+
+    CU_UNROLL
+    for (int i = 1; i < N; i++)
+        y = at == i ? x[i] : y;
+    return y;
+}
+
+/* The terms of one place and all rows. */
+template <int TYPE, int TOK>
+static __device__ inline void put_terms(const typename cu_lane<TYPE>::weights *w, const struct cu_x *x, bool is_in,
+                                        struct term *terms, int stride)
+{
+    typedef cu_lane<TYPE> type;
+    typedef shape<TYPE, TOK> shape;
+    int v[shape::VALUES];
+    float factors[shape::VALUES];
+
+    CU_UNROLL
+    for (int r = 0; r < ROWS; r++) {
+        int first, second;
+        float m;
+        type::dot(&w[r], x, &first, &second);
+        type::factors(&w[r], &factors[r * shape::KINDS], &m);
+        v[r * shape::KINDS] = is_in ? first : 0;
+        if (shape::KINDS == 2) {
+            v[r * shape::KINDS + 1] = is_in ? second : 0;
+            factors[r * shape::KINDS + 1] = m;
+        }
+    }
+    int at = sum_over_lanes<type::LANES, shape::VALUES>(v);
+    bool is_mine = is_in && threadIdx.x % shape::SAME == 0;
+    CU_UNROLL
+    for (int i = 0; i < shape::KEPT; i++) {
+        int value = type::LANES == 1 ? i : at + i;
+        float f = (type::LANES == 1 ? factors[i] : pick<shape::VALUES>(factors, value)) * x->d;
+        if (is_mine)
+            terms[value / shape::KINDS * stride + value % shape::KINDS] = {f, (float)v[i]};
+    }
+}
+
+/* A block's weight rows; where there are fewer than ROWS, the first stands for those that are missing. */
+struct weight_rows {
+    const uint8_t *first;
+    uint64_t next[ROWS]; /* bytes from the first */
+};
+
+static __device__ inline struct weight_rows rows_of(const struct cu_mat_args *a, const struct cu_work *k)
+{
+    int row = (int)blockIdx.x * ROWS;
+    struct weight_rows w = {k->w + (uint64_t)row * a->w_stride, {}};
+
+    CU_UNROLL
+    for (int r = 0; r < ROWS; r++)
+        w.next[r] = row + r < a->n_rows ? (uint64_t)r * a->w_stride : 0;
+    return w;
+}
+
+/* Terms [first, first + n) of each row and place. */
+template <int TYPE, int TOK>
+static __device__ inline void multiply_span(const struct cu_mat_args *a, const struct cu_work *k,
+                                            const struct weight_rows *rows, unsigned first, unsigned n,
+                                            struct term *terms, int stride)
+{
+    typedef cu_lane<TYPE> type;
+    typedef shape<TYPE, TOK> shape;
+    const unsigned LANES = type::LANES, PIECES = cu_block<TYPE>::LEN / type::ELEMENTS; /* of a block */
+    unsigned lane = threadIdx.x % 32, n_pieces = n * LANES;
+    const void *x_first = cu_x_of(a, k->first);
+
+    for (unsigned piece = threadIdx.x; piece - lane < n_pieces; piece += blockDim.x) {
+        bool is_in = piece < n_pieces;
+        unsigned mine = is_in ? piece : 0, at = first * LANES + mine;
+        const uint8_t *b = rows->first + (uint64_t)(at / PIECES) * cu_block<TYPE>::BYTES;
+        typename type::weights w[ROWS];
+        CU_UNROLL
+        for (int r = 0; r < ROWS; r++)
+            type::load(b + rows->next[r], (int)(at % PIECES), a->books, &w[r]);
+        for (int tok = 0; tok < (TOK == 1 ? 1 : k->n); tok++) {
+            struct cu_x x;
+            type::share::load(TOK == 1 ? x_first : cu_x_of(a, k->first + tok), (int)a->n_cols, (int)(at / LANES),
+                              (int)(at % LANES), &x);
+            put_terms<TYPE, TOK>(w, &x, is_in, terms + tok * ROWS * stride + (int)(mine / LANES) * shape::KINDS, stride);
+        }
+    }
+}
+
+template <int TYPE, int TOK> static __global__ void gemv_int(const struct cu_mat_args a)
+{
+    typedef shape<TYPE, TOK> shape;
+    CU_SHARED_DYN(struct term, terms); /* (TOK, ROWS, stride) */
+    int stride = term_stride<TYPE, TOK>(a.n_cols), n_terms = (int)a.n_cols / shape::COLS, me = (int)threadIdx.x;
     struct cu_work k = cu_work_of(&a);
-    const uint8_t *w = k.w + (uint64_t)(row < a.n_rows ? row : 0) * a.w_stride;
-    int64_t n_group = a.n_cols / 32;
-    float acc = 0.0f; /* of place k.first + lane */
+    struct weight_rows rows = rows_of(&a, &k);
+    float acc = 0.0f; /* of place me / ROWS and row me % ROWS */
 
-    for (int64_t first = 0; first < n_group; first += 32 * CHUNKS) {
-        for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            int64_t at = first + 32 * chunk + lane;
-            bool is_in = at < n_group && row < a.n_rows;
-            struct cu_group group;
-            if (is_in)
-                block::group(w + at / GROUPS * block::BYTES, (int)(at % GROUPS), a.books, &group);
-            for (int tok = 0; tok < k.n; tok++) {
-                struct term t = term_of<TYPE>(&group, cu_x_of(&a, k.first + tok), a.n_cols, at, is_in);
-                if (lane % PER == 0)
-                    terms[tok * N_TERM + (32 * chunk + lane) / PER] = t;
-            }
-        }
-        cu_syncwarp();
-        int64_t left = (n_group - first) / PER, n = left < N_TERM ? left : (int64_t)N_TERM;
-        for (int i = 0; lane < k.n && i < n; i++) {
-            struct term t = terms[lane * N_TERM + i];
+    for (int first = 0; first < n_terms; first += shape::SPAN) {
+        int n = n_terms - first < shape::SPAN ? n_terms - first : shape::SPAN;
+        multiply_span<TYPE, TOK>(&a, &k, &rows, (unsigned)first, (unsigned)n, terms, stride);
+        __syncthreads();
+        for (int i = 0; me < k.n * ROWS && i < n * shape::KINDS; i++) {
+            struct term t = terms[me * stride + i];
             acc = fmaf(t.f, t.sum, acc);
-            if (block::SECOND != CU_SECOND_NONE)
-                acc = fmaf(t.m, t.second, acc);
         }
-        cu_syncwarp();
+        __syncthreads();
     }
-    if (lane < k.n && row < a.n_rows)
-        cu_put(&a, &k, k.first + lane, row, acc);
+    int row = (int)blockIdx.x * ROWS + me % ROWS;
+    if (me < k.n * ROWS && row < a.n_rows)
+        cu_put(&a, &k, k.first + me / ROWS, row, acc);
 }
 
-template <int TYPE, int TOK, int CHUNKS> static cudaError_t launch_int(const struct cu_mat_args *a, cudaStream_t stream)
+template <int TYPE, int TOK> static cudaError_t launch_int(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((a->n_rows + GEMV_ROWS - 1) / GEMV_ROWS), cu_n_tiles(a));
-    size_t n_term = 32 * CHUNKS / (cu_block<TYPE>::X256 ? 8 : 1);
-    return CU_LAUNCH((gemv_int<TYPE, TOK, CHUNKS>), grid, dim3(THREADS), GEMV_ROWS * TOK * n_term * sizeof(struct term),
-                     stream, *a);
+    const int64_t n_pieces = (a->n_cols / cu_lane<TYPE>::ELEMENTS + 31) / 32;
+    const unsigned n_warps = n_pieces < MAX_WARPS ? (unsigned)n_pieces : (unsigned)MAX_WARPS;
+    dim3 grid((unsigned)((a->n_rows + ROWS - 1) / ROWS), cu_n_tiles(a), a->dst2 ? 2 : 1);
+    size_t bytes = (size_t)(TOK * ROWS * term_stride<TYPE, TOK>(a->n_cols)) * sizeof(struct term);
+
+    return CU_LAUNCH((gemv_int<TYPE, TOK>), grid, dim3(32 * n_warps), bytes, stream, *a);
 }
 
-/* ---- float dots: 16 lanes for each weight row ---- */
+/* ---- float dots: 16 lanes for each two weight rows ---- */
+
+enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS };
 
 template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a)
 {
     typedef cu_float<TYPE> type;
-    int lane = (int)threadIdx.x % 16, row = (int)blockIdx.x * FLOAT_ROWS + (int)threadIdx.x / 16;
+    int lane = (int)threadIdx.x % 16, first = (int)blockIdx.x * FLOAT_BLOCK + (int)threadIdx.x / 16 * FLOAT_ROWS;
     struct cu_work k = cu_work_of(&a);
-    const typename type::word *w =
-        reinterpret_cast<const typename type::word *>(k.w + (uint64_t)(row < a.n_rows ? row : 0) * a.w_stride);
+    const typename type::word *w[FLOAT_ROWS];
 
+    for (int r = 0; r < FLOAT_ROWS; r++) {
+        int row = first + r < a.n_rows ? first + r : a.n_rows - 1;
+        w[r] = reinterpret_cast<const typename type::word *>(k.w + (uint64_t)row * a.w_stride);
+    }
     for (int tok = 0; tok < k.n; tok++) {
         const float *x = static_cast<const float *>(cu_x_of(&a, k.first + tok));
-        float acc = 0.0f;
-        for (int64_t c = lane; c < a.n_cols; c += 16)
-            acc = fmaf(type::value(w[c]), x[c], acc);
-        acc = cu_tree16_shfl(acc);
-        if (lane == 0 && row < a.n_rows)
-            cu_put(&a, &k, k.first + tok, row, acc);
+        float acc[FLOAT_ROWS] = {};
+        CU_UNROLL_BY(8)
+        for (int c = lane; c < (int)a.n_cols; c += 16)
+            for (int r = 0; r < FLOAT_ROWS; r++)
+                acc[r] = fmaf(type::value(w[r][c]), x[c], acc[r]);
+        for (int r = 0; r < FLOAT_ROWS; r++) {
+            acc[r] = cu_tree16_shfl(acc[r]);
+            if (lane == 0 && first + r < a.n_rows)
+                cu_put(&a, &k, k.first + tok, first + r, acc[r]);
+        }
     }
 }
 
 template <int TYPE> static cudaError_t launch_float(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((a->n_rows + FLOAT_ROWS - 1) / FLOAT_ROWS), cu_n_tiles(a));
+    dim3 grid((unsigned)((a->n_rows + FLOAT_BLOCK - 1) / FLOAT_BLOCK), cu_n_tiles(a), a->dst2 ? 2 : 1);
     return CU_LAUNCH((gemv_float<TYPE>), grid, dim3(THREADS), 0, stream, *a);
 }
 
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream)
 {
     switch (a->type) {
-#define CASE(NAME)                                                          \
-    case QUANT_##NAME:                                                      \
-        return a->tile_tok == 1 ? launch_int<QUANT_##NAME, 1, 4>(a, stream) \
-                                : launch_int<QUANT_##NAME, CU_GEMV_TOK, 1>(a, stream);
+#define CASE(NAME)                                                       \
+    case QUANT_##NAME:                                                   \
+        return a->tile_tok == 1 ? launch_int<QUANT_##NAME, 1>(a, stream) \
+                                : launch_int<QUANT_##NAME, CU_GEMV_TOK>(a, stream);
         CU_QUANT_TYPES(CASE)
 #undef CASE
 #define CASE(NAME)     \

@@ -4,12 +4,11 @@
 
 #include "cuda/device.cuh"
 
-enum { THREADS = 256, GATE = 0, UP = 1, DOWN = 2, N_FORM = 4 };
+enum { GATE = 0, UP = 1, DOWN = 2, N_FORM = 4 };
 
 /* Where things lie in scratch. */
 struct layout {
     uint64_t x_off[N_FORM], x_bytes[N_FORM]; /* (n_rows) in each form that gate and up read; 0: form not used */
-    uint64_t row_off;                        /* (n_slots) slot / k */
     uint64_t gate_off, up_off;               /* (n_slots, n_ff) floats, by place */
     uint64_t h_off, h_bytes;                 /* (n_slots) in the form that down reads */
     uint64_t total_bytes;
@@ -39,7 +38,6 @@ static struct layout layout_of(const struct cu_moe_args *a)
         l.x_bytes[form] = cu_act_bytes(form, a->n_embd);
         l.x_off[form] = place(&l, (uint64_t)a->n_rows * l.x_bytes[form]);
     }
-    l.row_off = place(&l, n_slots * sizeof(int32_t));
     l.gate_off = place(&l, n_slots * ff_bytes);
     l.up_off = place(&l, n_slots * ff_bytes);
     l.h_bytes = cu_act_bytes(form_of(a->type[DOWN]), a->n_ff);
@@ -50,20 +48,6 @@ static struct layout layout_of(const struct cu_moe_args *a)
 uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a)
 {
     return layout_of(a).total_bytes;
-}
-
-struct slot_rows_args {
-    const int32_t *slot;
-    int32_t *row;
-    int n, k;
-};
-
-static __global__ void slot_rows(const struct slot_rows_args a)
-{
-    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
-
-    if (i < a.n)
-        a.row[i] = a.slot[i] / a.k;
 }
 
 static struct cu_mat_args mat_of(const struct cu_moe_args *a, int which)
@@ -84,33 +68,30 @@ static struct cu_mat_args mat_of(const struct cu_moe_args *a, int which)
     return m;
 }
 
-/* Gate and up of every place, then act(gate) * up where gate was. */
-static cudaError_t hidden(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
+/* Gate and up of every place: at once where one launch can do both. */
+static cudaError_t gate_and_up(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
 {
     char *s = static_cast<char *>(a->scratch);
     float *to[2] = {reinterpret_cast<float *>(s + l->gate_off), reinterpret_cast<float *>(s + l->up_off)};
+    bool at_once = a->type[GATE] == a->type[UP] && a->w_stride[GATE] == a->w_stride[UP];
     cudaError_t e = cudaSuccess;
 
-    for (int i = GATE; i <= UP && !e; i++) {
+    for (int i = GATE; i <= (at_once ? GATE : UP) && !e; i++) {
         struct cu_mat_args m = mat_of(a, i);
         enum quant_act form = form_of(a->type[i]);
         m.x = s + l->x_off[form];
         m.x_stride = l->x_bytes[form];
-        m.x_row = reinterpret_cast<const int32_t *>(s + l->row_off);
+        m.x_row = a->slot;
+        m.x_div = a->k;
         m.dst = to[i];
+        m.dst2 = at_once ? to[UP] : NULL;
         m.dst_stride = a->n_ff;
         e = cu_gemv(&m, stream);
     }
-    struct cu_rows_args glu = {};
-    glu.n = a->n_place;
-    glu.width = glu.dst_stride = glu.a_stride = glu.b_stride = a->n_ff;
-    glu.dst = to[0];
-    glu.a = to[0];
-    glu.b = to[1];
-    glu.act = a->act;
-    return e ? e : cu_glu(&glu, stream);
+    return e;
 }
 
+/* act(gate) * up in the form that down reads, times down. */
 static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
 {
     char *s = static_cast<char *>(a->scratch);
@@ -121,6 +102,8 @@ static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cud
     h.n_rows = a->n_place;
     h.width = h.x_stride = a->n_ff;
     h.x = reinterpret_cast<const float *>(s + l->gate_off);
+    h.up = reinterpret_cast<const float *>(s + l->up_off);
+    h.glu = a->act;
     h.out = s + l->h_off;
     h.out_stride = l->h_bytes;
     cudaError_t e = cu_act(&h, stream);
@@ -136,9 +119,7 @@ cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
 {
     struct layout l = layout_of(a);
     char *s = static_cast<char *>(a->scratch);
-    struct slot_rows_args rows = {a->slot, reinterpret_cast<int32_t *>(s + l.row_off), a->n_place, a->k};
-    cudaError_t e =
-        CU_LAUNCH((slot_rows), dim3((unsigned)((a->n_place + THREADS - 1) / THREADS)), dim3(THREADS), 0, stream, rows);
+    cudaError_t e = cudaSuccess;
 
     for (int form = 0; form < N_FORM && !e; form++) {
         if (!l.x_bytes[form])
@@ -154,6 +135,6 @@ cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
         e = cu_act(&x, stream);
     }
     if (!e)
-        e = hidden(a, &l, stream);
+        e = gate_and_up(a, &l, stream);
     return e ? e : down(a, &l, stream);
 }

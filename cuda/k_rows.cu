@@ -51,7 +51,7 @@ struct f_softcap {
 struct f_glu {
     static __device__ inline float of(const struct cu_rows_args *p, float a, float b)
     {
-        return (p->act == OP_ACT_SILU ? cu_silu(a) : cu_gelu_tanh(a)) * b;
+        return cu_glu_of(p->act, a, b);
     }
 };
 

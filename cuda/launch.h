@@ -148,13 +148,14 @@ cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream);
 /* Bytes of one activation row of n elements in that form; a multiple of 16. */
 uint64_t cu_act_bytes(enum quant_act act, int64_t n);
 
-/* n_rows rows of floats into the form. */
+/* n_rows rows of floats into the form; with `up`, of act(x) * up. */
 struct cu_act_args {
     enum quant_act act;
     int n_rows;
     int64_t width;
-    const float *x;
+    const float *x, *up; /* up: cu_act alone; strides of both are x_stride floats */
     int64_t x_stride;
+    enum op_act glu;
     void *out;
     uint64_t out_stride; /* bytes */
 };
@@ -190,10 +191,16 @@ struct cu_mat_args {
     const struct cu_expert *experts;
     int which;                      /* of cu_expert.w */
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
+    int x_div;                      /* x_row's numbers are divided by this; 0 as 1 */
+    float *dst2;                    /* but for cu_gemm: products with the expert's next matrix, of the same type and shape; NULL: none */
 };
 /* Tokens that cu_gemv shares one reading of the weights among: tile_tok is 1 or this. */
 #define CU_GEMV_TOK 8
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream);
+
+/* The same bits by integer tensor cores, for many places of quantized types; tile_tok is this. */
+#define CU_GEMM_INT_TOK 64
+cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* Rows as halves for cu_gemm: each times the power of two that brings its largest magnitude between 2^14 and 2^15; its
  * inverse stands behind the row. */

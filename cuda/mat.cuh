@@ -25,18 +25,21 @@ static __device__ inline float cu_amax_of_warp(float x)
 /* What a block works on: its matrix and its places. */
 struct cu_work {
     const uint8_t *w;
+    float *dst;
     float scale;
     int first, n; /* places */
 };
 
 static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
 {
-    struct cu_work k = {static_cast<const uint8_t *>(a->w), 1.0f, (int)blockIdx.y * a->tile_tok, a->tile_tok};
+    struct cu_work k = {static_cast<const uint8_t *>(a->w), blockIdx.z ? a->dst2 : a->dst, 1.0f,
+                        (int)blockIdx.y * a->tile_tok, a->tile_tok};
 
     if (a->tiles) {
         struct cu_tile t = a->tiles[blockIdx.y];
-        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which]);
-        k.scale = a->experts[t.expert].scale[a->which];
+        int which = a->which + (int)blockIdx.z;
+        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[which]);
+        k.scale = a->experts[t.expert].scale[which];
         k.first = t.first;
         k.n = t.n;
     } else if (k.first + k.n > a->n_place) {
@@ -47,12 +50,13 @@ static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
 
 static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int place)
 {
-    return static_cast<const char *>(a->x) + (uint64_t)(a->x_row ? a->x_row[place] : place) * a->x_stride;
+    int row = a->x_row ? a->x_row[place] : place;
+    return static_cast<const char *>(a->x) + (uint64_t)(a->x_div ? row / a->x_div : row) * a->x_stride;
 }
 
 static __device__ inline void cu_put(const struct cu_mat_args *a, const struct cu_work *k, int place, int row, float x)
 {
-    a->dst[(a->dst_row ? a->dst_row[place] : place) * a->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
+    k->dst[(a->dst_row ? a->dst_row[place] : place) * a->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
 }
 
 static inline unsigned cu_n_tiles(const struct cu_mat_args *a)

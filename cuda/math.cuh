@@ -77,6 +77,11 @@ static __device__ inline float cu_softcap(float x, float cap)
     return cap * cu_tanh(x / cap);
 }
 
+static __device__ inline float cu_glu_of(enum op_act act, float gate, float up)
+{
+    return (act == OP_ACT_SILU ? cu_silu(gate) : cu_gelu_tanh(gate)) * up;
+}
+
 /* Lanes l and l+8, l+4, l+2, l+1 of 16. */
 static __device__ inline float cu_tree16(float *lane)
 {

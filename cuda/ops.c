@@ -393,15 +393,17 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op)
         m.x = r->scratch + off[form_of(op->w[i])];
         m.x_stride = cu_act_bytes(form_of(op->w[i]), m.n_cols);
         m.tile_tok = ops_tile_tok(n);
-        e = cu_gemv(&m, r->stream);
+        e = cu_mat(&m, r->stream);
     }
     return e;
 }
 
 /* ---- experts ---- */
 
-int ops_tile_tok(int n_rows)
+int ops_tile_tok(int n_rows, int n_mats, enum quant_type type)
 {
+    if (form_of_type(type) != QUANT_ACT_F32 && n_rows > GEMM_INT_ROWS * n_mats)
+        return CU_GEMM_INT_TOK;
     return n_rows == 1 ? 1 : CU_GEMV_TOK;
 }
 

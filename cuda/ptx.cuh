@@ -37,7 +37,45 @@ static __device__ inline struct cu_frag_b cu_load_b(const uint16_t *p, int strid
     return f;
 }
 
+/* The same of bytes: A (16 x 32) whose row r begins at p + r * stride, B (32 x 8) whose column c does; 16 divides both. Word i of A is
+ * row lane / 4 + i % 2 * 8, bytes lane % 4 * 4 + i / 2 * 16 and on; of B, column lane / 4, bytes lane % 4 * 4 + i * 16. */
+static __device__ inline struct cu_frag_a cu_load_a8(const uint8_t *p, int stride)
+{
+    return cu_load_a(reinterpret_cast<const uint16_t *>(p), stride / 2);
+}
+
+static __device__ inline struct cu_frag_b cu_load_b8(const uint8_t *p, int stride)
+{
+    return cu_load_b(reinterpret_cast<const uint16_t *>(p), stride / 2);
+}
+
+/* Added to an integer below 2^22 it makes the bits of a float, 1.5 * 2^23 more than it. */
+#define CU_MAGIC 0x4b400000
+
+static __device__ inline float cu_of_magic(int bits)
+{
+    return cu_f32_of_bits((uint32_t)bits) - 12582912.0f;
+}
+
 #ifdef __CUDACC__
+
+/* acc (16 x 8) += A B of signed bytes, A (16 x 16) with rows lane / 4 in a0 and 8 below in a1, B (16 x 8) with column lane / 4 in b, each
+ * 4 bytes from lane % 4 * 4 on; acc as in cu_mma. */
+static __device__ inline void cu_imma16(int *acc, uint32_t a0, uint32_t a1, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+#else
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+r"(acc[0]), "+r"(acc[1])
+                 : "r"(a0), "r"(b));
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+r"(acc[2]), "+r"(acc[3])
+                 : "r"(a1), "r"(b));
+#endif
+}
 
 /* acc (16 x 8) += A B; acc[0], acc[1]: row lane / 4, columns 2 * (lane % 4) and + 1; acc[2], acc[3]: 8 rows below. */
 static __device__ inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)
@@ -108,6 +146,18 @@ static inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu
             acc[i] += x * y;
         }
     }
+}
+
+static inline void cu_imma16(int *acc, uint32_t a0, uint32_t a1, uint32_t b)
+{
+    const uint32_t mine[3] = {a0, a1, b};
+    const uint32_t *all = static_cast<const uint32_t *>(emu_warp(mine, sizeof mine));
+    int lane = (int)threadIdx.x % 32;
+
+    for (int i = 0; i < 4; i++)
+        for (int at = 0; at < 4; at++) /* a row's, and a column's, 16 bytes are in 4 lanes */
+            acc[i] = cu_dp4a((int)all[(lane / 4 * 4 + at) * 3 + i / 2], (int)all[((lane % 4 * 2 + i % 2) * 4 + at) * 3 + 2],
+                             acc[i]);
 }
 
 static inline void cu_async_copy16(void *dst, const void *src)
