@@ -354,6 +354,8 @@ template <int TYPE> static cudaError_t launch_float(const struct cu_mat_args *a,
 
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream)
 {
+    if (a->tile_tok == CU_GEMM_INT_TOK && quant_info((int)a->type)->act != QUANT_ACT_F32)
+        return cu_gemm_int(a, stream);
     switch (a->type) {
 #define CASE(NAME)                                                       \
     case QUANT_##NAME:                                                   \

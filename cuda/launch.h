@@ -194,12 +194,13 @@ struct cu_mat_args {
     int x_div;                      /* x_row's numbers are divided by this; 0 as 1 */
     float *dst2;                    /* but for cu_gemm: products with the expert's next matrix, of the same type and shape; NULL: none */
 };
-/* Tokens that cu_gemv shares one reading of the weights among: tile_tok is 1 or this. */
+/* Places that share one reading of the weights: tile_tok is 1, CU_GEMV_TOK, or CU_GEMM_INT_TOK, with which products of quantized types
+ * go through cu_gemm_int. */
 #define CU_GEMV_TOK 8
+#define CU_GEMM_INT_TOK 64
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream);
 
-/* The same bits by integer tensor cores, for many places of quantized types; tile_tok is this. */
-#define CU_GEMM_INT_TOK 64
+/* The same bits by integer tensor cores. */
 cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* Rows as halves for cu_gemm: each times the power of two that brings its largest magnitude between 2^14 and 2^15; its

@@ -9,6 +9,9 @@
 /* Rows up to which attention is split by segment, so that one long sequence keeps the whole GPU busy; segments at once. */
 enum { SPLIT_ROWS = 8, SPLIT_SEGMENTS = 32, N_FORM = 4 };
 
+/* Rows up to which integer dots lane by lane are sooner done than a tile of the tensor cores. */
+enum { GEMV_ROWS = 2 * CU_GEMV_TOK };
+
 static int n_of(const struct ops_run *r, const struct op *op)
 {
     return op->rows == OP_ROWS_OUT ? r->rows->n_out : r->rows->n;
@@ -393,18 +396,16 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op)
         m.x = r->scratch + off[form_of(op->w[i])];
         m.x_stride = cu_act_bytes(form_of(op->w[i]), m.n_cols);
         m.tile_tok = ops_tile_tok(n);
-        e = cu_mat(&m, r->stream);
+        e = cu_gemv(&m, r->stream);
     }
     return e;
 }
 
 /* ---- experts ---- */
 
-int ops_tile_tok(int n_rows, int n_mats, enum quant_type type)
+int ops_tile_tok(int n_rows)
 {
-    if (form_of_type(type) != QUANT_ACT_F32 && n_rows > GEMM_INT_ROWS * n_mats)
-        return CU_GEMM_INT_TOK;
-    return n_rows == 1 ? 1 : CU_GEMV_TOK;
+    return n_rows == 1 ? 1 : n_rows <= GEMV_ROWS ? CU_GEMV_TOK : CU_GEMM_INT_TOK;
 }
 
 static struct cu_moe_args moe_of(const struct op *op, int n_rows)

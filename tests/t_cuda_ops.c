@@ -483,6 +483,7 @@ START_TEST(product_differs)
     }
     matmul_case(type, 4864, 2, 1, 0); /* more than one fold */
     matmul_case(type, 256, 33, 18, 0);
+    matmul_case(type, 768, 133, 70, 1); /* tiles of the tensor cores, and parts of them */
 }
 END_TEST
 
