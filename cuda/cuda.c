@@ -41,6 +41,7 @@ struct cuda {
     uint64_t slot_bytes, n_calls, n_launches;
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
+    struct cu_card card;
     char *scratch; /* view */
     uint64_t scratch_bytes;
 };
@@ -533,6 +534,7 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .books = c->books,
                         .scratch = c->scratch,
                         .prefill = c->opts.prefill,
+                        .card = c->card,
                         .ops = ops,
                         .n_ops = n_ops};
     const uint64_t launched = cu_launched;
@@ -771,6 +773,19 @@ static int send_books(struct cuda *c)
     return rc;
 }
 
+/* What the tensor cores' kernels want to know of the GPU, and shared memory for them. */
+static int prepare_gemm(struct cuda *c)
+{
+    cudaError_t e =
+        cudaDeviceGetAttribute(&c->card.n_multiprocessors, cudaDevAttrMultiProcessorCount, c->opts.ordinal);
+
+    if (!e)
+        e = cudaDeviceGetAttribute(&c->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->opts.ordinal);
+    if (!e)
+        e = cu_gemm_prepare(&c->card);
+    return failed(e, "asking for shared memory");
+}
+
 int cuda_open(const struct cuda_opts *opts, struct device **out)
 {
     *out = NULL;
@@ -791,6 +806,8 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
         rc = make_fences(c);
     if (rc == 0)
         rc = send_books(c);
+    if (rc == 0 && opts->prefill == DEVICE_PREFILL_BLAS)
+        rc = prepare_gemm(c);
     if (rc < 0)
         close_device(&c->device);
     else

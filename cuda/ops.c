@@ -367,7 +367,7 @@ static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, i
         struct cu_mat_args m = mat_of(r, op, i, 0, n);
         m.x = x.out;
         m.x_stride = x.out_stride;
-        m.tile_tok = CU_GEMM_TOK;
+        m.tile_tok = cu_gemm_tile_tok(&r->card, m.type, m.n_rows, n);
         e = cu_gemm(&m, r->stream);
     }
     return e;

@@ -21,6 +21,7 @@ struct ops_run {
     const struct cu_books *books;
     char *scratch; /* device */
     enum device_prefill prefill;
+    struct cu_card card;
     const struct op *ops; /* view: the whole list of this call */
     int n_ops;
     /* The lists of the call's MOE op, in device memory; a call has one at most. */

@@ -1,5 +1,5 @@
-/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products and
- * asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
+/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products, what loads and
+ * packs their factors, and asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
 #ifndef FERRY_CUDA_PTX_CUH
 #define FERRY_CUDA_PTX_CUH
 
@@ -14,30 +14,34 @@ struct cu_frag_b {
     uint32_t x[2];
 };
 
-/* A lane's part of A whose row r begins at p + r * stride; of B whose column c does. Halves; both even. */
-static __device__ inline struct cu_frag_a cu_load_a(const uint16_t *p, int stride)
-{
-    int lane = (int)threadIdx.x % 32, row = lane / 4, col = lane % 4 * 2;
-    struct cu_frag_a f;
-
-    f.x[0] = *reinterpret_cast<const uint32_t *>(p + row * stride + col);
-    f.x[1] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col);
-    f.x[2] = *reinterpret_cast<const uint32_t *>(p + row * stride + col + 8);
-    f.x[3] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col + 8);
-    return f;
-}
-
-static __device__ inline struct cu_frag_b cu_load_b(const uint16_t *p, int stride)
-{
-    int lane = (int)threadIdx.x % 32, col = lane / 4, row = lane % 4 * 2;
-    struct cu_frag_b f;
-
-    f.x[0] = *reinterpret_cast<const uint32_t *>(p + col * stride + row);
-    f.x[1] = *reinterpret_cast<const uint32_t *>(p + col * stride + row + 8);
-    return f;
-}
-
 #ifdef __CUDACC__
+
+/* Four matrices of 8 x 8 halves in shared memory: lane i says where row i % 8 of matrix i / 8 begins, a multiple of 16 bytes. Word m of
+ * a lane is of matrix m: row lane / 4, columns 2 * (lane % 4) and + 1. */
+static __device__ inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
+}
+
+/* Both rounded to the nearest half; low in the lower 16 bits. */
+static __device__ inline uint32_t cu_pack_halves(float low, float high)
+{
+    uint32_t x;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+#else
+    x = cu_f32_to_half(low) | (uint32_t)cu_f32_to_half(high) << 16;
+#endif
+    return x;
+}
+
+/* Byte i of the result is byte `select >> 4 * i & 7` of a (0..3) and b (4..7). */
+static __device__ inline uint32_t cu_bytes(uint32_t a, uint32_t b, uint32_t select)
+{
+    return __byte_perm(a, b, select);
+}
 
 /* acc (16 x 8) += A B; acc[0], acc[1]: row lane / 4, columns 2 * (lane % 4) and + 1; acc[2], acc[3]: 8 rows below. */
 static __device__ inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)
@@ -84,6 +88,30 @@ template <int N> static __device__ inline void cu_async_wait()
 }
 
 #else
+
+static inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])
+{
+    const uint16_t *const *rows = static_cast<const uint16_t *const *>(emu_warp(&row, sizeof row));
+    int lane = (int)threadIdx.x % 32;
+
+    for (int m = 0; m < 4; m++)
+        memcpy(&x[m], rows[8 * m + lane / 4] + lane % 4 * 2, sizeof x[m]);
+}
+
+static inline uint32_t cu_pack_halves(float low, float high)
+{
+    return cu_f32_to_half(low) | (uint32_t)cu_f32_to_half(high) << 16;
+}
+
+static inline uint32_t cu_bytes(uint32_t a, uint32_t b, uint32_t select)
+{
+    uint64_t all = (uint64_t)b << 32 | a;
+    uint32_t x = 0;
+
+    for (int i = 0; i < 4; i++)
+        x |= (uint32_t)(all >> (select >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return x;
+}
 
 /* Products of halves are exact in floats; the sum's order is one of those that tensor cores may have. */
 static inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)
