@@ -77,11 +77,14 @@ template <int TYPE, bool MANY> struct shape {
     /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins; an odd number of them from one row to the next, so
      * that 8 neighbouring rows lie in different banks. */
     static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16, PITCH = 16 * (PIECES | 1);
+    static constexpr int LANES = PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : PIECES <= 16 ? 16 : 32; /* that copy one row */
     static constexpr int RAW_BYTES = ROWS * PITCH, X_LEN = TOK * K, W_LEN = ROWS * K;
     static constexpr int BYTES = CHUNKS * RAW_BYTES + (STAGES * X_LEN + 2 * W_LEN) * (int)sizeof(uint16_t);
     static constexpr int N_X = TOK * (K / 8) / N_THREADS; /* pieces of x that a thread copies each step */
+    static constexpr bool IS_RAGGED = LEN % K != 0; /* the last step may have columns past the last */
     static constexpr int N_UNITS = ROWS * (K / 16) / N_THREADS, M = WARP_TOK / 16, N = WARP_ROWS / 8;
     static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_UNITS <= K / 16 && N % 2 == 0, "a shape that cannot be");
+    static_assert(PIECES <= LANES && N_THREADS % LANES == 0, "a chunk's rows are too long");
 };
 
 /* Where piece `piece` (8 halves) of a row of K halves lies: 8 rows' pieces of one number are in different banks, as ldmatrix wants
@@ -95,15 +98,23 @@ struct alignas(16) piece {
     uint32_t x[4];
 };
 
-/* What a block works on, and where. */
+/* What a block works on, and where; of a thread, what it copies and unpacks. Rows past the last are the last again. */
 template <typename S> struct block {
     struct cu_work k;
-    int row0, n_rows, n_cols, n_step;
-    const uint8_t *end;        /* of the matrix */
-    const char *x_from[S::N_X]; /* of this thread's pieces of x */
+    int row0, n_cols, n_step;
+    const uint8_t *w0, *end; /* row row0; behind the last byte of the matrix */
+    int last_row, w_stride;  /* from row0 on */
+    const char *x_from[S::N_X]; /* of the next step that is fetched */
+    const uint8_t *raw_from;    /* a piece of chunk 0, before it is aligned; of blocks whose rows are all there */
+    uint32_t skew[S::N_UNITS]; /* how far a unit's row begins behind a multiple of 16 bytes */
     uint8_t *raw;
     uint16_t *x, *w;
 };
+
+template <typename S> static __device__ inline const uint8_t *row_of(const struct block<S> *b, int row)
+{
+    return b->w0 + (row < b->last_row ? row : b->last_row) * b->w_stride;
+}
 
 /* ---- copies ---- */
 
@@ -117,87 +128,109 @@ template <typename S> static __device__ inline void find_x(const struct cu_mat_a
     }
 }
 
-/* Step `step` of x into its stage; columns past the last are 0. */
-template <typename S> static __device__ inline void fetch_x(const struct block<S> *b, int step)
+/* Where the pieces of a tile of (n, K) halves lie that are N_THREADS / per_row rows apart: the first; others are so many times K
+ * behind. */
+template <typename S> static __device__ inline int first_place(int per_row, int piece)
 {
-    uint16_t *stage = b->x + step % S::STAGES * S::X_LEN;
-    int piece = (int)threadIdx.x % (S::K / 8);
-    bool is_in = step * S::K + piece * 8 < b->n_cols;
+    static_assert(S::N_THREADS / (S::K / 8) % 8 == 0, "pieces that are swizzled in different ways");
+    return place_of<S::K>((int)threadIdx.x / per_row, piece);
+}
+
+/* The next step of x, `step`, into its stage; columns past the last are 0. */
+template <typename S> static __device__ inline void fetch_x(struct block<S> *b, int step)
+{
+    const int piece = (int)threadIdx.x % (S::K / 8), apart = S::N_THREADS / (S::K / 8) * S::K;
+    uint16_t *to = b->x + step % S::STAGES * S::X_LEN + first_place<S>(S::K / 8, piece);
 
     if (step >= b->n_step)
         return;
     CU_UNROLL
     for (int i = 0; i < S::N_X; i++) {
-        int tok = ((int)threadIdx.x + i * S::N_THREADS) / (S::K / 8);
-        uint16_t *to = stage + place_of<S::K>(tok, piece);
-        if (is_in)
-            cu_async_copy16(to, b->x_from[i] + (int64_t)step * (S::K * 2));
+        if (!S::IS_RAGGED || step * S::K + piece * 8 < b->n_cols)
+            cu_async_copy16(to + i * apart, b->x_from[i]);
         else
-            *reinterpret_cast<struct piece *>(to) = {};
+            *reinterpret_cast<struct piece *>(to + i * apart) = {};
+        b->x_from[i] += S::K * 2;
     }
 }
 
-/* Where a row's part of a chunk begins. Rows past the last are the last again. */
-template <typename S>
-static __device__ inline const uint8_t *chunk_of(const struct cu_mat_args *a, const struct block<S> *b, int row,
-                                                 int chunk)
+/* 16 aligned bytes from `from + at` on, of which only those of the chunk and of the matrix are touched. */
+static __device__ inline void copy_edge(uint8_t *to, const uint8_t *from, int at, int n_bytes)
 {
-    int r = b->row0 + row < b->n_rows ? b->row0 + row : b->n_rows - 1;
-    return b->k.w + (uint64_t)r * a->w_stride + (int64_t)chunk * S::CHUNK_BYTES;
+    for (int e = at < 0 ? -at : 0; e < 16 && at + e < n_bytes; e++)
+        to[e] = from[at + e];
 }
 
-/* Chunk `chunk` of the weights into its buffer, by 16 aligned bytes; bytes that are not the matrix's are not touched. */
+/* Chunk `chunk` of the weights into its buffer `to`. What lies beside a row's part of it comes along, but never what lies beside the
+ * matrix: chunks that may touch its edges go this way, and blocks with fewer rows than they have room for. */
 template <typename S>
-static __device__ inline void fetch_raw(const struct cu_mat_args *a, const struct block<S> *b, int chunk)
+static __device__ inline void copy_edges(const struct block<S> *b, int chunk, int n_bytes, uint8_t *to)
 {
-    uint8_t *buffer = b->raw + chunk % S::CHUNKS * S::RAW_BYTES;
-    int n_blocks = (b->n_cols - chunk * S::CHUNK) / S::LEN;
-    int n_bytes = n_blocks * S::LEN >= S::CHUNK ? S::CHUNK_BYTES : n_blocks * S::BLOCK_BYTES;
-
-    if (n_blocks <= 0)
-        return;
-    for (int i = (int)threadIdx.x; i < S::ROWS * S::PIECES; i += S::N_THREADS) {
-        int row = i / S::PIECES, piece = i % S::PIECES;
-        const uint8_t *from = chunk_of(a, b, row, chunk);
-        int skew = (int)(reinterpret_cast<uintptr_t>(from) & 15), at = 16 * piece - skew;
-        uint8_t *to = buffer + row * S::PITCH + 16 * piece;
+    for (int i = (int)threadIdx.x; i < S::ROWS * S::LANES; i += S::N_THREADS) {
+        int row = i / S::LANES, lane = i % S::LANES;
+        const uint8_t *from = row_of(b, row) + chunk * S::CHUNK_BYTES;
+        int at = 16 * lane - (int)(reinterpret_cast<uintptr_t>(from) & 15);
+        uint8_t *piece = to + row * S::PITCH + 16 * lane;
         if (at >= n_bytes)
             continue;
         if (from + at >= b->k.w && from + at + 16 <= b->end)
-            cu_async_copy16(to, from + at);
+            cu_async_copy16(piece, from + at);
         else
-            for (int e = at < 0 ? -at : 0; e < 16 && at + e < n_bytes; e++)
-                to[e] = from[at + e];
+            copy_edge(piece, from, at, n_bytes);
     }
+}
+
+template <typename S>
+static __device__ inline void copy_inner(const struct block<S> *b, int chunk, int n_bytes, uint8_t *to)
+{
+    const int lane = (int)threadIdx.x % S::LANES, apart = S::N_THREADS / S::LANES;
+    const uint8_t *from = b->raw_from + chunk * S::CHUNK_BYTES;
+    uint8_t *piece = to + (int)threadIdx.x / S::LANES * S::PITCH + 16 * lane;
+
+    CU_UNROLL
+    for (int i = 0; i < S::ROWS / apart; i++) {
+        int skew = (int)(reinterpret_cast<uintptr_t>(from) & 15);
+        if (16 * lane - skew < n_bytes)
+            cu_async_copy16(piece + i * apart * S::PITCH, from - skew);
+        from += apart * b->w_stride;
+    }
+}
+
+template <typename S> static __device__ inline void fetch_raw(const struct block<S> *b, int chunk)
+{
+    int left = (b->n_cols - chunk * S::CHUNK) / S::LEN * S::BLOCK_BYTES;
+    int n_bytes = left < S::CHUNK_BYTES ? left : S::CHUNK_BYTES;
+    uint8_t *to = b->raw + chunk % S::CHUNKS * S::RAW_BYTES;
+    bool is_first = b->row0 == 0 && chunk == 0, is_last = b->last_row == S::ROWS - 1 && left <= S::CHUNK_BYTES;
+
+    if (left <= 0)
+        return;
+    if (b->last_row < S::ROWS - 1 || is_first || is_last)
+        copy_edges(b, chunk, n_bytes, to);
+    else
+        copy_inner(b, chunk, n_bytes, to);
 }
 
 /* ---- weights as halves ---- */
 
-/* Unit `i` of this thread, 16 columns of a row, of step `step`; columns past the last are 0. */
+/* Unit `i` of this thread, 16 columns of a row, of step `step`; columns past the last are 0. Without branches, so that it can go on
+ * between the products; past the last step it unpacks whatever is there, for nobody. */
 template <typename S, int TYPE>
 static __device__ inline void dequantize(const struct cu_mat_args *a, const struct block<S> *b, int step, int i)
 {
-    int u = (int)threadIdx.x + i * S::N_THREADS, row = u / (S::K / 16), part = u % (S::K / 16);
+    const int per_row = S::K / 16, apart = S::N_THREADS / per_row, part = (int)threadIdx.x % per_row;
     int chunk = step / S::STEPS, at = step % S::STEPS * (S::K / 32) + part / 2;
-    uint16_t *tile = b->w + step % 2 * S::W_LEN;
-    struct {
-        struct piece p[2];
-    } out = {};
+    uint16_t *to = b->w + step % 2 * S::W_LEN + i * apart * S::K;
+    const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES + ((int)threadIdx.x / per_row + i * apart) * S::PITCH +
+                          (b->skew[i] + (uint32_t)(chunk * S::CHUNK_BYTES)) % 16;
+    uint32_t keep = !S::IS_RAGGED || step * S::K + part * 16 < b->n_cols ? 0xffffffffu : 0, x[8];
 
-    if (step >= b->n_step)
-        return;
-    if (step * S::K + part * 16 < b->n_cols) {
-        int skew = (int)(reinterpret_cast<uintptr_t>(chunk_of(a, b, row, chunk)) & 15);
-        const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES + row * S::PITCH + skew;
-        uint32_t x[8];
-        cu_half16<TYPE>::unpack(from, at, part % 2, a->books, x);
-        CU_UNROLL
-        for (int e = 0; e < 8; e++)
-            out.p[e / 4].x[e % 4] = x[e];
-    }
+    cu_half16<TYPE>::unpack(from, at, part % 2, a->books, x);
     CU_UNROLL
-    for (int e = 0; e < 2; e++)
-        *reinterpret_cast<struct piece *>(tile + place_of<S::K>(row, 2 * part + e)) = out.p[e];
+    for (int e = 0; e < 2; e++) {
+        struct piece out = {{x[4 * e] & keep, x[4 * e + 1] & keep, x[4 * e + 2] & keep, x[4 * e + 3] & keep}};
+        *reinterpret_cast<struct piece *>(to + first_place<S>(per_row, 2 * part + e)) = out;
+    }
 }
 
 /* ---- products ---- */
@@ -212,11 +245,11 @@ static __device__ inline void multiply(const uint16_t *x, const uint16_t *w, int
 
     CU_UNROLL
     for (int m = 0; m < S::M; m++)
-        cu_load_matrices(x + place_of<S::K>(16 * m + x_row, 2 * kk + lane / 16), fa[m].x);
+        cu_load_matrices(x + place_of<S::K>(x_row, 2 * kk + lane / 16) + 16 * m * S::K, fa[m].x);
     CU_UNROLL
     for (int n = 0; n < S::N; n += 2) {
         uint32_t two[4];
-        cu_load_matrices(w + place_of<S::K>(8 * n + w_row, 2 * kk + lane / 8 % 2), two);
+        cu_load_matrices(w + place_of<S::K>(w_row, 2 * kk + lane / 8 % 2) + 8 * n * S::K, two);
         fb[n] = {{two[0], two[1]}};
         fb[n + 1] = {{two[2], two[3]}};
     }
@@ -277,28 +310,36 @@ template <typename S> static __device__ inline struct block<S> block_of(const st
 
     b.k = cu_work_of(a);
     b.row0 = (int)blockIdx.x * S::ROWS;
-    b.n_rows = a->n_rows;
     b.n_cols = (int)a->n_cols;
     b.n_step = (b.n_cols + S::K - 1) / S::K;
+    b.w0 = b.k.w + (uint64_t)b.row0 * a->w_stride;
+    b.last_row = a->n_rows - 1 - b.row0;
+    b.w_stride = (int)a->w_stride;
     b.end = b.k.w + (uint64_t)(a->n_rows - 1) * a->w_stride + b.n_cols / S::LEN * S::BLOCK_BYTES;
     b.raw = reinterpret_cast<uint8_t *>(shared);
     b.x = reinterpret_cast<uint16_t *>(shared + S::CHUNKS * S::RAW_BYTES);
     b.w = b.x + S::STAGES * S::X_LEN;
+    b.raw_from = b.w0 + (int)threadIdx.x / S::LANES * b.w_stride + 16 * ((int)threadIdx.x % S::LANES);
     find_x<S>(a, &b);
+    CU_UNROLL
+    for (int i = 0; i < S::N_UNITS; i++) {
+        int row = ((int)threadIdx.x + i * S::N_THREADS) / (S::K / 16);
+        b.skew[i] = (uint32_t)(reinterpret_cast<uintptr_t>(row_of(&b, row)) & 15);
+    }
     return b;
 }
 
-/* What the first step needs; leaves STAGES - 1 groups of copies, of which all but the last STAGES - 2 are there. */
+/* What the first step needs; the last STAGES - 1 groups of copies are the first steps of x. */
 template <typename S, int TYPE>
-static __device__ inline void begin(const struct cu_mat_args *a, const struct block<S> *b)
+static __device__ inline void begin(const struct cu_mat_args *a, struct block<S> *b)
 {
-    fetch_raw<S>(a, b, 0);
+    fetch_raw<S>(b, 0);
     cu_async_commit();
     for (int step = 0; step < S::STAGES - 1; step++) {
         fetch_x<S>(b, step);
         if (step == 0)
             for (int chunk = 1; chunk < S::CHUNKS; chunk++)
-                fetch_raw<S>(a, b, chunk);
+                fetch_raw<S>(b, chunk);
         cu_async_commit();
     }
     cu_async_wait<S::STAGES - 1>();
@@ -309,7 +350,7 @@ static __device__ inline void begin(const struct cu_mat_args *a, const struct bl
 }
 
 template <int TYPE, bool MANY>
-static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS) gemm(const struct cu_mat_args a)
+static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(const struct cu_mat_args a)
 {
     typedef shape<TYPE, MANY> S;
     CU_SHARED_DYN(char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
@@ -323,7 +364,7 @@ static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS) gemm(cons
         __syncthreads(); /* what this step reads is there, and nobody reads what the next lines write any more */
         fetch_x<S>(&b, step + S::STAGES - 1);
         if ((step + 1) % S::STEPS == 0)
-            fetch_raw<S>(&a, &b, (step + 1) / S::STEPS + S::CHUNKS - 1);
+            fetch_raw<S>(&b, (step + 1) / S::STEPS + S::CHUNKS - 1);
         cu_async_commit();
         const uint16_t *x = b.x + step % S::STAGES * S::X_LEN + tok0 * S::K, *w = b.w + step % 2 * S::W_LEN + row0 * S::K;
         CU_UNROLL
