@@ -12,6 +12,7 @@
 #include "src/device/device_check.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 
 /* Calls under way before the host waits for the first: a step of a dense model is one call. */
@@ -430,34 +431,50 @@ static void *const *const *pack_pages(struct packer *p, const struct rows *rows,
     return at.dev;
 }
 
-static void fill_moe(const struct op_moe *m, int tile_tok, struct cu_expert *experts, struct cu_tile *tile)
+/* Slots [first, end) of the listed experts, by expert, and tiles of them. */
+static void pack_slots(struct packer *p, const struct op_moe *m, int first, int end, struct ops_slots *out)
 {
     for (int e = 0; e < m->n_experts; e++) {
-        const struct op_expert *x = &m->experts[e];
-        for (int i = 0; i < 3; i++) {
-            experts[e].w[i] = x->w[i];
-            experts[e].scale[i] = x->scale[i];
-        }
-        for (int at = 0; at < x->n; at += tile_tok)
-            *tile++ = (struct cu_tile){e, x->first + at, x->n - at < tile_tok ? x->n - at : tile_tok};
+        int n = 0;
+        for (int i = m->experts[e].first; i < m->experts[e].first + m->experts[e].n; i++)
+            n += m->slot[i] >= first && m->slot[i] < end;
+        out->n_place += n;
+        out->n_tiles += (n + out->tile_tok - 1) / out->tile_tok;
+    }
+    struct place slots = pack(p, (uint64_t)out->n_place * sizeof(int32_t));
+    struct place tiles = pack(p, (uint64_t)out->n_tiles * sizeof(struct cu_tile));
+    int32_t *slot = slots.host;
+    struct cu_tile *tile = tiles.host;
+    out->slot = slots.dev;
+    out->tiles = tiles.dev;
+    for (int e = 0, n = 0; e < m->n_experts && !p->is_full; e++) {
+        int begin = n;
+        for (int i = m->experts[e].first; i < m->experts[e].first + m->experts[e].n; i++)
+            if (m->slot[i] >= first && m->slot[i] < end)
+                slot[n++] = m->slot[i];
+        for (int at = begin; at < n; at += out->tile_tok)
+            *tile++ = (struct cu_tile){e, at, n - at < out->tile_tok ? n - at : out->tile_tok};
     }
 }
 
-/* Experts, their rows cut into tiles, and the slots. */
-static void pack_moe(struct packer *p, const struct op_moe *m, int tile_tok, struct ops_run *run)
+/* Experts, and the slots of their rows. */
+static void pack_moe(struct packer *p, const struct op *op, int n_rows, struct ops_run *run)
 {
-    for (int e = 0; e < m->n_experts; e++) {
-        int end = m->experts[e].first + m->experts[e].n;
-        run->n_place = end > run->n_place ? end : run->n_place;
-        run->n_tiles += (m->experts[e].n + tile_tok - 1) / tile_tok;
-    }
-    struct place experts = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
-    struct place tiles = pack(p, (uint64_t)run->n_tiles * sizeof(struct cu_tile));
-    run->experts = experts.dev;
-    run->tiles = tiles.dev;
-    run->slot = pack_ints(p, m->slot, run->n_place);
-    if (!p->is_full)
-        fill_moe(m, tile_tok, experts.host, tiles.host);
+    const struct op_moe *m = &op->p.moe;
+    int n_gemm = ops_moe_gemm_rows(run, op, &run->gemm.tile_tok) * m->k;
+    struct place at = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
+    struct cu_expert *experts = at.host;
+
+    run->experts = at.dev;
+    for (int e = 0; e < m->n_experts && !p->is_full; e++)
+        for (int i = 0; i < 3; i++) {
+            experts[e].w[i] = m->experts[e].w[i];
+            experts[e].scale[i] = m->experts[e].scale[i];
+        }
+    run->dots.tile_tok = ops_tile_tok(n_rows);
+    pack_slots(p, m, n_gemm, INT_MAX, &run->dots);
+    if (n_gemm)
+        pack_slots(p, m, 0, n_gemm, &run->gemm);
 }
 
 static uint64_t slot_bytes_of(const struct device_step *o)
@@ -466,7 +483,7 @@ static uint64_t slot_bytes_of(const struct device_step *o)
     uint64_t rows = 4 * size_up(n_rows * sizeof(int32_t), 64);
     uint64_t table = size_up((uint64_t)pages_of(o->n_ctx) * sizeof(void *), 64) + 64;
     uint64_t experts = (uint64_t)o->n_expert * sizeof(struct cu_expert) +
-                       n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 3 * UINT64_C(64);
+                       n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 5 * UINT64_C(64);
     return size_up(rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256, 64);
 }
 
@@ -517,7 +534,7 @@ static int send(struct cuda *c, const struct op *ops, int n_ops, const struct ro
         run->step.page = pack_pages(&p, rows, n_seqs_of(rows));
     for (int i = 0; i < n_ops; i++)
         if (ops[i].kind == OP_MOE)
-            pack_moe(&p, &ops[i].p.moe, ops_tile_tok(rows->n), run);
+            pack_moe(&p, &ops[i], rows->n, run);
     if (p.is_full)
         return err(ERR_LIMIT, "a step of %d rows needs more than the %" PRIu64 " bytes that CUDA was opened for",
                    rows->n, c->slot_bytes);

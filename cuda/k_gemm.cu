@@ -450,7 +450,7 @@ static int64_t n_rounds(int64_t n_rows, int rows, int64_t n_place, int tok, int 
 
 /* Large tiles read x and weights less often, but leave multiprocessors idle when they are few. A large tile is four small ones; a small
  * one takes some 1.6 of its quarter, because it loads twice as much for each product. */
-int cu_gemm_tile_tok(const struct cu_card *card, enum quant_type type, int n_rows, int n_place)
+int cu_gemm_tile_tok(const struct cu_card *card, enum quant_type type, int64_t n_rows, int n_place)
 {
     if (n_place <= CU_GEMM_TOK || many_bytes(type) > card->shared_bytes)
         return CU_GEMM_TOK;

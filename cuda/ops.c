@@ -9,9 +9,18 @@
 /* Rows up to which attention is split by segment, so that one long sequence keeps the whole GPU busy; segments at once. */
 enum { SPLIT_ROWS = 8, SPLIT_SEGMENTS = 32, N_FORM = 4 };
 
+/* Rows of each expert, on average over all that the model has, from which tensor cores take them: a tile costs as much with few rows
+ * as with 64. */
+enum { MOE_GEMM_ROWS = 16 };
+
 static int n_of(const struct ops_run *r, const struct op *op)
 {
     return op->rows == OP_ROWS_OUT ? r->rows->n_out : r->rows->n;
+}
+
+static int n_prompt_of(const struct ops_run *r)
+{
+    return r->rows->n_prompt < r->rows->n ? r->rows->n_prompt : r->rows->n;
 }
 
 static struct cu_step step_of(const struct ops_run *r, const struct op *op)
@@ -330,7 +339,7 @@ static int n_gemm_rows(const struct ops_run *r, const struct op *op)
 {
     if (r->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || op->src[0]->ne[0] % 32 || is_router(r, op))
         return 0;
-    return r->rows->n_prompt < r->rows->n ? r->rows->n_prompt : r->rows->n;
+    return n_prompt_of(r);
 }
 
 /* Rows [first, first + n) of src0 in a form at `out`. */
@@ -419,25 +428,47 @@ static struct cu_moe_args moe_of(const struct op *op, int n_rows)
     return x;
 }
 
+int ops_moe_gemm_rows(const struct ops_run *r, const struct op *op, int *tile_tok)
+{
+    const struct tensor *const *w = op->w;
+    int64_t n_slots = (int64_t)n_prompt_of(r) * op->p.moe.k, n_expert = w[0]->ne[2];
+
+    if (r->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || w[0]->ne[0] % 32 || w[2]->ne[0] % 32 ||
+        n_slots < MOE_GEMM_ROWS * n_expert)
+        return 0;
+    *tile_tok = CU_GEMM_TOK_MANY;
+    for (int i = 0; i < 3; i++) {
+        int tok = cu_gemm_tile_tok(&r->card, w[i]->type, w[i]->ne[1] * n_expert, (int)(n_slots / n_expert));
+        *tile_tok = tok < *tile_tok ? tok : *tile_tok;
+    }
+    return n_prompt_of(r);
+}
+
+/* Products of the listed slots, each to its own place. */
+static cudaError_t moe_slots(struct cu_moe_args x, const struct ops_slots *s,
+                             cudaError_t launch(const struct cu_moe_args *a, cudaStream_t stream), cudaStream_t stream)
+{
+    x.slot = s->slot;
+    x.n_place = s->n_place;
+    x.tiles = s->tiles;
+    x.n_tiles = s->n_tiles;
+    x.tile_tok = s->tile_tok;
+    return s->n_place ? launch(&x, stream) : cudaSuccess;
+}
+
 static cudaError_t moe(const struct ops_run *r, const struct op *op)
 {
     struct cu_moe_args x = moe_of(op, n_of(r, op));
 
-    if (r->n_place == 0)
-        return cudaSuccess;
     x.books = r->books;
     x.x = op->src[0]->data;
     x.x_stride = stride_of(op->src[0]);
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
-    x.slot = r->slot;
-    x.n_place = r->n_place;
-    x.tile_tok = ops_tile_tok(x.n_rows);
-    x.tiles = r->tiles;
-    x.n_tiles = r->n_tiles;
     x.experts = r->experts;
     x.scratch = r->scratch;
-    return cu_moe(&x, r->stream);
+    cudaError_t e = moe_slots(x, &r->dots, cu_moe, r->stream);
+    return e ? e : moe_slots(x, &r->gemm, cu_moe_gemm, r->stream);
 }
 
 /* ---- all ---- */
@@ -451,7 +482,8 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
     if (op->kind != OP_MOE)
         return 0;
     struct cu_moe_args x = moe_of(op, n_rows);
-    return cu_moe_scratch_bytes(&x);
+    uint64_t dots = cu_moe_scratch_bytes(&x), gemm = cu_moe_gemm_scratch_bytes(&x);
+    return dots > gemm ? dots : gemm;
 }
 
 typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op);
