@@ -12,6 +12,7 @@
 #include "src/device/device_check.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 
 /* Calls under way before the host waits for the first: a step of a dense model is one call. */
@@ -41,6 +42,7 @@ struct cuda {
     uint64_t slot_bytes, n_calls, n_launches;
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
+    struct cu_card card;
     char *scratch; /* view */
     uint64_t scratch_bytes;
 };
@@ -429,34 +431,58 @@ static void *const *const *pack_pages(struct packer *p, const struct rows *rows,
     return at.dev;
 }
 
-static void fill_moe(const struct op_moe *m, int tile_tok, struct cu_expert *experts, struct cu_tile *tile)
+/* Slots [first, end) that expert e has. */
+static int n_slots_of(const struct op_moe *m, int e, int first, int end)
 {
-    for (int e = 0; e < m->n_experts; e++) {
-        const struct op_expert *x = &m->experts[e];
-        for (int i = 0; i < 3; i++) {
-            experts[e].w[i] = x->w[i];
-            experts[e].scale[i] = x->scale[i];
-        }
-        for (int at = 0; at < x->n; at += tile_tok)
-            *tile++ = (struct cu_tile){e, x->first + at, x->n - at < tile_tok ? x->n - at : tile_tok};
+    int n = 0;
+
+    for (int i = m->experts[e].first; i < m->experts[e].first + m->experts[e].n; i++)
+        n += m->slot[i] >= first && m->slot[i] < end;
+    return n;
+}
+
+/* Slots [first, end) of the listed experts, by expert, and tiles of them; tile_tok is 0: as integer dots want it for n_rows rows. */
+static void pack_slots(struct packer *p, const struct op_moe *m, int first, int end, int n_rows, struct ops_slots *out)
+{
+    for (int e = 0; e < m->n_experts; e++)
+        out->n_place += n_slots_of(m, e, first, end);
+    if (out->tile_tok == 0)
+        out->tile_tok = ops_tile_tok(n_rows, out->n_place, m->n_experts);
+    for (int e = 0; e < m->n_experts; e++)
+        out->n_tiles += (n_slots_of(m, e, first, end) + out->tile_tok - 1) / out->tile_tok;
+    struct place slots = pack(p, (uint64_t)out->n_place * sizeof(int32_t));
+    struct place tiles = pack(p, (uint64_t)out->n_tiles * sizeof(struct cu_tile));
+    int32_t *slot = slots.host;
+    struct cu_tile *tile = tiles.host;
+    out->slot = slots.dev;
+    out->tiles = tiles.dev;
+    for (int e = 0, n = 0; e < m->n_experts && !p->is_full; e++) {
+        int begin = n;
+        for (int i = m->experts[e].first; i < m->experts[e].first + m->experts[e].n; i++)
+            if (m->slot[i] >= first && m->slot[i] < end)
+                slot[n++] = m->slot[i];
+        for (int at = begin; at < n; at += out->tile_tok)
+            *tile++ = (struct cu_tile){e, at, n - at < out->tile_tok ? n - at : out->tile_tok};
     }
 }
 
-/* Experts, their rows cut into tiles, and the slots. */
-static void pack_moe(struct packer *p, const struct op_moe *m, int tile_tok, struct ops_run *run)
+/* Experts, and the slots of their rows. */
+static void pack_moe(struct packer *p, const struct op *op, int n_rows, struct ops_run *run)
 {
-    for (int e = 0; e < m->n_experts; e++) {
-        int end = m->experts[e].first + m->experts[e].n;
-        run->n_place = end > run->n_place ? end : run->n_place;
-        run->n_tiles += (m->experts[e].n + tile_tok - 1) / tile_tok;
-    }
-    struct place experts = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
-    struct place tiles = pack(p, (uint64_t)run->n_tiles * sizeof(struct cu_tile));
-    run->experts = experts.dev;
-    run->tiles = tiles.dev;
-    run->slot = pack_ints(p, m->slot, run->n_place);
-    if (!p->is_full)
-        fill_moe(m, tile_tok, experts.host, tiles.host);
+    const struct op_moe *m = &op->p.moe;
+    int n_gemm = ops_moe_gemm_rows(run, op, &run->gemm.tile_tok) * m->k;
+    struct place at = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
+    struct cu_expert *experts = at.host;
+
+    run->experts = at.dev;
+    for (int e = 0; e < m->n_experts && !p->is_full; e++)
+        for (int i = 0; i < 3; i++) {
+            experts[e].w[i] = m->experts[e].w[i];
+            experts[e].scale[i] = m->experts[e].scale[i];
+        }
+    pack_slots(p, m, n_gemm, INT_MAX, n_rows, &run->dots);
+    if (n_gemm)
+        pack_slots(p, m, 0, n_gemm, n_rows, &run->gemm);
 }
 
 static uint64_t slot_bytes_of(const struct device_step *o)
@@ -465,7 +491,7 @@ static uint64_t slot_bytes_of(const struct device_step *o)
     uint64_t rows = 4 * size_up(n_rows * sizeof(int32_t), 64);
     uint64_t table = size_up((uint64_t)pages_of(o->n_ctx) * sizeof(void *), 64) + 64;
     uint64_t experts = (uint64_t)o->n_expert * sizeof(struct cu_expert) +
-                       n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 3 * UINT64_C(64);
+                       n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 5 * UINT64_C(64);
     return size_up(rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256, 64);
 }
 
@@ -516,7 +542,7 @@ static int send(struct cuda *c, const struct op *ops, int n_ops, const struct ro
         run->step.page = pack_pages(&p, rows, n_seqs_of(rows));
     for (int i = 0; i < n_ops; i++)
         if (ops[i].kind == OP_MOE)
-            pack_moe(&p, &ops[i].p.moe, ops_tile_tok(rows->n), run);
+            pack_moe(&p, &ops[i], rows->n, run);
     if (p.is_full)
         return err(ERR_LIMIT, "a step of %d rows needs more than the %" PRIu64 " bytes that CUDA was opened for",
                    rows->n, c->slot_bytes);
@@ -533,6 +559,7 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .books = c->books,
                         .scratch = c->scratch,
                         .prefill = c->opts.prefill,
+                        .card = c->card,
                         .ops = ops,
                         .n_ops = n_ops};
     const uint64_t launched = cu_launched;
@@ -771,6 +798,19 @@ static int send_books(struct cuda *c)
     return rc;
 }
 
+/* What the tensor cores' kernels want to know of the GPU, and shared memory for them. */
+static int prepare_gemm(struct cuda *c)
+{
+    cudaError_t e =
+        cudaDeviceGetAttribute(&c->card.n_multiprocessors, cudaDevAttrMultiProcessorCount, c->opts.ordinal);
+
+    if (!e)
+        e = cudaDeviceGetAttribute(&c->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->opts.ordinal);
+    if (!e)
+        e = cu_gemm_prepare(&c->card);
+    return failed(e, "asking for shared memory");
+}
+
 int cuda_open(const struct cuda_opts *opts, struct device **out)
 {
     *out = NULL;
@@ -791,6 +831,8 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
         rc = make_fences(c);
     if (rc == 0)
         rc = send_books(c);
+    if (rc == 0 && opts->prefill == DEVICE_PREFILL_BLAS)
+        rc = prepare_gemm(c);
     if (rc < 0)
         close_device(&c->device);
     else

@@ -29,6 +29,9 @@ struct alignas(16) cu_word16 {
     extern __shared__ __align__(16) char cu_shared_bytes[]; \
     T *name = reinterpret_cast<T *>(cu_shared_bytes)
 
+/* Before a loop whose counter picks registers. */
+#define CU_UNROLL _Pragma("unroll")
+
 #define CU_ALL_LANES 0xffffffffu
 /* Before a loop whose body stands as often as it runs; or so many times. */
 #define CU_UNROLL _Pragma("unroll")
@@ -117,6 +120,8 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 #define CU_UNROLL
 #define CU_UNROLL_BY(n)
 #define __forceinline__ inline
+#define __launch_bounds__(...)
+#define CU_UNROLL
 #define __restrict__ __restrict
 
 struct dim3 {
@@ -149,8 +154,9 @@ cudaError_t cu_closure_launch(const char *name, dim3 grid, dim3 block, size_t by
 {
     cu_closure<A> c = {kernel, args};
     struct emu_launch l = {
-        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c, 0};
+        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c, 0, NULL};
     l.args_off = (size_t)(reinterpret_cast<const char *>(&c.args) - reinterpret_cast<const char *>(&c));
+    l.kernel = reinterpret_cast<const void *>(kernel);
     return emu_launch(&l, stream);
 }
 

@@ -1,7 +1,12 @@
-/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names. */
+/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names.
+ *
+ * A block makes ROWS weight rows x TOK places, a step of K columns at a time. Three things are under way at once: rows of x (halves)
+ * come by asynchronous copies STAGES - 1 steps ahead; weights come as they are stored, chunks of whole blocks, by asynchronous
+ * copies still further ahead; and while a step is multiplied, the next one's weights are dequantized from shared memory into
+ * shared memory. One barrier a step. A place's sum is made column by column in the same order whatever the tile is. */
 #include "cuda/launch.h"
 
-#include "cuda/dequant.cuh"
+#include "cuda/dequant_half.cuh"
 #include "cuda/device.cuh"
 #include "cuda/mat.cuh"
 #include "cuda/math.cuh"
@@ -9,10 +14,7 @@
 
 enum { THREADS = 256 };
 
-/* A block makes 64 weight rows x 64 places; its 4 warps have 32 x 32 each. Columns come in steps of 32: rows of x by
- * asynchronous copies some steps ahead, weights through registers, dequantized while the step before is multiplied. Rows in
- * shared memory are 40 halves apart: 8 neighbouring rows then begin in different banks. */
-enum { GEMM_ROWS = 64, GEMM_K = 32, GEMM_THREADS = 128, GEMM_STRIDE = 40, GEMM_STAGES = 3 };
+/* ---- activations ---- */
 
 uint64_t cu_half_bytes(int64_t n)
 {
@@ -49,113 +51,410 @@ cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream)
     return CU_LAUNCH((to_halves), dim3((unsigned)a->n_rows), dim3(THREADS), THREADS / 32 * sizeof(float), stream, *a);
 }
 
-/* Copy step `step` of the places' rows into its stage: 64 rows of 4 pieces of 16 bytes. */
-static __device__ inline void fetch_x(const struct cu_mat_args *a, const struct cu_work *k, int64_t step, uint16_t *stage)
+/* ---- shapes ---- */
+
+/* How a type lies: blocks of LEN columns in BYTES. Floats count as blocks of 32. */
+template <int TYPE> struct storage {
+    static constexpr int LEN = cu_block<TYPE>::LEN, BYTES = cu_block<TYPE>::BYTES;
+};
+
+#define FLOAT_STORAGE(NAME)                                                                     \
+    template <> struct storage<QUANT_##NAME> {                                                  \
+        static constexpr int LEN = 32, BYTES = 32 * (int)sizeof(cu_float<QUANT_##NAME>::word); \
+    };
+CU_FLOAT_TYPES(FLOAT_STORAGE)
+
+/* MANY: 8 warps of 64 places x 32 rows each, for GPUs whose blocks may have so much shared memory; else 4 of 32 x 32, in what
+ * every card since sm_75 gives. A chunk's copies begin in the step before its buffer's last reader is a step old, and have
+ * STAGES - 1 steps to arrive: (CHUNKS - 1) * STEPS >= STAGES - 1. */
+template <int TYPE, bool MANY> struct shape {
+    static constexpr int TOK = MANY ? CU_GEMM_TOK_MANY : CU_GEMM_TOK, ROWS = MANY ? 128 : 64, K = MANY ? 64 : 32;
+    static constexpr int WARP_TOK = MANY ? 64 : 32, WARP_ROWS = 32, WARPS_TOK = TOK / WARP_TOK;
+    static constexpr int N_THREADS = TOK / WARP_TOK * (ROWS / WARP_ROWS) * 32, STAGES = 3;
+    static constexpr int LEN = storage<TYPE>::LEN, CHUNK = LEN > K ? LEN : K, STEPS = CHUNK / K;
+    static constexpr int CHUNKS = STEPS > 1 ? 2 : 3;
+    static constexpr int BLOCK_BYTES = storage<TYPE>::BYTES, CHUNK_BYTES = CHUNK / LEN * BLOCK_BYTES;
+    /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins; an odd number of them from one row to the next, so
+     * that 8 neighbouring rows lie in different banks. */
+    static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16, PITCH = 16 * (PIECES | 1);
+    static constexpr int LANES = PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : PIECES <= 16 ? 16 : 32; /* that copy one row */
+    static constexpr int RAW_BYTES = ROWS * PITCH, X_LEN = TOK * K, W_LEN = ROWS * K;
+    static constexpr int BYTES = CHUNKS * RAW_BYTES + (STAGES * X_LEN + 2 * W_LEN) * (int)sizeof(uint16_t);
+    static constexpr int N_X = TOK * (K / 8) / N_THREADS; /* pieces of x that a thread copies each step */
+    static constexpr bool IS_RAGGED = LEN % K != 0; /* the last step may have columns past the last */
+    static constexpr int N_UNITS = ROWS * (K / 16) / N_THREADS, M = WARP_TOK / 16, N = WARP_ROWS / 8;
+    static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_UNITS <= K / 16 && N % 2 == 0, "a shape that cannot be");
+    static_assert(PIECES <= LANES && N_THREADS % LANES == 0, "a chunk's rows are too long");
+};
+
+/* Where piece `piece` (8 halves) of a row of K halves lies: 8 rows' pieces of one number are in different banks, as ldmatrix wants
+ * them, and so are the pieces of one row. */
+template <int K> static __device__ inline int place_of(int row, int piece)
 {
-    if (step < a->n_cols / GEMM_K)
-        for (int i = (int)threadIdx.x; i < CU_GEMM_TOK * 4; i += GEMM_THREADS) {
-            int tok = i / 4, piece = i % 4, place = k->first + (tok < k->n ? tok : 0);
-            cu_async_copy16(stage + tok * GEMM_STRIDE + piece * 8,
-                            static_cast<const char *>(cu_x_of(a, place)) + step * GEMM_K * 2 + piece * 16);
-        }
-    cu_async_commit();
+    return row * K + (piece ^ (K == 64 ? row & 7 : row >> 1 & 3)) * 8;
 }
 
-/* Two threads for each weight row and step: both unpack the group, each writes a half of it. */
-template <int TYPE>
-static __device__ inline void fetch_w(const struct cu_mat_args *a, const struct cu_work *k, int64_t step, uint16_t *tile)
-{
-    int r = (int)threadIdx.x / 2, side = (int)threadIdx.x % 2;
-    int64_t row = (int64_t)blockIdx.x * GEMM_ROWS + r;
-    uint16_t *out = tile + r * GEMM_STRIDE + 16 * side;
+struct alignas(16) piece {
+    uint32_t x[4];
+};
 
-    if (row < a->n_rows) {
-        float x[32];
-        cu_row<TYPE>::load32(k->w + (uint64_t)row * a->w_stride, step, a->books, x);
-        for (int e = 0; e < 16; e++)
-            out[e] = cu_f32_to_half(x[16 * side + e]);
-    } else {
-        for (int e = 0; e < 16; e++)
-            out[e] = 0;
+/* What a block works on, and where; of a thread, what it copies and unpacks. Rows past the last are the last again. */
+template <typename S> struct block {
+    struct cu_work k;
+    int row0, n_cols, n_step;
+    const uint8_t *w0, *end; /* row row0; behind the last byte of the matrix */
+    int last_row, w_stride;  /* from row0 on */
+    const char *x_from[S::N_X]; /* of the next step that is fetched */
+    const uint8_t *raw_from;    /* a piece of chunk 0, before it is aligned; of blocks whose rows are all there */
+    uint32_t skew[S::N_UNITS]; /* how far a unit's row begins behind a multiple of 16 bytes */
+    uint8_t *raw;
+    uint16_t *x, *w;
+};
+
+template <typename S> static __device__ inline const uint8_t *row_of(const struct block<S> *b, int row)
+{
+    return b->w0 + (row < b->last_row ? row : b->last_row) * b->w_stride;
+}
+
+/* ---- copies ---- */
+
+/* This thread's pieces of x: one and the same of each N_THREADS / (K / 8)th place. Places past the last are the first again. */
+template <typename S> static __device__ inline void find_x(const struct cu_mat_args *a, struct block<S> *b)
+{
+    CU_UNROLL
+    for (int i = 0; i < S::N_X; i++) {
+        int tok = ((int)threadIdx.x + i * S::N_THREADS) / (S::K / 8), place = b->k.first + (tok < b->k.n ? tok : 0);
+        b->x_from[i] = static_cast<const char *>(cu_x_of(a, place)) + (int)threadIdx.x % (S::K / 8) * 16;
     }
 }
 
-/* acc (2, 4, 4) += the warp's 32 weight rows x 32 places over one step. */
-static __device__ inline void multiply(const uint16_t *w, const uint16_t *x, float acc[2][4][4])
+/* Where the pieces of a tile of (n, K) halves lie that are N_THREADS / per_row rows apart: the first; others are so many times K
+ * behind. */
+template <typename S> static __device__ inline int first_place(int per_row, int piece)
 {
-    for (int kk = 0; kk < GEMM_K; kk += 16) {
-        struct cu_frag_a fa[2];
-        for (int m = 0; m < 2; m++)
-            fa[m] = cu_load_a(w + m * 16 * GEMM_STRIDE + kk, GEMM_STRIDE);
-        for (int n = 0; n < 4; n++) {
-            struct cu_frag_b fb = cu_load_b(x + n * 8 * GEMM_STRIDE + kk, GEMM_STRIDE);
-            for (int m = 0; m < 2; m++)
-                cu_mma(acc[m][n], &fa[m], &fb);
-        }
+    static_assert(S::N_THREADS / (S::K / 8) % 8 == 0, "pieces that are swizzled in different ways");
+    return place_of<S::K>((int)threadIdx.x / per_row, piece);
+}
+
+/* The next step of x, `step`, into its stage; columns past the last are 0. */
+template <typename S> static __device__ inline void fetch_x(struct block<S> *b, int step)
+{
+    const int piece = (int)threadIdx.x % (S::K / 8), apart = S::N_THREADS / (S::K / 8) * S::K;
+    uint16_t *to = b->x + step % S::STAGES * S::X_LEN + first_place<S>(S::K / 8, piece);
+
+    if (step >= b->n_step)
+        return;
+    CU_UNROLL
+    for (int i = 0; i < S::N_X; i++) {
+        if (!S::IS_RAGGED || step * S::K + piece * 8 < b->n_cols)
+            cu_async_copy16(to + i * apart, b->x_from[i]);
+        else
+            *reinterpret_cast<struct piece *>(to + i * apart) = {};
+        b->x_from[i] += S::K * 2;
     }
 }
 
-/* A lane holds rows lane / 4 and + 8, places 2 * (lane % 4) and + 1 of each 16 x 8. */
-static __device__ inline void write_tile(const struct cu_mat_args *a, const struct cu_work *k, int row0, int tok0,
-                                         const float acc[2][4][4])
+/* 16 aligned bytes from `from + at` on, of which only those of the chunk and of the matrix are touched. */
+static __device__ inline void copy_edge(uint8_t *to, const uint8_t *from, int at, int n_bytes)
+{
+    for (int e = at < 0 ? -at : 0; e < 16 && at + e < n_bytes; e++)
+        to[e] = from[at + e];
+}
+
+/* Chunk `chunk` of the weights into its buffer `to`. What lies beside a row's part of it comes along, but never what lies beside the
+ * matrix: chunks that may touch its edges go this way, and blocks with fewer rows than they have room for. */
+template <typename S>
+static __device__ inline void copy_edges(const struct block<S> *b, int chunk, int n_bytes, uint8_t *to)
+{
+    for (int i = (int)threadIdx.x; i < S::ROWS * S::LANES; i += S::N_THREADS) {
+        int row = i / S::LANES, lane = i % S::LANES;
+        const uint8_t *from = row_of(b, row) + chunk * S::CHUNK_BYTES;
+        int at = 16 * lane - (int)(reinterpret_cast<uintptr_t>(from) & 15);
+        uint8_t *piece = to + row * S::PITCH + 16 * lane;
+        if (at >= n_bytes)
+            continue;
+        if (from + at >= b->k.w && from + at + 16 <= b->end)
+            cu_async_copy16(piece, from + at);
+        else
+            copy_edge(piece, from, at, n_bytes);
+    }
+}
+
+template <typename S>
+static __device__ inline void copy_inner(const struct block<S> *b, int chunk, int n_bytes, uint8_t *to)
+{
+    const int lane = (int)threadIdx.x % S::LANES, apart = S::N_THREADS / S::LANES;
+    const uint8_t *from = b->raw_from + chunk * S::CHUNK_BYTES;
+    uint8_t *piece = to + (int)threadIdx.x / S::LANES * S::PITCH + 16 * lane;
+
+    CU_UNROLL
+    for (int i = 0; i < S::ROWS / apart; i++) {
+        int skew = (int)(reinterpret_cast<uintptr_t>(from) & 15);
+        if (16 * lane - skew < n_bytes)
+            cu_async_copy16(piece + i * apart * S::PITCH, from - skew);
+        from += apart * b->w_stride;
+    }
+}
+
+template <typename S> static __device__ inline void fetch_raw(const struct block<S> *b, int chunk)
+{
+    int left = (b->n_cols - chunk * S::CHUNK) / S::LEN * S::BLOCK_BYTES;
+    int n_bytes = left < S::CHUNK_BYTES ? left : S::CHUNK_BYTES;
+    uint8_t *to = b->raw + chunk % S::CHUNKS * S::RAW_BYTES;
+    bool is_first = b->row0 == 0 && chunk == 0, is_last = b->last_row == S::ROWS - 1 && left <= S::CHUNK_BYTES;
+
+    if (left <= 0)
+        return;
+    if (b->last_row < S::ROWS - 1 || is_first || is_last)
+        copy_edges(b, chunk, n_bytes, to);
+    else
+        copy_inner(b, chunk, n_bytes, to);
+}
+
+/* ---- weights as halves ---- */
+
+/* Unit `i` of this thread, 16 columns of a row, of step `step`; columns past the last are 0. Without branches, so that it can go on
+ * between the products; past the last step it unpacks whatever is there, for nobody. */
+template <typename S, int TYPE>
+static __device__ inline void dequantize(const struct cu_mat_args *a, const struct block<S> *b, int step, int i)
+{
+    const int per_row = S::K / 16, apart = S::N_THREADS / per_row, part = (int)threadIdx.x % per_row;
+    int chunk = step / S::STEPS, at = step % S::STEPS * (S::K / 32) + part / 2;
+    uint16_t *to = b->w + step % 2 * S::W_LEN + i * apart * S::K;
+    const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES + ((int)threadIdx.x / per_row + i * apart) * S::PITCH +
+                          (b->skew[i] + (uint32_t)(chunk * S::CHUNK_BYTES)) % 16;
+    uint32_t keep = !S::IS_RAGGED || step * S::K + part * 16 < b->n_cols ? 0xffffffffu : 0, x[8];
+
+    cu_half16<TYPE>::unpack(from, at, part % 2, a->books, x);
+    CU_UNROLL
+    for (int e = 0; e < 2; e++) {
+        struct piece out = {{x[4 * e] & keep, x[4 * e + 1] & keep, x[4 * e + 2] & keep, x[4 * e + 3] & keep}};
+        *reinterpret_cast<struct piece *>(to + first_place<S>(per_row, 2 * part + e)) = out;
+    }
+}
+
+/* ---- products ---- */
+
+/* Places are the 16 rows of a product, weight rows its 8 columns: neighbouring lanes then hold neighbouring floats of dst. */
+template <typename S>
+static __device__ inline void multiply(const uint16_t *x, const uint16_t *w, int kk, float acc[S::M][S::N][4])
+{
+    int lane = (int)threadIdx.x % 32, x_row = lane % 16, w_row = lane % 8 + lane / 16 * 8;
+    struct cu_frag_a fa[S::M];
+    struct cu_frag_b fb[S::N];
+
+    CU_UNROLL
+    for (int m = 0; m < S::M; m++)
+        cu_load_matrices(x + place_of<S::K>(x_row, 2 * kk + lane / 16) + 16 * m * S::K, fa[m].x);
+    CU_UNROLL
+    for (int n = 0; n < S::N; n += 2) {
+        uint32_t two[4];
+        cu_load_matrices(w + place_of<S::K>(w_row, 2 * kk + lane / 8 % 2) + 8 * n * S::K, two);
+        fb[n] = {{two[0], two[1]}};
+        fb[n + 1] = {{two[2], two[3]}};
+    }
+    CU_UNROLL
+    for (int m = 0; m < S::M; m++)
+        CU_UNROLL
+        for (int n = 0; n < S::N; n++)
+            cu_mma(acc[m][n], &fa[m], &fb[n]);
+}
+
+struct alignas(8) two_floats {
+    float x[2];
+};
+
+/* Two neighbours of a place's row, of which the second may be past the end. */
+static __device__ inline void put2(float *to, float x, float y, bool is_two)
+{
+    if (is_two && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+        struct two_floats both = {{x, y}};
+        *reinterpret_cast<struct two_floats *>(to) = both;
+        return;
+    }
+    to[0] = x;
+    if (is_two)
+        to[1] = y;
+}
+
+/* A lane holds places lane / 4 and + 8, rows 2 * (lane % 4) and + 1 of each 16 x 8. */
+template <typename S>
+static __device__ inline void write_tile(const struct cu_mat_args *a, const struct block<S> *b, int row0, int tok0,
+                                         const float acc[S::M][S::N][4])
 {
     int lane = (int)threadIdx.x % 32;
 
-    for (int m = 0; m < 2; m++)
-        for (int n = 0; n < 4; n++)
-            for (int i = 0; i < 4; i++) {
-                int row = row0 + 16 * m + lane / 4 + i / 2 * 8, tok = tok0 + 8 * n + lane % 4 * 2 + i % 2;
-                if (row >= a->n_rows || tok >= k->n)
-                    continue;
-                const char *x = static_cast<const char *>(cu_x_of(a, k->first + tok));
-                float down = *reinterpret_cast<const float *>(x + a->x_stride - 16);
-                cu_put(a, k, k->first + tok, row, acc[m][n][i] * down);
-            }
+    CU_UNROLL
+    for (int i = 0; i < 2 * S::M; i++) {
+        int tok = tok0 + 8 * i + lane / 4, place = b->k.first + tok;
+        if (tok >= b->k.n)
+            continue;
+        const char *x = static_cast<const char *>(cu_x_of(a, place));
+        float factor = *reinterpret_cast<const float *>(x + a->x_stride - 16);
+        float *to = a->dst + (int64_t)(a->dst_row ? a->dst_row[place] : place) * a->dst_stride;
+        CU_UNROLL
+        for (int n = 0; n < S::N; n++) {
+            int row = row0 + 8 * n + lane % 4 * 2;
+            const float *sums = acc[i / 2][n] + i % 2 * 2;
+            if (row < a->n_rows)
+                put2(to + row, sums[0] * factor * b->k.scale, sums[1] * factor * b->k.scale, row + 1 < a->n_rows);
+        }
+    }
 }
 
-template <int TYPE> static __global__ void gemm(const struct cu_mat_args a)
-{
-    CU_SHARED_DYN(uint16_t, x); /* GEMM_STAGES of (CU_GEMM_TOK, GEMM_STRIDE), then two of (GEMM_ROWS, GEMM_STRIDE) */
-    const int x_len = CU_GEMM_TOK * GEMM_STRIDE, w_len = GEMM_ROWS * GEMM_STRIDE;
-    uint16_t *w = x + GEMM_STAGES * x_len;
-    struct cu_work k = cu_work_of(&a);
-    int warp = (int)threadIdx.x / 32, row0 = warp / 2 * 32, tok0 = warp % 2 * 32;
-    int64_t n_step = a.n_cols / GEMM_K;
-    float acc[2][4][4] = {};
+/* ---- the kernel ---- */
 
-    for (int s = 0; s < GEMM_STAGES - 1; s++)
-        fetch_x(&a, &k, s, x + s * x_len);
-    fetch_w<TYPE>(&a, &k, 0, w);
-    for (int64_t step = 0; step < n_step; step++) {
-        cu_async_wait<GEMM_STAGES - 2>();
+template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared)
+{
+    struct block<S> b;
+
+    b.k = cu_work_of(a);
+    b.row0 = (int)blockIdx.x * S::ROWS;
+    b.n_cols = (int)a->n_cols;
+    b.n_step = (b.n_cols + S::K - 1) / S::K;
+    b.w0 = b.k.w + (uint64_t)b.row0 * a->w_stride;
+    b.last_row = a->n_rows - 1 - b.row0;
+    b.w_stride = (int)a->w_stride;
+    b.end = b.k.w + (uint64_t)(a->n_rows - 1) * a->w_stride + b.n_cols / S::LEN * S::BLOCK_BYTES;
+    b.raw = reinterpret_cast<uint8_t *>(shared);
+    b.x = reinterpret_cast<uint16_t *>(shared + S::CHUNKS * S::RAW_BYTES);
+    b.w = b.x + S::STAGES * S::X_LEN;
+    b.raw_from = b.w0 + (int)threadIdx.x / S::LANES * b.w_stride + 16 * ((int)threadIdx.x % S::LANES);
+    find_x<S>(a, &b);
+    CU_UNROLL
+    for (int i = 0; i < S::N_UNITS; i++) {
+        int row = ((int)threadIdx.x + i * S::N_THREADS) / (S::K / 16);
+        b.skew[i] = (uint32_t)(reinterpret_cast<uintptr_t>(row_of(&b, row)) & 15);
+    }
+    return b;
+}
+
+/* What the first step needs; the last STAGES - 1 groups of copies are the first steps of x. */
+template <typename S, int TYPE>
+static __device__ inline void begin(const struct cu_mat_args *a, struct block<S> *b)
+{
+    fetch_raw<S>(b, 0);
+    cu_async_commit();
+    for (int step = 0; step < S::STAGES - 1; step++) {
+        fetch_x<S>(b, step);
+        if (step == 0)
+            for (int chunk = 1; chunk < S::CHUNKS; chunk++)
+                fetch_raw<S>(b, chunk);
+        cu_async_commit();
+    }
+    cu_async_wait<S::STAGES - 1>();
+    __syncthreads();
+    CU_UNROLL
+    for (int i = 0; i < S::N_UNITS; i++)
+        dequantize<S, TYPE>(a, b, 0, i);
+}
+
+template <int TYPE, bool MANY>
+static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(const struct cu_mat_args a)
+{
+    typedef shape<TYPE, MANY> S;
+    CU_SHARED_DYN(char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
+    struct block<S> b = block_of<S>(&a, shared);
+    int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS, tok0 = warp % S::WARPS_TOK * S::WARP_TOK;
+    float acc[S::M][S::N][4] = {};
+
+    begin<S, TYPE>(&a, &b);
+    for (int step = 0; step < b.n_step; step++) {
+        cu_async_wait<S::STAGES - 2>();
         __syncthreads(); /* what this step reads is there, and nobody reads what the next lines write any more */
-        int64_t ahead = step + GEMM_STAGES - 1;
-        fetch_x(&a, &k, ahead, x + ahead % GEMM_STAGES * x_len);
-        if (step + 1 < n_step)
-            fetch_w<TYPE>(&a, &k, step + 1, w + (step + 1) % 2 * w_len);
-        multiply(w + step % 2 * w_len + row0 * GEMM_STRIDE, x + step % GEMM_STAGES * x_len + tok0 * GEMM_STRIDE, acc);
+        fetch_x<S>(&b, step + S::STAGES - 1);
+        if ((step + 1) % S::STEPS == 0)
+            fetch_raw<S>(&b, (step + 1) / S::STEPS + S::CHUNKS - 1);
+        cu_async_commit();
+        const uint16_t *x = b.x + step % S::STAGES * S::X_LEN + tok0 * S::K, *w = b.w + step % 2 * S::W_LEN + row0 * S::K;
+        CU_UNROLL
+        for (int kk = 0; kk < S::K / 16; kk++) {
+            multiply<S>(x, w, kk, acc);
+            if (kk < S::N_UNITS)
+                dequantize<S, TYPE>(&a, &b, step + 1, kk);
+        }
     }
     cu_async_wait<0>();
-    write_tile(&a, &k, (int)blockIdx.x * GEMM_ROWS + row0, tok0, acc);
+    write_tile<S>(&a, &b, b.row0 + row0, tok0, acc);
 }
 
-template <int TYPE> static cudaError_t launch_gemm(const struct cu_mat_args *a, cudaStream_t stream)
+/* ---- launches ---- */
+
+template <int TYPE, bool MANY> static cudaError_t launch(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    size_t bytes = (GEMM_STAGES * CU_GEMM_TOK + 2 * GEMM_ROWS) * GEMM_STRIDE * sizeof(uint16_t);
-    dim3 grid((unsigned)((a->n_rows + GEMM_ROWS - 1) / GEMM_ROWS), cu_n_tiles(a));
-    return CU_LAUNCH((gemm<TYPE>), grid, dim3(GEMM_THREADS), bytes, stream, *a);
+    typedef shape<TYPE, MANY> S;
+    dim3 grid((unsigned)((a->n_rows + S::ROWS - 1) / S::ROWS), cu_n_tiles(a));
+    return CU_LAUNCH((gemm<TYPE, MANY>), grid, dim3(S::N_THREADS), S::BYTES, stream, *a);
 }
 
 cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream)
 {
+    bool is_many = a->tile_tok == CU_GEMM_TOK_MANY;
+
     switch (a->type) {
 #define CASE(NAME)     \
     case QUANT_##NAME: \
-        return launch_gemm<QUANT_##NAME>(a, stream);
+        return is_many ? launch<QUANT_##NAME, true>(a, stream) : launch<QUANT_##NAME, false>(a, stream);
         CU_QUANT_TYPES(CASE)
         CU_FLOAT_TYPES(CASE)
 #undef CASE
     default:
         return cudaErrorInvalidValue;
     }
+}
+
+/* Let a kernel's blocks have more than the 48 KiB of shared memory that need no asking for; those that no block may have are
+ * never launched (fits_many). */
+template <int TYPE, bool MANY> static cudaError_t allow(const struct cu_card *card)
+{
+    const int bytes = shape<TYPE, MANY>::BYTES;
+
+    if (bytes <= 48 * 1024 || bytes > card->shared_bytes)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm<TYPE, MANY>),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t cu_gemm_prepare(const struct cu_card *card)
+{
+    cudaError_t e = cudaSuccess;
+
+#define ALLOW(NAME)                                  \
+    e = e ? e : allow<QUANT_##NAME, false>(card); \
+    e = e ? e : allow<QUANT_##NAME, true>(card);
+    CU_QUANT_TYPES(ALLOW)
+    CU_FLOAT_TYPES(ALLOW)
+#undef ALLOW
+    return e;
+}
+
+static int many_bytes(enum quant_type type)
+{
+    switch (type) {
+#define CASE(NAME)     \
+    case QUANT_##NAME: \
+        return shape<QUANT_##NAME, true>::BYTES;
+        CU_QUANT_TYPES(CASE)
+        CU_FLOAT_TYPES(CASE)
+#undef CASE
+    default:
+        return INT32_MAX;
+    }
+}
+
+static int64_t n_rounds(int64_t n_rows, int rows, int64_t n_place, int tok, int n_multiprocessors)
+{
+    int64_t n_blocks = (n_rows + rows - 1) / rows * ((n_place + tok - 1) / tok);
+    return (n_blocks + n_multiprocessors - 1) / n_multiprocessors;
+}
+
+/* Large tiles read x and weights less often, but leave multiprocessors idle when they are few. A large tile is four small ones; a small
+ * one takes some 1.6 of its quarter, because it loads twice as much for each product. */
+int cu_gemm_tile_tok(const struct cu_card *card, enum quant_type type, int64_t n_rows, int n_place)
+{
+    if (n_place <= CU_GEMM_TOK || many_bytes(type) > card->shared_bytes)
+        return CU_GEMM_TOK;
+    int64_t many = n_rounds(n_rows, 128, n_place, CU_GEMM_TOK_MANY, card->n_multiprocessors);
+    int64_t few = n_rounds(n_rows, 64, n_place, CU_GEMM_TOK, card->n_multiprocessors);
+    return 40 * many <= 16 * few ? CU_GEMM_TOK_MANY : CU_GEMM_TOK;
 }

@@ -127,7 +127,7 @@ struct tile {
 
 /* Where the warp's tile begins in the block's, and the lane's first row and place of it. */
 struct place {
-    int row, tok, lane_row, lane_tok, n_tiles; /* n_tiles: those in which there are places */
+    int row, tok, lane_row, lane_tok, n_tiles; /* n_tiles: those in which there are places, by twos */
 };
 
 static __device__ inline struct place place_of(const struct cu_work *k)
@@ -138,7 +138,7 @@ static __device__ inline struct place place_of(const struct cu_work *k)
 
     p.lane_row = p.row + lane / 4;
     p.lane_tok = p.tok + lane % 4 * 2;
-    p.n_tiles = left < 0 ? 0 : left < N_TILES ? left : (int)N_TILES;
+    p.n_tiles = left < 0 ? 0 : left < N_TILES ? (left + 1) / 2 * 2 : (int)N_TILES;
     return p;
 }
 
@@ -223,22 +223,42 @@ template <int TYPE> static __device__ inline void end_block(const struct stage *
     }
 }
 
+/* A lane's part of 16 weight rows, or of 16 places' rows, and 32 columns from p on: matrices of 8 rows and 16 bytes, the rows' first. */
+static __device__ inline void load_w(const uint8_t *p, struct cu_frag_a *f)
+{
+    int lane = (int)threadIdx.x % 32;
+    cu_load_matrices(reinterpret_cast<const uint16_t *>(p + lane % 16 * STRIDE + lane / 16 * 16), f->x);
+}
+
+static __device__ inline void load_x(const uint8_t *p, struct cu_frag_b f[2])
+{
+    int lane = (int)threadIdx.x % 32;
+    uint32_t x[4];
+
+    cu_load_matrices(reinterpret_cast<const uint16_t *>(p + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 16), x);
+    for (int i = 0; i < 4; i++)
+        f[i / 2].x[i % 2] = x[i];
+}
+
 template <int TYPE>
 static __device__ inline void multiply(const struct stage *s, int n_groups, const struct place *p, struct tile *t)
 {
     for (int g = 0; g < n_groups; g++) {
         struct cu_frag_a fa[M_TILES];
         for (int m = 0; m < M_TILES; m++)
-            fa[m] = cu_load_a8(&s->w[p->row + 16 * m][32 * g], STRIDE);
+            load_w(&s->w[p->row + 16 * m][32 * g], &fa[m]);
         CU_UNROLL
-        for (int n = 0; n < N_TILES; n++) {
+        for (int n = 0; n < N_TILES; n += 2) {
+            struct cu_frag_b fb[2];
             if (n >= p->n_tiles)
                 break;
-            struct cu_frag_b fb = cu_load_b8(&s->x[p->tok + 8 * n][32 * g], STRIDE);
-            if (cu_block<TYPE>::X256)
-                add_group<TYPE>(s, g, p, fa, n, &fb, t->sum);
-            else
-                add_terms<TYPE>(s, g, p, fa, n, &fb, t->acc);
+            load_x(&s->x[p->tok + 8 * n][32 * g], fb);
+            CU_UNROLL
+            for (int i = 0; i < 2; i++)
+                if (cu_block<TYPE>::X256)
+                    add_group<TYPE>(s, g, p, fa, n + i, &fb[i], t->sum);
+                else
+                    add_terms<TYPE>(s, g, p, fa, n + i, &fb[i], t->acc);
         }
     }
 }

@@ -208,9 +208,20 @@ cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
 uint64_t cu_half_bytes(int64_t n);
 cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream);
 
-/* The same product by tensor cores on halves, for many places; rounding differs (cuda/README.md). n_cols a multiple of 32,
- * tile_tok CU_GEMM_TOK. */
+/* What of a GPU decides how cu_gemm cuts its work. */
+struct cu_card {
+    int n_multiprocessors;
+    int shared_bytes; /* most shared memory of a block that asks for it */
+};
+
+/* Before the first cu_gemm on the GPU that is chosen. */
+cudaError_t cu_gemm_prepare(const struct cu_card *card);
+
+/* The same product by tensor cores on halves, for many places; rounding differs (cuda/README.md), but not from one tile_tok to
+ * another. n_cols a multiple of 32; tile_tok as cu_gemm_tile_tok says of the same card. */
 #define CU_GEMM_TOK 64
+#define CU_GEMM_TOK_MANY 128
+int cu_gemm_tile_tok(const struct cu_card *card, enum quant_type type, int64_t n_rows, int n_place);
 cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* ---- experts --------------------------------------------------------------------------------------------------------- */
@@ -235,6 +246,10 @@ struct cu_moe_args {
 };
 uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a); /* of types, widths, k and n_rows */
 cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream);
+
+/* The same by tensor cores on halves: n_embd and n_ff multiples of 32, tile_tok cu_gemm's. */
+uint64_t cu_moe_gemm_scratch_bytes(const struct cu_moe_args *a);
+cudaError_t cu_moe_gemm(const struct cu_moe_args *a, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

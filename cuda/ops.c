@@ -9,12 +9,21 @@
 /* Rows up to which attention is split by segment, so that one long sequence keeps the whole GPU busy; segments at once. */
 enum { SPLIT_ROWS = 8, SPLIT_SEGMENTS = 32, N_FORM = 4 };
 
-/* Rows up to which integer dots lane by lane are sooner done than a tile of the tensor cores. */
+/* Places of a matrix up to which integer dots lane by lane are sooner done than a tile of the tensor cores. */
 enum { GEMV_ROWS = 2 * CU_GEMV_TOK };
+
+/* Rows of each expert, on average over all that the model has, from which tensor cores take them: a tile costs as much with few rows
+ * as with 64. */
+enum { MOE_GEMM_ROWS = 16 };
 
 static int n_of(const struct ops_run *r, const struct op *op)
 {
     return op->rows == OP_ROWS_OUT ? r->rows->n_out : r->rows->n;
+}
+
+static int n_prompt_of(const struct ops_run *r)
+{
+    return r->rows->n_prompt < r->rows->n ? r->rows->n_prompt : r->rows->n;
 }
 
 static struct cu_step step_of(const struct ops_run *r, const struct op *op)
@@ -333,7 +342,7 @@ static int n_gemm_rows(const struct ops_run *r, const struct op *op)
 {
     if (r->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || op->src[0]->ne[0] % 32 || is_router(r, op))
         return 0;
-    return r->rows->n_prompt < r->rows->n ? r->rows->n_prompt : r->rows->n;
+    return n_prompt_of(r);
 }
 
 /* Rows [first, first + n) of src0 in a form at `out`. */
@@ -370,7 +379,7 @@ static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, i
         struct cu_mat_args m = mat_of(r, op, i, 0, n);
         m.x = x.out;
         m.x_stride = x.out_stride;
-        m.tile_tok = CU_GEMM_TOK;
+        m.tile_tok = cu_gemm_tile_tok(&r->card, m.type, m.n_rows, n);
         e = cu_gemm(&m, r->stream);
     }
     return e;
@@ -395,7 +404,7 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op)
         struct cu_mat_args m = mat_of(r, op, i, first, n);
         m.x = r->scratch + off[form_of(op->w[i])];
         m.x_stride = cu_act_bytes(form_of(op->w[i]), m.n_cols);
-        m.tile_tok = ops_tile_tok(n);
+        m.tile_tok = ops_tile_tok(n, n, 1);
         e = cu_gemv(&m, r->stream);
     }
     return e;
@@ -403,9 +412,9 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op)
 
 /* ---- experts ---- */
 
-int ops_tile_tok(int n_rows)
+int ops_tile_tok(int n_rows, int n_places, int n_mats)
 {
-    return n_rows == 1 ? 1 : n_rows <= GEMV_ROWS ? CU_GEMV_TOK : CU_GEMM_INT_TOK;
+    return n_rows == 1 ? 1 : n_places <= GEMV_ROWS * n_mats ? CU_GEMV_TOK : CU_GEMM_INT_TOK;
 }
 
 static struct cu_moe_args moe_of(const struct op *op, int n_rows)
@@ -422,25 +431,47 @@ static struct cu_moe_args moe_of(const struct op *op, int n_rows)
     return x;
 }
 
+int ops_moe_gemm_rows(const struct ops_run *r, const struct op *op, int *tile_tok)
+{
+    const struct tensor *const *w = op->w;
+    int64_t n_slots = (int64_t)n_prompt_of(r) * op->p.moe.k, n_expert = w[0]->ne[2];
+
+    if (r->prefill != DEVICE_PREFILL_BLAS || op->rows != OP_ROWS_ALL || w[0]->ne[0] % 32 || w[2]->ne[0] % 32 ||
+        n_slots < MOE_GEMM_ROWS * n_expert)
+        return 0;
+    *tile_tok = CU_GEMM_TOK_MANY;
+    for (int i = 0; i < 3; i++) {
+        int tok = cu_gemm_tile_tok(&r->card, w[i]->type, w[i]->ne[1] * n_expert, (int)(n_slots / n_expert));
+        *tile_tok = tok < *tile_tok ? tok : *tile_tok;
+    }
+    return n_prompt_of(r);
+}
+
+/* Products of the listed slots, each to its own place. */
+static cudaError_t moe_slots(struct cu_moe_args x, const struct ops_slots *s,
+                             cudaError_t launch(const struct cu_moe_args *a, cudaStream_t stream), cudaStream_t stream)
+{
+    x.slot = s->slot;
+    x.n_place = s->n_place;
+    x.tiles = s->tiles;
+    x.n_tiles = s->n_tiles;
+    x.tile_tok = s->tile_tok;
+    return s->n_place ? launch(&x, stream) : cudaSuccess;
+}
+
 static cudaError_t moe(const struct ops_run *r, const struct op *op)
 {
     struct cu_moe_args x = moe_of(op, n_of(r, op));
 
-    if (r->n_place == 0)
-        return cudaSuccess;
     x.books = r->books;
     x.x = op->src[0]->data;
     x.x_stride = stride_of(op->src[0]);
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
-    x.slot = r->slot;
-    x.n_place = r->n_place;
-    x.tile_tok = ops_tile_tok(x.n_rows);
-    x.tiles = r->tiles;
-    x.n_tiles = r->n_tiles;
     x.experts = r->experts;
     x.scratch = r->scratch;
-    return cu_moe(&x, r->stream);
+    cudaError_t e = moe_slots(x, &r->dots, cu_moe, r->stream);
+    return e ? e : moe_slots(x, &r->gemm, cu_moe_gemm, r->stream);
 }
 
 /* ---- all ---- */
@@ -454,7 +485,8 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
     if (op->kind != OP_MOE)
         return 0;
     struct cu_moe_args x = moe_of(op, n_rows);
-    return cu_moe_scratch_bytes(&x);
+    uint64_t dots = cu_moe_scratch_bytes(&x), gemm = cu_moe_gemm_scratch_bytes(&x);
+    return dots > gemm ? dots : gemm;
 }
 
 typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op);

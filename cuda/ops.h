@@ -12,6 +12,13 @@
 extern "C" {
 #endif
 
+/* Slots of a call's MOE op, grouped by expert, and tiles that cut them; both in device memory. */
+struct ops_slots {
+    const int32_t *slot;
+    const struct cu_tile *tiles;
+    int n_place, n_tiles, tile_tok;
+};
+
 /* What the ops of one call of run share. */
 struct ops_run {
     cudaStream_t stream;
@@ -21,13 +28,12 @@ struct ops_run {
     const struct cu_books *books;
     char *scratch; /* device */
     enum device_prefill prefill;
+    struct cu_card card;
     const struct op *ops; /* view: the whole list of this call */
     int n_ops;
     /* The lists of the call's MOE op, in device memory; a call has one at most. */
     const struct cu_expert *experts;
-    const struct cu_tile *tiles;
-    const int32_t *slot;
-    int n_tiles, n_place;
+    struct ops_slots dots, gemm; /* those of rows that integer dots multiply, and tensor cores */
 };
 
 /* Has it kernels for the op's types and shapes? */
@@ -39,8 +45,12 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows);
 /* Queue it. What the runtime said. */
 cudaError_t ops_launch(const struct ops_run *run, const struct op *op);
 
-/* Experts whose rows are many share their weights among so many of them. */
-int ops_tile_tok(int n_rows);
+/* Among how many of n_places places of n_mats matrices each reading of weights is shared by integer dots, in a step of n_rows rows. */
+int ops_tile_tok(int n_rows, int n_places, int n_mats);
+
+/* The first so many of a step's rows go through the tensor cores at an MOE op: all of a prompt or none, whichever experts are listed.
+ * *tile_tok: among how many of them weights are shared. */
+int ops_moe_gemm_rows(const struct ops_run *run, const struct op *op, int *tile_tok);
 
 #ifdef __cplusplus
 }

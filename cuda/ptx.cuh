@@ -1,5 +1,5 @@
-/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products and
- * asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
+/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products, what loads and
+ * packs their factors, and asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
 #ifndef FERRY_CUDA_PTX_CUH
 #define FERRY_CUDA_PTX_CUH
 
@@ -14,41 +14,6 @@ struct cu_frag_b {
     uint32_t x[2];
 };
 
-/* A lane's part of A whose row r begins at p + r * stride; of B whose column c does. Halves; both even. */
-static __device__ inline struct cu_frag_a cu_load_a(const uint16_t *p, int stride)
-{
-    int lane = (int)threadIdx.x % 32, row = lane / 4, col = lane % 4 * 2;
-    struct cu_frag_a f;
-
-    f.x[0] = *reinterpret_cast<const uint32_t *>(p + row * stride + col);
-    f.x[1] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col);
-    f.x[2] = *reinterpret_cast<const uint32_t *>(p + row * stride + col + 8);
-    f.x[3] = *reinterpret_cast<const uint32_t *>(p + (row + 8) * stride + col + 8);
-    return f;
-}
-
-static __device__ inline struct cu_frag_b cu_load_b(const uint16_t *p, int stride)
-{
-    int lane = (int)threadIdx.x % 32, col = lane / 4, row = lane % 4 * 2;
-    struct cu_frag_b f;
-
-    f.x[0] = *reinterpret_cast<const uint32_t *>(p + col * stride + row);
-    f.x[1] = *reinterpret_cast<const uint32_t *>(p + col * stride + row + 8);
-    return f;
-}
-
-/* The same of bytes: A (16 x 32) whose row r begins at p + r * stride, B (32 x 8) whose column c does; 16 divides both. Word i of A is
- * row lane / 4 + i % 2 * 8, bytes lane % 4 * 4 + i / 2 * 16 and on; of B, column lane / 4, bytes lane % 4 * 4 + i * 16. */
-static __device__ inline struct cu_frag_a cu_load_a8(const uint8_t *p, int stride)
-{
-    return cu_load_a(reinterpret_cast<const uint16_t *>(p), stride / 2);
-}
-
-static __device__ inline struct cu_frag_b cu_load_b8(const uint8_t *p, int stride)
-{
-    return cu_load_b(reinterpret_cast<const uint16_t *>(p), stride / 2);
-}
-
 /* Added to an integer below 2^22 it makes the bits of a float, 1.5 * 2^23 more than it. */
 #define CU_MAGIC 0x4b400000
 
@@ -58,6 +23,27 @@ static __device__ inline float cu_of_magic(int bits)
 }
 
 #ifdef __CUDACC__
+
+/* Four matrices of 8 x 8 halves in shared memory: lane i says where row i % 8 of matrix i / 8 begins, a multiple of 16 bytes. Word m of
+ * a lane is of matrix m: row lane / 4, columns 2 * (lane % 4) and + 1. */
+static __device__ inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
+}
+
+/* Both rounded to the nearest half; low in the lower 16 bits. */
+static __device__ inline uint32_t cu_pack_halves(float low, float high)
+{
+    uint32_t x;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+#else
+    x = cu_f32_to_half(low) | (uint32_t)cu_f32_to_half(high) << 16;
+#endif
+    return x;
+}
 
 /* acc (16 x 8) += A B of signed bytes, A (16 x 16) with rows lane / 4 in a0 and 8 below in a1, B (16 x 8) with column lane / 4 in b, each
  * 4 bytes from lane % 4 * 4 on; acc as in cu_mma. */
@@ -122,6 +108,20 @@ template <int N> static __device__ inline void cu_async_wait()
 }
 
 #else
+
+static inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])
+{
+    const uint16_t *const *rows = static_cast<const uint16_t *const *>(emu_warp(&row, sizeof row));
+    int lane = (int)threadIdx.x % 32;
+
+    for (int m = 0; m < 4; m++)
+        memcpy(&x[m], rows[8 * m + lane / 4] + lane % 4 * 2, sizeof x[m]);
+}
+
+static inline uint32_t cu_pack_halves(float low, float high)
+{
+    return cu_f32_to_half(low) | (uint32_t)cu_f32_to_half(high) << 16;
+}
 
 /* Products of halves are exact in floats; the sum's order is one of those that tensor cores may have. */
 static inline void cu_mma(float *acc, const struct cu_frag_a *a, const struct cu_frag_b *b)

@@ -784,8 +784,19 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
     *value = attr == cudaDevAttrComputeCapabilityMajor ? 9
              : attr == cudaDevAttrMultiProcessorCount  ? 4
              : attr == cudaDevAttrL2CacheSize          ? 4096
+             : attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? EMU_MAX_SHARED
                                                        : 0;
     return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr, int value)
+{
+    if (fails())
+        return cudaErrorUnknown;
+    if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > EMU_MAX_SHARED)
+        return cudaErrorInvalidValue;
+    emu_grid_allow(kernel, (size_t)value);
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetLastError(void)

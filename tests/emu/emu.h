@@ -69,7 +69,8 @@ struct emu_launch {
     void (*call)(const void *closure); /* one thread's life */
     const void *closure;               /* copied: (closure_bytes) */
     size_t closure_bytes;
-    size_t args_off; /* where in the closure the kernel's argument lies */
+    size_t args_off;    /* where in the closure the kernel's argument lies */
+    const void *kernel; /* which it is, for cudaFuncSetAttribute; NULL: none that asks for anything */
 };
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
 
@@ -95,7 +96,9 @@ uint64_t emu_busy_ns(enum emu_engine engine);
 
 /* ---- between the two halves of the emulator ---- */
 
+#define EMU_MAX_SHARED (227 * 1024) /* most shared memory that a block may have */
 void emu_grid_run(const struct emu_launch *launch);
+void emu_grid_allow(const void *kernel, size_t shared_bytes); /* so much to its blocks, from now on */
 uint32_t emu_random(uint32_t n); /* 0..n-1 */
 void emu_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 

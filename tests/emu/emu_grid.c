@@ -11,7 +11,8 @@ enum {
     MAX_THREADS = 1024,
     WARP = 32,
     STACK_BYTES = 64 * 1024,
-    MAX_SHARED = 48 * 1024, /* what every card gives a block that does not ask for more */
+    PLAIN_SHARED = 48 * 1024, /* what every card gives a block that does not ask for more */
+    MAX_KERNELS = 256,
     MAX_EXCHANGE = 64,
     MAX_ASYNC = 64,
     GUARD_BYTES = 64,
@@ -43,7 +44,7 @@ static char (*stacks)[STACK_BYTES]; /* made once, kept */
 static void *scheduler_sp;
 static struct fiber *current;
 static const struct emu_launch *running;
-static char shared[MAX_SHARED + GUARD_BYTES] __attribute__((aligned(128)));
+static char shared[EMU_MAX_SHARED + GUARD_BYTES] __attribute__((aligned(128)));
 /* What lanes bring to an exchange, and what they take away: a lane may bring its next before a slower one has looked. */
 static char brought[MAX_THREADS][MAX_EXCHANGE], taken[MAX_THREADS * MAX_EXCHANGE] __attribute__((aligned(16)));
 
@@ -248,6 +249,34 @@ static void block_run(int n, int first)
     }
 }
 
+/* Kernels that have asked for more shared memory, and how much. */
+static struct {
+    const void *kernel;
+    size_t bytes;
+} allowed[MAX_KERNELS];
+static int n_allowed;
+
+void emu_grid_allow(const void *kernel, size_t shared_bytes)
+{
+    int i = 0;
+
+    while (i < n_allowed && allowed[i].kernel != kernel)
+        i++;
+    if (i == MAX_KERNELS)
+        emu_die("more than %d kernels ask for shared memory", MAX_KERNELS);
+    n_allowed += i == n_allowed;
+    allowed[i].kernel = kernel;
+    allowed[i].bytes = shared_bytes;
+}
+
+static size_t most_shared(const void *kernel)
+{
+    for (int i = 0; i < n_allowed; i++)
+        if (allowed[i].kernel == kernel)
+            return allowed[i].bytes;
+    return PLAIN_SHARED;
+}
+
 static void shared_make(size_t bytes)
 {
     memset(shared, 0xff, bytes);
@@ -276,7 +305,7 @@ void emu_grid_run(const struct emu_launch *l)
         emu_die("%s: %u threads in a block", l->name, n_threads);
     if (l->grid.y > 65535 || l->grid.z > 65535)
         emu_die("%s: a grid of %u x %u x %u", l->name, l->grid.x, l->grid.y, l->grid.z);
-    if (l->shared_bytes > MAX_SHARED)
+    if (l->shared_bytes > most_shared(l->kernel))
         emu_die("%s: %zu bytes of shared memory", l->name, l->shared_bytes);
     if (!stacks) {
         stacks = mmap(NULL, sizeof *stacks * MAX_THREADS, PROT_READ | PROT_WRITE,

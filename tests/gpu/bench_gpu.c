@@ -122,6 +122,11 @@ static int make_room(struct bench *b, uint64_t free_bytes)
 
     if (!e)
         e = cudaDeviceGetAttribute(&b->n_multiprocessors, cudaDevAttrMultiProcessorCount, 0);
+    if (!e)
+        e = cudaDeviceGetAttribute(&b->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    b->card.n_multiprocessors = b->n_multiprocessors;
+    if (!e)
+        e = cu_gemm_prepare(&b->card);
     b->dev_bytes = free_bytes / 4 * 3 < MOST_BYTES ? free_bytes / 4 * 3 : MOST_BYTES;
     b->host_bytes = b->is_quick ? QUICK_BYTES : HOST_BYTES;
     b->dev_bytes = b->is_quick ? QUICK_BYTES : b->dev_bytes;

@@ -106,7 +106,9 @@ static int place_product(struct bench *b, enum quant_type type, int n_rows, int 
     p->a.dst = dst;
     p->a.dst_stride = n_rows;
     p->a.n_place = n_tok;
-    p->a.tile_tok = p->is_gemm ? CU_GEMM_TOK : n_tok == 1 ? 1 : CU_GEMV_TOK;
+    p->a.tile_tok = p->is_gemm   ? cu_gemm_tile_tok(&b->card, type, n_rows, n_tok)
+                    : n_tok == 1 ? 1
+                                 : CU_GEMV_TOK;
     return bench_failed(p->is_gemm ? cu_half(&f, b->stream) : cu_act(&f, b->stream), "activations");
 }
 
@@ -156,6 +158,7 @@ static int bench_gemm(struct bench *b, enum quant_type type, bool by_tensor_core
     add_share(row, "flops_per_s", flops / s, by_tensor_cores ? b->mma_flops_per_s : b->dp4a_ops_per_s);
     double blas_s = by_tensor_cores ? bench_blas(b, n_rows, n_cols, n_tok) : 0;
     json_object_set_new(row, "of_cublas_f16", blas_s > 0 ? json_real(blas_s / s) : json_null());
+    json_object_set_new(row, "tile_tok", json_integer(p.a.tile_tok));
     return 0;
 }
 
@@ -254,6 +257,96 @@ static int bench_moe(struct bench *b)
     json_t *row = bench_row(b, "grouped experts", "8 of Qwen3-30B, Q4_K Q6_K", s);
     add_share(row, "bytes_per_s", bytes / s, b->read_bytes_per_s);
     json_object_set_new(row, "cold_sets", json_integer(m.n_sets));
+    return 0;
+}
+
+/* Prefill: rows of a prompt, each with MOE_K of all experts of such a layer, drawn at random: some experts have many, some few. */
+enum { ALL_EXPERTS = 128, PROMPT_ROWS = 512, PROMPT_SLOTS = PROMPT_ROWS * MOE_K };
+
+struct prompt {
+    struct cu_expert experts[ALL_EXPERTS];
+    struct cu_tile tiles[ALL_EXPERTS + PROMPT_SLOTS / CU_GEMM_TOK];
+    int32_t slot[PROMPT_SLOTS];
+};
+
+static void draw_slots(struct cu_moe_args *a, int n_expert, struct prompt *p)
+{
+    static uint8_t of[PROMPT_SLOTS];
+    const int n_slots = a->n_rows * a->k;
+    uint32_t random = 1;
+
+    for (int s = 0; s < n_slots; s++) {
+        random = random * 1664525u + 1013904223u;
+        of[s] = (uint8_t)((random >> 16) % (uint32_t)n_expert);
+    }
+    for (int e = 0; e < n_expert; e++) {
+        int first = a->n_place;
+        for (int s = 0; s < n_slots; s++)
+            if (of[s] == e)
+                p->slot[a->n_place++] = s;
+        for (int at = first; at < a->n_place; at += a->tile_tok)
+            p->tiles[a->n_tiles++] =
+                (struct cu_tile){e, at, a->n_place - at < a->tile_tok ? a->n_place - at : a->tile_tok};
+    }
+}
+
+/* The experts' matrices, rows in and out, scratch, and the lists. */
+static int place_prompt(struct bench *b, int n_expert, struct cu_moe_args *a)
+{
+    static struct prompt lists;
+    const uint64_t n_slots = (uint64_t)a->n_rows * (uint64_t)a->k;
+    void *books = NULL, *x = NULL, *dst = NULL, *dev = NULL, *w = NULL;
+    uint64_t at = 0;
+    int rc = bench_take(b, &at, sizeof(struct cu_books), &books);
+
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_rows * (uint64_t)a->n_embd * sizeof(float), &x);
+    rc = rc ? rc : bench_take(b, &at, n_slots * (uint64_t)a->n_out * sizeof(float), &dst);
+    rc = rc ? rc : bench_take(b, &at, cu_moe_gemm_scratch_bytes(a), &a->scratch);
+    rc = rc ? rc : bench_take(b, &at, sizeof lists, &dev);
+    for (int e = 0; e < n_expert && !rc; e++)
+        for (int i = 0; i < 3 && !rc; i++) {
+            rc = bench_take(b, &at, matrix_bytes(a, i), &w);
+            lists.experts[e].w[i] = w;
+            lists.experts[e].scale[i] = 1;
+        }
+    if (rc)
+        return rc;
+    draw_slots(a, n_expert, &lists);
+    a->books = books;
+    a->x = x;
+    a->dst = dst;
+    a->experts = ((struct prompt *)dev)->experts;
+    a->tiles = ((struct prompt *)dev)->tiles;
+    a->slot = ((struct prompt *)dev)->slot;
+    return bench_failed(cudaMemcpyAsync(dev, &lists, sizeof lists, cudaMemcpyHostToDevice, b->stream), "experts");
+}
+
+static cudaError_t run_grouped_gemm(const struct bench *b, void *ctx, int i)
+{
+    (void)i;
+    return cu_moe_gemm(ctx, b->stream);
+}
+
+static int bench_grouped_gemm(struct bench *b)
+{
+    const int n_expert = b->is_quick ? 4 : ALL_EXPERTS;
+    struct cu_moe_args a = {.type = {QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, .act = OP_ACT_SILU, .k = MOE_K};
+    double s = 0;
+
+    a.n_rows = b->is_quick ? 10 : PROMPT_ROWS;
+    a.n_embd = a.n_out = a.x_stride = a.dst_stride = b->is_quick ? 256 : 2048;
+    a.n_ff = b->is_quick ? 256 : 768;
+    for (int i = 0; i < 3; i++)
+        a.w_stride[i] = quant_row_bytes(a.type[i], i == 2 ? a.n_ff : a.n_embd);
+    a.tile_tok = cu_gemm_tile_tok(&b->card, a.type[0], a.n_ff * n_expert, a.n_rows * a.k / n_expert);
+    int rc = place_prompt(b, n_expert, &a);
+    if (!rc)
+        rc = bench_time(b, run_grouped_gemm, &a, 1, &s);
+    if (rc)
+        return rc;
+    json_t *row = bench_row(b, "grouped gemm", "512 rows, Qwen3-30B", s);
+    add_share(row, "flops_per_s", 6.0 * a.n_place * (double)a.n_embd * (double)a.n_ff / s, b->mma_flops_per_s);
+    json_object_set_new(row, "tile_tok", json_integer(a.tile_tok));
     return 0;
 }
 
@@ -383,6 +476,8 @@ int bench_kernels(struct bench *b)
         rc = bench_gemv(b, types[i]);
     if (!rc)
         rc = bench_moe(b);
+    if (!rc)
+        rc = bench_grouped_gemm(b);
     for (size_t i = 0; i < sizeof gemm_types / sizeof *gemm_types && !rc; i++) {
         rc = bench_gemm(b, gemm_types[i], true);
         if (!rc && gemm_types[i] != QUANT_F16)

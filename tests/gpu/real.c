@@ -29,6 +29,7 @@ cudaError_t REAL(cudaDriverGetVersion)(int *version);
 cudaError_t REAL(cudaGetDeviceCount)(int *count);
 cudaError_t REAL(cudaSetDevice)(int device);
 cudaError_t REAL(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t REAL(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value);
 cudaError_t REAL(cudaMemGetInfo)(size_t *free, size_t *total);
 cudaError_t REAL(cudaDeviceSynchronize)(void);
 cudaError_t REAL(cudaGetLastError)(void);
@@ -56,6 +57,7 @@ cudaError_t WRAP(cudaDriverGetVersion)(int *version);
 cudaError_t WRAP(cudaGetDeviceCount)(int *count);
 cudaError_t WRAP(cudaSetDevice)(int device);
 cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t WRAP(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value);
 cudaError_t WRAP(cudaMemGetInfo)(size_t *free, size_t *total);
 cudaError_t WRAP(cudaDeviceSynchronize)(void);
 cudaError_t WRAP(cudaGetLastError)(void);
@@ -243,6 +245,11 @@ cudaError_t WRAP(cudaSetDevice)(int device)
 cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device)
 {
     return fails() ? cudaErrorUnknown : REAL(cudaDeviceGetAttribute)(value, attr, device_of(device));
+}
+
+cudaError_t WRAP(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaFuncSetAttribute)(kernel, attr, value);
 }
 
 cudaError_t WRAP(cudaMemGetInfo)(size_t *free_bytes, size_t *total_bytes)
