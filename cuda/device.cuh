@@ -24,6 +24,12 @@
     extern __shared__ __align__(16) char cu_shared_bytes[]; \
     T *name = reinterpret_cast<T *>(cu_shared_bytes)
 
+/* At most so many threads a block; so many blocks at once on a multiprocessor should have registers. */
+#define CU_BOUNDS(n_threads, n_blocks) __launch_bounds__(n_threads, n_blocks)
+#define CU_UNROLL _Pragma("unroll")
+#define CU_UNROLL_BY(n) CU_PRAGMA(unroll n)
+#define CU_PRAGMA(text) _Pragma(#text)
+
 #define CU_ALL_LANES 0xffffffffu
 
 static __device__ inline int cu_shfl_xor(int x, int mask)
@@ -64,8 +70,12 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __restrict__ __restrict
+#define CU_BOUNDS(n_threads, n_blocks)
+#define CU_UNROLL
+#define CU_UNROLL_BY(n)
 
 struct dim3 {
     unsigned x, y, z;
@@ -137,6 +147,11 @@ static inline uint16_t cu_f32_to_half(float x)
 }
 
 #endif
+
+/* N floats that are read and written at once: aligned to all of their bytes. */
+template <int N> struct alignas(4 * N) cu_floats {
+    float x[N];
+};
 
 static __device__ inline float cu_f32_of_bits(uint32_t bits)
 {
