@@ -39,6 +39,16 @@ template <> struct kv<QUANT_F16> {
         for (int j = 0; j < N; j++)
             x[j] = cu_half_to_f32(h[j * STEP]);
     }
+
+    /* Four elements from `first` on, which lie at a multiple of 8 bytes. */
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        struct alignas(8) four {
+            uint16_t h[4];
+        } all = *reinterpret_cast<const struct four *>(row + 2 * first);
+        for (int j = 0; j < 4; j++)
+            x[j] = cu_half_to_f32(all.h[j]);
+    }
 };
 
 template <> struct kv<QUANT_Q8_0> {
@@ -53,6 +63,15 @@ template <> struct kv<QUANT_Q8_0> {
         float d = cu_half_at(block);
         for (int j = 0; j < N; j++)
             x[j] = d * code(block[2 + first % 32 + j * STEP]);
+    }
+
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        const uint16_t *block = reinterpret_cast<const uint16_t *>(row) + first / 32 * 17;
+        const uint16_t *codes = block + 1 + first % 32 / 2;
+        float d = cu_half_to_f32(block[0]);
+        for (int j = 0; j < 4; j++)
+            x[j] = d * code((uint8_t)(codes[j / 2] >> j % 2 * 8));
     }
 
   private:
@@ -276,43 +295,53 @@ static __device__ inline int spread(int i)
     return (i & ~15) | (i & 3) << 2 | (i >> 2 & 3);
 }
 
+/* A warp for a key, a lane for four neighbours of spread(). */
 template <int TYPE> static __device__ inline void convert_keys(const struct block *b, const char *raw)
 {
+    const int n_warps = THREADS / 32;
     int dim = b->j->a.p.head_dim_k, row_bytes = kv<TYPE>::row_bytes(dim), stride = b->j->shape.k_stride;
+    int warp = (int)threadIdx.x / 32, n_keys = b->j->shape.tile_keys;
 
-    for (int key = (int)threadIdx.x / 32; key < b->j->shape.tile_keys; key += THREADS / 32) {
-        const char *row = raw + key * row_bytes;
-        for (int at = (int)threadIdx.x % 32 * 4; at < dim; at += 128) {
-            int first = (at & ~15) | (at >> 2 & 3);
-            struct cu_floats<4> x;
-            if (first + 12 < dim) {
+    for (int at = (int)threadIdx.x % 32 * 4; at < dim; at += 128) {
+        int first = (at & ~15) | (at >> 2 & 3);
+        const char *row = raw + warp * row_bytes;
+        float *out = b->tile + warp * stride + at;
+        if (first + 12 < dim) {
+            CU_UNROLL_BY(4)
+            for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride) {
+                struct cu_floats<4> x;
                 kv<TYPE>::template read<4, 4>(row, first, x.x);
-                *reinterpret_cast<struct cu_floats<4> *>(b->tile + key * stride + at) = x;
-                continue;
+                *reinterpret_cast<struct cu_floats<4> *>(out) = x;
             }
-            for (int j = 0; first + 4 * j < dim; j++)
-                kv<TYPE>::template read<1, 1>(row, first + 4 * j, b->tile + key * stride + at + j);
+            continue;
         }
+        for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride)
+            for (int j = 0; first + 4 * j < dim; j++)
+                kv<TYPE>::template read<1, 1>(row, first + 4 * j, out + j);
     }
 }
 
+/* A thread has four columns of every so many keys. */
 template <int TYPE, int W> static __device__ inline void convert_values(const struct block *b, const char *raw)
 {
-    int dim = b->j->a.p.head_dim_v, row_bytes = kv<TYPE>::row_bytes(dim);
-    int n = dim - b->col < W ? dim - b->col : W;
+    const int n_rows = THREADS * 4 / W;
+    int dim = b->j->a.p.head_dim_v, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
+    const char *row = raw + first_key * row_bytes;
+    float *out = b->tile + first_key * W + c;
 
-    for (int at = (int)threadIdx.x * 4; at < b->j->shape.tile_keys * W; at += THREADS * 4) {
-        const char *row = raw + at / W * row_bytes;
-        int c = at % W;
-        struct cu_floats<4> x;
-        if (c + 4 <= n) {
-            kv<TYPE>::template read<4, 1>(row, b->col + c, x.x);
-            *reinterpret_cast<struct cu_floats<4> *>(b->tile + at) = x;
-            continue;
+    if (dim % 4 == 0 && col < dim) {
+        CU_UNROLL_BY(4)
+        for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W) {
+            struct cu_floats<4> x;
+            kv<TYPE>::read_four(row, col, x.x);
+            *reinterpret_cast<struct cu_floats<4> *>(out) = x;
         }
-        for (int j = 0; c + j < n; j++)
-            kv<TYPE>::template read<1, 1>(row, b->col + c + j, b->tile + at + j);
+        return;
     }
+    for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W)
+        for (int j = 0; j < 4 && col + j < dim; j++)
+            kv<TYPE>::template read<1, 1>(row, col + j, out + j);
 }
 
 /* The oldest tile on its way into b->tile, and the next one on its way into its place. */
@@ -440,36 +469,66 @@ template <int N, int W> static __device__ inline void score_tile(const struct bl
     }
 }
 
-/* Scores into weights, m and l, a warp for a query; old[v] = what o is to be multiplied by. A query that sees nothing of the
- * page stays. Of zeros of either sign any may be the largest: both weigh the same. */
-static __device__ inline void weigh(const struct block *b, int first)
+/* Scores into weights, m and l of queries v0, v0 + THREADS / 32, ..: a warp has N of them; old[v] = what o is to be multiplied
+ * by. A query that sees nothing of the page stays. Of zeros of either sign any may be the largest: both weigh the same. */
+template <int N> static __device__ inline void weigh_some(const struct block *b, int first, int v0)
 {
-    int lane = (int)threadIdx.x % 32, begin, end;
+    const int n_warps = THREADS / 32;
+    int lane = (int)threadIdx.x % 32;
+    float low[N], high[N], m[N], sum[N];
 
-    for (int v = (int)threadIdx.x / 32; v < b->n_q; v += THREADS / 32) {
-        float *p = b->p + v * P_STRIDE, was = b->m[v];
-        if (!sees(b, b->pos[v], first, &begin, &end)) {
-            if (lane == 0)
-                b->old[v] = 1.0f;
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        low[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane];
+        high[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32];
+        m[i] = cu_max(high[i], cu_max(low[i], -CU_INFINITY));
+    }
+    CU_UNROLL
+    for (int step = 16; step; step /= 2) {
+        CU_UNROLL
+        for (int i = 0; i < N; i++)
+            m[i] = cu_max(cu_shfl_xor(m[i], step), m[i]);
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        m[i] = cu_max(m[i], b->m[v0 + i * n_warps]);
+        low[i] = cu_exp(low[i] - m[i]);
+        high[i] = cu_exp(high[i] - m[i]);
+        b->p[(v0 + i * n_warps) * P_STRIDE + lane] = low[i];
+        b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32] = high[i];
+        float low_16 = cu_shfl_xor(low[i], 16), high_16 = cu_shfl_xor(high[i], 16); /* of the key 16 behind, or before */
+        sum[i] = low[i] + low_16;
+        sum[i] += lane < 16 ? high[i] : high_16;
+        sum[i] += lane < 16 ? high_16 : high[i];
+    }
+    CU_UNROLL
+    for (int step = 8; step; step /= 2) {
+        CU_UNROLL
+        for (int i = 0; i < N; i++)
+            sum[i] += cu_shfl_xor(sum[i], step);
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        int v = v0 + i * n_warps, begin, end;
+        if (lane != i)
             continue;
+        bool is_in = sees(b, b->pos[v], first, &begin, &end);
+        float old = is_in ? cu_exp(b->m[v] - m[i]) : 1.0f;
+        b->old[v] = old;
+        if (is_in) {
+            b->m[v] = m[i];
+            b->l[v] = b->l[v] * old + sum[i];
         }
-        float m = cu_max(p[lane + 32], cu_max(p[lane], -CU_INFINITY));
-        for (int step = 16; step; step /= 2)
-            m = cu_max(cu_shfl_xor(m, step), m);
-        m = cu_max(m, was);
-        float old = cu_exp(was - m), low = cu_exp(p[lane] - m), high = cu_exp(p[lane + 32] - m);
-        p[lane] = low;
-        p[lane + 32] = high;
-        float low_16 = cu_shfl_xor(low, 16), high_16 = cu_shfl_xor(high, 16); /* of the key 16 behind, or before */
-        float sum = low + low_16;
-        sum += lane < 16 ? high : high_16;
-        sum += lane < 16 ? high_16 : high;
-        sum = cu_tree16_shfl(sum);
-        if (lane == 0) {
-            b->old[v] = old;
-            b->m[v] = m;
-            b->l[v] = b->l[v] * old + sum;
-        }
+    }
+}
+
+template <int N> static __device__ inline void weigh(const struct block *b, int first)
+{
+    const int n_warps = THREADS / 32, n_at_once = N / n_warps < 4 ? N / n_warps : 4;
+
+    for (int v0 = (int)threadIdx.x / 32; v0 < N; v0 += n_warps * n_at_once) {
+        weigh_some<n_at_once>(b, first, v0);
+        cu_syncwarp(); /* the lanes that keep m read what others have read before */
     }
 }
 
@@ -500,48 +559,42 @@ template <int N, int W> struct part {
     float o[cut<N, W>::Q_VALUE][cut<N, W>::COLS];
 };
 
-/* One key's values times the weights of all queries of the thread. */
-template <int N, int W, bool IS_WHOLE>
-static __device__ inline void add_key(const float *row, const struct cu_floats<4> *p, int at, int key, const int *begin,
-                                      const int *end, const place<N, W> &mine, struct part<N, W> *o)
-{
-    typedef cut<N, W> c;
-
-    CU_UNROLL
-    for (int g = 0; g < c::N_VEC; g++) {
-        struct cu_floats<c::VEC> x =
-            *reinterpret_cast<const struct cu_floats<c::VEC> *>(row + mine.col(g * c::VEC));
-        CU_UNROLL
-        for (int i = 0; i < c::Q_VALUE; i++) {
-            if (!IS_WHOLE && (key < begin[i] || key >= end[i]))
-                continue;
-            CU_UNROLL
-            for (int l = 0; l < c::VEC; l++)
-                o->o[i][g * c::VEC + l] = fmaf(p[i].x[at], x.x[l], o->o[i][g * c::VEC + l]);
-        }
-    }
-}
-
 /* o += weights . V of keys [k0, k0 + tile_keys) of the page, ascending. IS_WHOLE: all queries see all of the page. */
 template <int N, int W, bool IS_WHOLE>
 static __device__ inline void add_tile(const struct block *b, int first, int k0, struct part<N, W> *o)
 {
     typedef cut<N, W> c;
     place<N, W> mine;
-    int begin[c::Q_VALUE], end[c::Q_VALUE];
 
     if (!mine.is_in())
         return;
-    for (int i = 0; i < c::Q_VALUE && !IS_WHOLE; i++)
-        sees(b, b->pos[mine.query(i)], first, &begin[i], &end[i]);
-    for (int key = 0; key < b->j->shape.tile_keys; key += 4) {
-        struct cu_floats<4> p[c::Q_VALUE];
+    const float *rows = b->tile + mine.col(0), *p = b->p + mine.query(0) * P_STRIDE + k0;
+    for (int key = 0; key < b->j->shape.tile_keys; key += 4, rows += 4 * W, p += 4) {
         CU_UNROLL
-        for (int i = 0; i < c::Q_VALUE; i++)
-            p[i] = *reinterpret_cast<const struct cu_floats<4> *>(b->p + mine.query(i) * P_STRIDE + k0 + key);
-        CU_UNROLL
-        for (int at = 0; at < 4; at++)
-            add_key<N, W, IS_WHOLE>(b->tile + (key + at) * W, p, at, k0 + key + at, begin, end, mine, o);
+        for (int g = 0; g < c::N_VEC; g++) {
+            struct cu_floats<c::VEC> x[4];
+            CU_UNROLL
+            for (int at = 0; at < 4; at++)
+                x[at] = *reinterpret_cast<const struct cu_floats<c::VEC> *>(rows + at * W + g * c::COL_THREADS * c::VEC);
+            CU_UNROLL
+            for (int i = 0; i < c::Q_VALUE; i++) {
+                struct cu_floats<4> w =
+                    *reinterpret_cast<const struct cu_floats<4> *>(p + i * c::V_GROUPS * P_STRIDE);
+                int begin = 0, end = 0;
+                if (!IS_WHOLE)
+                    sees(b, b->pos[mine.query(i)], first, &begin, &end);
+                CU_UNROLL
+                for (int at = 0; at < 4; at++) {
+                    if (!IS_WHOLE && (k0 + key + at < begin || k0 + key + at >= end))
+                        continue;
+                    CU_UNROLL
+                    for (int l = 0; l < c::VEC; l++) {
+                        float *sum = &o->o[i][g * c::VEC + l];
+                        *sum = fmaf(w.x[at], x[at].x[l], *sum);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -551,7 +604,7 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
     typedef cut<N, W> c;
     int first = page * PAGE, tile_keys = b->j->shape.tile_keys;
     int last_row = b->pos[b->n_q - 1]; /* rows ascend: the first one ends first, the last one begins last */
-    bool is_whole = b->n_q == N && b->pos[0] >= first + PAGE - 1 && first_seen(b, last_row) <= first;
+    bool is_whole = b->pos[0] >= first + PAGE - 1 && first_seen(b, last_row) <= first;
     place<N, W> mine;
 
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
@@ -559,7 +612,7 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
         score_tile<N, W>(b, first, k0);
     }
     __syncthreads();
-    weigh(b, first);
+    weigh<N>(b, first);
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
         take_tile<TYPE, W>(b, f, true);
         CU_UNROLL
