@@ -29,8 +29,8 @@ struct alignas(16) cu_word16 {
     extern __shared__ __align__(16) char cu_shared_bytes[]; \
     T *name = reinterpret_cast<T *>(cu_shared_bytes)
 
-/* Before a loop whose counter picks registers. */
-#define CU_UNROLL _Pragma("unroll")
+/* At most so many threads a block; so many blocks at once on a multiprocessor should have registers. */
+#define CU_BOUNDS(n_threads, n_blocks) __launch_bounds__(n_threads, n_blocks)
 
 #define CU_ALL_LANES 0xffffffffu
 /* Before a loop whose body stands as often as it runs; or so many times. */
@@ -117,12 +117,12 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 #define __global__
 #define __host__
 #define __device__
-#define CU_UNROLL
-#define CU_UNROLL_BY(n)
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define CU_UNROLL
 #define __restrict__ __restrict
+#define CU_BOUNDS(n_threads, n_blocks)
+#define CU_UNROLL
+#define CU_UNROLL_BY(n)
 
 struct dim3 {
     unsigned x, y, z;
@@ -225,6 +225,11 @@ static inline uint16_t cu_f32_to_half(float x)
 }
 
 #endif
+
+/* N floats that are read and written at once: aligned to all of their bytes. */
+template <int N> struct alignas(4 * N) cu_floats {
+    float x[N];
+};
 
 static __device__ inline float cu_f32_of_bits(uint32_t bits)
 {

@@ -1,14 +1,17 @@
 /* Keys and values into pages, and attention over pages, in the order of cpu/kern_ref.c: pages of 64 keys are folded one after
  * another into (o, m, l), which begin anew with each segment; segments are merged in ascending order. A block has some rows of
  * one sequence and one KV head; what the heads that share it and the rows have in common is read once.
- * Few rows: a block for each segment, states through device memory, cu_attn_merge. Many rows: a block walks all segments. */
+ * Few rows: a block for each segment, states through device memory, cu_attn_merge. Many rows: a block walks all segments.
+ * Bytes of keys and values come in tiles by asynchronous copies, several tiles ahead; each tile becomes floats in shared memory once
+ * for all queries, which are multiplied with it in blocks of registers. */
 #include "cuda/launch.h"
 
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
 #include "cuda/math.cuh"
+#include "cuda/ptx.cuh"
 
-enum { THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, MAX_Q = 16, SHARED_BYTES = 48 * 1024 };
+enum { THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, SHARED_BYTES = 48 * 1024 };
 
 static __device__ inline int step_row(const struct cu_step *s, int i)
 {
@@ -20,28 +23,62 @@ static __device__ inline const void *const *page_table(const struct cu_step *s, 
     return s->page[s->seq[row] * DEVICE_MAX_GROUPS + group];
 }
 
+/* Rows of a cache type, anywhere at an even address. */
 template <int TYPE> struct kv;
 
 template <> struct kv<QUANT_F16> {
-    static __device__ inline int64_t row_bytes(int head_dim)
+    static __device__ __host__ inline int row_bytes(int head_dim)
     {
-        return 2 * (int64_t)head_dim;
+        return 2 * head_dim;
     }
-    static __device__ inline float at(const char *row, int i)
+
+    /* x[j] = element first + j * STEP; all N lie in one block of 32. */
+    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
     {
-        return cu_half_to_f32(reinterpret_cast<const uint16_t *>(row)[i]);
+        const uint16_t *h = reinterpret_cast<const uint16_t *>(row) + first;
+        for (int j = 0; j < N; j++)
+            x[j] = cu_half_to_f32(h[j * STEP]);
+    }
+
+    /* Four elements from `first` on, which lie at a multiple of 8 bytes. */
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        struct alignas(8) four {
+            uint16_t h[4];
+        } all = *reinterpret_cast<const struct four *>(row + 2 * first);
+        for (int j = 0; j < 4; j++)
+            x[j] = cu_half_to_f32(all.h[j]);
     }
 };
 
 template <> struct kv<QUANT_Q8_0> {
-    static __device__ inline int64_t row_bytes(int head_dim)
+    static __device__ __host__ inline int row_bytes(int head_dim)
     {
-        return (int64_t)head_dim / 32 * 34;
+        return head_dim / 32 * 34;
     }
-    static __device__ inline float at(const char *row, int i)
+
+    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
     {
-        const uint8_t *block = reinterpret_cast<const uint8_t *>(row) + i / 32 * 34;
-        return cu_half_at(block) * (float)(int8_t)block[2 + i % 32];
+        const uint8_t *block = reinterpret_cast<const uint8_t *>(row) + first / 32 * 34;
+        float d = cu_half_at(block);
+        for (int j = 0; j < N; j++)
+            x[j] = d * code(block[2 + first % 32 + j * STEP]);
+    }
+
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        const uint16_t *block = reinterpret_cast<const uint16_t *>(row) + first / 32 * 17;
+        const uint16_t *codes = block + 1 + first % 32 / 2;
+        float d = cu_half_to_f32(block[0]);
+        for (int j = 0; j < 4; j++)
+            x[j] = d * code((uint8_t)(codes[j / 2] >> j % 2 * 8));
+    }
+
+  private:
+    /* (float)(int8_t)byte by one exact sum: conversions run at a quarter of its rate. 2^23 + 128 is taken from 2^23 + 128 + code. */
+    static __device__ inline float code(uint8_t byte)
+    {
+        return cu_f32_of_bits(0x4b000000u | (byte ^ 0x80u)) - 8388736.0f;
     }
 };
 
@@ -89,180 +126,504 @@ cudaError_t cu_kv_append(const struct cu_append_args *a, cudaStream_t stream)
     return CU_LAUNCH((append<QUANT_Q8_0>), grid, dim3(THREADS), 0, stream, *a);
 }
 
-/* ---- what a block keeps in shared memory ---- */
+/* ---- how a block is cut ---- */
 
-/* struct block, but for the keys. */
-static int fixed_bytes(const struct op_attn *p, int n_q)
+/* A block of N queries at most, and W columns of values: what each of its threads has.
+ * Scores: 4 of the 16 lanes of Q_SCORE queries x K_SCORE keys. Values: VEC columns each of N_VEC groups, of Q_VALUE queries. */
+template <int N, int W> struct cut {
+    static constexpr int N_KEYS = N == 32 ? 16 : 32; /* that are scored at once */
+    static constexpr int Q_SCORE = 4, Q_GROUPS = N / Q_SCORE, K_GROUPS = THREADS / 4 / Q_GROUPS,
+                         K_SCORE = N_KEYS / K_GROUPS;
+    static constexpr int Q_VALUE = N == 32 ? 8 : 4, V_GROUPS = N / Q_VALUE;
+    static constexpr int COLS = W * V_GROUPS / THREADS ? W * V_GROUPS / THREADS : 1; /* of a thread */
+    static constexpr int VEC = COLS < 4 ? COLS : 4, N_VEC = COLS / VEC, COL_THREADS = W / COLS;
+};
+
+/* A row of scores is a little longer than a page, so that rows begin in different banks. */
+enum { P_STRIDE = PAGE + 4, N_PER_Q = 6, MAX_Q = 32 };
+
+/* What the host chooses for an op: which instance, and how shared memory is cut. */
+struct shape {
+    int n_q, width;                    /* N and W of the instance */
+    int n_slices;                      /* of `width` columns: a block has one of them */
+    int tile_keys, n_stages;           /* keys of a tile; tiles on their way */
+    int k_stride, tile_len, raw_bytes; /* floats of a row of q or keys; of a tile as floats; bytes of a tile */
+    int bytes;
+};
+
+/* Floats of a row: neighbouring rows begin 16 banks apart, so that two rows' chunks of 16 are read at once. */
+static int row_len(int head_dim)
 {
-    return n_q * (p->head_dim_k + 2 * p->head_dim_v + PAGE + 5) * (int)sizeof(float);
+    int n = (head_dim + 15) / 16 * 16;
+    return n % 32 ? n : n + 16;
 }
 
-/* Rows of a tile are one more float apart than a row is long: threads of neighbouring keys then read different banks. */
-static int tile_bytes(const struct op_attn *p, int n_keys)
+static int larger(int a, int b)
 {
-    return n_keys * (p->head_dim_k + 1) * (int)sizeof(float);
+    return a > b ? a : b;
+}
+
+static void set_tile(struct shape *s, const struct op_attn *p, int tile_keys, int n_stages)
+{
+    int most = larger(p->head_dim_k, p->head_dim_v);
+    int row_bytes = p->kv_type == QUANT_F16 ? kv<QUANT_F16>::row_bytes(most) : kv<QUANT_Q8_0>::row_bytes(most);
+
+    s->tile_keys = tile_keys;
+    s->n_stages = n_stages;
+    s->tile_len = tile_keys * larger(s->k_stride, s->width);
+    s->raw_bytes = tile_keys * row_bytes;
+    s->bytes = (s->n_q * (s->k_stride + P_STRIDE + N_PER_Q) + s->tile_len) * (int)sizeof(float) + n_stages * s->raw_bytes;
+}
+
+/* For n_q queries at once; false: does not fit. Of 8 keys the bytes are a multiple of 16 whatever the type and head_dim. */
+static bool shape_of(const struct op_attn *p, int n_q, struct shape *s)
+{
+    static const int tiles[][2] = {{64, 3}, {64, 2}, {32, 3}, {32, 2}, {16, 3}, {16, 2}, {8, 3}, {8, 2}, {8, 1}};
+
+    s->n_q = n_q <= 4 ? 4 : n_q <= 8 ? 8 : n_q <= 16 ? 16 : MAX_Q;
+    s->width = p->head_dim_v <= 64 ? 64 : p->head_dim_v <= 128 ? 128 : 256;
+    s->n_slices = (p->head_dim_v + s->width - 1) / s->width;
+    s->k_stride = row_len(p->head_dim_k);
+    if (n_q > MAX_Q || (s->n_q == MAX_Q && s->width == 256))
+        return false;
+    for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
+        set_tile(s, p, tiles[i][0], tiles[i][1]);
+        if (s->bytes <= SHARED_BYTES)
+            return true;
+    }
+    return false;
 }
 
 int cu_attn_tile_rows(const struct op_attn *p)
 {
-    int n_group = p->n_head / p->n_head_kv, rows = MAX_Q / n_group;
+    int n_group = p->n_head / p->n_head_kv;
+    struct shape s;
 
-    if (n_group > MAX_Q)
-        return 0;
-    while (rows > 1 && fixed_bytes(p, rows * n_group) + tile_bytes(p, 16) > SHARED_BYTES)
-        rows--;
-    return fixed_bytes(p, rows * n_group) + tile_bytes(p, 1) > SHARED_BYTES ? 0 : rows;
+    for (int n_q = MAX_Q; n_q >= n_group; n_q /= 2)
+        if (shape_of(p, n_q, &s))
+            return n_q / n_group;
+    return shape_of(p, n_group, &s) ? 1 : 0;
 }
+
+struct job {
+    struct cu_attn_args a;
+    struct shape shape;
+};
 
 /* One block's views. Query v is row v / n_group, head v % n_group of the KV head. */
 struct block {
-    const struct cu_attn_args *a;
-    int n_group, n_q, key_tile, head;
-    int i0, n_rows;      /* rows [i0, i0 + n_rows) of the op, of one sequence */
-    float *q;            /* (n_q, head_dim_k) */
-    float *p;            /* (n_q, PAGE): scores, then weights */
-    float *o, *m, *l;    /* (n_q, head_dim_v), (n_q), (n_q): the segment */
-    float *os, *ms, *ls; /* what segments before gave */
-    float *old;          /* (n_q) what a page's o is to be multiplied by */
-    float *keys;         /* (key_tile, head_dim_k + 1) */
+    const struct job *j;
+    int n_group, n_q, head;
+    int col;                 /* first column of values of the block's slice */
+    int i0, n_rows;          /* rows [i0, i0 + n_rows) of the op, of one sequence */
+    const void *const *page; /* of that sequence */
+    float *q;                /* (n_q, k_stride), in the order of spread() */
+    float *p;                /* (n_q, P_STRIDE): scores, then weights */
+    float *m, *l;            /* (n_q): the segment */
+    float *ms, *ls;          /* what segments before gave */
+    float *old;              /* (n_q) what a page's o is to be multiplied by */
+    int *pos;                /* (n_q); -1: no such query */
+    float *tile;             /* (tile_len) keys (tile_keys, k_stride), in the order of spread(), or values (tile_keys, width) */
+    char *raw;               /* (n_stages, raw_bytes) */
 };
 
 static __device__ inline int pos_of(const struct block *b, int i)
 {
-    return b->a->step.pos[step_row(&b->a->step, i)];
+    return b->j->a.step.pos[step_row(&b->j->a.step, i)];
 }
 
 static __device__ inline int first_seen(const struct block *b, int pos)
 {
-    int first = pos - b->a->p.window + 1;
-    return b->a->p.window && first > 0 ? first : 0;
+    int window = b->j->a.p.window, first = pos - window + 1;
+    return window && first > 0 ? first : 0;
 }
 
-/* Keys of the page from position `first` on that query v sees: [*begin, *end). */
-static __device__ inline bool sees(const struct block *b, int v, int first, int *begin, int *end)
+/* Keys of the page from position `first` on that a query at pos sees: [*begin, *end). */
+static __device__ inline bool sees(const struct block *b, int pos, int first, int *begin, int *end)
 {
-    int pos = pos_of(b, b->i0 + v / b->n_group), low = first_seen(b, pos) - first, high = pos + 1 - first;
+    int low = first_seen(b, pos) - first, high = pos + 1 - first;
     *begin = low > 0 ? low : 0;
     *end = high < PAGE ? high : (int)PAGE;
     return *begin < *end;
 }
 
-static __device__ inline const char *rows_of_page(const struct block *b, int page, uint64_t off, int64_t row_bytes)
+/* ---- tiles on their way ---- */
+
+/* The tiles of pages [page, end), for each page those of its keys, then those of its values. */
+struct fetch {
+    int page, end, key;
+    bool is_v;
+    int stage; /* where the next one goes */
+};
+
+template <int TYPE> static __device__ inline void fetch_tile(const struct block *b, struct fetch *f)
 {
-    const char *base =
-        static_cast<const char *>(page_table(&b->a->step, step_row(&b->a->step, b->i0), b->a->p.group)[page]);
-    return base + off + (int64_t)b->head * PAGE * row_bytes;
-}
+    const struct shape *s = &b->j->shape;
+    const struct op_attn *p = &b->j->a.p;
 
-static __device__ inline void reset(float *o, float *m, float *l, int n_q, int head_dim)
-{
-    for (int i = (int)threadIdx.x; i < n_q * head_dim; i += THREADS)
-        o[i] = 0.0f;
-    for (int v = (int)threadIdx.x; v < n_q; v += THREADS) {
-        m[v] = -CU_INFINITY;
-        l[v] = 0.0f;
-    }
-}
-
-/* q . k by 16 lanes in one thread. */
-static __device__ inline float dot(const float *q, const float *k, int n)
-{
-    float lane[16] = {};
-    int i = 0;
-
-    for (; i + 16 <= n; i += 16)
-        for (int l = 0; l < 16; l++)
-            lane[l] = fmaf(q[i + l], k[i + l], lane[l]);
-    for (int l = 0; l < 16; l++)
-        if (i + l < n)
-            lane[l] = fmaf(q[i + l], k[i + l], lane[l]);
-    return cu_tree16(lane);
-}
-
-/* Scores of keys [k0, k0 + key_tile) of a page against all queries. */
-template <int TYPE> static __device__ inline void score_tile(const struct block *b, const char *k, int first, int k0)
-{
-    int dim = b->a->p.head_dim_k, n_key = PAGE - k0 < b->key_tile ? (int)PAGE - k0 : b->key_tile;
-    int64_t row_bytes = kv<TYPE>::row_bytes(dim);
-
-    int low, last_low, high, begin, end; /* keys that nobody sees are never written: not read either */
-    sees(b, 0, first, &low, &high);
-    sees(b, b->n_q - 1, first, &last_low, &end);
-    for (int i = (int)threadIdx.x; i < n_key * dim; i += THREADS) {
-        int key = k0 + i / dim;
-        if (key >= low && key < end)
-            b->keys[i / dim * (dim + 1) + i % dim] = kv<TYPE>::at(k + key * row_bytes, i % dim);
-    }
-    __syncthreads();
-    for (int i = (int)threadIdx.x; i < n_key * b->n_q; i += THREADS) {
-        int key = i % n_key, v = i / n_key;
-        float s = -CU_INFINITY;
-        if (sees(b, v, first, &begin, &end) && k0 + key >= begin && k0 + key < end) {
-            s = dot(b->q + v * dim, b->keys + key * (dim + 1), dim) * b->a->p.scale;
-            s = b->a->p.softcap != 0.0f ? cu_softcap(s, b->a->p.softcap) : s;
+    if (f->page < f->end) {
+        int row_bytes = kv<TYPE>::row_bytes(f->is_v ? p->head_dim_v : p->head_dim_k);
+        const char *src = static_cast<const char *>(b->page[f->page]) + (f->is_v ? p->v_off : p->k_off) +
+                          (int64_t)(b->head * PAGE + f->key) * row_bytes;
+        char *dst = b->raw + f->stage * s->raw_bytes;
+        for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += THREADS * 16)
+            cu_async_copy16(dst + at, src + at);
+        f->key += s->tile_keys;
+        if (f->key == PAGE) {
+            f->key = 0;
+            f->page += f->is_v;
+            f->is_v = !f->is_v;
         }
-        b->p[v * PAGE + k0 + key] = s;
     }
-    __syncthreads();
+    cu_async_commit(); /* an empty group where there is none: waits count groups */
+    f->stage = f->stage + 1 < s->n_stages ? f->stage + 1 : 0;
 }
 
-/* Scores into weights, m and l; old[v] = what o is to be multiplied by. A query that sees nothing of the page stays. */
-static __device__ inline void weigh(const struct block *b, int first)
+static __device__ inline void wait_for_oldest(int n_stages)
 {
-    int v = (int)threadIdx.x, begin, end;
-    bool is_in = v < b->n_q && sees(b, v, first, &begin, &end);
-
-    if (is_in) {
-        float m = -CU_INFINITY;
-        for (int key = 0; key < PAGE; key++)
-            m = cu_max(b->p[v * PAGE + key], m);
-        m = cu_max(m, b->m[v]);
-        b->old[v] = cu_exp(b->m[v] - m);
-        b->m[v] = m;
-    }
-    __syncthreads();
-    for (int i = (int)threadIdx.x; i < b->n_q * PAGE; i += THREADS)
-        if (sees(b, i / PAGE, first, &begin, &end))
-            b->p[i] = cu_exp(b->p[i] - b->m[i / PAGE]);
-    __syncthreads();
-    if (is_in) {
-        float lane[16] = {};
-        for (int key = 0; key < PAGE; key++)
-            lane[key % 16] += b->p[v * PAGE + key];
-        b->l[v] = b->l[v] * b->old[v] + cu_tree16(lane);
-    }
+    if (n_stages == 3)
+        cu_async_wait<2>();
+    else if (n_stages == 2)
+        cu_async_wait<1>();
+    else
+        cu_async_wait<0>();
 }
 
-/* o = o * old + weights . V: a thread has some columns of all queries. */
-template <int TYPE> static __device__ inline void add_values(const struct block *b, const char *values, int first)
+/* Rows of keys are kept so that lanes t, t + 4, t + 8, t + 12 of a dot are neighbours. */
+static __device__ inline int spread(int i)
 {
-    int dim = b->a->p.head_dim_v;
-    int64_t row_bytes = kv<TYPE>::row_bytes(dim);
+    return (i & ~15) | (i & 3) << 2 | (i >> 2 & 3);
+}
 
-    for (int c = (int)threadIdx.x; c < dim; c += THREADS)
-        for (int v = 0; v < b->n_q; v++) {
-            int begin, end;
-            if (!sees(b, v, first, &begin, &end))
-                continue;
-            float o = b->o[v * dim + c] * b->old[v];
-            for (int key = begin; key < end; key++)
-                o = fmaf(b->p[v * PAGE + key], kv<TYPE>::at(values + key * row_bytes, c), o);
-            b->o[v * dim + c] = o;
+/* A warp for a key, a lane for four neighbours of spread(). */
+template <int TYPE> static __device__ inline void convert_keys(const struct block *b, const char *raw)
+{
+    const int n_warps = THREADS / 32;
+    int dim = b->j->a.p.head_dim_k, row_bytes = kv<TYPE>::row_bytes(dim), stride = b->j->shape.k_stride;
+    int warp = (int)threadIdx.x / 32, n_keys = b->j->shape.tile_keys;
+
+    for (int at = (int)threadIdx.x % 32 * 4; at < dim; at += 128) {
+        int first = (at & ~15) | (at >> 2 & 3);
+        const char *row = raw + warp * row_bytes;
+        float *out = b->tile + warp * stride + at;
+        if (first + 12 < dim) {
+            CU_UNROLL_BY(4)
+            for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride) {
+                struct cu_floats<4> x;
+                kv<TYPE>::template read<4, 4>(row, first, x.x);
+                *reinterpret_cast<struct cu_floats<4> *>(out) = x;
+            }
+            continue;
         }
+        for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride)
+            for (int j = 0; first + 4 * j < dim; j++)
+                kv<TYPE>::template read<1, 1>(row, first + 4 * j, out + j);
+    }
 }
 
-template <int TYPE> static __device__ inline void fold_page(const struct block *b, int page)
+/* A thread has four columns of every so many keys. */
+template <int TYPE, int W> static __device__ inline void convert_values(const struct block *b, const char *raw)
 {
-    const struct op_attn *p = &b->a->p;
-    const char *k = rows_of_page(b, page, p->k_off, kv<TYPE>::row_bytes(p->head_dim_k));
-    const char *v = rows_of_page(b, page, p->v_off, kv<TYPE>::row_bytes(p->head_dim_v));
+    const int n_rows = THREADS * 4 / W;
+    int dim = b->j->a.p.head_dim_v, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
+    const char *row = raw + first_key * row_bytes;
+    float *out = b->tile + first_key * W + c;
 
-    for (int k0 = 0; k0 < PAGE; k0 += b->key_tile)
-        score_tile<TYPE>(b, k, page * PAGE, k0);
-    weigh(b, page * PAGE);
+    if (dim % 4 == 0 && col < dim) {
+        CU_UNROLL_BY(4)
+        for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W) {
+            struct cu_floats<4> x;
+            kv<TYPE>::read_four(row, col, x.x);
+            *reinterpret_cast<struct cu_floats<4> *>(out) = x;
+        }
+        return;
+    }
+    for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W)
+        for (int j = 0; j < 4 && col + j < dim; j++)
+            kv<TYPE>::template read<1, 1>(row, col + j, out + j);
+}
+
+/* The oldest tile on its way into b->tile, and the next one on its way into its place. */
+template <int TYPE, int W> static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
+{
+    const char *raw = b->raw + f->stage * b->j->shape.raw_bytes;
+
+    wait_for_oldest(b->j->shape.n_stages);
+    __syncthreads(); /* all threads' copies are there, and nobody reads the tile before */
+    if (is_v)
+        convert_values<TYPE, W>(b, raw);
+    else
+        convert_keys<TYPE>(b, raw);
     __syncthreads();
-    add_values<TYPE>(b, v, page * PAGE);
+    fetch_tile<TYPE>(b, f);
+}
+
+/* ---- a page ---- */
+
+/* Four lanes of N_Q queries and N_K keys over one chunk of 16. */
+template <int N_Q, int N_K>
+static __device__ inline void multiply(const float *q, int q_step, const float *const *k, float (*acc)[4])
+{
+    struct cu_floats<4> x[N_Q], y[N_K];
+
+    CU_UNROLL
+    for (int i = 0; i < N_Q; i++)
+        x[i] = *reinterpret_cast<const struct cu_floats<4> *>(q + i * q_step);
+    CU_UNROLL
+    for (int i = 0; i < N_K; i++)
+        y[i] = *reinterpret_cast<const struct cu_floats<4> *>(k[i]);
+    CU_UNROLL
+    for (int i = 0; i < N_Q * N_K; i++) {
+        CU_UNROLL
+        for (int lane = 0; lane < 4; lane++)
+            acc[i][lane] = fmaf(x[i / N_K].x[lane], y[i % N_K].x[lane], acc[i][lane]);
+    }
+}
+
+/* The tree of 16 lanes of 4 * N sums, of which thread t of 4 (bits 2 and 3 of the thread) has lanes t, t + 4, t + 8, t + 12: it
+ * gets sums [t * N, t * N + N). */
+template <int N> static __device__ inline void add_lanes(float (*acc)[4], float *sum)
+{
+    float x[4 * N], y[2 * N];
+    bool has_upper = threadIdx.x & 8, has_odd = threadIdx.x & 4;
+
+    CU_UNROLL
+    for (int i = 0; i < 4 * N; i++)
+        x[i] = (acc[i][0] + acc[i][2]) + (acc[i][1] + acc[i][3]);
+    CU_UNROLL
+    for (int i = 0; i < 2 * N; i++) {
+        float other = cu_shfl_xor(has_upper ? x[i] : x[i + 2 * N], 8);
+        y[i] = (has_upper ? x[i + 2 * N] : x[i]) + other;
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        float other = cu_shfl_xor(has_odd ? y[i] : y[i + N], 4);
+        sum[i] = (has_odd ? y[i + N] : y[i]) + other;
+    }
+}
+
+static __device__ inline float score_of(const struct op_attn *p, float dot)
+{
+    float s = dot * p->scale;
+    return p->softcap != 0.0f ? cu_softcap(s, p->softcap) : s;
+}
+
+/* Which queries and keys a thread scores: neighbouring threads have the same queries, those two apart the same keys, so that
+ * what they read at once comes at once. */
+template <int N, int W> static __device__ inline void score_place(int *q, int *key)
+{
+    typedef cut<N, W> c;
+    int r = (int)threadIdx.x / 16 * 4 | ((int)threadIdx.x & 3);
+
+    if (c::Q_GROUPS == 1) {
+        *q = 0;
+        *key = r;
+        return;
+    }
+    *key = (r & 1) | (r >> 2) % (c::K_GROUPS / 2) << 1;
+    *q = (r >> 1 & 1) | (r >> 2) / (c::K_GROUPS / 2) << 1;
+}
+
+/* Scores of keys [k0, k0 + tile_keys) of the page against all queries. */
+template <int N, int W> static __device__ inline void score_tile(const struct block *b, int first, int k0)
+{
+    typedef cut<N, W> c;
+    const struct op_attn *p = &b->j->a.p;
+    int stride = b->j->shape.k_stride, tile_keys = b->j->shape.tile_keys, dim = p->head_dim_k;
+    int lane = (int)threadIdx.x >> 2 & 3, q0, key0;
+
+    score_place<N, W>(&q0, &key0);
+    for (int pass = 0; pass < tile_keys; pass += c::N_KEYS) {
+        float acc[c::Q_SCORE * c::K_SCORE][4] = {}, sum[c::K_SCORE];
+        const float *q = b->q + q0 * stride + 4 * lane, *k[c::K_SCORE];
+        int at = 0;
+        CU_UNROLL
+        for (int i = 0; i < c::K_SCORE; i++) /* of a small tile some twice: they are left out below */
+            k[i] = b->tile + (pass + key0 + i * c::K_GROUPS) % tile_keys * stride + 4 * lane;
+        CU_UNROLL_BY(2)
+        for (; at + 16 <= dim; at += 16) {
+            multiply<c::Q_SCORE, c::K_SCORE>(q + at, c::Q_GROUPS * stride, k, acc);
+            CU_UNROLL
+            for (int i = 0; i < c::K_SCORE; i++)
+                k[i] += 16;
+        }
+        for (int j = 0; at + lane + 4 * j < dim; j++) {
+            CU_UNROLL
+            for (int i = 0; i < c::Q_SCORE * c::K_SCORE; i++) {
+                float x = q[at + i / c::K_SCORE * c::Q_GROUPS * stride + j], y = k[i % c::K_SCORE][j];
+                CU_UNROLL
+                for (int l = 0; l < 4; l++)
+                    acc[i][l] = l == j ? fmaf(x, y, acc[i][l]) : acc[i][l];
+            }
+        }
+        add_lanes<c::K_SCORE>(acc, sum);
+        int v = q0 + lane * c::Q_GROUPS, begin, end;
+        sees(b, b->pos[v], first, &begin, &end);
+        CU_UNROLL
+        for (int i = 0; i < c::K_SCORE; i++) {
+            int in_tile = pass + key0 + i * c::K_GROUPS, key = k0 + in_tile;
+            if (in_tile < tile_keys)
+                b->p[v * P_STRIDE + key] = key >= begin && key < end ? score_of(p, sum[i]) : -CU_INFINITY;
+        }
+    }
+}
+
+/* Scores into weights, m and l of queries v0, v0 + THREADS / 32, ..: a warp has N of them; old[v] = what o is to be multiplied
+ * by. A query that sees nothing of the page stays. Of zeros of either sign any may be the largest: both weigh the same. */
+template <int N> static __device__ inline void weigh_some(const struct block *b, int first, int v0)
+{
+    const int n_warps = THREADS / 32;
+    int lane = (int)threadIdx.x % 32;
+    float low[N], high[N], m[N], sum[N];
+
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        low[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane];
+        high[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32];
+        m[i] = cu_max(high[i], cu_max(low[i], -CU_INFINITY));
+    }
+    CU_UNROLL
+    for (int step = 16; step; step /= 2) {
+        CU_UNROLL
+        for (int i = 0; i < N; i++)
+            m[i] = cu_max(cu_shfl_xor(m[i], step), m[i]);
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        m[i] = cu_max(m[i], b->m[v0 + i * n_warps]);
+        low[i] = cu_exp(low[i] - m[i]);
+        high[i] = cu_exp(high[i] - m[i]);
+        b->p[(v0 + i * n_warps) * P_STRIDE + lane] = low[i];
+        b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32] = high[i];
+        float low_16 = cu_shfl_xor(low[i], 16), high_16 = cu_shfl_xor(high[i], 16); /* of the key 16 behind, or before */
+        sum[i] = low[i] + low_16;
+        sum[i] += lane < 16 ? high[i] : high_16;
+        sum[i] += lane < 16 ? high_16 : high[i];
+    }
+    CU_UNROLL
+    for (int step = 8; step; step /= 2) {
+        CU_UNROLL
+        for (int i = 0; i < N; i++)
+            sum[i] += cu_shfl_xor(sum[i], step);
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        int v = v0 + i * n_warps, begin, end;
+        if (lane != i)
+            continue;
+        bool is_in = sees(b, b->pos[v], first, &begin, &end);
+        float old = is_in ? cu_exp(b->m[v] - m[i]) : 1.0f;
+        b->old[v] = old;
+        if (is_in) {
+            b->m[v] = m[i];
+            b->l[v] = b->l[v] * old + sum[i];
+        }
+    }
+}
+
+template <int N> static __device__ inline void weigh(const struct block *b, int first)
+{
+    const int n_warps = THREADS / 32, n_at_once = N / n_warps < 4 ? N / n_warps : 4;
+
+    for (int v0 = (int)threadIdx.x / 32; v0 < N; v0 += n_warps * n_at_once) {
+        weigh_some<n_at_once>(b, first, v0);
+        cu_syncwarp(); /* the lanes that keep m read what others have read before */
+    }
+}
+
+/* Which query of the block, and which column of its slice, is number i of the thread. */
+template <int N, int W> struct place {
+    typedef cut<N, W> c;
+    int group, first_col;
+
+    __device__ inline place() : group((int)threadIdx.x / c::COL_THREADS), first_col((int)threadIdx.x % c::COL_THREADS)
+    {
+    }
+    __device__ inline bool is_in() const
+    {
+        return group < c::V_GROUPS;
+    }
+    __device__ inline int query(int i) const
+    {
+        return group + i * c::V_GROUPS;
+    }
+    __device__ inline int col(int i) const
+    {
+        return first_col * c::VEC + i / c::VEC * c::COL_THREADS * c::VEC + i % c::VEC;
+    }
+};
+
+/* A thread's part of o. */
+template <int N, int W> struct part {
+    float o[cut<N, W>::Q_VALUE][cut<N, W>::COLS];
+};
+
+/* o += weights . V of keys [k0, k0 + tile_keys) of the page, ascending. IS_WHOLE: all queries see all of the page. */
+template <int N, int W, bool IS_WHOLE>
+static __device__ inline void add_tile(const struct block *b, int first, int k0, struct part<N, W> *o)
+{
+    typedef cut<N, W> c;
+    place<N, W> mine;
+
+    if (!mine.is_in())
+        return;
+    const float *rows = b->tile + mine.col(0), *p = b->p + mine.query(0) * P_STRIDE + k0;
+    for (int key = 0; key < b->j->shape.tile_keys; key += 4, rows += 4 * W, p += 4) {
+        CU_UNROLL
+        for (int g = 0; g < c::N_VEC; g++) {
+            struct cu_floats<c::VEC> x[4];
+            CU_UNROLL
+            for (int at = 0; at < 4; at++)
+                x[at] = *reinterpret_cast<const struct cu_floats<c::VEC> *>(rows + at * W + g * c::COL_THREADS * c::VEC);
+            CU_UNROLL
+            for (int i = 0; i < c::Q_VALUE; i++) {
+                struct cu_floats<4> w =
+                    *reinterpret_cast<const struct cu_floats<4> *>(p + i * c::V_GROUPS * P_STRIDE);
+                int begin = 0, end = 0;
+                if (!IS_WHOLE)
+                    sees(b, b->pos[mine.query(i)], first, &begin, &end);
+                CU_UNROLL
+                for (int at = 0; at < 4; at++) {
+                    if (!IS_WHOLE && (k0 + key + at < begin || k0 + key + at >= end))
+                        continue;
+                    CU_UNROLL
+                    for (int l = 0; l < c::VEC; l++) {
+                        float *sum = &o->o[i][g * c::VEC + l];
+                        *sum = fmaf(w.x[at], x[at].x[l], *sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <int TYPE, int N, int W>
+static __device__ inline void fold_page(const struct block *b, int page, struct fetch *f, struct part<N, W> *o)
+{
+    typedef cut<N, W> c;
+    int first = page * PAGE, tile_keys = b->j->shape.tile_keys;
+    int last_row = b->pos[b->n_q - 1]; /* rows ascend: the first one ends first, the last one begins last */
+    bool is_whole = b->pos[0] >= first + PAGE - 1 && first_seen(b, last_row) <= first;
+    place<N, W> mine;
+
+    for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
+        take_tile<TYPE, W>(b, f, false);
+        score_tile<N, W>(b, first, k0);
+    }
     __syncthreads();
+    weigh<N>(b, first);
+    for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
+        take_tile<TYPE, W>(b, f, true);
+        CU_UNROLL
+        for (int i = 0; i < c::Q_VALUE * c::COLS && k0 == 0; i++)
+            if (mine.is_in())
+                o->o[i / c::COLS][i % c::COLS] *= b->old[mine.query(i / c::COLS)];
+        if (is_whole)
+            add_tile<N, W, true>(b, first, k0, o);
+        else
+            add_tile<N, W, false>(b, first, k0, o);
+    }
 }
 
 /* ---- states ---- */
@@ -279,39 +640,59 @@ static __device__ inline struct merger merger_of(float m, float m_sum)
     return g;
 }
 
-/* Merge the segment into the sum and begin anew; rows that saw nothing of it stay. */
-static __device__ inline void end_segment(const struct block *b)
+static __device__ inline bool is_fresh(float m, float l)
 {
-    int dim = b->a->p.head_dim_v;
+    return m == -CU_INFINITY && l == 0.0f;
+}
 
-    for (int i = (int)threadIdx.x; i < b->n_q * dim; i += THREADS) {
-        int v = i / dim;
-        if (b->m[v] == -CU_INFINITY && b->l[v] == 0.0f)
+template <int N, int W> static __device__ inline void reset(struct part<N, W> *o)
+{
+    CU_UNROLL
+    for (int i = 0; i < cut<N, W>::Q_VALUE * cut<N, W>::COLS; i++)
+        o->o[i / cut<N, W>::COLS][i % cut<N, W>::COLS] = 0.0f;
+}
+
+/* Where column c of the block's slice of query v goes; NULL: there is none. */
+static __device__ inline float *dst_of(const struct block *b, int v, int c)
+{
+    const struct cu_attn_args *a = &b->j->a;
+    int dim = a->p.head_dim_v, head = b->head * b->n_group + v % b->n_group;
+
+    if (v >= b->n_q || b->col + c >= dim)
+        return NULL;
+    return a->dst + (int64_t)(b->i0 + v / b->n_group) * a->dst_stride + (int64_t)head * dim + b->col + c;
+}
+
+/* Merge the segment into the sum, whose o lies in dst, and begin anew; rows that saw nothing of it stay. is_last: divide. */
+template <int N, int W> static __device__ inline void end_segment(const struct block *b, struct part<N, W> *o, bool is_last)
+{
+    typedef cut<N, W> c;
+    place<N, W> mine;
+
+    __syncthreads(); /* m and l of all queries are there */
+    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
+        int v = mine.query(i / c::COLS);
+        float *dst = dst_of(b, v, mine.col(i % c::COLS));
+        if (!dst)
             continue;
-        struct merger g = merger_of(b->m[v], b->ms[v]);
-        b->os[i] = fmaf(b->o[i], g.f, b->os[i] * g.f_sum);
+        float sum = is_fresh(b->ms[v], b->ls[v]) ? 0.0f : *dst, l = b->ls[v];
+        if (!is_fresh(b->m[v], b->l[v])) {
+            struct merger g = merger_of(b->m[v], b->ms[v]);
+            sum = fmaf(o->o[i / c::COLS][i % c::COLS], g.f, sum * g.f_sum);
+            l = fmaf(b->l[v], g.f, l * g.f_sum);
+        }
+        *dst = is_last ? sum * (1.0f / l) : sum;
     }
     __syncthreads();
     int v = (int)threadIdx.x;
-    if (v < b->n_q && !(b->m[v] == -CU_INFINITY && b->l[v] == 0.0f)) {
+    if (v < b->n_q && !is_fresh(b->m[v], b->l[v])) {
         struct merger g = merger_of(b->m[v], b->ms[v]);
         b->ms[v] = g.m;
         b->ls[v] = fmaf(b->l[v], g.f, b->ls[v] * g.f_sum);
+        b->m[v] = -CU_INFINITY;
+        b->l[v] = 0.0f;
     }
-    __syncthreads();
-    reset(b->o, b->m, b->l, b->n_q, dim);
-    __syncthreads();
-}
-
-static __device__ inline void write_rows(const struct block *b)
-{
-    int dim = b->a->p.head_dim_v;
-
-    for (int i = (int)threadIdx.x; i < b->n_q * dim; i += THREADS) {
-        int v = i / dim, head = b->head * b->n_group + v % b->n_group;
-        float *dst = b->a->dst + (int64_t)(b->i0 + v / b->n_group) * b->a->dst_stride;
-        dst[(int64_t)head * dim + i % dim] = b->os[i] * (1.0f / b->ls[v]);
-    }
+    reset<N, W>(o);
 }
 
 /* Of segment `segment` of the launch. */
@@ -320,78 +701,121 @@ static __device__ inline float *state_of(const struct cu_attn_args *a, int i, in
     return a->states + i * a->state_row + head * a->state_head + segment * a->state_segment;
 }
 
-/* Of the rows that see something of the segment, which begins at position `first`. */
-static __device__ inline void write_states(const struct block *b, int segment, int first)
+static __device__ inline float *state_of_query(const struct block *b, int v)
 {
-    int len = b->a->p.head_dim_v + 2;
-
-    for (int i = (int)threadIdx.x; i < b->n_q * len; i += THREADS) {
-        int v = i / len, at = i % len, row = b->i0 + v / b->n_group;
-        float *s = state_of(b->a, row, b->head * b->n_group + v % b->n_group, segment);
-        if (pos_of(b, row) >= first)
-            s[at] = at < len - 2 ? b->o[v * (len - 2) + at] : at == len - 2 ? b->m[v] : b->l[v];
-    }
+    return state_of(&b->j->a, b->i0 + v / b->n_group, b->head * b->n_group + v % b->n_group, (int)blockIdx.z);
 }
 
-/* ---- the kernels ---- */
+/* Of the rows that see something of the segment, which begins at position `first`. */
+template <int N, int W>
+static __device__ inline void write_states(const struct block *b, const struct part<N, W> *o, int first)
+{
+    typedef cut<N, W> c;
+    place<N, W> mine;
+    int dim = b->j->a.p.head_dim_v, v = (int)threadIdx.x;
 
-struct job {
-    struct cu_attn_args a;
-    int key_tile;
-};
+    __syncthreads(); /* m and l of all queries are there */
+    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
+        int q = mine.query(i / c::COLS), col = b->col + mine.col(i % c::COLS);
+        if (q < b->n_q && col < dim && b->pos[q] >= first)
+            state_of_query(b, q)[col] = o->o[i / c::COLS][i % c::COLS];
+    }
+    if (v >= b->n_q || b->col != 0 || b->pos[v] < first)
+        return;
+    state_of_query(b, v)[dim] = b->m[v];
+    state_of_query(b, v)[dim + 1] = b->l[v];
+}
+
+/* ---- the kernel ---- */
 
 static __device__ inline struct block block_of(const struct job *j, float *shared)
 {
     const struct op_attn *p = &j->a.p;
+    const struct shape *s = &j->shape;
     struct block b = {};
 
-    b.a = &j->a;
+    b.j = j;
     b.n_group = p->n_head / p->n_head_kv;
-    b.key_tile = j->key_tile;
-    b.head = (int)blockIdx.y;
-    int n = b.n_group * j->a.tile_rows;
-    b.q = shared;
-    b.p = b.q + n * p->head_dim_k;
-    b.o = b.p + n * PAGE;
-    b.os = b.o + n * p->head_dim_v;
-    b.m = b.os + n * p->head_dim_v;
-    b.l = b.m + n;
-    b.ms = b.l + n;
-    b.ls = b.ms + n;
-    b.old = b.ls + n;
-    b.keys = b.old + n;
+    b.head = (int)blockIdx.y / s->n_slices;
+    b.col = (int)blockIdx.y % s->n_slices * s->width;
+    b.raw = reinterpret_cast<char *>(shared);
+    b.tile = shared + s->n_stages * s->raw_bytes / (int)sizeof(float);
+    b.q = b.tile + s->tile_len;
+    b.p = b.q + s->n_q * s->k_stride;
+    b.m = b.p + s->n_q * P_STRIDE;
+    b.l = b.m + s->n_q;
+    b.ms = b.l + s->n_q;
+    b.ls = b.ms + s->n_q;
+    b.old = b.ls + s->n_q;
+    b.pos = reinterpret_cast<int *>(b.old + s->n_q);
     return b;
 }
 
 /* Rows [i0, i0 + n_rows), which are of one sequence: their queries, and a fresh state. */
 static __device__ inline void begin_rows(struct block *b, int i0, int n_rows)
 {
-    int dim = b->a->p.head_dim_k, row_len = b->n_group * dim;
+    const struct cu_attn_args *a = &b->j->a;
+    int dim = a->p.head_dim_k;
 
     b->i0 = i0;
     b->n_rows = n_rows;
     b->n_q = n_rows * b->n_group;
-    for (int i = (int)threadIdx.x; i < n_rows * row_len; i += THREADS)
-        b->q[i] = b->a->q[(int64_t)(i0 + i / row_len) * b->a->q_stride + (int64_t)b->head * row_len + i % row_len];
-    reset(b->o, b->m, b->l, b->n_q, b->a->p.head_dim_v);
-    reset(b->os, b->ms, b->ls, b->n_q, b->a->p.head_dim_v);
+    b->page = page_table(&a->step, step_row(&a->step, i0), a->p.group);
+    for (int v = (int)threadIdx.x / 32; v < b->n_q; v += THREADS / 32) {
+        const float *q = a->q + (int64_t)(i0 + v / b->n_group) * a->q_stride +
+                         (int64_t)(b->head * b->n_group + v % b->n_group) * dim;
+        for (int i = (int)threadIdx.x % 32; i < dim; i += 32)
+            b->q[v * b->j->shape.k_stride + spread(i)] = q[i];
+    }
+    for (int v = (int)threadIdx.x; v < b->j->shape.n_q; v += THREADS) {
+        b->m[v] = b->ms[v] = -CU_INFINITY;
+        b->l[v] = b->ls[v] = 0.0f;
+        b->old[v] = 1.0f;
+        b->pos[v] = v < b->n_q ? pos_of(b, i0 + v / b->n_group) : -1;
+    }
     __syncthreads();
 }
 
-/* All that the rows see. */
-template <int TYPE> static __device__ inline void walk(const struct block *b)
+/* Pages that the rows see: all, or, with states, those of the block's segment. With a window there is one row then: segments
+ * are counted from the first that it sees. None where they lie in the host's memory. */
+static __device__ inline void pages_of(const struct block *b, struct fetch *f, int *segment)
 {
-    int begin = first_seen(b, pos_of(b, b->i0)) / PAGE, end = pos_of(b, b->i0 + b->n_rows - 1) / PAGE + 1;
     const int per = SEGMENT / PAGE;
+    int seen = first_seen(b, b->pos[0]);
 
-    while (begin < end) {
-        int stop = (begin / per + 1) * per < end ? (begin / per + 1) * per : end;
-        for (; begin < stop; begin++)
-            fold_page<TYPE>(b, begin);
-        end_segment(b);
+    f->page = seen / PAGE;
+    f->end = b->pos[b->n_q - 1] / PAGE + 1;
+    if (!b->j->a.states)
+        return;
+    *segment = seen / SEGMENT + b->j->a.first + (int)blockIdx.z;
+    int begin = *segment * per, end = begin + per;
+    f->page = begin > f->page ? begin : f->page;
+    f->end = end < f->end ? end : f->end;
+    if (f->page < f->end && !b->page[f->page])
+        f->end = f->page;
+}
+
+template <int TYPE, int N, int W> static __device__ inline void walk(const struct block *b)
+{
+    struct fetch f = {};
+    struct part<N, W> o;
+    int segment = 0;
+
+    pages_of(b, &f, &segment);
+    int page = f.page, end = f.end;
+    if (page >= end)
+        return;
+    reset<N, W>(&o);
+    for (int i = 0; i < b->j->shape.n_stages; i++)
+        fetch_tile<TYPE>(b, &f);
+    for (; page < end; page++) {
+        fold_page<TYPE, N, W>(b, page, &f, &o);
+        if (!b->j->a.states && ((page + 1) % (SEGMENT / PAGE) == 0 || page + 1 == end))
+            end_segment<N, W>(b, &o, page + 1 == end);
     }
-    write_rows(b);
-    __syncthreads();
+    cu_async_wait<0>();
+    if (b->j->a.states)
+        write_states<N, W>(b, &o, segment * SEGMENT);
 }
 
 /* Rows of the tile from `first` to `end` that are of one sequence. */
@@ -410,8 +834,8 @@ static __device__ inline int tile_end(const struct cu_attn_args *a)
     return end < a->n ? end : a->n;
 }
 
-/* blockIdx: x a tile of rows, y the KV head. */
-template <int TYPE> static __global__ void attn(const struct job j)
+/* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
+template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(THREADS, N == 32 ? 4 : 3) attn(const struct job j)
 {
     CU_SHARED_DYN(float, shared);
     struct block b = block_of(&j, shared);
@@ -419,54 +843,52 @@ template <int TYPE> static __global__ void attn(const struct job j)
     for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
         n = run_of_rows(&j.a, first, tile_end(&j.a));
         begin_rows(&b, first, n);
-        walk<TYPE>(&b);
+        walk<TYPE, N, W>(&b);
+        __syncthreads(); /* before the next rows' states begin anew */
     }
 }
 
-/* One segment of the rows that began. With a window there is one row: segments are counted from the first that it sees. */
-template <int TYPE> static __device__ inline void walk_segment(const struct block *b)
+template <int TYPE, int N, int W> static cudaError_t launch(const struct job *j, dim3 grid, cudaStream_t stream)
 {
-    int seen = first_seen(b, pos_of(b, b->i0)), last = pos_of(b, b->i0 + b->n_rows - 1) / PAGE;
-    int segment = seen / SEGMENT + b->a->first + (int)blockIdx.z;
-    int begin = segment * (SEGMENT / PAGE), end = begin + SEGMENT / PAGE < last + 1 ? begin + SEGMENT / PAGE : last + 1;
-
-    begin = begin > seen / PAGE ? begin : seen / PAGE;
-    if (begin >= end || !page_table(&b->a->step, step_row(&b->a->step, b->i0), b->a->p.group)[begin])
-        return; /* behind all rows, or in the host's memory */
-    for (int page = begin; page < end; page++)
-        fold_page<TYPE>(b, page);
-    write_states(b, (int)blockIdx.z, segment * SEGMENT);
+    return CU_LAUNCH((attn<TYPE, N, W>), grid, dim3(THREADS), (size_t)j->shape.bytes, stream, *j);
 }
 
-/* blockIdx: x a tile of rows, y the KV head, z the segment of those of this launch. */
-template <int TYPE> static __global__ void attn_segment(const struct job j)
+template <int TYPE, int N> static cudaError_t launch_width(const struct job *j, dim3 grid, cudaStream_t stream)
 {
-    CU_SHARED_DYN(float, shared);
-    struct block b = block_of(&j, shared);
+    if (j->shape.width == 64)
+        return launch<TYPE, N, 64>(j, grid, stream);
+    if (j->shape.width == 128 || N == MAX_Q)
+        return launch<TYPE, N, 128>(j, grid, stream);
+    return launch<TYPE, N < MAX_Q ? N : 16, 256>(j, grid, stream);
+}
 
-    for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
-        n = run_of_rows(&j.a, first, tile_end(&j.a));
-        begin_rows(&b, first, n);
-        walk_segment<TYPE>(&b);
-        __syncthreads(); /* before the next rows' states begin anew */
+template <int TYPE> static cudaError_t launch_type(const struct job *j, dim3 grid, cudaStream_t stream)
+{
+    switch (j->shape.n_q) {
+    case 4:
+        return launch_width<TYPE, 4>(j, grid, stream);
+    case 8:
+        return launch_width<TYPE, 8>(j, grid, stream);
+    case 16:
+        return launch_width<TYPE, 16>(j, grid, stream);
+    default:
+        return launch_width<TYPE, 32>(j, grid, stream);
     }
 }
 
 cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
 {
-    struct job j = {*a, PAGE};
-    int fixed = fixed_bytes(&a->p, j.a.tile_rows * (a->p.n_head / a->p.n_head_kv));
-    while (fixed + tile_bytes(&a->p, j.key_tile) > SHARED_BYTES)
-        j.key_tile--;
-    size_t bytes = (size_t)(fixed + tile_bytes(&a->p, j.key_tile));
-    dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows), (unsigned)a->p.n_head_kv,
-              a->states ? (unsigned)a->n_segments : 1);
+    const int n_tiles = 8; /* at least, where there are as many rows: small tiles beside each other finish before one large one */
+    int most = larger(a->n / n_tiles, 1);
+    struct job j = {*a, {}};
 
-    if (a->p.kv_type == QUANT_F16)
-        return a->states ? CU_LAUNCH((attn_segment<QUANT_F16>), grid, dim3(THREADS), bytes, stream, j)
-                         : CU_LAUNCH((attn<QUANT_F16>), grid, dim3(THREADS), bytes, stream, j);
-    return a->states ? CU_LAUNCH((attn_segment<QUANT_Q8_0>), grid, dim3(THREADS), bytes, stream, j)
-                     : CU_LAUNCH((attn<QUANT_Q8_0>), grid, dim3(THREADS), bytes, stream, j);
+    j.a.tile_rows = a->tile_rows < most ? a->tile_rows : most;
+    if (!shape_of(&a->p, j.a.tile_rows * (a->p.n_head / a->p.n_head_kv), &j.shape))
+        return cudaErrorInvalidValue;
+    dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows), (unsigned)(a->p.n_head_kv * j.shape.n_slices),
+              a->states ? (unsigned)a->n_segments : 1);
+    return a->p.kv_type == QUANT_F16 ? launch_type<QUANT_F16>(&j, grid, stream)
+                                     : launch_type<QUANT_Q8_0>(&j, grid, stream);
 }
 
 /* blockIdx: x the row, y the head. */
