@@ -36,8 +36,8 @@ bool ops_can(const struct op *op);
 /* Device memory that the op needs beside its tensors, with at most that many rows. */
 uint64_t ops_scratch_bytes(const struct op *op, int n_rows);
 
-/* Queue it. What the runtime said. */
-cudaError_t ops_launch(const struct ops_run *run, const struct op *op);
+/* Queue all of run->ops in order. What the runtime said; *what: of which op, if it was an error. */
+cudaError_t ops_launch(const struct ops_run *run, const char **what);
 
 /* Experts whose rows are many share their weights among so many of them. */
 int ops_tile_tok(int n_rows);

@@ -35,8 +35,8 @@ static struct ferry_engine_opts opts_of(const char *device)
     return o;
 }
 
-/* What is counted for the driver's rounding: 2 MiB for each of 9 pieces, and for landings if there are any. */
-#define ROUNDING_BYTES (18 * MIB)
+/* What is counted for the driver's rounding: 2 MiB for each of 6 pieces, and for landings if there are any. */
+#define ROUNDING_BYTES (12 * MIB)
 #define LANDING_ROUNDING_BYTES (2 * MIB)
 
 /* Device memory is what the plan says to the byte, and no experts more would fit. */
