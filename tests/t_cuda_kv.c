@@ -505,7 +505,7 @@ START_TEST(plan_does_not_say_what_lies_where)
     saved.plan_path = path;
     e = open_with("llama", &saved);
     ck_assert_uint_eq(fact_of(e, "kv_tok", NULL), 3 * SEGMENT);
-    ck_assert_uint_eq(emu_device_bytes() + 20 * MIB, fact_of(e, "bytes", "total"));
+    ck_assert_uint_eq(emu_device_bytes() + 14 * MIB, fact_of(e, "bytes", "total"));
     ferry_engine_close(e);
     remove(path);
 }
