@@ -33,8 +33,8 @@ static inline bool cu_note(void (*kernel)(A), D grid, D block, size_t bytes, con
     if (!cu_noting)
         return false;
     A copy = args;
-    const uint64_t head[] = {sizeof args, reinterpret_cast<uint64_t>(kernel), grid.x, grid.y, grid.z,
-                             block.x,     block.y,                            block.z, bytes};
+    const uint64_t head[] = {
+        sizeof args, reinterpret_cast<uint64_t>(kernel), grid.x, grid.y, grid.z, block.x, block.y, block.z, bytes};
 #ifdef __has_builtin
 #if __has_builtin(__builtin_clear_padding)
     __builtin_clear_padding(&copy);

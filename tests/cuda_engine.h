@@ -147,8 +147,8 @@ static int read_fault(void *arg, uint64_t off, int res)
 struct rooms_args {
     const char *name;
     enum plan_io io;
-    int quarters;        /* of the experts that lie on the GPU */
-    int n_ctx, n_seq;    /* of a sequence, and how many have a cache; 0: 256, 1 */
+    int quarters;     /* of the experts that lie on the GPU */
+    int n_ctx, n_seq; /* of a sequence, and how many have a cache; 0: 256, 1 */
     bool no_graphs;
     uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
     int n_landing;       /* places for copied experts; 0: none are copied */
@@ -213,8 +213,7 @@ static void make_rooms(const struct rooms_args *a)
                                .read_fault = read_fault};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
-    struct cache_args cache = {
-        .shape = &shape, .n_seq = n_seq, .n_ctx = n_ctx, .chunk_tok = 64, .device = rooms.gpu};
+    struct cache_args cache = {.shape = &shape, .n_seq = n_seq, .n_ctx = n_ctx, .chunk_tok = 64, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
     struct offload_rates rates;
     cost_gpu_rates(&machine, 1, &rates);

@@ -158,7 +158,7 @@ START_TEST(failed_graph_is_an_error_or_leaves_something)
         hand_close();
     }
     ck_assert_int_eq(n_gone_round, 3 + N_OPS); /* begin, each launch, end, instantiate */
-    ck_assert_int_ge(n_told, 3);               /* choosing the GPU, waiting for the slot, launching the graph, recording */
+    ck_assert_int_ge(n_told, 3); /* choosing the GPU, waiting for the slot, launching the graph, recording */
 }
 END_TEST
 
@@ -350,7 +350,7 @@ END_TEST
  * (before its experts, and they), and what follows the last. With some of them on the host fewer layers have any to run. */
 START_TEST(token_takes_more_launches_than_the_host_has_decisions)
 {
-    enum { WARM = 40, TOKENS = 20 };
+    enum { WARM = 50, TOKENS = 20 }; /* the last 10 go past a page's end, which changes no launch */
     static const struct {
         const char *name;
         int quarters;

@@ -483,7 +483,8 @@ START_TEST(failed_call_in_a_step_spoils_the_session)
     for (; failed; n++) {
         ck_assert_int_eq(ferry_session_truncate(s, len), 0);
         emu_fail_nth(n);
-        int rc = ferry_session_logits(s, ids + 10, 1, true, got); /* a prompt's row: launch by launch (else: t_cuda_graph) */
+        int rc =
+            ferry_session_logits(s, ids + 10, 1, true, got); /* a prompt's row: launch by launch (else: t_cuda_graph) */
         failed = emu_n_calls() >= n;
         emu_fail_nth(0);
         ck_assert_int_eq(rc, failed ? FERRY_ERR_DEVICE : 0);

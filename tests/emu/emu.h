@@ -100,8 +100,10 @@ int emu_gpu(void);    /* the one chosen */
 void emu_check_stream(cudaStream_t stream);
 void emu_queue_kernel(const struct emu_launch *launch, cudaStream_t stream, bool is_inner);
 bool emu_graph_is_capturing(void);
-bool emu_graph_refuses(cudaStream_t stream); /* it is captured, and what it is asked for now cannot be: spoils the capture */
-bool emu_graph_takes(cudaStream_t stream, const struct emu_launch *launch); /* it is captured: the launch with it */
+/* It is captured, and what it is asked for now cannot be captured: that spoils it. */
+bool emu_graph_refuses(cudaStream_t stream);
+/* It is captured, and the launch with it. */
+bool emu_graph_takes(cudaStream_t stream, const struct emu_launch *launch);
 int emu_graph_n_live(void);
 void emu_grid_run(const struct emu_launch *launch);
 uint32_t emu_random(uint32_t n); /* 0..n-1 */
