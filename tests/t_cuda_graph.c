@@ -418,19 +418,22 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("cuda_graph");
-    TCase *tc = tcase_create("cuda_graph");
+    TCase *tc = tcase_create("ops"), *engines = tcase_create("engines"); /* CK_RUN_CASE chooses one of them */
 
     tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(engines, setup, NULL);
     tcase_set_timeout(tc, 240);
+    tcase_set_timeout(engines, 240);
     tcase_add_test(tc, graph_is_replayed_for_other_launches);
     tcase_add_loop_test(tc, graph_is_made_for_nothing, 0, 4);
     tcase_add_test(tc, failed_graph_is_an_error_or_leaves_something);
     tcase_add_test(tc, more_runs_than_places_drive_each_other_out);
-    tcase_add_loop_test(tc, graphs_change_bits, 0, 4);
-    tcase_add_test(tc, graphs_change_bits_when_experts_move);
-    tcase_add_loop_test(tc, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
-    tcase_add_loop_test(tc, failed_call_spoils_later_tokens, 0, 2);
+    tcase_add_loop_test(engines, graphs_change_bits, 0, 4);
+    tcase_add_test(engines, graphs_change_bits_when_experts_move);
+    tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
+    tcase_add_loop_test(engines, failed_call_spoils_later_tokens, 0, 2);
     suite_add_tcase(suite, tc);
+    suite_add_tcase(suite, engines);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
     int n_failed = srunner_ntests_failed(runner);
