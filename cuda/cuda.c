@@ -1,9 +1,10 @@
 /* Owns the device handle: its streams, its memory, and what goes up with each call of run. One stream holds everything but what
  * the host computes meanwhile: that goes up on a stream of its own, and meets the ops at an event. What a call needs (tokens,
- * positions, page tables, experts) is written into a slot of pinned memory and copied to its twin on the device; a slot is used
- * again when its call is done. */
+ * positions, page tables, experts) is written into a slot of pinned memory, used again when its call is done, and fetched from there
+ * to the one place on the device where the ops of every call find it. */
 #include "cuda/cuda.h"
 
+#include "cuda/graph.h"
 #include "cuda/ops.h"
 #include "quant/iq_grid.h"
 #include "src/base/err.h"
@@ -18,6 +19,10 @@
 /* Calls under way before the host waits for the first: a step of a dense model is one call. */
 enum { N_SLOTS = 4 };
 
+/* Steps of so many rows without a prompt's come again and again, and are so short that launching takes as long as computing: attention
+ * is split by segments up to as many. */
+enum { GRAPH_ROWS = 8 };
+
 /* Rows, and of experts slots, are counted by the second dimension of grids. */
 enum { MAX_ROWS = 65535 };
 
@@ -25,7 +30,7 @@ enum { MAX_ROWS = 65535 };
 #define DOWN_BYTES (256 * KIB)
 
 struct slot {
-    char *host, *dev; /* own: (slot_bytes) pinned, and on the device */
+    char *host;       /* own: (slot_bytes), pinned */
     cudaEvent_t done; /* own */
 };
 
@@ -39,7 +44,9 @@ struct cuda {
     cudaEvent_t down_done;     /* all that was fetched */
     cudaEvent_t queued;        /* what was queued before the last send_after */
     struct slot slots[N_SLOTS];
+    char *said; /* (slot_bytes) on the device: what the call says whose ops run */
     uint64_t slot_bytes, n_calls, n_launches;
+    struct graph_cache graphs;
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
     struct cu_card card;
@@ -363,9 +370,10 @@ static int copy(struct device *dev, void *dst, const void *src, uint64_t bytes)
 
 /* ---- what goes up with a call ---- */
 
-/* Fills a slot; places are the same on both sides. */
+/* Fills a slot; places are the same on both sides. What changes from token to token though the launches do not, page tables, is packed
+ * last: the addresses of all else are then the same again, and launches find their graph. */
 struct packer {
-    const struct slot *slot;
+    char *host, *dev; /* (bytes) */
     uint64_t bytes, used;
     bool is_full;
 };
@@ -384,7 +392,7 @@ static struct place pack(struct packer *p, uint64_t bytes)
     if (p->is_full)
         return (struct place){NULL, NULL};
     p->used = at + bytes;
-    return (struct place){p->slot->host + at, p->slot->dev + at};
+    return (struct place){p->host + at, p->dev + at};
 }
 
 /* A copy of bytes, of which the device's address is returned; NULL for NULL. */
@@ -471,18 +479,18 @@ static void pack_moe(struct packer *p, const struct op *op, int n_rows, struct o
 {
     const struct op_moe *m = &op->p.moe;
     int n_gemm = ops_moe_gemm_rows(run, op, &run->gemm.tile_tok) * m->k;
+
+    pack_slots(p, m, n_gemm, INT_MAX, n_rows, &run->dots);
+    if (n_gemm)
+        pack_slots(p, m, 0, n_gemm, n_rows, &run->gemm);
     struct place at = pack(p, (uint64_t)m->n_experts * sizeof(struct cu_expert));
     struct cu_expert *experts = at.host;
-
     run->experts = at.dev;
     for (int e = 0; e < m->n_experts && !p->is_full; e++)
         for (int i = 0; i < 3; i++) {
             experts[e].w[i] = m->experts[e].w[i];
             experts[e].scale[i] = m->experts[e].scale[i];
         }
-    pack_slots(p, m, n_gemm, INT_MAX, n_rows, &run->dots);
-    if (n_gemm)
-        pack_slots(p, m, 0, n_gemm, n_rows, &run->gemm);
 }
 
 static uint64_t slot_bytes_of(const struct device_step *o)
@@ -527,26 +535,33 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
     return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
 }
 
+static bool is_of_pages(enum op_kind kind)
+{
+    return kind == OP_KV_APPEND || kind == OP_ATTENTION || kind == OP_ATTN_STATES;
+}
+
 /* Write the slot and queue its way up. A kernel fetches it: the engine that copies up does one copy after another, so that a copy
  * would come behind all that is being brought in the background, and the step with it. */
 static int send(struct cuda *c, const struct op *ops, int n_ops, const struct rows *rows, struct ops_run *run)
 {
-    const struct slot *slot = &c->slots[c->n_calls % N_SLOTS];
-    struct packer p = {.slot = slot, .bytes = c->slot_bytes};
+    struct packer p = {.host = c->slots[c->n_calls % N_SLOTS].host, .dev = c->said, .bytes = c->slot_bytes};
+    bool wants_pages = false;
 
     run->step.token = pack_ints(&p, rows->token, rows->n);
     run->step.pos = pack_ints(&p, rows->pos, rows->n);
     run->step.seq = pack_ints(&p, rows->seq, rows->n);
     run->out_row = pack_ints(&p, rows->out_row, rows->n_out);
-    if (rows->seqs && rows->seq && rows->pos)
-        run->step.page = pack_pages(&p, rows, n_seqs_of(rows));
-    for (int i = 0; i < n_ops; i++)
+    for (int i = 0; i < n_ops; i++) {
+        wants_pages = wants_pages || is_of_pages(ops[i].kind);
         if (ops[i].kind == OP_MOE)
             pack_moe(&p, &ops[i], rows->n, run);
+    }
+    if (wants_pages)
+        run->step.page = pack_pages(&p, rows, n_seqs_of(rows));
     if (p.is_full)
         return err(ERR_LIMIT, "a step of %d rows needs more than the %" PRIu64 " bytes that CUDA was opened for",
                    rows->n, c->slot_bytes);
-    struct cu_pull_args pull = {slot->dev, slot->host, size_up(p.used, 16)};
+    struct cu_pull_args pull = {p.dev, p.host, size_up(p.used, 16)};
     return p.used ? failed(cu_pull(&pull, c->stream), "rows") : 0;
 }
 
@@ -567,12 +582,16 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
 
     if (rc == 0)
         rc = failed(choose(c), "choosing the GPU");
-    if (rc == 0) /* the copy of the call that had the slot last reads it */
+    if (rc == 0) /* the call that had the slot last fetches from it */
         rc = failed(cudaEventSynchronize(slot->done), "wait");
     if (rc == 0)
         rc = send(c, ops, n_ops, rows, &r);
-    for (int i = 0; i < n_ops && rc == 0; i++)
-        rc = failed(ops_launch(&r, &ops[i]), device_op_name(ops[i].kind));
+    if (rc == 0) {
+        const char *what = "nothing";
+        bool is_short = !c->opts.no_graphs && rows->n <= GRAPH_ROWS && rows->n_prompt == 0;
+        cudaError_t e = is_short ? graph_launch(&c->graphs, &r, &what) : ops_launch(&r, &what);
+        rc = failed(e, what);
+    }
     c->n_launches += cu_launched - launched;
     if (rc == 0)
         rc = failed(cudaEventRecord(slot->done, c->stream), "record");
@@ -622,13 +641,14 @@ static void op_ns(const struct device *dev, uint64_t *ns, bool reset)
     memset(ns, 0, OP_N_KIND * sizeof *ns);
 }
 
+/* Graphs are not counted: what they take is the driver's to say, and it may refuse them (graph.h). */
 static void own_bytes(const struct device_step *most, struct device_own *out)
 {
     uint64_t slot_bytes = slot_bytes_of(most);
 
-    *out = (struct device_own){.dev_bytes = sizeof(struct cu_books) + N_SLOTS * slot_bytes,
+    *out = (struct device_own){.dev_bytes = sizeof(struct cu_books) + slot_bytes,
                                .host_bytes = DOWN_BYTES + N_SLOTS * slot_bytes,
-                               .n_allocs = 1 + N_SLOTS};
+                               .n_allocs = 2};
 }
 
 /* ---- open and close ---- */
@@ -653,12 +673,13 @@ static void close_device(struct device *dev)
         if (c->fences[i])
             cudaEventDestroy(c->fences[i]);
     mem_free(c->fences);
+    graph_done(&c->graphs);
+    cudaFree(c->said);
     cudaFree(c->books);
     cudaFreeHost(c->down);
     for (int i = 0; i < N_SLOTS; i++) {
         if (c->slots[i].done)
             cudaEventDestroy(c->slots[i].done);
-        cudaFree(c->slots[i].dev);
         cudaFreeHost(c->slots[i].host);
     }
     if (c->sent)
@@ -751,14 +772,15 @@ static int make_slots(struct cuda *c)
     for (int i = 0; i < N_SLOTS && !e; i++) {
         e = cudaHostAlloc((void **)&c->slots[i].host, c->slot_bytes, cudaHostAllocDefault);
         if (!e)
-            e = cudaMalloc((void **)&c->slots[i].dev, c->slot_bytes);
-        if (!e)
             e = cudaEventCreateWithFlags(&c->slots[i].done, cudaEventDisableTiming);
     }
     if (!e)
+        e = cudaMalloc((void **)&c->said, c->slot_bytes);
+    if (!e)
         e = cudaHostAlloc((void **)&c->down, DOWN_BYTES, cudaHostAllocDefault);
     if (e == cudaErrorMemoryAllocation)
-        return err(ERR_NOMEM, "CUDA: %d times %" PRIu64 " bytes for what goes up with a step", N_SLOTS, c->slot_bytes);
+        return err(ERR_NOMEM, "CUDA: %" PRIu64 " bytes for what goes up with a step, and %d times as many pinned",
+                   c->slot_bytes, N_SLOTS);
     return failed(e, "making a stream");
 }
 

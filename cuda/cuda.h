@@ -12,6 +12,7 @@ struct cuda_opts {
     int ordinal;                 /* of the GPU */
     struct device_step most;     /* which the room for what goes up with each step is made for */
     enum device_prefill prefill; /* BLAS: prompt rows go through the tensor cores */
+    bool no_graphs; /* short steps, too, are launched kernel by kernel: the same bits, more work for the host */
 };
 
 /* Memory of a GPU, as its driver sees it now, with the context that ferry works in already made. ERR_DEVICE, ERR_UNSUPPORTED. */

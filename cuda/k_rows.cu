@@ -6,6 +6,7 @@
 #include "cuda/math.cuh"
 
 __thread uint64_t cu_launched;
+__thread struct cu_key *cu_noting;
 
 enum { THREADS = 256, NORM_CHUNK = 4096, N_LANE = 16 };
 

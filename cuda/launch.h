@@ -1,5 +1,6 @@
 /* What host code may ask of the kernels. A launcher queues its kernels on the stream and returns what the runtime said; it
- * checks nothing. Arguments are plain values; their pointers are device memory. */
+ * checks nothing. Arguments are plain values; their pointers are device memory. What a launcher queues follows from its arguments
+ * alone, and is launched by CU_LAUNCH, all of it: launches can then be noted, and captured (graph.h). */
 #ifndef FERRY_CUDA_LAUNCH_H
 #define FERRY_CUDA_LAUNCH_H
 
@@ -14,8 +15,18 @@
 extern "C" {
 #endif
 
-/* Kernels that this thread has launched so far. */
+/* Kernels that this thread has launched so far, and graphs of them. */
 extern __thread uint64_t cu_launched;
+
+/* Launches in a row, in short: of equal keys are equal kernels with equal grids and arguments, but for a chance of 2^-128. (Where two
+ * differ in one word, either half differs for certain.) Starts as zeros. */
+struct cu_key {
+    uint64_t half[2];
+    int n; /* launches */
+};
+
+/* Where this thread's launches are noted instead of made; NULL: they are made. */
+extern __thread struct cu_key *cu_noting;
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------ */
 

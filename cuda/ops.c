@@ -513,7 +513,13 @@ static launch_fn *const fns[OP_N_KIND] = {
     [OP_ATTN_MERGE] = attn_merge,
 };
 
-cudaError_t ops_launch(const struct ops_run *run, const struct op *op)
+cudaError_t ops_launch(const struct ops_run *run, const char **what)
 {
-    return n_of(run, op) ? fns[op->kind](run, op) : cudaSuccess;
+    cudaError_t e = cudaSuccess;
+
+    for (const struct op *op = run->ops; op < run->ops + run->n_ops && !e; op++) {
+        *what = device_op_name(op->kind);
+        e = n_of(run, op) ? fns[op->kind](run, op) : cudaSuccess;
+    }
+    return e;
 }

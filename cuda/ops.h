@@ -42,8 +42,8 @@ bool ops_can(const struct op *op);
 /* Device memory that the op needs beside its tensors, with at most that many rows. */
 uint64_t ops_scratch_bytes(const struct op *op, int n_rows);
 
-/* Queue it. What the runtime said. */
-cudaError_t ops_launch(const struct ops_run *run, const struct op *op);
+/* Queue all of run->ops in order. What the runtime said; *what: of which op, if it was an error. */
+cudaError_t ops_launch(const struct ops_run *run, const char **what);
 
 /* Among how many of n_places places of n_mats matrices each reading of weights is shared by integer dots, in a step of n_rows rows. */
 int ops_tile_tok(int n_rows, int n_places, int n_mats);

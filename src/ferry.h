@@ -236,7 +236,7 @@ struct ferry_stats {
     uint64_t direct_copies, pinned_bytes;
     /* Seconds of those layers' experts, predicted when the choice was made and measured, of steps in which both are known. */
     double experts_predicted_s, experts_measured_s;
-    uint64_t launches, steps; /* kernels that the GPU was given, and steps, since the engine was opened */
+    uint64_t launches, steps; /* kernels and graphs of them given to the GPU, and steps, since the engine was opened */
     /* Whether the GPU computes experts at all is tried now and then: seconds of a step with and without in the last trial (0: there was
      * none yet), how often that has been changed, and if it is without now. */
     double step_with_gpu_s, step_without_gpu_s;

@@ -35,8 +35,8 @@ static struct ferry_engine_opts opts_of(const char *device)
     return o;
 }
 
-/* What is counted for the driver's rounding: 2 MiB for each of 9 pieces, and for landings if there are any. */
-#define ROUNDING_BYTES (18 * MIB)
+/* What is counted for the driver's rounding: 2 MiB for each of 6 pieces, and for landings if there are any. */
+#define ROUNDING_BYTES (12 * MIB)
 #define LANDING_ROUNDING_BYTES (2 * MIB)
 
 /* Device memory is what the plan says to the byte, and no experts more would fit. */
@@ -51,7 +51,7 @@ static void check_bytes(const struct ferry_engine *e, const struct ferry_engine_
 static struct ferry_stats last_stats; /* of the session that logits_of ran */
 
 /* Logits of ids: the first PREFILL as a prompt, the rest one by one. Caller frees. */
-static float *logits_of(const char *name, const struct ferry_engine_opts *o)
+static inline float *logits_of(const char *name, const struct ferry_engine_opts *o)
 {
     float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
     struct ferry_engine *e = open_with(name, o);
@@ -95,7 +95,7 @@ static uint64_t vram_for(const char *name, int quarters)
 }
 
 /* Options of the split number `quarters`, nothing copied; the emulated GPU has no byte more than the plan may use. */
-static struct ferry_engine_opts split_of(const char *name, int quarters)
+static inline struct ferry_engine_opts split_of(const char *name, int quarters)
 {
     struct ferry_engine_opts o = opts_of("cuda:0");
     o.vram_bytes = vram_for(name, quarters);
@@ -147,7 +147,9 @@ static int read_fault(void *arg, uint64_t off, int res)
 struct rooms_args {
     const char *name;
     enum plan_io io;
-    int quarters;        /* of the experts that lie on the GPU */
+    int quarters;     /* of the experts that lie on the GPU */
+    int n_ctx, n_seq; /* of a sequence, and how many have a cache; 0: 256, 1 */
+    bool no_graphs;
     uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
     int n_landing;       /* places for copied experts; 0: none are copied */
     enum plan_copies copies;
@@ -158,18 +160,29 @@ struct rooms_args {
     int (*cpu_run)(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows);
 };
 
+/* GPU memory for all but experts, and for so many quarters of those. */
+static void plan_rooms(const struct machine *machine, struct plan_opts *o, int quarters)
+{
+    struct plan_in in = {machine, rooms.model, o, &cpu_device_ops, &cuda_device_ops};
+
+    o->vram_bytes = GIB;
+    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+    uint64_t expert_bytes = rooms.plan.gpu.expert_bytes;
+    o->vram_bytes = rooms.plan.gpu.total_bytes - expert_bytes + expert_bytes * (uint64_t)quarters / 4;
+    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+}
+
 static void make_rooms(const struct rooms_args *a)
 {
-    struct plan_opts o = {.n_ctx = 256, /* as opts_of() has them */
+    const int n_ctx = a->n_ctx ? a->n_ctx : 256, n_seq = a->n_seq ? a->n_seq : 1;
+    struct plan_opts o = {.n_ctx = (uint32_t)n_ctx, /* all else as opts_of() has it */
                           .n_seq = 2,
                           .n_out = 16,
                           .n_threads = 1,
                           .chunk_tok = 64,
                           .io = a->io,
                           .no_pin = true,
-                          .vram_bytes = vram_for(a->name, a->quarters),
-                          .copies = PLAN_COPIES_NEVER,
-                          .expert_ram_bytes = a->slot_bytes ? a->slot_bytes : 72 * KIB};
+                          .copies = PLAN_COPIES_NEVER};
     struct machine machine;
     struct kv_shape shape;
     char path[1024];
@@ -180,12 +193,13 @@ static void make_rooms(const struct rooms_args *a)
     snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, a->name);
     ck_assert_int_eq(model_open(path, NULL, &rooms.model), 0);
     ck_assert_int_eq(machine_find(&machine), 0);
-    struct plan_in in = {&machine, rooms.model, &o, &cpu_device_ops, &cuda_device_ops};
-    ck_assert_msg(plan_make(&in, &rooms.plan) == 0, "%s", err_text());
+    if (rooms.model->hp.n_expert)
+        o.expert_ram_bytes = a->slot_bytes ? a->slot_bytes : 72 * KIB;
+    plan_rooms(&machine, &o, a->quarters);
     rooms.plan.gpu.n_landing = (uint32_t)a->n_landing;
     rooms.plan.gpu.copies = a->copies;
     rooms.plan.gpu.pin_bytes = a->pin_bytes;
-    struct cuda_opts cuda = {.ordinal = 0};
+    struct cuda_opts cuda = {.ordinal = 0, .no_graphs = a->no_graphs};
     plan_device_step(&rooms.plan, rooms.model, &cuda.most);
     ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
@@ -199,7 +213,7 @@ static void make_rooms(const struct rooms_args *a)
                                .read_fault = read_fault};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
-    struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = 256, .chunk_tok = 64, .device = rooms.gpu};
+    struct cache_args cache = {.shape = &shape, .n_seq = n_seq, .n_ctx = n_ctx, .chunk_tok = 64, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
     struct offload_rates rates;
     cost_gpu_rates(&machine, 1, &rates);

@@ -399,6 +399,149 @@ START_TEST(asynchronous_copies_come_before_they_are_waited_for)
 }
 END_TEST
 
+/* ---- graphs ---- */
+
+/* The kernels of three launches: b = 2 a, c = 2 b, a = 2 c. */
+static cudaGraphExec_t three_kernels(float *a, float *b, float *c, cudaStream_t s)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+
+    ck_assert_int_eq(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    launch(twice, (struct args){b, a, 0}, 1, 0, s);
+    launch(twice, (struct args){c, b, 0}, 1, 0, s);
+    launch(twice, (struct args){a, c, 0}, 1, 0, s);
+    ck_assert_int_eq(cudaStreamEndCapture(s, &graph), cudaSuccess);
+    ck_assert_int_eq(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+    ck_assert_int_eq(cudaGraphDestroy(graph), cudaSuccess);
+    return exec;
+}
+
+/* What is captured does not run; what is launched runs in the stream's order, as often as it was launched, be the graph destroyed or
+ * not. */
+START_TEST(graph_runs_when_it_was_not_launched)
+{
+    cudaStream_t s = stream_make(), other = stream_make();
+    float *host = pinned_make(N), *a = device_make(N), *b = device_make(N), *c = device_make(N);
+    int n_live = emu_n_live();
+
+    host[7] = 1;
+    cudaMemcpyAsync(a, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    emu_in_step(true);
+    cudaGraphExec_t exec = three_kernels(a, b, c, s);
+    ck_assert_int_eq(emu_n_live(), n_live + 1);
+    launch(twice, (struct args){c, c, 0}, 1, 0, other); /* another stream goes on meanwhile */
+    download(host, a, N, s);
+    ck_assert(host[7] == 1);
+    ck_assert_uint_le(emu_n_launches(), 1);
+    cudaStreamSynchronize(other);
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(cudaGraphLaunch(exec, s), cudaSuccess);
+    cudaGraphExecDestroy(exec);
+    download(host, a, N, s);
+    emu_in_step(false);
+    ck_assert(host[7] == 64);
+    ck_assert_uint_eq(emu_n_launches(), 3); /* a graph is one */
+    cudaFree(c);
+    cudaFree(b);
+    cudaFree(a);
+    cudaFreeHost(host);
+    cudaStreamDestroy(other);
+    cudaStreamDestroy(s);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+END_TEST
+
+/* What a captured stream cannot be asked for. */
+static cudaError_t ask(int way, float *dev, float *host, cudaEvent_t event, cudaStream_t s)
+{
+    switch (way) {
+    case 0:
+        return cudaMemcpyAsync(dev, host, sizeof *dev, cudaMemcpyHostToDevice, s);
+    case 1:
+        return cudaMemsetAsync(dev, 0, sizeof *dev, s);
+    case 2:
+        return cudaEventRecord(event, s);
+    case 3:
+        return cudaStreamWaitEvent(s, event, 0);
+    case 4:
+        return cudaStreamSynchronize(s);
+    default:
+        return cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
+    }
+}
+enum { N_ASKED = 6 };
+
+/* It is refused, there is no graph, and the stream is as before. */
+START_TEST(captured_stream_does_what_it_cannot)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *dev = device_make(N);
+    cudaEvent_t event;
+    cudaGraph_t graph;
+
+    host[0] = 3;
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    int n_live = emu_n_live();
+    ck_assert_int_eq(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    launch(twice, (struct args){dev, dev, 0}, 1, 0, s);
+    ck_assert_int_eq(ask(_i, dev, host, event, s), cudaErrorStreamCaptureUnsupported);
+    ck_assert_int_eq(cudaStreamEndCapture(s, &graph), cudaErrorStreamCaptureInvalidated);
+    ck_assert_ptr_null(graph);
+    ck_assert_int_eq(cudaStreamEndCapture(s, &graph), cudaErrorInvalidValue);
+    ck_assert_int_eq(emu_n_live(), n_live);
+    cudaMemcpyAsync(dev, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    launch(twice, (struct args){dev, dev, 0}, 1, 0, s);
+    download(host, dev, N, s);
+    ck_assert(host[0] == 6);
+    cudaEventDestroy(event);
+    cudaFree(dev);
+    cudaFreeHost(host);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+START_TEST(capture_lets_memory_be_taken)
+{
+    void *p;
+
+    cudaStreamBeginCapture(stream_make(), cudaStreamCaptureModeThreadLocal);
+    cudaMalloc(&p, 8);
+}
+END_TEST
+
+/* Each call of making and launching a graph fails in turn; nothing is left, and the stream is not captured any more. */
+START_TEST(failed_call_of_a_graph_leaves_something)
+{
+    static const cudaError_t says[] = {cudaErrorUnknown, cudaErrorUnknown, cudaErrorMemoryAllocation,
+                                       cudaErrorLaunchFailure};
+    cudaStream_t s = stream_make();
+    int n_live = emu_n_live();
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+
+    emu_fail_nth(1 + _i);
+    cudaError_t e = cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
+    if (!e)
+        e = cudaStreamEndCapture(s, &graph);
+    if (!e)
+        e = cudaGraphInstantiate(&exec, graph, 0);
+    if (!e)
+        e = cudaGraphLaunch(exec, s);
+    ck_assert_int_eq(e, says[_i]);
+    ck_assert_int_eq(emu_n_calls(), 1 + _i);
+    ck_assert_int_eq(graph != NULL, _i > 1);
+    ck_assert_int_eq(exec != NULL, _i > 2);
+    if (exec)
+        cudaGraphExecDestroy(exec);
+    if (graph)
+        cudaGraphDestroy(graph);
+    ck_assert_int_eq(emu_n_live(), n_live);
+    ck_assert_int_eq(cudaStreamSynchronize(s), cudaSuccess);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
 /* ---- the virtual clock ---- */
 
 /* One piece of the pipeline comes up in (up_ns) and takes the kernel so long; going down takes nothing. */
@@ -499,6 +642,28 @@ START_TEST(engine_does_two_things_at_once)
 }
 END_TEST
 
+/* A graph takes what its kernels take. */
+START_TEST(graph_takes_another_time_than_its_kernels)
+{
+    cudaStream_t s = stream_make();
+    float *a = device_make(N), *b = device_make(N), *c = device_make(N);
+    struct speeds speeds = {1000, 3000};
+
+    clock_of(&speeds);
+    cudaGraphExec_t exec = three_kernels(a, b, c, s);
+    cudaStreamSynchronize(s);
+    ck_assert_uint_eq(emu_now_ns(), 0);
+    cudaGraphLaunch(exec, s);
+    cudaStreamSynchronize(s);
+    ck_assert_uint_eq(emu_now_ns(), 3 * 3000);
+    cudaGraphExecDestroy(exec);
+    cudaFree(c);
+    cudaFree(b);
+    cudaFree(a);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
 /* The host works meanwhile: only what is longer counts, and an event is not there before its time. */
 START_TEST(host_waits_for_what_it_has_overlapped)
 {
@@ -552,9 +717,14 @@ int main(void)
     tcase_add_test(tc, exchanges_and_barriers_mix_up_threads);
     tcase_add_loop_test_raise_signal(tc, misbehaving_threads_go_unnoticed, SIGABRT, 0, N_WAYS);
     tcase_add_test(tc, asynchronous_copies_come_before_they_are_waited_for);
+    tcase_add_test(tc, graph_runs_when_it_was_not_launched);
+    tcase_add_loop_test(tc, captured_stream_does_what_it_cannot, 0, N_ASKED);
+    tcase_add_test_raise_signal(tc, capture_lets_memory_be_taken, SIGABRT);
+    tcase_add_loop_test(tc, failed_call_of_a_graph_leaves_something, 0, 4);
     tcase_add_loop_test(tc, schedule_takes_another_time, 0, sizeof golden / sizeof *golden);
     tcase_add_test(tc, forgotten_wait_costs_as_much);
     tcase_add_test(tc, engine_does_two_things_at_once);
+    tcase_add_test(tc, graph_takes_another_time_than_its_kernels);
     tcase_add_test(tc, host_waits_for_what_it_has_overlapped);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -240,7 +240,7 @@ struct device_ops {
     int (*passed)(struct device *dev, int f, bool wait, bool *is_passed);
     int (*span_ns)(struct device *dev, int from, int to, uint64_t *ns);
 
-    /* Kernels, or pieces of work as large, that were given to it since it was opened. */
+    /* Kernels, or pieces of work at least as large (graphs of kernels), that were given to it since it was opened. */
     uint64_t (*n_launches)(const struct device *dev);
 
     /* Nanoseconds spent in each op kind since the last reset, (OP_N_KIND); for traces and bench. */

@@ -23,6 +23,7 @@ struct op {
     int value;
     void *staged; /* own: a copy of pageable memory, or of a kernel's closure */
     struct emu_launch launch;
+    bool is_inner; /* of a graph, but not its first: no launch of its own */
     cudaEvent_t event;
     uint64_t turn; /* of the event: which of its records is meant */
     enum emu_engine engine;
@@ -96,7 +97,7 @@ void emu_seed(uint64_t seed)
 void emu_reset(uint64_t seed)
 {
     if (emu_n_live())
-        emu_die("%d allocations, streams or events are left over", emu_n_live());
+        emu_die("%d allocations, streams, events or graphs are left over", emu_n_live());
     emu_seed(seed);
     vram_bytes = ARENA_BYTES;
     pinned_most = SIZE_MAX;
@@ -172,7 +173,7 @@ bool emu_is_device(const void *ptr)
 
 int emu_n_live(void)
 {
-    int n = n_events;
+    int n = n_events + emu_graph_n_live();
 
     for (int i = 0; i < MAX_ALLOCS; i++)
         n += allocs[i].base != NULL;
@@ -181,7 +182,7 @@ int emu_n_live(void)
     return n;
 }
 
-static bool fails(void)
+bool emu_fails(void)
 {
     return ++n_calls == fail_at;
 }
@@ -190,6 +191,8 @@ static void no_step(const char *what)
 {
     if (in_step)
         emu_die("%s inside a step", what);
+    if (emu_graph_is_capturing())
+        emu_die("%s while a stream is captured", what);
 }
 
 /* ---- memory ---- */
@@ -245,7 +248,7 @@ cudaError_t cudaMalloc(void **ptr, size_t bytes)
             emu_die("no addresses for device memory");
     }
     char *place = find_place(bytes);
-    if (fails() || bytes > vram_bytes - device_bytes || !place)
+    if (emu_fails() || bytes > vram_bytes - device_bytes || !place)
         return cudaErrorMemoryAllocation;
     *alloc_slot() = (struct alloc){.base = place, .bytes = bytes ? bytes : 1, .gpu = gpu};
     device_bytes += bytes;
@@ -289,7 +292,7 @@ cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned flags)
     (void)flags;
     no_step("cudaHostAlloc");
     *ptr = NULL;
-    if (fails())
+    if (emu_fails())
         return cudaErrorMemoryAllocation;
     char *p = aligned_alloc(4096, (bytes + 4096) / 4096 * 4096);
     if (!p)
@@ -321,7 +324,7 @@ cudaError_t cudaHostRegister(void *ptr, size_t bytes, unsigned flags)
     no_step("cudaHostRegister");
     if (alloc_of(ptr))
         emu_die("cudaHostRegister of memory that is pinned");
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (bytes > pinned_most - registered_bytes)
         return cudaErrorMemoryAllocation;
@@ -345,7 +348,7 @@ cudaError_t cudaHostUnregister(void *ptr)
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     *free_bytes = vram_bytes - device_bytes;
     *total_bytes = vram_bytes;
@@ -366,7 +369,7 @@ static void op_run(struct op *op)
     case KERNEL:
         op->launch.closure = op->staged;
         emu_grid_run(&op->launch);
-        n_launches++;
+        n_launches += !op->is_inner;
         break;
     case RECORD:
         if (op->event->n_done < op->turn)
@@ -542,12 +545,22 @@ static void drain(const cudaStream_t stream, uint64_t n_done)
         now_ns = later(now_ns, stream->free_ns);
 }
 
-static void enqueue(cudaStream_t stream, const struct op *op)
+int emu_gpu(void)
+{
+    return gpu;
+}
+
+void emu_check_stream(const cudaStream_t stream)
 {
     if (!stream)
         emu_die("the default stream waits for all others: use one of your own");
     if (stream->gpu != gpu)
         emu_die("a stream of GPU %d is used while GPU %d is chosen", stream->gpu, gpu);
+}
+
+static void enqueue(cudaStream_t stream, const struct op *op)
+{
+    emu_check_stream(stream);
     struct op *copy = malloc(sizeof *copy);
     if (!copy)
         emu_die("no memory for an operation");
@@ -596,8 +609,10 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 
     op.engine = kind == cudaMemcpyHostToDevice ? EMU_UP : kind == cudaMemcpyDeviceToHost ? EMU_DOWN : EMU_COMPUTE;
 
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
+    if (emu_graph_refuses(stream))
+        return cudaErrorStreamCaptureUnsupported;
     if (!bytes)
         return cudaSuccess;
     check_place(dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
@@ -614,23 +629,32 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
+    if (emu_graph_refuses(stream))
+        return cudaErrorStreamCaptureUnsupported;
     check_place(dst, bytes, true);
     enqueue(stream, &(struct op){.kind = SET, .engine = EMU_COMPUTE, .dst = dst, .value = value, .bytes = bytes});
     return cudaSuccess;
 }
 
-cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
+void emu_queue_kernel(const struct emu_launch *launch, cudaStream_t stream, bool is_inner)
 {
-    if (fails())
-        return cudaErrorLaunchFailure;
-    if (!launch->grid.x || !launch->grid.y || !launch->grid.z || launch->closure_bytes > 4096)
-        return cudaErrorInvalidConfiguration;
     enqueue(stream, &(struct op){.kind = KERNEL,
                                  .engine = EMU_COMPUTE,
                                  .staged = copy_of(launch->closure, launch->closure_bytes),
-                                 .launch = *launch});
+                                 .launch = *launch,
+                                 .is_inner = is_inner});
+}
+
+cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
+{
+    if (emu_fails())
+        return cudaErrorLaunchFailure;
+    if (!launch->grid.x || !launch->grid.y || !launch->grid.z || launch->closure_bytes > 4096)
+        return cudaErrorInvalidConfiguration;
+    if (!emu_graph_takes(stream, launch))
+        emu_queue_kernel(launch, stream, false);
     return cudaSuccess;
 }
 
@@ -639,7 +663,7 @@ cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     *stream = NULL;
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (flags != cudaStreamNonBlocking)
         emu_die("a stream that waits for the default stream");
@@ -656,6 +680,8 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+    if (emu_graph_refuses(stream))
+        emu_die("a stream is destroyed while it is captured");
     drain(stream, stream->n_queued);
     for (int i = 0; i < MAX_STREAMS; i++)
         if (streams[i] == stream)
@@ -666,8 +692,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
+    if (emu_graph_refuses(stream))
+        return cudaErrorStreamCaptureUnsupported;
     drain(stream, stream->n_queued);
-    return fails() ? cudaErrorUnknown : cudaSuccess;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
 cudaError_t cudaDeviceSynchronize(void)
@@ -683,7 +711,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 {
     (void)flags;
     *event = NULL;
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     *event = calloc(1, sizeof **event);
     n_events += *event != NULL;
@@ -702,8 +730,10 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
+    if (emu_graph_refuses(stream))
+        return cudaErrorStreamCaptureUnsupported;
     enqueue(stream, &(struct op){.kind = RECORD, .event = event, .turn = ++event->n_recorded});
     return cudaSuccess;
 }
@@ -711,8 +741,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
     (void)flags;
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
+    if (emu_graph_refuses(stream))
+        return cudaErrorStreamCaptureUnsupported;
     if (drop_at && --drop_at == 0)
         return cudaSuccess;
     enqueue(stream, &(struct op){.kind = WAIT, .event = event, .turn = event->n_recorded});
@@ -721,7 +753,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (has_clock)
         run_begun();
@@ -738,13 +770,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     open_arena(false);
     if (has_clock)
         now_ns = later(now_ns, done_ns(event));
-    return fails() ? cudaErrorUnknown : cudaSuccess;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
     *ms = 0;
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (!start->n_recorded || !end->n_recorded)
         return cudaErrorInvalidValue;
@@ -759,18 +791,18 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 cudaError_t cudaDriverGetVersion(int *version)
 {
     *version = driver;
-    return fails() ? cudaErrorUnknown : cudaSuccess;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int *count)
 {
     *count = n_gpus;
-    return fails() ? cudaErrorNoDevice : driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaSuccess;
+    return emu_fails() ? cudaErrorNoDevice : driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (device < 0 || device >= n_gpus)
         return cudaErrorInvalidDevice;
@@ -786,7 +818,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
              : attr == cudaDevAttrL2CacheSize          ? 4096
              : attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? EMU_MAX_SHARED
                                                        : 0;
-    return fails() ? cudaErrorUnknown : cudaSuccess;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr, int value)
@@ -825,6 +857,10 @@ const char *cudaGetErrorString(cudaError_t error)
         return "device not ready";
     case cudaErrorLaunchFailure:
         return "unspecified launch failure";
+    case cudaErrorStreamCaptureUnsupported:
+        return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+        return "operation failed due to a previous error during capture";
     case cudaErrorUnknown:
         break;
     }

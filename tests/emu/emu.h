@@ -34,8 +34,8 @@ int emu_n_calls(void);    /* runtime calls since emu_fail_nth() */
 void emu_in_step(bool in_step);      /* within a step malloc, free and whole-device waits end the process */
 void emu_drop_wait(int n);           /* the nth cudaStreamWaitEvent from now on does nothing; 0: none */
 size_t emu_device_bytes(void);       /* device memory alive */
-int emu_n_live(void);                /* allocations, streams and events alive */
-uint64_t emu_n_launches(void);       /* kernels run since emu_reset() */
+int emu_n_live(void);                /* allocations, streams, events and graphs alive */
+uint64_t emu_n_launches(void);       /* launches run since emu_reset(): of kernels, and of graphs of them */
 bool emu_is_device(const void *ptr); /* is it in device memory? */
 bool emu_is_real(void); /* a runtime that is only counted (tests/gpu/real.h): it follows no seed and drops no wait */
 
@@ -94,9 +94,19 @@ uint64_t emu_now_ns(void);        /* the host's time: calls that wait come back 
 void emu_host_works(uint64_t ns); /* the host computes so long */
 uint64_t emu_busy_ns(enum emu_engine engine);
 
-/* ---- between the two halves of the emulator ---- */
+/* ---- between the parts of the emulator ---- */
 
 #define EMU_MAX_SHARED (227 * 1024) /* most shared memory that a block may have */
+bool emu_fails(void); /* counts a call of the runtime: is it the one that fails? */
+int emu_gpu(void);    /* the one chosen */
+void emu_check_stream(cudaStream_t stream);
+void emu_queue_kernel(const struct emu_launch *launch, cudaStream_t stream, bool is_inner);
+bool emu_graph_is_capturing(void);
+/* It is captured, and what it is asked for now cannot be captured: that spoils it. */
+bool emu_graph_refuses(cudaStream_t stream);
+/* It is captured, and the launch with it. */
+bool emu_graph_takes(cudaStream_t stream, const struct emu_launch *launch);
+int emu_graph_n_live(void);
 void emu_grid_run(const struct emu_launch *launch);
 void emu_grid_allow(const void *kernel, size_t shared_bytes); /* so much to its blocks, from now on */
 uint32_t emu_random(uint32_t n); /* 0..n-1 */

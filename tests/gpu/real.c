@@ -17,9 +17,9 @@ struct alloc {
 static struct alloc allocs[MAX_ALLOCS];
 static size_t vram_bytes = SIZE_MAX, device_bytes, pinned_most = SIZE_MAX, registered_bytes;
 static int driver = -1; /* its version, where a test says so */
-static int n_host, n_streams, n_events, n_gpus, fail_at, n_calls;
+static int n_host, n_streams, n_events, n_graphs, n_gpus, fail_at, n_calls;
 static uint64_t n_launches;
-static bool in_step;
+static bool in_step, is_capturing;
 static cudaError_t launch_error; /* of a launch that failed here: the runtime has not heard of it */
 
 /* The runtime's own functions, as the linker names them. */
@@ -52,6 +52,12 @@ cudaError_t REAL(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
 cudaError_t REAL(cudaEventQuery)(cudaEvent_t event);
 cudaError_t REAL(cudaEventSynchronize)(cudaEvent_t event);
 cudaError_t REAL(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t end);
+cudaError_t REAL(cudaStreamBeginCapture)(cudaStream_t stream, enum cudaStreamCaptureMode mode);
+cudaError_t REAL(cudaStreamEndCapture)(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t REAL(cudaGraphInstantiate)(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t REAL(cudaGraphLaunch)(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t REAL(cudaGraphExecDestroy)(cudaGraphExec_t exec);
+cudaError_t REAL(cudaGraphDestroy)(cudaGraph_t graph);
 
 cudaError_t WRAP(cudaDriverGetVersion)(int *version);
 cudaError_t WRAP(cudaGetDeviceCount)(int *count);
@@ -80,6 +86,12 @@ cudaError_t WRAP(cudaEventRecord)(cudaEvent_t event, cudaStream_t stream);
 cudaError_t WRAP(cudaEventQuery)(cudaEvent_t event);
 cudaError_t WRAP(cudaEventSynchronize)(cudaEvent_t event);
 cudaError_t WRAP(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t end);
+cudaError_t WRAP(cudaStreamBeginCapture)(cudaStream_t stream, enum cudaStreamCaptureMode mode);
+cudaError_t WRAP(cudaStreamEndCapture)(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t WRAP(cudaGraphInstantiate)(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t WRAP(cudaGraphLaunch)(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t WRAP(cudaGraphExecDestroy)(cudaGraphExec_t exec);
+cudaError_t WRAP(cudaGraphDestroy)(cudaGraph_t graph);
 
 static void __attribute__((noreturn)) die(const char *what)
 {
@@ -176,7 +188,7 @@ uint64_t real_n_launches(void)
 
 int real_n_live(void)
 {
-    int n = n_host + n_streams + n_events;
+    int n = n_host + n_streams + n_events + n_graphs; /* graphs: executable ones, too */
 
     for (int i = 0; i < MAX_ALLOCS; i++)
         n += allocs[i].ptr != NULL;
@@ -457,6 +469,56 @@ cudaError_t WRAP(cudaEventElapsedTime)(float *ms, cudaEvent_t start, cudaEvent_t
     return fails() ? cudaErrorUnknown : REAL(cudaEventElapsedTime)(ms, start, end);
 }
 
+/* ---- graphs ---- */
+
+cudaError_t WRAP(cudaStreamBeginCapture)(cudaStream_t stream, enum cudaStreamCaptureMode mode)
+{
+    cudaError_t e = fails() ? cudaErrorUnknown : REAL(cudaStreamBeginCapture)(stream, mode);
+    is_capturing = !e;
+    return e;
+}
+
+/* Where it fails here the stream is as if the runtime's own had failed: captured no longer, and there is no graph. */
+cudaError_t WRAP(cudaStreamEndCapture)(cudaStream_t stream, cudaGraph_t *graph)
+{
+    cudaError_t e = REAL(cudaStreamEndCapture)(stream, graph);
+
+    is_capturing = false;
+    n_graphs += *graph != NULL;
+    if (!fails())
+        return e;
+    if (*graph)
+        WRAP(cudaGraphDestroy)(*graph);
+    *graph = NULL;
+    return cudaErrorUnknown;
+}
+
+cudaError_t WRAP(cudaGraphInstantiate)(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+    *exec = NULL;
+    cudaError_t e = fails() ? cudaErrorMemoryAllocation : REAL(cudaGraphInstantiate)(exec, graph, flags);
+    n_graphs += !e;
+    return e;
+}
+
+cudaError_t WRAP(cudaGraphLaunch)(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    n_launches++;
+    return fails() ? cudaErrorLaunchFailure : REAL(cudaGraphLaunch)(exec, stream);
+}
+
+cudaError_t WRAP(cudaGraphExecDestroy)(cudaGraphExec_t exec)
+{
+    n_graphs--;
+    return REAL(cudaGraphExecDestroy)(exec);
+}
+
+cudaError_t WRAP(cudaGraphDestroy)(cudaGraph_t graph)
+{
+    n_graphs--;
+    return REAL(cudaGraphDestroy)(graph);
+}
+
 /* ---- launches ---- */
 
 cudaError_t WRAP(cudaGetLastError)(void)
@@ -469,7 +531,7 @@ cudaError_t WRAP(cudaGetLastError)(void)
 
 static bool launch_fails(void)
 {
-    n_launches++;
+    n_launches += !is_capturing; /* what is captured is not launched */
     if (!fails())
         return false;
     launch_error = cudaErrorLaunchFailure;

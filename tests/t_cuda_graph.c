@@ -1,0 +1,442 @@
+/* Short steps as graphs, on the emulated GPU: no bit may differ from launches one by one, whatever changes between two steps, a token
+ * takes as few launches as there are decisions of the host, and a runtime that makes no graph is no error. */
+#include "tests/cuda_engine.h"
+
+#include "cuda/graph.h"
+#include "src/run/batch.h"
+
+/* ---- ops by hand ---- */
+
+/* N_ROWS: one more than a short step has. */
+enum { WIDTH = 64, N_ROWS = 9, N_OPS = 3 };
+
+/* y = ((x + x) * f) + x: three launches, of which each result can be told. */
+static struct {
+    struct device *dev;
+    char *memory;
+    void *scratch;
+    struct tensor x, y;
+    struct op ops[N_OPS];
+} hand;
+
+#define TENSOR_BYTES ((uint64_t)WIDTH * N_ROWS * sizeof(float))
+
+/* Both tensors in piece number `piece` of the memory. */
+static void hand_place(int piece)
+{
+    hand.x = tensor_make(QUANT_F32, WIDTH, N_ROWS, 1, hand.memory + (uint64_t)piece * 2 * TENSOR_BYTES);
+    hand.y = tensor_make(QUANT_F32, WIDTH, N_ROWS, 1, hand.memory + ((uint64_t)piece * 2 + 1) * TENSOR_BYTES);
+}
+
+static void hand_open(bool no_graphs)
+{
+    struct cuda_opts o = {.most = {.n_rows = 16, .n_seqs = 1, .n_ctx = 64}, .no_graphs = no_graphs};
+    float x[2 * 2 * WIDTH * N_ROWS];
+
+    ck_assert_msg(cuda_open(&o, &hand.dev) == 0, "%s", err_text());
+    ck_assert_int_eq(hand.dev->ops->alloc(hand.dev, sizeof x, (void **)&hand.memory), 0);
+    ck_assert_int_eq(hand.dev->ops->alloc(hand.dev, 256, &hand.scratch), 0);
+    ck_assert_int_eq(hand.dev->ops->set_scratch(hand.dev, hand.scratch, 256), 0);
+    for (int i = 0; i < 2 * 2 * WIDTH * N_ROWS; i++)
+        x[i] = (float)(i % 101);
+    ck_assert_int_eq(hand.dev->ops->upload(hand.dev, hand.memory, x, sizeof x), 0);
+    hand_place(0);
+    hand.ops[0] = (struct op){.kind = OP_ADD, .dst = {&hand.y}, .src = {&hand.x, &hand.x}};
+    hand.ops[1] = (struct op){.kind = OP_SCALE, .dst = {&hand.y}, .src = {&hand.y}, .p.scale.f = 3};
+    hand.ops[2] = (struct op){.kind = OP_ADD, .dst = {&hand.y}, .src = {&hand.y, &hand.x}};
+}
+
+static void hand_close(void)
+{
+    hand.dev->ops->release(hand.dev, hand.scratch);
+    hand.dev->ops->release(hand.dev, hand.memory);
+    hand.dev->ops->close(hand.dev);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+/* n rows of it; the launches that it took. */
+static int hand_run(int n, uint64_t *n_launches)
+{
+    uint64_t before = hand.dev->ops->n_launches(hand.dev);
+
+    emu_in_step(true);
+    int rc = hand.dev->ops->run(hand.dev, hand.ops, N_OPS, &(struct rows){.n = n});
+    emu_in_step(false);
+    *n_launches = hand.dev->ops->n_launches(hand.dev) - before;
+    return rc;
+}
+
+/* y of n rows is right, and no row behind them was touched: they have what they were given. */
+static void hand_check(int n, int piece)
+{
+    float got[WIDTH * N_ROWS];
+
+    ck_assert_int_eq(hand.dev->ops->download(hand.dev, got, hand.y.data, sizeof got), 0);
+    for (int i = 0; i < WIDTH * N_ROWS; i++) {
+        float x = (float)((piece * 2 * WIDTH * N_ROWS + i) % 101);
+        float before = (float)(((piece * 2 + 1) * WIDTH * N_ROWS + i) % 101);
+        float want = i < n * WIDTH ? (x + x) * hand.ops[1].p.scale.f + x : before;
+        ck_assert_msg(got[i] == want, "element %d of %d rows: %g instead of %g", i, n, (double)got[i], (double)want);
+    }
+    for (int i = 0; i < WIDTH * N_ROWS; i++)
+        got[i] = (float)(((piece * 2 + 1) * WIDTH * N_ROWS + i) % 101);
+    ck_assert_int_eq(hand.dev->ops->upload(hand.dev, hand.y.data, got, sizeof got), 0);
+}
+
+/* Rows, addresses behind the same tensors, a parameter of the same op: each is another graph. Launches: all plain, all captured, all
+ * replayed. */
+START_TEST(graph_is_replayed_for_other_launches)
+{
+    static const int n_rows[] = {1, 3, N_ROWS - 1};
+
+    hand_open(false);
+    for (int round = 0; round < 4; round++)
+        for (int i = 0; i < 3; i++)
+            for (int piece = 0; piece < 2; piece++)
+                for (int f = 3; f < 6; f++) {
+                    uint64_t n_launches;
+                    hand_place(piece);
+                    hand.ops[1].p.scale.f = (float)f;
+                    ck_assert_int_eq(hand_run(n_rows[i], &n_launches), 0);
+                    ck_assert_uint_eq(n_launches, round ? 1 : N_OPS);
+                    hand_check(n_rows[i], piece);
+                }
+    hand_close();
+}
+END_TEST
+
+/* Who wants no graphs; a prompt; a launch alone, which is none the cheaper for it; long steps. */
+START_TEST(graph_is_made_for_nothing)
+{
+    static const struct {
+        bool no_graphs;
+        int n_prompt, n_ops, n;
+    } cases[] = {{true, 0, N_OPS, 1}, {false, 1, N_OPS, 1}, {false, 0, 1, 1}, {false, 0, N_OPS, N_ROWS}};
+    const struct rows rows = {.n = cases[_i].n, .n_prompt = cases[_i].n_prompt};
+    const uint64_t n_ops = (uint64_t)cases[_i].n_ops;
+
+    hand_open(cases[_i].no_graphs);
+    int n_live = emu_n_live();
+    for (int round = 0; round < 3; round++) {
+        uint64_t before = hand.dev->ops->n_launches(hand.dev);
+        ck_assert_int_eq(hand.dev->ops->run(hand.dev, hand.ops, (int)n_ops, &rows), 0);
+        ck_assert_uint_eq(hand.dev->ops->n_launches(hand.dev) - before, n_ops);
+        ck_assert_int_eq(emu_n_live(), n_live);
+    }
+    hand_close();
+}
+END_TEST
+
+/* What is captured, instantiated or launched fails, each call in turn: told, or gone round; in either case the next run is right. A
+ * graph that was refused is not asked for again. */
+START_TEST(failed_graph_is_an_error_or_leaves_something)
+{
+    int n_gone_round = 0, n_told = 0;
+    bool failed = true;
+
+    for (int n = 1; failed; n++) {
+        uint64_t n_launches;
+        hand_open(false);
+        ck_assert_int_eq(hand_run(1, &n_launches), 0);
+        hand_check(1, 0);
+        emu_fail_nth(n);
+        int rc = hand_run(1, &n_launches);
+        failed = emu_n_calls() >= n;
+        emu_fail_nth(0);
+        ck_assert(rc == 0 || rc == ERR_DEVICE);
+        n_told += rc < 0;
+        if (rc == 0)
+            hand_check(1, 0);
+        if (rc == 0 && failed) {
+            n_gone_round++;
+            ck_assert_uint_eq(n_launches, N_OPS);
+        }
+        uint64_t most = rc == 0 && failed ? N_OPS : 1;
+        ck_assert_int_eq(hand_run(1, &n_launches), 0);
+        ck_assert_uint_eq(n_launches, most);
+        hand_check(1, 0);
+        hand_close();
+    }
+    ck_assert_int_eq(n_gone_round, 3 + N_OPS); /* begin, each launch, end, instantiate */
+    ck_assert_int_ge(n_told, 3); /* choosing the GPU, waiting for the slot, launching the graph, recording */
+}
+END_TEST
+
+/* Run it with that factor: the launches. */
+static uint64_t hand_run_by(int f)
+{
+    uint64_t n_launches;
+
+    hand.ops[1].p.scale.f = (float)f;
+    ck_assert_int_eq(hand_run(1, &n_launches), 0);
+    return n_launches;
+}
+
+/* More runs in turn than there are places: those that have one keep it, the others are launched plainly. When the first are asked for no
+ * more, others get their places. */
+START_TEST(more_runs_than_places_drive_each_other_out)
+{
+    enum { MORE = 20, IDLE = 16 * GRAPH_MOST };
+
+    hand_open(false);
+    int n_live = emu_n_live();
+    for (int round = 0; round < 4; round++)
+        for (int f = 0; f < GRAPH_MOST + MORE; f++) {
+            ck_assert_uint_eq(hand_run_by(f), round && f < GRAPH_MOST ? 1 : N_OPS);
+            if (f % 16 == 0 || f >= GRAPH_MOST)
+                hand_check(1, 0);
+        }
+    ck_assert_int_eq(emu_n_live(), n_live + GRAPH_MOST);
+    for (int i = 0; i < IDLE; i++)
+        ck_assert_uint_eq(hand_run_by(5), 1);
+    for (int round = 0; round < 3; round++)
+        for (int f = GRAPH_MOST; f < GRAPH_MOST + MORE; f++) {
+            ck_assert_uint_eq(hand_run_by(f), round ? 1 : N_OPS);
+            hand_check(1, 0);
+        }
+    ck_assert_uint_eq(hand_run_by(5), 1);
+    ck_assert_int_eq(emu_n_live(), n_live + GRAPH_MOST);
+    hand_close();
+}
+END_TEST
+
+/* ---- engines ---- */
+
+/* How many calls of run the GPU gets. */
+static struct device_ops counting_ops;
+static uint64_t n_runs;
+
+static int count_run(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
+{
+    n_runs++;
+    return cuda_device_ops.run(dev, ops, n_ops, rows);
+}
+
+static void make_counting_rooms(const struct rooms_args *a)
+{
+    make_rooms(a);
+    counting_ops = cuda_device_ops;
+    counting_ops.run = count_run;
+    rooms.gpu->ops = &counting_ops;
+}
+
+static uint64_t launches_now(void)
+{
+    struct exec_stats stats;
+    exec_stats(rooms.exec, &stats);
+    return stats.n_launches;
+}
+
+/* Logits of words (n) one by one. */
+static void decode(const int32_t *words, int n, float *out)
+{
+    ck_assert_msg(session_logits(rooms.session, words, (size_t)n, false, out) == 0, "%s", err_text());
+}
+
+enum { SEGMENT_TOK = DEVICE_ATTN_SEGMENT_TOK, GROWN = 24, AGAIN = 12, STEPS = 24 };
+
+/* A sequence of 500 words that grows past 512, which is a page's and a segment's end; goes back before it, and on with other words. */
+static float *grow_and_go_back(float *out)
+{
+    for (int n = 0; n < SEGMENT_TOK - 12; n += 50)
+        ck_assert_int_eq(session_append(rooms.session, ids, 50, NULL, NULL), 0);
+    decode(ids + 50, GROWN, out);
+    out += GROWN * N_VOCAB;
+    ck_assert_int_eq(session_truncate(rooms.session, SEGMENT_TOK - 5), 0);
+    decode(ids + 100, AGAIN, out);
+    return out + AGAIN * N_VOCAB;
+}
+
+/* Rows of a sequence, as many as n, into the batch. */
+static void add_rows(struct batch *b, struct cache_seq *seq, int first, int n, bool prompt)
+{
+    int len = (int)cache_len(seq);
+
+    ck_assert_int_eq(cache_reserve(seq, n), 0);
+    batch_add(b, seq, ids + first + len, n, len, 1, prompt);
+}
+
+/* Steps of one row each of two sequences, which grow past a page's end at different times; every third step has but one of them. */
+static float *step_together(float *out)
+{
+    struct cache_seq *seqs[2];
+    struct batch b;
+    const float *logits;
+
+    ck_assert_int_eq(batch_init(&b, 64, 2), 0);
+    for (int i = 0; i < 2; i++) {
+        int n = 45 + 7 * i;
+        ck_assert_int_eq(cache_seq_make(rooms.cache, &seqs[i]), 0);
+        batch_clear(&b);
+        add_rows(&b, seqs[i], 2 * i, n, true);
+        ck_assert_msg(exec_run(rooms.exec, &b, NULL, &logits) == 0, "%s", err_text());
+        cache_commit(seqs[i], n);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        int first = step % 3 == 1;
+        batch_clear(&b);
+        for (int i = first; i < 2; i++)
+            add_rows(&b, seqs[i], 2 * i, 1, false);
+        ck_assert_msg(exec_run(rooms.exec, &b, NULL, &logits) == 0, "%s", err_text());
+        for (int i = first; i < 2; i++)
+            cache_commit(seqs[i], 1);
+        memcpy(out, logits, sizeof *out * N_VOCAB * (size_t)(2 - first));
+        out += N_VOCAB * (2 - first);
+    }
+    for (int i = 0; i < 2; i++)
+        cache_seq_free(seqs[i]);
+    batch_done(&b);
+    return out;
+}
+
+static float want[N_TOK * N_VOCAB], got[N_TOK * N_VOCAB];
+
+/* All of it; how many rows of logits came. launches: of all. */
+static int play(const struct rooms_args *a, float *out, uint64_t *launches)
+{
+    make_rooms(a);
+    float *end = step_together(grow_and_go_back(out));
+    *launches = launches_now();
+    leave_rooms();
+    ck_assert_int_le((int)(end - out), N_TOK * N_VOCAB);
+    return (int)(end - out) / N_VOCAB;
+}
+
+START_TEST(graphs_change_bits)
+{
+    static const struct {
+        const char *name;
+        int quarters;
+    } cases[] = {{"llama", 4}, {"gemma2", 4}, {"qwen3moe", 2}, {"mixtral", 4}};
+    struct rooms_args a = {.name = cases[_i].name, .quarters = cases[_i].quarters, .io = PLAN_IO_PREAD};
+    uint64_t plain, graphs;
+
+    a.n_ctx = SEGMENT_TOK + 128;
+    a.n_seq = 3;
+    a.no_graphs = true;
+    int n = play(&a, want, &plain);
+    a.no_graphs = false;
+    ck_assert_int_eq(play(&a, got, &graphs), n);
+    ck_assert_int_gt(n, GROWN + AGAIN + STEPS);
+    for (int i = 0; i < n * N_VOCAB; i++)
+        ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0, "row %d, logit %d: %.9g instead of %.9g",
+                      i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
+    ck_assert_uint_lt(graphs, plain / 2);
+}
+END_TEST
+
+/* The same word 40 times, then another: its experts move to the GPU, over others. */
+START_TEST(graphs_change_bits_when_experts_move)
+{
+    struct rooms_args a = {.name = "qwen3moe", .quarters = 1, .io = PLAN_IO_PREAD, .slot_bytes = 16 * 24 * KIB};
+    struct store_stats stats;
+    int32_t words[N_TOK];
+
+    for (int i = 0; i < N_TOK; i++)
+        words[i] = ids[i / 40];
+    for (int graphs = 0; graphs < 2; graphs++) {
+        a.no_graphs = !graphs;
+        make_rooms(&a);
+        decode(words, N_TOK, graphs ? got : want);
+        store_stats(rooms.store, &stats);
+        ck_assert_uint_ge(stats.n_moves, 3);
+        leave_rooms();
+    }
+    must_equal(want, got, "qwen3moe");
+}
+END_TEST
+
+/* What a token takes: for each call of run what it says and a graph. A dense model on the GPU is one call; of experts each layer is two
+ * (before its experts, and they), and what follows the last. With some of them on the host fewer layers have any to run. */
+START_TEST(token_takes_more_launches_than_the_host_has_decisions)
+{
+    enum { WARM = 50, TOKENS = 20 }; /* the last 10 go past a page's end, which changes no launch */
+    static const struct {
+        const char *name;
+        int quarters;
+    } cases[] = {{"llama", 4}, {"qwen3moe", 4}, {"qwen3moe", 2}};
+    struct rooms_args a = {.name = cases[_i].name, .quarters = cases[_i].quarters, .io = PLAN_IO_PREAD};
+    float *out = malloc(sizeof *out * WARM * N_VOCAB);
+
+    a.slot_bytes = 16 * 24 * KIB;
+    make_counting_rooms(&a);
+    const uint64_t n_layer = (uint64_t)rooms.model->hp.n_layer;
+    decode(ids, WARM, out);
+    for (int i = 0; i < TOKENS; i++) {
+        uint64_t launches = launches_now();
+        n_runs = 0;
+        decode(ids + i % 4, 1, out);
+        launches = launches_now() - launches;
+        if (cases[_i].quarters == 4)
+            ck_assert_uint_eq(n_runs, _i == 0 ? 1 : 2 * n_layer + 1);
+        ck_assert_uint_ge(n_runs, _i == 0 ? 1 : n_layer + 1);
+        ck_assert_uint_le(n_runs, _i == 0 ? 1 : 2 * n_layer + 1);
+        if (i >= TOKENS / 2) /* what the last tokens' choices were new to has been seen twice */
+            ck_assert_uint_eq(launches, 2 * n_runs);
+    }
+    leave_rooms();
+    free(out);
+}
+END_TEST
+
+/* Every call of a token fails once, while its graphs are new and when they are old: it is told or gone round, and the next token is
+ * right. */
+START_TEST(failed_call_spoils_later_tokens)
+{
+    struct rooms_args a = {.name = "mixtral", .quarters = 2, .io = PLAN_IO_PREAD};
+    int n_told = 0, n_gone_round = 0, n_before = _i ? 11 : 1;
+    bool failed = true;
+
+    make_rooms(&a);
+    decode(ids, 12, want);
+    for (int n = 1; failed; n++) {
+        if (_i == 0) { /* graphs are made in the failing token */
+            leave_rooms();
+            make_rooms(&a);
+            decode(ids, n_before, got);
+        }
+        ck_assert_int_eq(session_truncate(rooms.session, (size_t)n_before), 0);
+        emu_fail_nth(n);
+        int rc = session_logits(rooms.session, ids + n_before, 1, false, got);
+        failed = emu_n_calls() >= n;
+        emu_fail_nth(0);
+        ck_assert(rc == 0 || rc == ERR_DEVICE);
+        n_told += rc < 0;
+        n_gone_round += rc == 0 && failed;
+        if (rc == 0)
+            ck_assert_mem_eq(want + n_before * N_VOCAB, got, sizeof *got * N_VOCAB);
+        ck_assert_int_eq(session_truncate(rooms.session, (size_t)n_before), 0);
+        decode(ids + n_before, 1, got);
+        ck_assert_mem_eq(want + n_before * N_VOCAB, got, sizeof *got * N_VOCAB);
+    }
+    ck_assert_int_gt(n_told, 20);
+    ck_assert(_i ? n_gone_round == 0 : n_gone_round > 10);
+    leave_rooms();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_graph");
+    TCase *tc = tcase_create("ops"), *engines = tcase_create("engines"); /* CK_RUN_CASE chooses one of them */
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(engines, setup, NULL);
+    tcase_set_timeout(tc, 240);
+    tcase_set_timeout(engines, 240);
+    tcase_add_test(tc, graph_is_replayed_for_other_launches);
+    tcase_add_loop_test(tc, graph_is_made_for_nothing, 0, 4);
+    tcase_add_test(tc, failed_graph_is_an_error_or_leaves_something);
+    tcase_add_test(tc, more_runs_than_places_drive_each_other_out);
+    tcase_add_loop_test(engines, graphs_change_bits, 0, 4);
+    tcase_add_test(engines, graphs_change_bits_when_experts_move);
+    tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
+    tcase_add_loop_test(engines, failed_call_spoils_later_tokens, 0, 2);
+    suite_add_tcase(suite, tc);
+    suite_add_tcase(suite, engines);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
