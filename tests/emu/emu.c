@@ -823,7 +823,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr, int value)
 {
-    if (fails())
+    if (emu_fails())
         return cudaErrorUnknown;
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > EMU_MAX_SHARED)
         return cudaErrorInvalidValue;
