@@ -339,7 +339,7 @@ template <int TYPE> static __device__ inline void convert_keys(const struct bloc
         const char *row = raw + first_key * row_bytes;
         float *out = tile_of(b) + at * n_keys + first_key * CHUNK + 4 * lane;
         if (at + CHUNK <= dim) {
-            CU_UNROLL_BY(4)
+            CU_UNROLL_BY(2)
             for (int key = first_key; key < n_keys; key += step, row += step * row_bytes, out += step * CHUNK) {
                 struct cu_floats<4> x;
                 kv<TYPE>::template read<4, 4>(row, at + lane, x.x);
@@ -540,19 +540,24 @@ template <int Q, int N> static __device__ inline void weigh_some(const struct bl
         for (int i = 0; i < Q; i++)
             sum[i] += cu_shfl_xor(sum[i], step);
     }
+    cu_syncwarp(); /* all lanes have read m */
+    /* A lane for each query keeps what came out. */
     CU_UNROLL
-    for (int i = 0; i < Q; i++) {
-        int v = v0 + i * n_warps, begin, end;
-        if (lane != i)
-            continue;
-        bool is_in = sees(b, t->pos[v], first, &begin, &end);
-        float old = is_in ? cu_exp(t->m[v] - m[i]) : 1.0f;
-        t->old[v] = old;
-        if (is_in) {
-            t->m[v] = m[i];
-            t->l[v] = t->l[v] * old + sum[i];
-        }
+    for (int i = 1; i < Q; i++) {
+        m[0] = lane == i ? m[i] : m[0];
+        sum[0] = lane == i ? sum[i] : sum[0];
     }
+    int v = v0 + lane * n_warps, begin, end;
+    if (lane >= Q)
+        return;
+    if (!sees(b, t->pos[v], first, &begin, &end)) {
+        t->old[v] = 1.0f;
+        return;
+    }
+    float old = cu_exp(t->m[v] - m[0]);
+    t->old[v] = old;
+    t->m[v] = m[0];
+    t->l[v] = t->l[v] * old + sum[0];
 }
 
 template <int N> static __device__ inline void weigh(const struct block *b, int first)
@@ -561,7 +566,6 @@ template <int N> static __device__ inline void weigh(const struct block *b, int 
 
     for (int v0 = (int)threadIdx.x / 32; v0 < N; v0 += n_warps * n_at_once) {
         weigh_some<n_at_once, N>(b, first, v0);
-        cu_syncwarp(); /* the lanes that keep m read what others have read before */
     }
 }
 
@@ -851,10 +855,12 @@ static __device__ inline int run_of_rows(const struct cu_attn_args *a, int first
     return n;
 }
 
-static __device__ inline int tile_end(const struct cu_attn_args *a)
+/* Which tile of rows: of two neighbouring heads one begins at the end, so that tiles that see much and tiles that see little
+ * meet on a multiprocessor. */
+static __device__ inline int tile_begin(const struct cu_attn_args *a)
 {
-    int end = ((int)blockIdx.x + 1) * a->tile_rows;
-    return end < a->n ? end : a->n;
+    unsigned tile = blockIdx.y % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    return (int)tile * a->tile_rows;
 }
 
 /* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
@@ -863,8 +869,9 @@ template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(THREADS, N ==
     CU_SHARED_DYN(char, shared);
     struct block b = block_of(&j, shared);
 
-    for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
-        n = run_of_rows(&j.a, first, tile_end(&j.a));
+    int begin = tile_begin(&j.a), end = begin + j.a.tile_rows < j.a.n ? begin + j.a.tile_rows : j.a.n;
+    for (int first = begin, n; first < end; first += n) {
+        n = run_of_rows(&j.a, first, end);
         begin_rows<N>(&b, first, n);
         walk<TYPE, N, W>(&b);
         __syncthreads(); /* before the next rows' states begin anew */
@@ -927,6 +934,7 @@ static __global__ void merge(const struct cu_attn_args a)
     __syncthreads();                                            /* before the first thread writes m and l */
     for (int c = (int)threadIdx.x; c < dim + 1; c += THREADS) { /* one more than columns: that thread keeps m and l */
         float o = a.first && c < dim ? sum[c] : 0.0f, mc = m, lc = l;
+        CU_UNROLL_BY(4)
         for (int i = 0; i < n; i++) {
             const float *s = state_of(&a, (int)blockIdx.x, (int)blockIdx.y, i);
             struct merger g = merger_of(s[dim], mc);
