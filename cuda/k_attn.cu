@@ -635,10 +635,23 @@ static __device__ inline void add_tile(const struct block *b, int first, int k0,
     }
 }
 
+template <int N, int W>
+static __device__ inline void scale(const float *old, const place<N, W> &mine, struct part<N, W> *o)
+{
+    typedef cut<N, W> c;
+
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        float f = old[mine.query(i)];
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++)
+            o->o[i][k] *= f;
+    }
+}
+
 template <int TYPE, int N, int W>
 static __device__ inline void fold_page(const struct block *b, int page, struct fetch *f, struct part<N, W> *o)
 {
-    typedef cut<N, W> c;
     const struct table<N> *t = table_of<N>(b);
     int first = page * PAGE, tile_keys = b->j->shape.tile_keys;
     int last_row = t->pos[b->n_q - 1]; /* rows ascend: the first one ends first, the last one begins last */
@@ -653,10 +666,8 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
     weigh<N>(b, first);
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
         take_tile<TYPE, W>(b, f, true);
-        CU_UNROLL
-        for (int i = 0; i < c::Q_VALUE * c::COLS && k0 == 0; i++)
-            if (mine.is_in())
-                o->o[i / c::COLS][i % c::COLS] *= t->old[mine.query(i / c::COLS)];
+        if (k0 == 0 && mine.is_in())
+            scale(t->old, mine, o);
         if (is_whole)
             add_tile<N, W, true>(b, first, k0, o);
         else
@@ -690,15 +701,12 @@ template <int N, int W> static __device__ inline void reset(struct part<N, W> *o
         o->o[i / cut<N, W>::COLS][i % cut<N, W>::COLS] = 0.0f;
 }
 
-/* Where column c of the block's slice of query v goes; NULL: there is none. */
-static __device__ inline float *dst_of(const struct block *b, int v, int c)
+/* Where the block's slice of query v goes. */
+static __device__ inline float *dst_of(const struct block *b, int v)
 {
     const struct cu_attn_args *a = &b->j->a;
-    int dim = a->p.head_dim_v, head = b->head * n_group(b) + v % n_group(b);
-
-    if (v >= b->n_q || b->col + c >= dim)
-        return NULL;
-    return a->dst + (int64_t)(b->i0 + v / n_group(b)) * a->dst_stride + (int64_t)head * dim + b->col + c;
+    int head = b->head * n_group(b) + v % n_group(b);
+    return a->dst + (int64_t)(b->i0 + v / n_group(b)) * a->dst_stride + head * a->p.head_dim_v + b->col;
 }
 
 /* Merge the segment into the sum, whose o lies in dst, and begin anew; rows that saw nothing of it stay. is_last: divide. */
@@ -707,20 +715,25 @@ template <int N, int W> static __device__ inline void end_segment(const struct b
     typedef cut<N, W> c;
     struct table<N> *t = table_of<N>(b);
     place<N, W> mine;
+    int n_cols = b->j->a.p.head_dim_v - b->col;
 
     __syncthreads(); /* m and l of all queries are there */
-    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
-        int v = mine.query(i / c::COLS);
-        float *dst = dst_of(b, v, mine.col(i % c::COLS));
-        if (!dst)
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        int v = mine.query(i);
+        if (!mine.is_in() || v >= b->n_q)
             continue;
-        float sum = is_fresh(t->ms[v], t->ls[v]) ? 0.0f : *dst, l = t->ls[v];
-        if (!is_fresh(t->m[v], t->l[v])) {
-            struct merger g = merger_of(t->m[v], t->ms[v]);
-            sum = fmaf(o->o[i / c::COLS][i % c::COLS], g.f, sum * g.f_sum);
-            l = fmaf(t->l[v], g.f, l * g.f_sum);
+        bool has = !is_fresh(t->m[v], t->l[v]), had = !is_fresh(t->ms[v], t->ls[v]);
+        struct merger g = merger_of(t->m[v], t->ms[v]);
+        float l = has ? fmaf(t->l[v], g.f, t->ls[v] * g.f_sum) : t->ls[v], *dst = dst_of(b, v);
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++) {
+            if (mine.col(k) >= n_cols)
+                continue;
+            float sum = had ? dst[mine.col(k)] : 0.0f;
+            sum = has ? fmaf(o->o[i][k], g.f, sum * g.f_sum) : sum;
+            dst[mine.col(k)] = is_last ? sum * (1.0f / l) : sum;
         }
-        *dst = is_last ? sum * (1.0f / l) : sum;
     }
     __syncthreads();
     int v = (int)threadIdx.x;
@@ -755,10 +768,16 @@ static __device__ inline void write_states(const struct block *b, const struct p
     int dim = b->j->a.p.head_dim_v, v = (int)threadIdx.x;
 
     __syncthreads(); /* m and l of all queries are there */
-    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
-        int q = mine.query(i / c::COLS), col = b->col + mine.col(i % c::COLS);
-        if (q < b->n_q && col < dim && t->pos[q] >= first)
-            state_of_query(b, q)[col] = o->o[i / c::COLS][i % c::COLS];
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        int q = mine.query(i);
+        if (!mine.is_in() || q >= b->n_q || t->pos[q] < first)
+            continue;
+        float *state = state_of_query(b, q) + b->col;
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++)
+            if (b->col + mine.col(k) < dim)
+                state[mine.col(k)] = o->o[i][k];
     }
     if (v >= b->n_q || b->col != 0 || t->pos[v] < first)
         return;
