@@ -139,40 +139,55 @@ template <int N, int W> struct cut {
     static constexpr int VEC = COLS < 4 ? COLS : 4, N_VEC = COLS / VEC, COL_THREADS = W / COLS;
 };
 
-/* A row of scores is a little longer than a page, so that rows begin in different banks. */
-enum { P_STRIDE = PAGE + 4, N_PER_Q = 6, MAX_Q = 32 };
+/* Chunks of 16 elements of all rows stand together, (chunk, row, 16), so that those of two neighbouring rows fill all banks. */
+enum { CHUNK = 16, MAX_Q = 32 };
+
+/* Shared memory of a block: this, queries (chunk, N, 16), a tile as floats, tiles on their way. A row of scores is a little
+ * longer than a page, so that rows begin in different banks. */
+enum { P_STRIDE = PAGE + 4 };
+
+template <int N> struct alignas(16) table {
+    float p[N * P_STRIDE]; /* scores, then weights */
+    float m[N], l[N];      /* the segment */
+    float ms[N], ls[N];    /* what segments before gave */
+    float old[N];          /* what a page's o is to be multiplied by */
+    int pos[N];            /* -1: no such query */
+};
 
 /* What the host chooses for an op: which instance, and how shared memory is cut. */
 struct shape {
-    int n_q, width;                    /* N and W of the instance */
-    int n_slices;                      /* of `width` columns: a block has one of them */
-    int tile_keys, n_stages;           /* keys of a tile; tiles on their way */
-    int k_stride, tile_len, raw_bytes; /* floats of a row of q or keys; of a tile as floats; bytes of a tile */
+    int n_q, width;          /* N and W of the instance */
+    int n_slices;            /* of `width` columns: a block has one of them */
+    int tile_keys, n_stages; /* keys of a tile; tiles on their way */
+    int tile_at, raw_at;     /* where they begin in shared memory: bytes */
+    int raw_bytes;           /* of a tile */
     int bytes;
 };
-
-/* Floats of a row: neighbouring rows begin 16 banks apart, so that two rows' chunks of 16 are read at once. */
-static int row_len(int head_dim)
-{
-    int n = (head_dim + 15) / 16 * 16;
-    return n % 32 ? n : n + 16;
-}
 
 static int larger(int a, int b)
 {
     return a > b ? a : b;
 }
 
-static void set_tile(struct shape *s, const struct op_attn *p, int tile_keys, int n_stages)
+/* Threads score 32 keys at once; behind a smaller tile is room for what they read and leave out. */
+static int tile_len(const struct shape *s, int n_chunks)
 {
-    int most = larger(p->head_dim_k, p->head_dim_v);
+    int n_keys = n_chunks * s->tile_keys + larger(32 - s->tile_keys, 0);
+    return larger(n_keys * CHUNK, s->tile_keys * s->width);
+}
+
+static void cut_shared(struct shape *s, const struct op_attn *p, int tile_keys, int n_stages)
+{
+    int most = larger(p->head_dim_k, p->head_dim_v), n_chunks = (p->head_dim_k + CHUNK - 1) / CHUNK;
     int row_bytes = p->kv_type == QUANT_F16 ? kv<QUANT_F16>::row_bytes(most) : kv<QUANT_Q8_0>::row_bytes(most);
+    int table_bytes = s->n_q * (int)sizeof(struct table<4>) / 4;
 
     s->tile_keys = tile_keys;
     s->n_stages = n_stages;
-    s->tile_len = tile_keys * larger(s->k_stride, s->width);
+    s->tile_at = table_bytes + n_chunks * s->n_q * CHUNK * (int)sizeof(float);
+    s->raw_at = s->tile_at + tile_len(s, n_chunks) * (int)sizeof(float);
     s->raw_bytes = tile_keys * row_bytes;
-    s->bytes = (s->n_q * (s->k_stride + P_STRIDE + N_PER_Q) + s->tile_len) * (int)sizeof(float) + n_stages * s->raw_bytes;
+    s->bytes = s->raw_at + n_stages * s->raw_bytes;
 }
 
 /* For n_q queries at once; false: does not fit. Of 8 keys the bytes are a multiple of 16 whatever the type and head_dim. */
@@ -183,11 +198,10 @@ static bool shape_of(const struct op_attn *p, int n_q, struct shape *s)
     s->n_q = n_q <= 4 ? 4 : n_q <= 8 ? 8 : n_q <= 16 ? 16 : MAX_Q;
     s->width = p->head_dim_v <= 64 ? 64 : p->head_dim_v <= 128 ? 128 : 256;
     s->n_slices = (p->head_dim_v + s->width - 1) / s->width;
-    s->k_stride = row_len(p->head_dim_k);
-    if (n_q > MAX_Q || (s->n_q == MAX_Q && s->width == 256))
+    if (n_q > MAX_Q || (s->n_q == MAX_Q && s->width == 256) || larger(p->head_dim_k, p->head_dim_v) > SHARED_BYTES)
         return false;
     for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
-        set_tile(s, p, tiles[i][0], tiles[i][1]);
+        cut_shared(s, p, tiles[i][0], tiles[i][1]);
         if (s->bytes <= SHARED_BYTES)
             return true;
     }
@@ -208,24 +222,43 @@ int cu_attn_tile_rows(const struct op_attn *p)
 struct job {
     struct cu_attn_args a;
     struct shape shape;
+    int n_group;
 };
 
-/* One block's views. Query v is row v / n_group, head v % n_group of the KV head. */
+/* What one block works on. Query v is row v / n_group, head v % n_group of the KV head. */
 struct block {
     const struct job *j;
-    int n_group, n_q, head;
-    int col;                 /* first column of values of the block's slice */
-    int i0, n_rows;          /* rows [i0, i0 + n_rows) of the op, of one sequence */
+    char *shared;
+    int n_q, head, col;      /* col: the first column of values of the block's slice */
+    int i0;                  /* its first row of the op; rows are of one sequence */
     const void *const *page; /* of that sequence */
-    float *q;                /* (n_q, k_stride), in the order of spread() */
-    float *p;                /* (n_q, P_STRIDE): scores, then weights */
-    float *m, *l;            /* (n_q): the segment */
-    float *ms, *ls;          /* what segments before gave */
-    float *old;              /* (n_q) what a page's o is to be multiplied by */
-    int *pos;                /* (n_q); -1: no such query */
-    float *tile;             /* (tile_len) keys (tile_keys, k_stride), in the order of spread(), or values (tile_keys, width) */
-    char *raw;               /* (n_stages, raw_bytes) */
 };
+
+template <int N> static __device__ inline struct table<N> *table_of(const struct block *b)
+{
+    return reinterpret_cast<struct table<N> *>(b->shared);
+}
+
+template <int N> static __device__ inline float *queries_of(const struct block *b)
+{
+    return reinterpret_cast<float *>(b->shared + sizeof(struct table<N>));
+}
+
+/* Keys (chunk, tile_keys, 16), or values (tile_keys, W). */
+static __device__ inline float *tile_of(const struct block *b)
+{
+    return reinterpret_cast<float *>(b->shared + b->j->shape.tile_at);
+}
+
+static __device__ inline char *raw_of(const struct block *b, int stage)
+{
+    return b->shared + b->j->shape.raw_at + stage * b->j->shape.raw_bytes;
+}
+
+static __device__ inline int n_group(const struct block *b)
+{
+    return b->j->n_group;
+}
 
 static __device__ inline int pos_of(const struct block *b, int i)
 {
@@ -265,7 +298,7 @@ template <int TYPE> static __device__ inline void fetch_tile(const struct block 
         int row_bytes = kv<TYPE>::row_bytes(f->is_v ? p->head_dim_v : p->head_dim_k);
         const char *src = static_cast<const char *>(b->page[f->page]) + (f->is_v ? p->v_off : p->k_off) +
                           (int64_t)(b->head * PAGE + f->key) * row_bytes;
-        char *dst = b->raw + f->stage * s->raw_bytes;
+        char *dst = raw_of(b, f->stage);
         for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += THREADS * 16)
             cu_async_copy16(dst + at, src + at);
         f->key += s->tile_keys;
@@ -289,35 +322,34 @@ static __device__ inline void wait_for_oldest(int n_stages)
         cu_async_wait<0>();
 }
 
-/* Rows of keys are kept so that lanes t, t + 4, t + 8, t + 12 of a dot are neighbours. */
+/* In a chunk lanes t, t + 4, t + 8, t + 12 of a dot are neighbours: where element i of it stands. */
 static __device__ inline int spread(int i)
 {
-    return (i & ~15) | (i & 3) << 2 | (i >> 2 & 3);
+    return (i & 3) << 2 | i >> 2;
 }
 
-/* A warp for a key, a lane for four neighbours of spread(). */
+/* A lane has four neighbours of a chunk; a warp has 4 chunks of 2 keys, which fill all banks. */
 template <int TYPE> static __device__ inline void convert_keys(const struct block *b, const char *raw)
 {
-    const int n_warps = THREADS / 32;
-    int dim = b->j->a.p.head_dim_k, row_bytes = kv<TYPE>::row_bytes(dim), stride = b->j->shape.k_stride;
-    int warp = (int)threadIdx.x / 32, n_keys = b->j->shape.tile_keys;
+    const int step = THREADS / 16;
+    int dim = b->j->a.p.head_dim_k, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    int lane = (int)threadIdx.x & 3, first_key = (int)threadIdx.x / 32 * 2 + ((int)threadIdx.x >> 2 & 1);
 
-    for (int at = (int)threadIdx.x % 32 * 4; at < dim; at += 128) {
-        int first = (at & ~15) | (at >> 2 & 3);
-        const char *row = raw + warp * row_bytes;
-        float *out = b->tile + warp * stride + at;
-        if (first + 12 < dim) {
-            CU_UNROLL_BY(4)
-            for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride) {
+    for (int at = ((int)threadIdx.x >> 3 & 3) * CHUNK; at < dim; at += 4 * CHUNK) {
+        const char *row = raw + first_key * row_bytes;
+        float *out = tile_of(b) + at * n_keys + first_key * CHUNK + 4 * lane;
+        if (at + CHUNK <= dim) {
+            CU_UNROLL_BY(2)
+            for (int key = first_key; key < n_keys; key += step, row += step * row_bytes, out += step * CHUNK) {
                 struct cu_floats<4> x;
-                kv<TYPE>::template read<4, 4>(row, first, x.x);
+                kv<TYPE>::template read<4, 4>(row, at + lane, x.x);
                 *reinterpret_cast<struct cu_floats<4> *>(out) = x;
             }
             continue;
         }
-        for (int key = warp; key < n_keys; key += n_warps, row += n_warps * row_bytes, out += n_warps * stride)
-            for (int j = 0; first + 4 * j < dim; j++)
-                kv<TYPE>::template read<1, 1>(row, first + 4 * j, out + j);
+        for (int key = first_key; key < n_keys; key += step, row += step * row_bytes, out += step * CHUNK)
+            for (int j = 0; at + lane + 4 * j < dim; j++)
+                kv<TYPE>::template read<1, 1>(row, at + lane + 4 * j, out + j);
     }
 }
 
@@ -328,7 +360,7 @@ template <int TYPE, int W> static __device__ inline void convert_values(const st
     int dim = b->j->a.p.head_dim_v, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
     int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
     const char *row = raw + first_key * row_bytes;
-    float *out = b->tile + first_key * W + c;
+    float *out = tile_of(b) + first_key * W + c;
 
     if (dim % 4 == 0 && col < dim) {
         CU_UNROLL_BY(4)
@@ -344,10 +376,10 @@ template <int TYPE, int W> static __device__ inline void convert_values(const st
             kv<TYPE>::template read<1, 1>(row, col + j, out + j);
 }
 
-/* The oldest tile on its way into b->tile, and the next one on its way into its place. */
+/* The oldest tile on its way into floats, and the next one on its way into its place. */
 template <int TYPE, int W> static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
 {
-    const char *raw = b->raw + f->stage * b->j->shape.raw_bytes;
+    const char *raw = raw_of(b, f->stage);
 
     wait_for_oldest(b->j->shape.n_stages);
     __syncthreads(); /* all threads' copies are there, and nobody reads the tile before */
@@ -361,23 +393,35 @@ template <int TYPE, int W> static __device__ inline void take_tile(const struct 
 
 /* ---- a page ---- */
 
-/* Four lanes of N_Q queries and N_K keys over one chunk of 16. */
-template <int N_Q, int N_K>
-static __device__ inline void multiply(const float *q, int q_step, const float *const *k, float (*acc)[4])
+/* Four lanes of N_Q queries and N_K keys over one chunk; steps are between theirs. */
+template <int N_Q, int Q_STEP, int N_K, int K_STEP>
+static __device__ inline void multiply(const float *q, const float *k, float (*acc)[4])
 {
-    struct cu_floats<4> x[N_Q], y[N_K];
+    struct cu_floats<4> y[N_K];
 
     CU_UNROLL
-    for (int i = 0; i < N_Q; i++)
-        x[i] = *reinterpret_cast<const struct cu_floats<4> *>(q + i * q_step);
-    CU_UNROLL
     for (int i = 0; i < N_K; i++)
-        y[i] = *reinterpret_cast<const struct cu_floats<4> *>(k[i]);
+        y[i] = *reinterpret_cast<const struct cu_floats<4> *>(k + i * K_STEP * CHUNK);
     CU_UNROLL
     for (int i = 0; i < N_Q * N_K; i++) {
+        struct cu_floats<4> x = *reinterpret_cast<const struct cu_floats<4> *>(q + i / N_K * Q_STEP * CHUNK);
         CU_UNROLL
         for (int lane = 0; lane < 4; lane++)
-            acc[i][lane] = fmaf(x[i / N_K].x[lane], y[i % N_K].x[lane], acc[i][lane]);
+            acc[i][lane] = fmaf(x.x[lane], y[i % N_K].x[lane], acc[i][lane]);
+    }
+}
+
+/* The same over a chunk of n < 16 elements, of which the thread has those of `lane`. */
+template <int N_Q, int Q_STEP, int N_K, int K_STEP>
+static __device__ inline void multiply_end(const float *q, const float *k, int lane, int n, float (*acc)[4])
+{
+    CU_UNROLL
+    for (int j = 0; j < 4; j++) {
+        if (lane + 4 * j >= n)
+            break;
+        CU_UNROLL
+        for (int i = 0; i < N_Q * N_K; i++)
+            acc[i][j] = fmaf(q[i / N_K * Q_STEP * CHUNK + j], k[i % N_K * K_STEP * CHUNK + j], acc[i][j]);
     }
 }
 
@@ -430,72 +474,61 @@ template <int N, int W> static __device__ inline void score_tile(const struct bl
 {
     typedef cut<N, W> c;
     const struct op_attn *p = &b->j->a.p;
-    int stride = b->j->shape.k_stride, tile_keys = b->j->shape.tile_keys, dim = p->head_dim_k;
+    int tile_keys = b->j->shape.tile_keys, dim = p->head_dim_k;
     int lane = (int)threadIdx.x >> 2 & 3, q0, key0;
 
     score_place<N, W>(&q0, &key0);
     for (int pass = 0; pass < tile_keys; pass += c::N_KEYS) {
         float acc[c::Q_SCORE * c::K_SCORE][4] = {}, sum[c::K_SCORE];
-        const float *q = b->q + q0 * stride + 4 * lane, *k[c::K_SCORE];
-        int at = 0;
-        CU_UNROLL
-        for (int i = 0; i < c::K_SCORE; i++) /* of a small tile some twice: they are left out below */
-            k[i] = b->tile + (pass + key0 + i * c::K_GROUPS) % tile_keys * stride + 4 * lane;
+        const float *q = queries_of<N>(b) + q0 * CHUNK + 4 * lane;
+        const float *k = tile_of(b) + (pass + key0) * CHUNK + 4 * lane;
+        int left = dim;
         CU_UNROLL_BY(2)
-        for (; at + 16 <= dim; at += 16) {
-            multiply<c::Q_SCORE, c::K_SCORE>(q + at, c::Q_GROUPS * stride, k, acc);
-            CU_UNROLL
-            for (int i = 0; i < c::K_SCORE; i++)
-                k[i] += 16;
-        }
-        for (int j = 0; at + lane + 4 * j < dim; j++) {
-            CU_UNROLL
-            for (int i = 0; i < c::Q_SCORE * c::K_SCORE; i++) {
-                float x = q[at + i / c::K_SCORE * c::Q_GROUPS * stride + j], y = k[i % c::K_SCORE][j];
-                CU_UNROLL
-                for (int l = 0; l < 4; l++)
-                    acc[i][l] = l == j ? fmaf(x, y, acc[i][l]) : acc[i][l];
-            }
-        }
+        for (; left >= CHUNK; left -= CHUNK, q += N * CHUNK, k += tile_keys * CHUNK)
+            multiply<c::Q_SCORE, c::Q_GROUPS, c::K_SCORE, c::K_GROUPS>(q, k, acc);
+        if (left)
+            multiply_end<c::Q_SCORE, c::Q_GROUPS, c::K_SCORE, c::K_GROUPS>(q, k, lane, left, acc);
         add_lanes<c::K_SCORE>(acc, sum);
         int v = q0 + lane * c::Q_GROUPS, begin, end;
-        sees(b, b->pos[v], first, &begin, &end);
+        sees(b, table_of<N>(b)->pos[v], first, &begin, &end);
         CU_UNROLL
         for (int i = 0; i < c::K_SCORE; i++) {
             int in_tile = pass + key0 + i * c::K_GROUPS, key = k0 + in_tile;
             if (in_tile < tile_keys)
-                b->p[v * P_STRIDE + key] = key >= begin && key < end ? score_of(p, sum[i]) : -CU_INFINITY;
+                table_of<N>(b)->p[v * P_STRIDE + key] =
+                    key >= begin && key < end ? score_of(p, sum[i]) : -CU_INFINITY;
         }
     }
 }
 
-/* Scores into weights, m and l of queries v0, v0 + THREADS / 32, ..: a warp has N of them; old[v] = what o is to be multiplied
+/* Scores into weights, m and l of queries v0, v0 + THREADS / 32, ..: a warp has Q of them; old[v] = what o is to be multiplied
  * by. A query that sees nothing of the page stays. Of zeros of either sign any may be the largest: both weigh the same. */
-template <int N> static __device__ inline void weigh_some(const struct block *b, int first, int v0)
+template <int Q, int N> static __device__ inline void weigh_some(const struct block *b, int first, int v0)
 {
     const int n_warps = THREADS / 32;
+    struct table<N> *t = table_of<N>(b);
     int lane = (int)threadIdx.x % 32;
-    float low[N], high[N], m[N], sum[N];
+    float low[Q], high[Q], m[Q], sum[Q];
 
     CU_UNROLL
-    for (int i = 0; i < N; i++) {
-        low[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane];
-        high[i] = b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32];
+    for (int i = 0; i < Q; i++) {
+        low[i] = t->p[(v0 + i * n_warps) * P_STRIDE + lane];
+        high[i] = t->p[(v0 + i * n_warps) * P_STRIDE + lane + 32];
         m[i] = cu_max(high[i], cu_max(low[i], -CU_INFINITY));
     }
     CU_UNROLL
     for (int step = 16; step; step /= 2) {
         CU_UNROLL
-        for (int i = 0; i < N; i++)
+        for (int i = 0; i < Q; i++)
             m[i] = cu_max(cu_shfl_xor(m[i], step), m[i]);
     }
     CU_UNROLL
-    for (int i = 0; i < N; i++) {
-        m[i] = cu_max(m[i], b->m[v0 + i * n_warps]);
+    for (int i = 0; i < Q; i++) {
+        m[i] = cu_max(m[i], t->m[v0 + i * n_warps]);
         low[i] = cu_exp(low[i] - m[i]);
         high[i] = cu_exp(high[i] - m[i]);
-        b->p[(v0 + i * n_warps) * P_STRIDE + lane] = low[i];
-        b->p[(v0 + i * n_warps) * P_STRIDE + lane + 32] = high[i];
+        t->p[(v0 + i * n_warps) * P_STRIDE + lane] = low[i];
+        t->p[(v0 + i * n_warps) * P_STRIDE + lane + 32] = high[i];
         float low_16 = cu_shfl_xor(low[i], 16), high_16 = cu_shfl_xor(high[i], 16); /* of the key 16 behind, or before */
         sum[i] = low[i] + low_16;
         sum[i] += lane < 16 ? high[i] : high_16;
@@ -504,22 +537,27 @@ template <int N> static __device__ inline void weigh_some(const struct block *b,
     CU_UNROLL
     for (int step = 8; step; step /= 2) {
         CU_UNROLL
-        for (int i = 0; i < N; i++)
+        for (int i = 0; i < Q; i++)
             sum[i] += cu_shfl_xor(sum[i], step);
     }
+    cu_syncwarp(); /* all lanes have read m */
+    /* A lane for each query keeps what came out. */
     CU_UNROLL
-    for (int i = 0; i < N; i++) {
-        int v = v0 + i * n_warps, begin, end;
-        if (lane != i)
-            continue;
-        bool is_in = sees(b, b->pos[v], first, &begin, &end);
-        float old = is_in ? cu_exp(b->m[v] - m[i]) : 1.0f;
-        b->old[v] = old;
-        if (is_in) {
-            b->m[v] = m[i];
-            b->l[v] = b->l[v] * old + sum[i];
-        }
+    for (int i = 1; i < Q; i++) {
+        m[0] = lane == i ? m[i] : m[0];
+        sum[0] = lane == i ? sum[i] : sum[0];
     }
+    int v = v0 + lane * n_warps, begin, end;
+    if (lane >= Q)
+        return;
+    if (!sees(b, t->pos[v], first, &begin, &end)) {
+        t->old[v] = 1.0f;
+        return;
+    }
+    float old = cu_exp(t->m[v] - m[0]);
+    t->old[v] = old;
+    t->m[v] = m[0];
+    t->l[v] = t->l[v] * old + sum[0];
 }
 
 template <int N> static __device__ inline void weigh(const struct block *b, int first)
@@ -527,8 +565,7 @@ template <int N> static __device__ inline void weigh(const struct block *b, int 
     const int n_warps = THREADS / 32, n_at_once = N / n_warps < 4 ? N / n_warps : 4;
 
     for (int v0 = (int)threadIdx.x / 32; v0 < N; v0 += n_warps * n_at_once) {
-        weigh_some<n_at_once>(b, first, v0);
-        cu_syncwarp(); /* the lanes that keep m read what others have read before */
+        weigh_some<n_at_once, N>(b, first, v0);
     }
 }
 
@@ -568,7 +605,7 @@ static __device__ inline void add_tile(const struct block *b, int first, int k0,
 
     if (!mine.is_in())
         return;
-    const float *rows = b->tile + mine.col(0), *p = b->p + mine.query(0) * P_STRIDE + k0;
+    const float *rows = tile_of(b) + mine.col(0), *p = table_of<N>(b)->p + mine.query(0) * P_STRIDE + k0;
     for (int key = 0; key < b->j->shape.tile_keys; key += 4, rows += 4 * W, p += 4) {
         CU_UNROLL
         for (int g = 0; g < c::N_VEC; g++) {
@@ -582,7 +619,7 @@ static __device__ inline void add_tile(const struct block *b, int first, int k0,
                     *reinterpret_cast<const struct cu_floats<4> *>(p + i * c::V_GROUPS * P_STRIDE);
                 int begin = 0, end = 0;
                 if (!IS_WHOLE)
-                    sees(b, b->pos[mine.query(i)], first, &begin, &end);
+                    sees(b, table_of<N>(b)->pos[mine.query(i)], first, &begin, &end);
                 CU_UNROLL
                 for (int at = 0; at < 4; at++) {
                     if (!IS_WHOLE && (k0 + key + at < begin || k0 + key + at >= end))
@@ -598,13 +635,27 @@ static __device__ inline void add_tile(const struct block *b, int first, int k0,
     }
 }
 
+template <int N, int W>
+static __device__ inline void scale(const float *old, const place<N, W> &mine, struct part<N, W> *o)
+{
+    typedef cut<N, W> c;
+
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        float f = old[mine.query(i)];
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++)
+            o->o[i][k] *= f;
+    }
+}
+
 template <int TYPE, int N, int W>
 static __device__ inline void fold_page(const struct block *b, int page, struct fetch *f, struct part<N, W> *o)
 {
-    typedef cut<N, W> c;
+    const struct table<N> *t = table_of<N>(b);
     int first = page * PAGE, tile_keys = b->j->shape.tile_keys;
-    int last_row = b->pos[b->n_q - 1]; /* rows ascend: the first one ends first, the last one begins last */
-    bool is_whole = b->pos[0] >= first + PAGE - 1 && first_seen(b, last_row) <= first;
+    int last_row = t->pos[b->n_q - 1]; /* rows ascend: the first one ends first, the last one begins last */
+    bool is_whole = t->pos[0] >= first + PAGE - 1 && first_seen(b, last_row) <= first;
     place<N, W> mine;
 
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
@@ -615,10 +666,8 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
     weigh<N>(b, first);
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
         take_tile<TYPE, W>(b, f, true);
-        CU_UNROLL
-        for (int i = 0; i < c::Q_VALUE * c::COLS && k0 == 0; i++)
-            if (mine.is_in())
-                o->o[i / c::COLS][i % c::COLS] *= b->old[mine.query(i / c::COLS)];
+        if (k0 == 0 && mine.is_in())
+            scale(t->old, mine, o);
         if (is_whole)
             add_tile<N, W, true>(b, first, k0, o);
         else
@@ -652,45 +701,48 @@ template <int N, int W> static __device__ inline void reset(struct part<N, W> *o
         o->o[i / cut<N, W>::COLS][i % cut<N, W>::COLS] = 0.0f;
 }
 
-/* Where column c of the block's slice of query v goes; NULL: there is none. */
-static __device__ inline float *dst_of(const struct block *b, int v, int c)
+/* Where the block's slice of query v goes. */
+static __device__ inline float *dst_of(const struct block *b, int v)
 {
     const struct cu_attn_args *a = &b->j->a;
-    int dim = a->p.head_dim_v, head = b->head * b->n_group + v % b->n_group;
-
-    if (v >= b->n_q || b->col + c >= dim)
-        return NULL;
-    return a->dst + (int64_t)(b->i0 + v / b->n_group) * a->dst_stride + (int64_t)head * dim + b->col + c;
+    int head = b->head * n_group(b) + v % n_group(b);
+    return a->dst + (int64_t)(b->i0 + v / n_group(b)) * a->dst_stride + head * a->p.head_dim_v + b->col;
 }
 
 /* Merge the segment into the sum, whose o lies in dst, and begin anew; rows that saw nothing of it stay. is_last: divide. */
 template <int N, int W> static __device__ inline void end_segment(const struct block *b, struct part<N, W> *o, bool is_last)
 {
     typedef cut<N, W> c;
+    struct table<N> *t = table_of<N>(b);
     place<N, W> mine;
+    int n_cols = b->j->a.p.head_dim_v - b->col;
 
     __syncthreads(); /* m and l of all queries are there */
-    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
-        int v = mine.query(i / c::COLS);
-        float *dst = dst_of(b, v, mine.col(i % c::COLS));
-        if (!dst)
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        int v = mine.query(i);
+        if (!mine.is_in() || v >= b->n_q)
             continue;
-        float sum = is_fresh(b->ms[v], b->ls[v]) ? 0.0f : *dst, l = b->ls[v];
-        if (!is_fresh(b->m[v], b->l[v])) {
-            struct merger g = merger_of(b->m[v], b->ms[v]);
-            sum = fmaf(o->o[i / c::COLS][i % c::COLS], g.f, sum * g.f_sum);
-            l = fmaf(b->l[v], g.f, l * g.f_sum);
+        bool has = !is_fresh(t->m[v], t->l[v]), had = !is_fresh(t->ms[v], t->ls[v]);
+        struct merger g = merger_of(t->m[v], t->ms[v]);
+        float l = has ? fmaf(t->l[v], g.f, t->ls[v] * g.f_sum) : t->ls[v], *dst = dst_of(b, v);
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++) {
+            if (mine.col(k) >= n_cols)
+                continue;
+            float sum = had ? dst[mine.col(k)] : 0.0f;
+            sum = has ? fmaf(o->o[i][k], g.f, sum * g.f_sum) : sum;
+            dst[mine.col(k)] = is_last ? sum * (1.0f / l) : sum;
         }
-        *dst = is_last ? sum * (1.0f / l) : sum;
     }
     __syncthreads();
     int v = (int)threadIdx.x;
-    if (v < b->n_q && !is_fresh(b->m[v], b->l[v])) {
-        struct merger g = merger_of(b->m[v], b->ms[v]);
-        b->ms[v] = g.m;
-        b->ls[v] = fmaf(b->l[v], g.f, b->ls[v] * g.f_sum);
-        b->m[v] = -CU_INFINITY;
-        b->l[v] = 0.0f;
+    if (v < b->n_q && !is_fresh(t->m[v], t->l[v])) {
+        struct merger g = merger_of(t->m[v], t->ms[v]);
+        t->ms[v] = g.m;
+        t->ls[v] = fmaf(t->l[v], g.f, t->ls[v] * g.f_sum);
+        t->m[v] = -CU_INFINITY;
+        t->l[v] = 0.0f;
     }
     reset<N, W>(o);
 }
@@ -703,7 +755,7 @@ static __device__ inline float *state_of(const struct cu_attn_args *a, int i, in
 
 static __device__ inline float *state_of_query(const struct block *b, int v)
 {
-    return state_of(&b->j->a, b->i0 + v / b->n_group, b->head * b->n_group + v % b->n_group, (int)blockIdx.z);
+    return state_of(&b->j->a, b->i0 + v / n_group(b), b->head * n_group(b) + v % n_group(b), (int)blockIdx.z);
 }
 
 /* Of the rows that see something of the segment, which begins at position `first`. */
@@ -711,80 +763,74 @@ template <int N, int W>
 static __device__ inline void write_states(const struct block *b, const struct part<N, W> *o, int first)
 {
     typedef cut<N, W> c;
+    const struct table<N> *t = table_of<N>(b);
     place<N, W> mine;
     int dim = b->j->a.p.head_dim_v, v = (int)threadIdx.x;
 
     __syncthreads(); /* m and l of all queries are there */
-    for (int i = 0; i < c::Q_VALUE * c::COLS && mine.is_in(); i++) {
-        int q = mine.query(i / c::COLS), col = b->col + mine.col(i % c::COLS);
-        if (q < b->n_q && col < dim && b->pos[q] >= first)
-            state_of_query(b, q)[col] = o->o[i / c::COLS][i % c::COLS];
+    CU_UNROLL
+    for (int i = 0; i < c::Q_VALUE; i++) {
+        int q = mine.query(i);
+        if (!mine.is_in() || q >= b->n_q || t->pos[q] < first)
+            continue;
+        float *state = state_of_query(b, q) + b->col;
+        CU_UNROLL
+        for (int k = 0; k < c::COLS; k++)
+            if (b->col + mine.col(k) < dim)
+                state[mine.col(k)] = o->o[i][k];
     }
-    if (v >= b->n_q || b->col != 0 || b->pos[v] < first)
+    if (v >= b->n_q || b->col != 0 || t->pos[v] < first)
         return;
-    state_of_query(b, v)[dim] = b->m[v];
-    state_of_query(b, v)[dim + 1] = b->l[v];
+    state_of_query(b, v)[dim] = t->m[v];
+    state_of_query(b, v)[dim + 1] = t->l[v];
 }
 
 /* ---- the kernel ---- */
 
-static __device__ inline struct block block_of(const struct job *j, float *shared)
+static __device__ inline struct block block_of(const struct job *j, char *shared)
 {
-    const struct op_attn *p = &j->a.p;
-    const struct shape *s = &j->shape;
     struct block b = {};
 
     b.j = j;
-    b.n_group = p->n_head / p->n_head_kv;
-    b.head = (int)blockIdx.y / s->n_slices;
-    b.col = (int)blockIdx.y % s->n_slices * s->width;
-    b.raw = reinterpret_cast<char *>(shared);
-    b.tile = shared + s->n_stages * s->raw_bytes / (int)sizeof(float);
-    b.q = b.tile + s->tile_len;
-    b.p = b.q + s->n_q * s->k_stride;
-    b.m = b.p + s->n_q * P_STRIDE;
-    b.l = b.m + s->n_q;
-    b.ms = b.l + s->n_q;
-    b.ls = b.ms + s->n_q;
-    b.old = b.ls + s->n_q;
-    b.pos = reinterpret_cast<int *>(b.old + s->n_q);
+    b.shared = shared;
+    b.head = (int)blockIdx.y / j->shape.n_slices;
+    b.col = (int)blockIdx.y % j->shape.n_slices * j->shape.width;
     return b;
 }
 
 /* Rows [i0, i0 + n_rows), which are of one sequence: their queries, and a fresh state. */
-static __device__ inline void begin_rows(struct block *b, int i0, int n_rows)
+template <int N> static __device__ inline void begin_rows(struct block *b, int i0, int n_rows)
 {
     const struct cu_attn_args *a = &b->j->a;
+    struct table<N> *t = table_of<N>(b);
     int dim = a->p.head_dim_k;
 
     b->i0 = i0;
-    b->n_rows = n_rows;
-    b->n_q = n_rows * b->n_group;
+    b->n_q = n_rows * n_group(b);
     b->page = page_table(&a->step, step_row(&a->step, i0), a->p.group);
     for (int v = (int)threadIdx.x / 32; v < b->n_q; v += THREADS / 32) {
-        const float *q = a->q + (int64_t)(i0 + v / b->n_group) * a->q_stride +
-                         (int64_t)(b->head * b->n_group + v % b->n_group) * dim;
+        const float *q = a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride +
+                         (int64_t)(b->head * n_group(b) + v % n_group(b)) * dim;
         for (int i = (int)threadIdx.x % 32; i < dim; i += 32)
-            b->q[v * b->j->shape.k_stride + spread(i)] = q[i];
+            queries_of<N>(b)[(i / CHUNK * N + v) * CHUNK + spread(i % CHUNK)] = q[i];
     }
-    for (int v = (int)threadIdx.x; v < b->j->shape.n_q; v += THREADS) {
-        b->m[v] = b->ms[v] = -CU_INFINITY;
-        b->l[v] = b->ls[v] = 0.0f;
-        b->old[v] = 1.0f;
-        b->pos[v] = v < b->n_q ? pos_of(b, i0 + v / b->n_group) : -1;
+    for (int v = (int)threadIdx.x; v < N; v += THREADS) {
+        t->m[v] = t->ms[v] = -CU_INFINITY;
+        t->l[v] = t->ls[v] = 0.0f;
+        t->pos[v] = v < b->n_q ? pos_of(b, i0 + v / n_group(b)) : -1;
     }
     __syncthreads();
 }
 
 /* Pages that the rows see: all, or, with states, those of the block's segment. With a window there is one row then: segments
  * are counted from the first that it sees. None where they lie in the host's memory. */
-static __device__ inline void pages_of(const struct block *b, struct fetch *f, int *segment)
+static __device__ inline void pages_of(const struct block *b, const int *pos, struct fetch *f, int *segment)
 {
     const int per = SEGMENT / PAGE;
-    int seen = first_seen(b, b->pos[0]);
+    int seen = first_seen(b, pos[0]);
 
     f->page = seen / PAGE;
-    f->end = b->pos[b->n_q - 1] / PAGE + 1;
+    f->end = pos[b->n_q - 1] / PAGE + 1;
     if (!b->j->a.states)
         return;
     *segment = seen / SEGMENT + b->j->a.first + (int)blockIdx.z;
@@ -801,7 +847,7 @@ template <int TYPE, int N, int W> static __device__ inline void walk(const struc
     struct part<N, W> o;
     int segment = 0;
 
-    pages_of(b, &f, &segment);
+    pages_of(b, table_of<N>(b)->pos, &f, &segment);
     int page = f.page, end = f.end;
     if (page >= end)
         return;
@@ -828,21 +874,24 @@ static __device__ inline int run_of_rows(const struct cu_attn_args *a, int first
     return n;
 }
 
-static __device__ inline int tile_end(const struct cu_attn_args *a)
+/* Which tile of rows: of two neighbouring heads one begins at the end, so that tiles that see much and tiles that see little
+ * meet on a multiprocessor. */
+static __device__ inline int tile_begin(const struct cu_attn_args *a)
 {
-    int end = ((int)blockIdx.x + 1) * a->tile_rows;
-    return end < a->n ? end : a->n;
+    unsigned tile = blockIdx.y % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    return (int)tile * a->tile_rows;
 }
 
 /* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
 template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(THREADS, N == 32 ? 4 : 3) attn(const struct job j)
 {
-    CU_SHARED_DYN(float, shared);
+    CU_SHARED_DYN(char, shared);
     struct block b = block_of(&j, shared);
 
-    for (int first = (int)blockIdx.x * j.a.tile_rows, n; first < tile_end(&j.a); first += n) {
-        n = run_of_rows(&j.a, first, tile_end(&j.a));
-        begin_rows(&b, first, n);
+    int begin = tile_begin(&j.a), end = begin + j.a.tile_rows < j.a.n ? begin + j.a.tile_rows : j.a.n;
+    for (int first = begin, n; first < end; first += n) {
+        n = run_of_rows(&j.a, first, end);
+        begin_rows<N>(&b, first, n);
         walk<TYPE, N, W>(&b);
         __syncthreads(); /* before the next rows' states begin anew */
     }
@@ -880,10 +929,10 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
 {
     const int n_tiles = 8; /* at least, where there are as many rows: small tiles beside each other finish before one large one */
     int most = larger(a->n / n_tiles, 1);
-    struct job j = {*a, {}};
+    struct job j = {*a, {}, a->p.n_head / a->p.n_head_kv};
 
     j.a.tile_rows = a->tile_rows < most ? a->tile_rows : most;
-    if (!shape_of(&a->p, j.a.tile_rows * (a->p.n_head / a->p.n_head_kv), &j.shape))
+    if (!shape_of(&a->p, j.a.tile_rows * j.n_group, &j.shape))
         return cudaErrorInvalidValue;
     dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows), (unsigned)(a->p.n_head_kv * j.shape.n_slices),
               a->states ? (unsigned)a->n_segments : 1);
@@ -904,6 +953,7 @@ static __global__ void merge(const struct cu_attn_args a)
     __syncthreads();                                            /* before the first thread writes m and l */
     for (int c = (int)threadIdx.x; c < dim + 1; c += THREADS) { /* one more than columns: that thread keeps m and l */
         float o = a.first && c < dim ? sum[c] : 0.0f, mc = m, lc = l;
+        CU_UNROLL_BY(4)
         for (int i = 0; i < n; i++) {
             const float *s = state_of(&a, (int)blockIdx.x, (int)blockIdx.y, i);
             struct merger g = merger_of(s[dim], mc);
