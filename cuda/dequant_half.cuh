@@ -20,8 +20,7 @@ template <int TYPE> struct cu_half16 {
         cu_row<TYPE>::load32(row, at, books, x);
         CU_UNROLL
         for (int i = 0; i < 8; i++) /* x is not indexed by `side`: it would leave its registers */
-            out[i] =
-                cu_pack_halves(side ? x[16 + 2 * i] : x[2 * i], side ? x[16 + 2 * i + 1] : x[2 * i + 1]);
+            out[i] = cu_pack_halves(side ? x[16 + 2 * i] : x[2 * i], side ? x[16 + 2 * i + 1] : x[2 * i + 1]);
     }
 };
 
@@ -57,12 +56,12 @@ static __device__ inline void cu_pack4(uint32_t bytes, float bias, float factor,
                                 fmaf(factor, cu_byte_float(bytes, 2 * i + 1, bias), term));
 }
 
-#define CU_HALF16(NAME)                                                                                            \
-    template <> struct cu_half16<QUANT_##NAME> {                                                                   \
-        static __device__ inline void unpack(const uint8_t *row, int at, int side, const struct cu_books *books,   \
-                                             uint32_t out[8]);                                                     \
-    };                                                                                                             \
-    __device__ inline void cu_half16<QUANT_##NAME>::unpack(const uint8_t *row, int at, int side,                   \
+#define CU_HALF16(NAME)                                                                                          \
+    template <> struct cu_half16<QUANT_##NAME> {                                                                 \
+        static __device__ inline void unpack(const uint8_t *row, int at, int side, const struct cu_books *books, \
+                                             uint32_t out[8]);                                                   \
+    };                                                                                                           \
+    __device__ inline void cu_half16<QUANT_##NAME>::unpack(const uint8_t *row, int at, int side,                 \
                                                            const struct cu_books *books, uint32_t out[8])
 
 /* ---- blocks of 32 ---- */
@@ -105,7 +104,8 @@ CU_HALF16(MXFP4)
     cu_words<4>(b + 1, q);
     CU_UNROLL
     for (int i = 0; i < 8; i++) {
-        uint32_t two = cu_bytes(q[i / 2] >> 4 * side, 0, i % 2 ? 0x4342u : 0x4140u); /* a code in the low bits of each half */
+        uint32_t two =
+            cu_bytes(q[i / 2] >> 4 * side, 0, i % 2 ? 0x4342u : 0x4140u); /* a code in the low bits of each half */
         two = (two & 0x00080008u) << 12 | (two & 0x00070007u) << 9;
         out[i] = cu_pack_halves(d * cu_half_to_f32((uint16_t)two), d * cu_half_to_f32((uint16_t)(two >> 16)));
     }

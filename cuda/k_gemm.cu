@@ -58,8 +58,8 @@ template <int TYPE> struct storage {
     static constexpr int LEN = cu_block<TYPE>::LEN, BYTES = cu_block<TYPE>::BYTES;
 };
 
-#define FLOAT_STORAGE(NAME)                                                                     \
-    template <> struct storage<QUANT_##NAME> {                                                  \
+#define FLOAT_STORAGE(NAME)                                                                    \
+    template <> struct storage<QUANT_##NAME> {                                                 \
         static constexpr int LEN = 32, BYTES = 32 * (int)sizeof(cu_float<QUANT_##NAME>::word); \
     };
 CU_FLOAT_TYPES(FLOAT_STORAGE)
@@ -81,7 +81,7 @@ template <int TYPE, bool MANY> struct shape {
     static constexpr int RAW_BYTES = ROWS * PITCH, X_LEN = TOK * K, W_LEN = ROWS * K;
     static constexpr int BYTES = CHUNKS * RAW_BYTES + (STAGES * X_LEN + 2 * W_LEN) * (int)sizeof(uint16_t);
     static constexpr int N_X = TOK * (K / 8) / N_THREADS; /* pieces of x that a thread copies each step */
-    static constexpr bool IS_RAGGED = LEN % K != 0; /* the last step may have columns past the last */
+    static constexpr bool IS_RAGGED = LEN % K != 0;       /* the last step may have columns past the last */
     static constexpr int N_UNITS = ROWS * (K / 16) / N_THREADS, M = WARP_TOK / 16, N = WARP_ROWS / 8;
     static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_UNITS <= K / 16 && N % 2 == 0, "a shape that cannot be");
     static_assert(PIECES <= LANES && N_THREADS % LANES == 0, "a chunk's rows are too long");
@@ -102,11 +102,11 @@ struct alignas(16) piece {
 template <typename S> struct block {
     struct cu_work k;
     int row0, n_cols, n_step;
-    const uint8_t *w0, *end; /* row row0; behind the last byte of the matrix */
-    int last_row, w_stride;  /* from row0 on */
+    const uint8_t *w0, *end;    /* row row0; behind the last byte of the matrix */
+    int last_row, w_stride;     /* from row0 on */
     const char *x_from[S::N_X]; /* of the next step that is fetched */
     const uint8_t *raw_from;    /* a piece of chunk 0, before it is aligned; of blocks whose rows are all there */
-    uint32_t skew[S::N_UNITS]; /* how far a unit's row begins behind a multiple of 16 bytes */
+    uint32_t skew[S::N_UNITS];  /* how far a unit's row begins behind a multiple of 16 bytes */
     uint8_t *raw;
     uint16_t *x, *w;
 };
@@ -221,7 +221,8 @@ static __device__ inline void dequantize(const struct cu_mat_args *a, const stru
     const int per_row = S::K / 16, apart = S::N_THREADS / per_row, part = (int)threadIdx.x % per_row;
     int chunk = step / S::STEPS, at = step % S::STEPS * (S::K / 32) + part / 2;
     uint16_t *to = b->w + step % 2 * S::W_LEN + i * apart * S::K;
-    const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES + ((int)threadIdx.x / per_row + i * apart) * S::PITCH +
+    const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES +
+                          ((int)threadIdx.x / per_row + i * apart) * S::PITCH +
                           (b->skew[i] + (uint32_t)(chunk * S::CHUNK_BYTES)) % 16;
     uint32_t keep = !S::IS_RAGGED || step * S::K + part * 16 < b->n_cols ? 0xffffffffu : 0, x[8];
 
@@ -256,8 +257,8 @@ static __device__ inline void multiply(const uint16_t *x, const uint16_t *w, int
     CU_UNROLL
     for (int m = 0; m < S::M; m++)
         CU_UNROLL
-        for (int n = 0; n < S::N; n++)
-            cu_mma(acc[m][n], &fa[m], &fb[n]);
+    for (int n = 0; n < S::N; n++)
+        cu_mma(acc[m][n], &fa[m], &fb[n]);
 }
 
 struct alignas(8) two_floats {
@@ -304,8 +305,7 @@ static __device__ inline void write_tile(const struct cu_mat_args *a, const stru
 
 /* ---- the kernel ---- */
 
-template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared)
-{
+template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared) {
     struct block<S> b;
 
     b.k = cu_work_of(a);
@@ -353,9 +353,11 @@ template <int TYPE, bool MANY>
 static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(const struct cu_mat_args a)
 {
     typedef shape<TYPE, MANY> S;
-    CU_SHARED_DYN(char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
+    CU_SHARED_DYN(
+        char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
     struct block<S> b = block_of<S>(&a, shared);
-    int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS, tok0 = warp % S::WARPS_TOK * S::WARP_TOK;
+    int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS,
+        tok0 = warp % S::WARPS_TOK * S::WARP_TOK;
     float acc[S::M][S::N][4] = {};
 
     begin<S, TYPE>(&a, &b);
@@ -366,7 +368,8 @@ static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(c
         if ((step + 1) % S::STEPS == 0)
             fetch_raw<S>(&b, (step + 1) / S::STEPS + S::CHUNKS - 1);
         cu_async_commit();
-        const uint16_t *x = b.x + step % S::STAGES * S::X_LEN + tok0 * S::K, *w = b.w + step % 2 * S::W_LEN + row0 * S::K;
+        const uint16_t *x = b.x + step % S::STAGES * S::X_LEN + tok0 * S::K,
+                       *w = b.w + step % 2 * S::W_LEN + row0 * S::K;
         CU_UNROLL
         for (int kk = 0; kk < S::K / 16; kk++) {
             multiply<S>(x, w, kk, acc);
@@ -419,7 +422,7 @@ cudaError_t cu_gemm_prepare(const struct cu_card *card)
 {
     cudaError_t e = cudaSuccess;
 
-#define ALLOW(NAME)                                  \
+#define ALLOW(NAME)                               \
     e = e ? e : allow<QUANT_##NAME, false>(card); \
     e = e ? e : allow<QUANT_##NAME, true>(card);
     CU_QUANT_TYPES(ALLOW)

@@ -99,7 +99,7 @@ uint64_t emu_busy_ns(enum emu_engine engine);
 #define EMU_MAX_SHARED (227 * 1024) /* most shared memory that a block may have */
 void emu_grid_run(const struct emu_launch *launch);
 void emu_grid_allow(const void *kernel, size_t shared_bytes); /* so much to its blocks, from now on */
-uint32_t emu_random(uint32_t n); /* 0..n-1 */
+uint32_t emu_random(uint32_t n);                              /* 0..n-1 */
 void emu_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
 #ifdef __cplusplus
