@@ -823,8 +823,7 @@ static int send_books(struct cuda *c)
 /* What the tensor cores' kernels want to know of the GPU, and shared memory for them. */
 static int prepare_gemm(struct cuda *c)
 {
-    cudaError_t e =
-        cudaDeviceGetAttribute(&c->card.n_multiprocessors, cudaDevAttrMultiProcessorCount, c->opts.ordinal);
+    cudaError_t e = cudaDeviceGetAttribute(&c->card.n_multiprocessors, cudaDevAttrMultiProcessorCount, c->opts.ordinal);
 
     if (!e)
         e = cudaDeviceGetAttribute(&c->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->opts.ordinal);

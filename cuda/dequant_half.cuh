@@ -1,7 +1,7 @@
 /* Weight blocks as halves for tensor cores, 16 elements at a time. Each element is the reference's float (dequant.cuh: cu_row), of
  * which d * scale * code is exact, rounded once: no arithmetic in halves. cu_half16<TYPE> unpacks elements
- * [32 at + 16 side, 32 at + 16 side + 16) of the blocks that begin at `row`, which lie in shared memory as they lay in the weights:
- * types of even block sizes at even addresses, MXFP4 anywhere. */
+ * [32 at + 16 side, 32 at + 16 side + 16) of the blocks that begin `skew` (0..15) bytes behind `row`, an address of shared memory that
+ * 16 divides: they lie there as they lay in the weights. A skew that the compiler knows to be 0 saves most of cu_words(). */
 #ifndef FERRY_CUDA_DEQUANT_HALF_CUH
 #define FERRY_CUDA_DEQUANT_HALF_CUH
 
@@ -12,34 +12,45 @@
 
 /* Any type: both sides are unpacked, one is packed. */
 template <int TYPE> struct cu_half16 {
-    static __device__ inline void unpack(const uint8_t *row, int at, int side, const struct cu_books *books,
-                                         uint32_t out[8])
+    static __device__ inline void unpack(const uint8_t *row, uint32_t skew, int at, int side,
+                                         const struct cu_books *books, uint32_t out[8])
     {
         float x[32];
 
-        cu_row<TYPE>::load32(row, at, books, x);
+        cu_row<TYPE>::load32(row + skew, at, books, x);
         CU_UNROLL
         for (int i = 0; i < 8; i++) /* x is not indexed by `side`: it would leave its registers */
-            out[i] =
-                cu_pack_halves(side ? x[16 + 2 * i] : x[2 * i], side ? x[16 + 2 * i + 1] : x[2 * i + 1]);
+            out[i] = cu_pack_halves(side ? x[16 + 2 * i] : x[2 * i], side ? x[16 + 2 * i + 1] : x[2 * i + 1]);
     }
 };
 
 /* ---- pieces ---- */
 
-/* N words from any address, by aligned loads: up to 3 bytes before and 4 behind are read, too. */
-template <int N> static __device__ inline void cu_words(const uint8_t *p, uint32_t x[N])
-{
-    uint32_t shift = (uint32_t)(reinterpret_cast<uintptr_t>(p) & 3) * 8;
-    const uint32_t *w = reinterpret_cast<const uint32_t *>(p - shift / 8);
-    uint32_t low = w[0];
+struct alignas(16) cu_piece {
+    uint32_t x[4];
+};
 
+/* 4 words that begin `at` bytes behind an address that 16 divides: two pieces of 16 bytes are read, for a warp that reads by words
+ * would meet each bank four times, and shifted. What is read behind the words is not used. */
+static __device__ inline void cu_words(const uint8_t *row, uint32_t at, uint32_t x[4])
+{
+    const struct cu_piece *p = reinterpret_cast<const struct cu_piece *>(row + (at & ~15u));
+    struct cu_piece first = p[0], second = {};
+    uint32_t w[6];
+
+    if (at & 15)
+        second = p[1];
     CU_UNROLL
-    for (int i = 0; i < N; i++) {
-        uint32_t high = w[i + 1];
-        x[i] = (uint32_t)(((uint64_t)high << 32 | low) >> shift);
-        low = high;
+    for (int i = 0; i < 6; i++) {
+        uint32_t far = i < 2 ? first.x[i + 2] : second.x[i - 2], near = i < 4 ? first.x[i & 3] : second.x[i & 3];
+        w[i] = at & 8 ? far : near;
     }
+    CU_UNROLL
+    for (int i = 0; i < 5; i++)
+        w[i] = at & 4 ? w[i + 1] : w[i];
+    CU_UNROLL
+    for (int i = 0; i < 4; i++)
+        x[i] = (uint32_t)(((uint64_t)w[i + 1] << 32 | w[i]) >> (at & 3) * 8);
 }
 
 /* Byte i as a float, less `bias`; exact: the byte is put behind the exponent of 2^23. */
@@ -57,24 +68,25 @@ static __device__ inline void cu_pack4(uint32_t bytes, float bias, float factor,
                                 fmaf(factor, cu_byte_float(bytes, 2 * i + 1, bias), term));
 }
 
-#define CU_HALF16(NAME)                                                                                            \
-    template <> struct cu_half16<QUANT_##NAME> {                                                                   \
-        static __device__ inline void unpack(const uint8_t *row, int at, int side, const struct cu_books *books,   \
-                                             uint32_t out[8]);                                                     \
-    };                                                                                                             \
-    __device__ inline void cu_half16<QUANT_##NAME>::unpack(const uint8_t *row, int at, int side,                   \
+#define CU_HALF16(NAME)                                                                                         \
+    template <> struct cu_half16<QUANT_##NAME> {                                                                \
+        static __device__ inline void unpack(const uint8_t *row, uint32_t skew, int at, int side,               \
+                                             const struct cu_books *books, uint32_t out[8]);                    \
+    };                                                                                                          \
+    __device__ inline void cu_half16<QUANT_##NAME>::unpack(const uint8_t *row, uint32_t skew, int at, int side, \
                                                            const struct cu_books *books, uint32_t out[8])
 
 /* ---- blocks of 32 ---- */
 
 CU_HALF16(Q4_0)
 {
-    const uint8_t *b = row + at * 18;
+    const uint32_t b_at = skew + (uint32_t)at * 18;
+    const uint8_t *b = row + b_at;
     float d = cu_half_at(b);
     uint32_t q[4];
 
     (void)books;
-    cu_words<4>(b + 2, q);
+    cu_words(row, b_at + 2, q);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
         cu_pack4(q[i] >> 4 * side & 0x0f0f0f0fu, 8.0f, d, 0.0f, out + 2 * i);
@@ -82,12 +94,13 @@ CU_HALF16(Q4_0)
 
 CU_HALF16(Q8_0)
 {
-    const uint8_t *b = row + at * 34;
+    const uint32_t b_at = skew + (uint32_t)at * 34;
+    const uint8_t *b = row + b_at;
     float d = cu_half_at(b);
     uint32_t q[4];
 
     (void)books;
-    cu_words<4>(b + 2 + 16 * side, q);
+    cu_words(row, b_at + (uint32_t)(2 + 16 * side), q);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
         cu_pack4(q[i] ^ 0x80808080u, 128.0f, d, 0.0f, out + 2 * i);
@@ -96,16 +109,18 @@ CU_HALF16(Q8_0)
 /* E2M1 is put into halves bit by bit: sign, two bits of exponent, one of mantissa give the value times 2^-14, subnormal or not. */
 CU_HALF16(MXFP4)
 {
-    const uint8_t *b = row + at * 17;
+    const uint32_t b_at = skew + (uint32_t)at * 17;
+    const uint8_t *b = row + b_at;
     uint32_t q[4], e = b[0];
     float d = cu_f32_of_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23); /* of doubled values */
 
     (void)books;
     d = (d < 1e30f ? d : 1e30f) * 32768.0f; /* the product is infinite as a half long before, but 0 stays 0 */
-    cu_words<4>(b + 1, q);
+    cu_words(row, b_at + 1, q);
     CU_UNROLL
     for (int i = 0; i < 8; i++) {
-        uint32_t two = cu_byte_perm(q[i / 2] >> 4 * side, 0, i % 2 ? 0x4342u : 0x4140u); /* a code in the low bits of each half */
+        uint32_t two =
+            cu_byte_perm(q[i / 2] >> 4 * side, 0, i % 2 ? 0x4342u : 0x4140u); /* a code in the low bits of each half */
         two = (two & 0x00080008u) << 12 | (two & 0x00070007u) << 9;
         out[i] = cu_pack_halves(d * cu_half_to_f32((uint16_t)two), d * cu_half_to_f32((uint16_t)(two >> 16)));
     }
@@ -115,7 +130,8 @@ CU_HALF16(MXFP4)
 
 CU_HALF16(Q4_K)
 {
-    const uint8_t *b = row + at / 8 * 144;
+    const uint32_t b_at = skew + (uint32_t)at / 8 * 144;
+    const uint8_t *b = row + b_at;
     int g = at % 8;
     struct cu_group scales;
     uint32_t q[4];
@@ -123,7 +139,7 @@ CU_HALF16(Q4_K)
     (void)books;
     cu_scale_min_k4(b + 4, g, &scales);
     float d = cu_half_at(b) * (float)scales.scale[0], m = -cu_half_at(b + 2) * (float)scales.min[0];
-    cu_words<4>(b + 16 + g / 2 * 32 + 16 * side, q);
+    cu_words(row, b_at + (uint32_t)(16 + g / 2 * 32 + 16 * side), q);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
         cu_pack4(q[i] >> g % 2 * 4 & 0x0f0f0f0fu, 0.0f, d, m, out + 2 * i);
@@ -131,7 +147,8 @@ CU_HALF16(Q4_K)
 
 CU_HALF16(Q5_K)
 {
-    const uint8_t *b = row + at / 8 * 176;
+    const uint32_t b_at = skew + (uint32_t)at / 8 * 176;
+    const uint8_t *b = row + b_at;
     int g = at % 8;
     struct cu_group scales;
     uint32_t q[4], high[4];
@@ -139,8 +156,8 @@ CU_HALF16(Q5_K)
     (void)books;
     cu_scale_min_k4(b + 4, g, &scales);
     float d = cu_half_at(b) * (float)scales.scale[0], m = -cu_half_at(b + 2) * (float)scales.min[0];
-    cu_words<4>(b + 48 + g / 2 * 32 + 16 * side, q);
-    cu_words<4>(b + 16 + 16 * side, high);
+    cu_words(row, b_at + (uint32_t)(48 + g / 2 * 32 + 16 * side), q);
+    cu_words(row, b_at + (uint32_t)(16 + 16 * side), high);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
         cu_pack4((q[i] >> g % 2 * 4 & 0x0f0f0f0fu) | (high[i] >> g & 0x01010101u) << 4, 0.0f, d, m, out + 2 * i);
@@ -148,14 +165,15 @@ CU_HALF16(Q5_K)
 
 CU_HALF16(Q6_K)
 {
-    const uint8_t *b = row + at / 8 * 210;
+    const uint32_t b_at = skew + (uint32_t)at / 8 * 210;
+    const uint8_t *b = row + b_at;
     int g = at % 8;
     float d = cu_half_at(b + 208) * (float)(int8_t)b[192 + 2 * g + side];
     uint32_t q[4], high[4];
 
     (void)books;
-    cu_words<4>(b + g / 4 * 64 + g % 2 * 32 + 16 * side, q);
-    cu_words<4>(b + 128 + g / 4 * 32 + 16 * side, high);
+    cu_words(row, b_at + (uint32_t)(g / 4 * 64 + g % 2 * 32 + 16 * side), q);
+    cu_words(row, b_at + (uint32_t)(128 + g / 4 * 32 + 16 * side), high);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
         cu_pack4((q[i] >> g % 4 / 2 * 4 & 0x0f0f0f0fu) | (high[i] >> g % 4 * 2 & 0x03030303u) << 4, 32.0f, d, 0.0f,
@@ -167,7 +185,8 @@ CU_HALF16(Q6_K)
 CU_HALF16(F16)
 {
     (void)books;
-    cu_words<8>(row + at * 64 + side * 32, out);
+    cu_words(row, skew + (uint32_t)(at * 64 + side * 32), out);
+    cu_words(row, skew + (uint32_t)(at * 64 + side * 32 + 16), out + 4);
 }
 
 CU_HALF16(BF16)
@@ -175,7 +194,8 @@ CU_HALF16(BF16)
     uint32_t x[8];
 
     (void)books;
-    cu_words<8>(row + at * 64 + side * 32, x);
+    cu_words(row, skew + (uint32_t)(at * 64 + side * 32), x);
+    cu_words(row, skew + (uint32_t)(at * 64 + side * 32 + 16), x + 4);
     CU_UNROLL
     for (int i = 0; i < 8; i++)
         out[i] = cu_pack_halves(cu_f32_of_bits(x[i] << 16), cu_f32_of_bits(x[i] & 0xffff0000u));

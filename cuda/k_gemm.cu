@@ -58,8 +58,8 @@ template <int TYPE> struct storage {
     static constexpr int LEN = cu_block<TYPE>::LEN, BYTES = cu_block<TYPE>::BYTES;
 };
 
-#define FLOAT_STORAGE(NAME)                                                                     \
-    template <> struct storage<QUANT_##NAME> {                                                  \
+#define FLOAT_STORAGE(NAME)                                                                    \
+    template <> struct storage<QUANT_##NAME> {                                                 \
         static constexpr int LEN = 32, BYTES = 32 * (int)sizeof(cu_float<QUANT_##NAME>::word); \
     };
 CU_FLOAT_TYPES(FLOAT_STORAGE)
@@ -74,14 +74,17 @@ template <int TYPE, bool MANY> struct shape {
     static constexpr int LEN = storage<TYPE>::LEN, CHUNK = LEN > K ? LEN : K, STEPS = CHUNK / K;
     static constexpr int CHUNKS = STEPS > 1 ? 2 : 3;
     static constexpr int BLOCK_BYTES = storage<TYPE>::BYTES, CHUNK_BYTES = CHUNK / LEN * BLOCK_BYTES;
-    /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins; an odd number of them from one row to the next, so
-     * that 8 neighbouring rows lie in different banks. */
-    static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16, PITCH = 16 * (PIECES | 1);
+    /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins; so many of them from one row to the next that 8
+     * neighbouring threads read different banks: those of two rows, of which each reads 4 pieces in a row (Q6_K, Q8_0), or fewer. */
+    static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16;
+    static constexpr bool READS_FOUR = MANY && (TYPE == QUANT_Q6_K || TYPE == QUANT_Q8_0);
+    static constexpr int PITCH = 16 * (READS_FOUR ? (PIECES + 3) / 8 * 8 + 4 : PIECES | 1);
     static constexpr int LANES = PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : PIECES <= 16 ? 16 : 32; /* that copy one row */
     static constexpr int RAW_BYTES = ROWS * PITCH, X_LEN = TOK * K, W_LEN = ROWS * K;
     static constexpr int BYTES = CHUNKS * RAW_BYTES + (STAGES * X_LEN + 2 * W_LEN) * (int)sizeof(uint16_t);
-    static constexpr int N_X = TOK * (K / 8) / N_THREADS; /* pieces of x that a thread copies each step */
-    static constexpr bool IS_RAGGED = LEN % K != 0; /* the last step may have columns past the last */
+    static constexpr int N_X = TOK * (K / 8) / N_THREADS;    /* pieces of x that a thread copies each step */
+    static constexpr bool CAN_ALIGN = BLOCK_BYTES % 16 == 0; /* then usually no row begins askew */
+    static constexpr bool IS_RAGGED = LEN % K != 0;          /* the last step may have columns past the last */
     static constexpr int N_UNITS = ROWS * (K / 16) / N_THREADS, M = WARP_TOK / 16, N = WARP_ROWS / 8;
     static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_UNITS <= K / 16 && N % 2 == 0, "a shape that cannot be");
     static_assert(PIECES <= LANES && N_THREADS % LANES == 0, "a chunk's rows are too long");
@@ -94,19 +97,15 @@ template <int K> static __device__ inline int place_of(int row, int piece)
     return row * K + (piece ^ (K == 64 ? row & 7 : row >> 1 & 3)) * 8;
 }
 
-struct alignas(16) piece {
-    uint32_t x[4];
-};
-
 /* What a block works on, and where; of a thread, what it copies and unpacks. Rows past the last are the last again. */
 template <typename S> struct block {
     struct cu_work k;
     int row0, n_cols, n_step;
-    const uint8_t *w0, *end; /* row row0; behind the last byte of the matrix */
-    int last_row, w_stride;  /* from row0 on */
+    const uint8_t *w0, *end;    /* row row0; behind the last byte of the matrix */
+    int last_row, w_stride;     /* from row0 on */
     const char *x_from[S::N_X]; /* of the next step that is fetched */
     const uint8_t *raw_from;    /* a piece of chunk 0, before it is aligned; of blocks whose rows are all there */
-    uint32_t skew[S::N_UNITS]; /* how far a unit's row begins behind a multiple of 16 bytes */
+    uint32_t skew[S::N_UNITS];  /* how far a unit's row begins behind a multiple of 16 bytes */
     uint8_t *raw;
     uint16_t *x, *w;
 };
@@ -149,7 +148,7 @@ template <typename S> static __device__ inline void fetch_x(struct block<S> *b, 
         if (!S::IS_RAGGED || step * S::K + piece * 8 < b->n_cols)
             cu_async_copy16(to + i * apart, b->x_from[i]);
         else
-            *reinterpret_cast<struct piece *>(to + i * apart) = {};
+            *reinterpret_cast<struct cu_piece *>(to + i * apart) = {};
         b->x_from[i] += S::K * 2;
     }
 }
@@ -215,21 +214,22 @@ template <typename S> static __device__ inline void fetch_raw(const struct block
 
 /* Unit `i` of this thread, 16 columns of a row, of step `step`; columns past the last are 0. Without branches, so that it can go on
  * between the products; past the last step it unpacks whatever is there, for nobody. */
-template <typename S, int TYPE>
+template <typename S, int TYPE, bool IS_ALIGNED>
 static __device__ inline void dequantize(const struct cu_mat_args *a, const struct block<S> *b, int step, int i)
 {
     const int per_row = S::K / 16, apart = S::N_THREADS / per_row, part = (int)threadIdx.x % per_row;
     int chunk = step / S::STEPS, at = step % S::STEPS * (S::K / 32) + part / 2;
     uint16_t *to = b->w + step % 2 * S::W_LEN + i * apart * S::K;
-    const uint8_t *from = b->raw + chunk % S::CHUNKS * S::RAW_BYTES + ((int)threadIdx.x / per_row + i * apart) * S::PITCH +
-                          (b->skew[i] + (uint32_t)(chunk * S::CHUNK_BYTES)) % 16;
+    const uint8_t *from =
+        b->raw + chunk % S::CHUNKS * S::RAW_BYTES + ((int)threadIdx.x / per_row + i * apart) * S::PITCH;
+    uint32_t skew = IS_ALIGNED ? 0 : (b->skew[i] + (uint32_t)(chunk * S::CHUNK_BYTES)) % 16;
     uint32_t keep = !S::IS_RAGGED || step * S::K + part * 16 < b->n_cols ? 0xffffffffu : 0, x[8];
 
-    cu_half16<TYPE>::unpack(from, at, part % 2, a->books, x);
+    cu_half16<TYPE>::unpack(from, skew, at, part % 2, a->books, x);
     CU_UNROLL
     for (int e = 0; e < 2; e++) {
-        struct piece out = {{x[4 * e] & keep, x[4 * e + 1] & keep, x[4 * e + 2] & keep, x[4 * e + 3] & keep}};
-        *reinterpret_cast<struct piece *>(to + first_place<S>(per_row, 2 * part + e)) = out;
+        struct cu_piece out = {{x[4 * e] & keep, x[4 * e + 1] & keep, x[4 * e + 2] & keep, x[4 * e + 3] & keep}};
+        *reinterpret_cast<struct cu_piece *>(to + first_place<S>(per_row, 2 * part + e)) = out;
     }
 }
 
@@ -256,8 +256,8 @@ static __device__ inline void multiply(const uint16_t *x, const uint16_t *w, int
     CU_UNROLL
     for (int m = 0; m < S::M; m++)
         CU_UNROLL
-        for (int n = 0; n < S::N; n++)
-            cu_mma(acc[m][n], &fa[m], &fb[n]);
+    for (int n = 0; n < S::N; n++)
+        cu_mma(acc[m][n], &fa[m], &fb[n]);
 }
 
 struct alignas(8) two_floats {
@@ -304,8 +304,7 @@ static __device__ inline void write_tile(const struct cu_mat_args *a, const stru
 
 /* ---- the kernel ---- */
 
-template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared)
-{
+template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared) {
     struct block<S> b;
 
     b.k = cu_work_of(a);
@@ -330,8 +329,8 @@ template <typename S> static __device__ inline struct block<S> block_of(const st
 }
 
 /* What the first step needs; the last STAGES - 1 groups of copies are the first steps of x. */
-template <typename S, int TYPE>
-static __device__ inline void begin(const struct cu_mat_args *a, struct block<S> *b)
+template <typename S>
+static __device__ inline void begin(struct block<S> *b)
 {
     fetch_raw<S>(b, 0);
     cu_async_commit();
@@ -344,37 +343,51 @@ static __device__ inline void begin(const struct cu_mat_args *a, struct block<S>
     }
     cu_async_wait<S::STAGES - 1>();
     __syncthreads();
+}
+
+/* All steps: the sums of the warp's places from tok0 on and rows from row0 on. */
+template <typename S, int TYPE, bool IS_ALIGNED>
+static __device__ inline void steps(const struct cu_mat_args *a, struct block<S> *b, int row0, int tok0,
+                                    float acc[S::M][S::N][4])
+{
+    begin<S>(b);
     CU_UNROLL
     for (int i = 0; i < S::N_UNITS; i++)
-        dequantize<S, TYPE>(a, b, 0, i);
+        dequantize<S, TYPE, IS_ALIGNED>(a, b, 0, i);
+    for (int step = 0; step < b->n_step; step++) {
+        cu_async_wait<S::STAGES - 2>();
+        __syncthreads(); /* what this step reads is there, and nobody reads what the next lines write any more */
+        fetch_x<S>(b, step + S::STAGES - 1);
+        if ((step + 1) % S::STEPS == 0)
+            fetch_raw<S>(b, (step + 1) / S::STEPS + S::CHUNKS - 1);
+        cu_async_commit();
+        const uint16_t *x = b->x + step % S::STAGES * S::X_LEN + tok0 * S::K;
+        const uint16_t *w = b->w + step % 2 * S::W_LEN + row0 * S::K;
+        CU_UNROLL
+        for (int kk = 0; kk < S::K / 16; kk++) {
+            multiply<S>(x, w, kk, acc);
+            if (kk < S::N_UNITS)
+                dequantize<S, TYPE, IS_ALIGNED>(a, b, step + 1, kk);
+        }
+    }
+    cu_async_wait<0>();
 }
 
 template <int TYPE, bool MANY>
 static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(const struct cu_mat_args a)
 {
     typedef shape<TYPE, MANY> S;
-    CU_SHARED_DYN(char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
+    CU_SHARED_DYN(
+        char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
     struct block<S> b = block_of<S>(&a, shared);
-    int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS, tok0 = warp % S::WARPS_TOK * S::WARP_TOK;
+    int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS,
+        tok0 = warp % S::WARPS_TOK * S::WARP_TOK;
     float acc[S::M][S::N][4] = {};
 
-    begin<S, TYPE>(&a, &b);
-    for (int step = 0; step < b.n_step; step++) {
-        cu_async_wait<S::STAGES - 2>();
-        __syncthreads(); /* what this step reads is there, and nobody reads what the next lines write any more */
-        fetch_x<S>(&b, step + S::STAGES - 1);
-        if ((step + 1) % S::STEPS == 0)
-            fetch_raw<S>(&b, (step + 1) / S::STEPS + S::CHUNKS - 1);
-        cu_async_commit();
-        const uint16_t *x = b.x + step % S::STAGES * S::X_LEN + tok0 * S::K, *w = b.w + step % 2 * S::W_LEN + row0 * S::K;
-        CU_UNROLL
-        for (int kk = 0; kk < S::K / 16; kk++) {
-            multiply<S>(x, w, kk, acc);
-            if (kk < S::N_UNITS)
-                dequantize<S, TYPE>(&a, &b, step + 1, kk);
-        }
-    }
-    cu_async_wait<0>();
+    if (S::CAN_ALIGN && (reinterpret_cast<uintptr_t>(b.k.w) | a.w_stride) % 16 == 0)
+        steps<S, TYPE, S::CAN_ALIGN>(&a, &b, row0, tok0, acc);
+    else
+        steps<S, TYPE, false>(&a, &b, row0, tok0, acc);
     write_tile<S>(&a, &b, b.row0 + row0, tok0, acc);
 }
 
@@ -419,7 +432,7 @@ cudaError_t cu_gemm_prepare(const struct cu_card *card)
 {
     cudaError_t e = cudaSuccess;
 
-#define ALLOW(NAME)                                  \
+#define ALLOW(NAME)                               \
     e = e ? e : allow<QUANT_##NAME, false>(card); \
     e = e ? e : allow<QUANT_##NAME, true>(card);
     CU_QUANT_TYPES(ALLOW)

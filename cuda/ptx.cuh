@@ -1,5 +1,6 @@
-/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products, what loads and
- * packs their factors, and asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones there. */
+/* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products, what loads and packs
+ * their factors, and asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones
+ * there. */
 #ifndef FERRY_CUDA_PTX_CUH
 #define FERRY_CUDA_PTX_CUH
 

@@ -171,7 +171,8 @@ START_TEST(tiles_do_not_fit_the_card)
         ck_assert_int_eq(cu_gemm_tile_tok(&h100, weight_types[i], 1024, 512), CU_GEMM_TOK); /* 32 blocks for 132 */
         ck_assert_int_eq(cu_gemm_tile_tok(&laptop, weight_types[i], 64, 512), CU_GEMM_TOK);
     }
-    ck_assert_int_eq(cu_gemm_tile_tok(&laptop, QUANT_Q6_K, 4096, 512), CU_GEMM_TOK); /* more shared memory than it has */
+    ck_assert_int_eq(cu_gemm_tile_tok(&laptop, QUANT_Q6_K, 4096, 512),
+                     CU_GEMM_TOK); /* more shared memory than it has */
 }
 END_TEST
 
@@ -307,7 +308,8 @@ START_TEST(experts_by_tensor_cores_differ)
             away[e].w[i] = there(&p, experts[e].w[i]);
     }
     for (int part = 0; part < 2; part++) { /* the last one, then the others */
-        op.p.moe = (struct op_moe){c->k, OP_ACT_SILU, away + (part ? 0 : n_experts - 1), part ? n_experts - 1 : 1, slot};
+        op.p.moe =
+            (struct op_moe){c->k, OP_ACT_SILU, away + (part ? 0 : n_experts - 1), part ? n_experts - 1 : 1, slot};
         ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
     }
     float *got = mem_alloc(tensor_bytes(&y), MEM_OTHER);

@@ -813,11 +813,11 @@ cudaError_t cudaSetDevice(int device)
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
 {
     (void)device;
-    *value = attr == cudaDevAttrComputeCapabilityMajor ? 9
-             : attr == cudaDevAttrMultiProcessorCount  ? 4
-             : attr == cudaDevAttrL2CacheSize          ? 4096
+    *value = attr == cudaDevAttrComputeCapabilityMajor         ? 9
+             : attr == cudaDevAttrMultiProcessorCount          ? 4
+             : attr == cudaDevAttrL2CacheSize                  ? 4096
              : attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? EMU_MAX_SHARED
-                                                       : 0;
+                                                               : 0;
     return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 

@@ -109,7 +109,7 @@ bool emu_graph_takes(cudaStream_t stream, const struct emu_launch *launch);
 int emu_graph_n_live(void);
 void emu_grid_run(const struct emu_launch *launch);
 void emu_grid_allow(const void *kernel, size_t shared_bytes); /* so much to its blocks, from now on */
-uint32_t emu_random(uint32_t n); /* 0..n-1 */
+uint32_t emu_random(uint32_t n);                              /* 0..n-1 */
 void emu_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
 #ifdef __cplusplus

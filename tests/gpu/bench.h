@@ -17,7 +17,7 @@ struct bench {
     uint64_t dev_bytes, host_bytes;
     uint64_t cold_bytes; /* so much read between two visits leaves nothing of the first in the L2 cache */
     int n_multiprocessors;
-    struct cu_card card; /* for cu_gemm */
+    struct cu_card card;                                                                        /* for cu_gemm */
     double read_bytes_per_s, dp4a_ops_per_s, mma_flops_per_s, up_bytes_per_s, down_bytes_per_s; /* measured roofs */
     json_t *rows;                                                                               /* own */
 };

@@ -106,9 +106,7 @@ static int place_product(struct bench *b, enum quant_type type, int n_rows, int 
     p->a.dst = dst;
     p->a.dst_stride = n_rows;
     p->a.n_place = n_tok;
-    p->a.tile_tok = p->is_gemm   ? cu_gemm_tile_tok(&b->card, type, n_rows, n_tok)
-                    : n_tok == 1 ? 1
-                                 : CU_GEMM_INT_TOK;
+    p->a.tile_tok = p->is_gemm ? cu_gemm_tile_tok(&b->card, type, n_rows, n_tok) : n_tok == 1 ? 1 : CU_GEMM_INT_TOK;
     return bench_failed(p->is_gemm ? cu_half(&f, b->stream) : cu_act(&f, b->stream), "activations");
 }
 
