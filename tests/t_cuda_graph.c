@@ -247,13 +247,16 @@ static float *grow_and_go_back(float *out)
     return out + AGAIN * N_VOCAB;
 }
 
-/* Rows of a sequence, as many as n, into the batch. */
-static void add_rows(struct batch *b, struct cache_seq *seq, int first, int n, bool prompt)
+/* n rows more of a sequence into the batch. */
+static void add_rows(struct batch *b, struct cache_seq *seq, const int32_t *words, int n, bool prompt)
 {
-    int len = (int)cache_len(seq);
-
     ck_assert_int_eq(cache_reserve(seq, n), 0);
-    batch_add(b, seq, ids + first + len, n, len, 1, prompt);
+    batch_add(b, seq, words, n, (int32_t)cache_len(seq), 1, prompt);
+}
+
+static void run_batch(struct batch *b, const float **logits)
+{
+    ck_assert_msg(exec_run(rooms.exec, b, NULL, logits) == 0, "%s", err_text());
 }
 
 /* Steps of one row each of two sequences, which grow past a page's end at different times; every third step has but one of them. */
@@ -268,16 +271,16 @@ static float *step_together(float *out)
         int n = 45 + 7 * i;
         ck_assert_int_eq(cache_seq_make(rooms.cache, &seqs[i]), 0);
         batch_clear(&b);
-        add_rows(&b, seqs[i], 2 * i, n, true);
-        ck_assert_msg(exec_run(rooms.exec, &b, NULL, &logits) == 0, "%s", err_text());
+        add_rows(&b, seqs[i], ids + 2 * i, n, true);
+        run_batch(&b, &logits);
         cache_commit(seqs[i], n);
     }
     for (int step = 0; step < STEPS; step++) {
         int first = step % 3 == 1;
         batch_clear(&b);
         for (int i = first; i < 2; i++)
-            add_rows(&b, seqs[i], 2 * i, 1, false);
-        ck_assert_msg(exec_run(rooms.exec, &b, NULL, &logits) == 0, "%s", err_text());
+            add_rows(&b, seqs[i], ids + 2 * i + cache_len(seqs[i]), 1, false);
+        run_batch(&b, &logits);
         for (int i = first; i < 2; i++)
             cache_commit(seqs[i], 1);
         memcpy(out, logits, sizeof *out * N_VOCAB * (size_t)(2 - first));
@@ -379,6 +382,47 @@ START_TEST(token_takes_more_launches_than_the_host_has_decisions)
 }
 END_TEST
 
+/* Of two sequences the shorter one gets to its ninth page, for which its table needs more room: the longer one tells how attention is
+ * launched, so no launch is another. */
+START_TEST(page_of_a_shorter_sequence_changes_launches)
+{
+    enum { CHUNK = 46 };
+    static const int len[2] = {12 * CHUNK, 11 * CHUNK}; /* 552 and 506 */
+    struct rooms_args a = {.name = "llama", .quarters = 4, .io = PLAN_IO_PREAD, .n_ctx = 640, .n_seq = 3};
+    struct cache_seq *seqs[2];
+    const float *logits;
+    struct batch b;
+
+    make_rooms(&a);
+    ck_assert_int_eq(batch_init(&b, 64, 2), 0);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(cache_seq_make(rooms.cache, &seqs[i]), 0);
+        for (int n = 0; n < len[i]; n += CHUNK) {
+            batch_clear(&b);
+            add_rows(&b, seqs[i], ids + i, CHUNK, true);
+            run_batch(&b, &logits);
+            cache_commit(seqs[i], CHUNK);
+        }
+    }
+    for (int step = 0; step < 12; step++) {
+        uint64_t launches = launches_now();
+        batch_clear(&b);
+        for (int i = 0; i < 2; i++)
+            add_rows(&b, seqs[i], ids + step, 1, false);
+        run_batch(&b, &logits);
+        for (int i = 0; i < 2; i++)
+            cache_commit(seqs[i], 1);
+        if (step > 0)
+            ck_assert_uint_eq(launches_now() - launches, 2);
+    }
+    ck_assert_int_gt((int)cache_len(seqs[1]), SEGMENT_TOK);
+    for (int i = 0; i < 2; i++)
+        cache_seq_free(seqs[i]);
+    batch_done(&b);
+    leave_rooms();
+}
+END_TEST
+
 /* Every call of a token fails once, while its graphs are new and when they are old: it is told or gone round, and the next token is
  * right. */
 START_TEST(failed_call_spoils_later_tokens)
@@ -431,6 +475,7 @@ int main(void)
     tcase_add_loop_test(engines, graphs_change_bits, 0, 4);
     tcase_add_test(engines, graphs_change_bits_when_experts_move);
     tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
+    tcase_add_test(engines, page_of_a_shorter_sequence_changes_launches);
     tcase_add_loop_test(engines, failed_call_spoils_later_tokens, 0, 2);
     suite_add_tcase(suite, tc);
     suite_add_tcase(suite, engines);
