@@ -3,6 +3,7 @@
 #include "tests/cuda_pair.h"
 
 #include "cuda/launch.h"
+#include "quant/iq_grid.h"
 #include "src/base/size.h"
 
 /* ---- one matrix ---- */
@@ -82,39 +83,100 @@ START_TEST(tensor_cores_lose_their_place_in_long_rows)
 }
 END_TEST
 
+/* The launchers themselves, with the tile that is asked for: which one an op gets depends on the card. room: halves of x, then books. */
+static void multiply(struct pair *p, const struct tensor *w, const struct tensor *x, const struct tensor *y, char *room,
+                     int tile_tok)
+{
+    const uint64_t x_bytes = cu_half_bytes(w->ne[0]);
+    struct cu_act_args h = {.act = QUANT_ACT_F32, .n_rows = (int)x->ne[1], .width = w->ne[0], .x = there(p, x->data)};
+    struct cu_mat_args m = {.type = w->type, .w = there(p, w->data), .w_stride = w->stride[1], .n_cols = w->ne[0]};
+    cudaStream_t stream;
+
+    h.x_stride = (int64_t)(x->stride[1] / sizeof(float));
+    h.out = there(p, room + sizeof(struct cu_books));
+    h.out_stride = x_bytes;
+    m.books = there(p, room);
+    m.n_rows = (int)w->ne[1];
+    m.x = h.out;
+    m.x_stride = x_bytes;
+    m.dst = there(p, y->data);
+    m.dst_stride = (int64_t)(y->stride[1] / sizeof(float));
+    m.n_place = (int)x->ne[1];
+    m.tile_tok = tile_tok;
+    ck_assert_int_eq(p->cuda->ops->sync(p->cuda), 0); /* what was mirrored is there */
+    ck_assert_int_eq(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    ck_assert_int_eq(cu_half(&h, stream), cudaSuccess);
+    ck_assert_int_eq(cu_gemm(&m, stream), cudaSuccess);
+    ck_assert_int_eq(cudaStreamSynchronize(stream), cudaSuccess);
+    ck_assert_int_eq(cudaStreamDestroy(stream), cudaSuccess);
+}
+
+static bool has_large_tiles(enum quant_type type)
+{
+    struct cu_card card = {.n_multiprocessors = 1};
+
+    ck_assert_int_eq(cudaDeviceGetAttribute(&card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), 0);
+    return cu_gemm_tile_tok(&card, type, 128, 128) == CU_GEMM_TOK_MANY;
+}
+
+static char *make_room(uint64_t halves_bytes)
+{
+    char *room = mem_zalloc(1, sizeof(struct cu_books) + halves_bytes, MEM_OTHER);
+    struct cu_books *books = (struct cu_books *)(void *)room;
+
+    memcpy(books->iq2_xxs, iq_grid_iq2_xxs, sizeof books->iq2_xxs);
+    memcpy(books->iq2_xs, iq_grid_iq2_xs, sizeof books->iq2_xs);
+    memcpy(books->iq2_s, iq_grid_iq2_s, sizeof books->iq2_s);
+    memcpy(books->iq1_s, iq_grid_iq1_s, sizeof books->iq1_s);
+    memcpy(books->iq3_xxs, iq_grid_iq3_xxs, sizeof books->iq3_xxs);
+    memcpy(books->iq3_s, iq_grid_iq3_s, sizeof books->iq3_s);
+    return room;
+}
+
+static void check_picked(const struct tensor *w, const struct tensor *y, int first, const char *what)
+{
+    for (int64_t r = 0; r < w->ne[1]; r++) {
+        float *row = t_row_floats(w, 0, r);
+        for (int64_t t = 0; t < y->ne[1]; t++) {
+            int64_t col = (first + t) % w->ne[0];
+            float is = t_f32(y, t)[r], should = quant_f16_to_f32(quant_f32_to_f16(row[col]));
+            ck_assert_msg(is == should, "%s: element %d of row %d: %.9g instead of %.9g", what, (int)col, (int)r,
+                          (double)is, (double)should);
+        }
+        mem_free(row);
+    }
+}
+
 /* x picks one column for each token, so that results are the weights as halves. The matrix begins `skew` bytes behind where an
  * allocation does, and ends where it ends. */
 static void picked_weights(enum quant_type type, int64_t n_cols, int64_t n_rows, int n_tok, int first, uint64_t skew)
 {
     struct tensor w = t_codes(type, n_cols, n_rows, 1), moved_w = w, x = t_make(QUANT_F32, n_cols, n_tok, 1),
                   y = t_make(QUANT_F32, n_rows, n_tok, 1);
-    struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&moved_w}, .n_w = 1};
-    uint64_t bytes = tensor_bytes(&w) + skew;
-    char *room = mem_alloc(bytes, MEM_OTHER);
+    const uint64_t bytes = tensor_bytes(&w) + skew, halves_bytes = (uint64_t)n_tok * cu_half_bytes(n_cols);
+    char *matrix = mem_zalloc(1, bytes, MEM_OTHER), *room = make_room(halves_bytes), what[80];
     struct pair p = pair_open(DEVICE_PREFILL_BLAS);
 
-    memcpy(room + skew, w.data, tensor_bytes(&w));
-    memset(room, 0, skew);
-    moved_w.data = room + skew;
+    memcpy(matrix + skew, w.data, tensor_bytes(&w));
+    moved_w.data = matrix + skew;
     memset(x.data, 0, tensor_bytes(&x));
     for (int t = 0; t < n_tok; t++)
         t_f32(&x, t)[(first + t) % n_cols] = 1;
-    mirror(&p, room, bytes);
+    mirror(&p, matrix, bytes);
+    mirror(&p, room, sizeof(struct cu_books) + halves_bytes);
     mirror_tensor(&p, &x);
     mirror_tensor(&p, &y);
-    ck_assert_msg(run_there(&p, &op, 1, &(struct rows){.n = n_tok, .n_prompt = n_tok}) == 0, "%s", err_text());
-    ck_assert_int_eq(p.cuda->ops->download(p.cuda, y.data, there(&p, y.data), tensor_bytes(&y)), 0);
-    for (int64_t r = 0; r < n_rows; r++) {
-        float *row = t_row_floats(&w, 0, r);
-        for (int t = 0; t < n_tok; t++) {
-            float is = t_f32(&y, t)[r], should = quant_f16_to_f32(quant_f32_to_f16(row[(first + t) % n_cols]));
-            ck_assert_msg(is == should, "%s: element %d of row %d, %d bytes askew: %.9g instead of %.9g",
-                          quant_info((int)type)->name, (int)((first + t) % n_cols), (int)r, (int)skew, (double)is,
-                          (double)should);
-        }
-        mem_free(row);
+    for (int is_large = 0; is_large < (has_large_tiles(type) ? 2 : 1); is_large++) {
+        memset(y.data, 0xff, tensor_bytes(&y));
+        ck_assert_int_eq(p.cuda->ops->upload(p.cuda, there(&p, y.data), y.data, tensor_bytes(&y)), 0);
+        multiply(&p, &moved_w, &x, &y, room, is_large ? CU_GEMM_TOK_MANY : CU_GEMM_TOK);
+        ck_assert_int_eq(p.cuda->ops->download(p.cuda, y.data, there(&p, y.data), tensor_bytes(&y)), 0);
+        snprintf(what, sizeof what, "%s, %d bytes askew, %s tiles", quant_info((int)type)->name, (int)skew,
+                 is_large ? "large" : "small");
+        check_picked(&w, &y, first, what);
     }
     pair_close(&p);
+    mem_free(matrix);
     mem_free(room);
     t_free(&w);
     t_free(&x);
@@ -127,38 +189,39 @@ START_TEST(a_weight_is_rounded_twice_or_not_the_one_that_was_meant)
     const struct quant_info *info = quant_info((int)type);
     uint64_t step = type == QUANT_F32 ? 4 : type == QUANT_MXFP4 ? 1 : 2;
 
-    picked_weights(type, 256, 130, 224, 0, 0); /* large tiles */
-    picked_weights(type, 256, 130, 224, 100, 7 * step);
-    picked_weights(type, 512, 7, 64, 224, 3 * step); /* small ones */
-    picked_weights(type, info->block_len > 32 ? 256 : 96, 65, 64, 40, step);
+    picked_weights(type, 256, 130, 200, 0, 0);
+    picked_weights(type, 512, 65, 130, 224, 7 * step);
+    picked_weights(type, info->block_len > 32 ? 256 : 96, 65, 64, 40, 3 * step);
 }
 END_TEST
 
-/* The same sums whatever the tile: a row of few prompt rows has the bits it has among many. */
+/* The same sums whatever the tile, and whatever rows stand beside: small tiles get the first rows only. */
 START_TEST(bits_depend_on_the_tile)
 {
-    const struct cu_card card = {4, EMU_MAX_SHARED};
-    struct tensor w = t_codes(QUANT_Q6_K, 512, 130, 1), x = t_make(QUANT_F32, 512, 130, 1),
-                  y = t_make(QUANT_F32, 130, 130, 1), few = t_make(QUANT_F32, 130, 130, 1);
-    struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1};
+    struct tensor w = t_codes(QUANT_Q8_0, 480, 130, 1), x = t_make(QUANT_F32, 480, 130, 1),
+                  y[2] = {t_make(QUANT_F32, 130, 130, 1), t_make(QUANT_F32, 130, 130, 1)}, few = x;
+    const uint64_t halves_bytes = 130 * cu_half_bytes(480);
+    char *room = make_room(halves_bytes);
     struct pair p = pair_open(DEVICE_PREFILL_BLAS);
 
-    ck_assert_int_eq(cu_gemm_tile_tok(&card, QUANT_Q6_K, 130, 130), CU_GEMM_TOK_MANY);
-    ck_assert_int_eq(cu_gemm_tile_tok(&card, QUANT_Q6_K, 130, 40), CU_GEMM_TOK);
-    mirror_ops(&p, &op, 1);
-    mirror_tensor(&p, &few);
-    ck_assert_int_eq(run_there(&p, &op, 1, &(struct rows){.n = 130, .n_prompt = 130}), 0);
-    op.dst[0] = &few;
-    ck_assert_int_eq(run_there(&p, &op, 1, &(struct rows){.n = 40, .n_prompt = 40}), 0);
-    ck_assert_int_eq(p.cuda->ops->download(p.cuda, y.data, there(&p, y.data), tensor_bytes(&y)), 0);
-    ck_assert_int_eq(p.cuda->ops->download(p.cuda, few.data, there(&p, few.data), tensor_bytes(&few)), 0);
+    few.ne[1] = 40;
+    mirror(&p, room, sizeof(struct cu_books) + halves_bytes);
+    mirror_tensor(&p, &w);
+    mirror_tensor(&p, &x);
+    for (int i = 0; i < 2; i++) {
+        mirror_tensor(&p, &y[i]);
+        multiply(&p, &w, i ? &few : &x, &y[i], room,
+                 i == 0 && has_large_tiles(QUANT_Q8_0) ? CU_GEMM_TOK_MANY : CU_GEMM_TOK);
+        ck_assert_int_eq(p.cuda->ops->download(p.cuda, y[i].data, there(&p, y[i].data), tensor_bytes(&y[i])), 0);
+    }
     for (int t = 0; t < 40; t++)
-        ck_assert_mem_eq(t_f32(&few, t), t_f32(&y, t), 130 * sizeof(float));
+        ck_assert_mem_eq(t_f32(&y[0], t), t_f32(&y[1], t), 130 * sizeof(float));
     pair_close(&p);
+    mem_free(room);
     t_free(&w);
     t_free(&x);
-    t_free(&y);
-    t_free(&few);
+    t_free(&y[0]);
+    t_free(&y[1]);
 }
 END_TEST
 
