@@ -234,7 +234,7 @@ struct block {
     const void *const *page; /* of that sequence */
 };
 
-template <int N> static __device__ inline struct table<N> *table_of(const struct block *b)
+template <int N> static __device__ inline table<N> *table_of(const struct block *b)
 {
     return reinterpret_cast<struct table<N> *>(b->shared);
 }
@@ -495,8 +495,7 @@ template <int N, int W> static __device__ inline void score_tile(const struct bl
         for (int i = 0; i < c::K_SCORE; i++) {
             int in_tile = pass + key0 + i * c::K_GROUPS, key = k0 + in_tile;
             if (in_tile < tile_keys)
-                table_of<N>(b)->p[v * P_STRIDE + key] =
-                    key >= begin && key < end ? score_of(p, sum[i]) : -CU_INFINITY;
+                table_of<N>(b)->p[v * P_STRIDE + key] = key >= begin && key < end ? score_of(p, sum[i]) : -CU_INFINITY;
         }
     }
 }
@@ -529,7 +528,8 @@ template <int Q, int N> static __device__ inline void weigh_some(const struct bl
         high[i] = cu_exp(high[i] - m[i]);
         t->p[(v0 + i * n_warps) * P_STRIDE + lane] = low[i];
         t->p[(v0 + i * n_warps) * P_STRIDE + lane + 32] = high[i];
-        float low_16 = cu_shfl_xor(low[i], 16), high_16 = cu_shfl_xor(high[i], 16); /* of the key 16 behind, or before */
+        float low_16 = cu_shfl_xor(low[i], 16),
+              high_16 = cu_shfl_xor(high[i], 16); /* of the key 16 behind, or before */
         sum[i] = low[i] + low_16;
         sum[i] += lane < 16 ? high[i] : high_16;
         sum[i] += lane < 16 ? high_16 : high[i];
@@ -612,11 +612,11 @@ static __device__ inline void add_tile(const struct block *b, int first, int k0,
             struct cu_floats<c::VEC> x[4];
             CU_UNROLL
             for (int at = 0; at < 4; at++)
-                x[at] = *reinterpret_cast<const struct cu_floats<c::VEC> *>(rows + at * W + g * c::COL_THREADS * c::VEC);
+                x[at] =
+                    *reinterpret_cast<const struct cu_floats<c::VEC> *>(rows + at * W + g * c::COL_THREADS * c::VEC);
             CU_UNROLL
             for (int i = 0; i < c::Q_VALUE; i++) {
-                struct cu_floats<4> w =
-                    *reinterpret_cast<const struct cu_floats<4> *>(p + i * c::V_GROUPS * P_STRIDE);
+                struct cu_floats<4> w = *reinterpret_cast<const struct cu_floats<4> *>(p + i * c::V_GROUPS * P_STRIDE);
                 int begin = 0, end = 0;
                 if (!IS_WHOLE)
                     sees(b, table_of<N>(b)->pos[mine.query(i)], first, &begin, &end);
@@ -710,7 +710,8 @@ static __device__ inline float *dst_of(const struct block *b, int v)
 }
 
 /* Merge the segment into the sum, whose o lies in dst, and begin anew; rows that saw nothing of it stay. is_last: divide. */
-template <int N, int W> static __device__ inline void end_segment(const struct block *b, struct part<N, W> *o, bool is_last)
+template <int N, int W>
+static __device__ inline void end_segment(const struct block *b, struct part<N, W> *o, bool is_last)
 {
     typedef cut<N, W> c;
     struct table<N> *t = table_of<N>(b);
@@ -904,11 +905,13 @@ template <int TYPE, int N, int W> static cudaError_t launch(const struct job *j,
 
 template <int TYPE, int N> static cudaError_t launch_width(const struct job *j, dim3 grid, cudaStream_t stream)
 {
+    const int narrow = N < MAX_Q ? N : 16; /* 32 queries of 256 columns never fit */
+
     if (j->shape.width == 64)
         return launch<TYPE, N, 64>(j, grid, stream);
     if (j->shape.width == 128 || N == MAX_Q)
         return launch<TYPE, N, 128>(j, grid, stream);
-    return launch<TYPE, N < MAX_Q ? N : 16, 256>(j, grid, stream);
+    return launch<TYPE, narrow, 256>(j, grid, stream);
 }
 
 template <int TYPE> static cudaError_t launch_type(const struct job *j, dim3 grid, cudaStream_t stream)
@@ -927,7 +930,8 @@ template <int TYPE> static cudaError_t launch_type(const struct job *j, dim3 gri
 
 cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
 {
-    const int n_tiles = 8; /* at least, where there are as many rows: small tiles beside each other finish before one large one */
+    const int n_tiles =
+        8; /* at least, where there are as many rows: small tiles beside each other finish before one large one */
     int most = larger(a->n / n_tiles, 1);
     struct job j = {*a, {}, a->p.n_head / a->p.n_head_kv};
 
