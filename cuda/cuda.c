@@ -76,8 +76,8 @@ static cudaError_t choose(const struct cuda *c)
 static int dev_alloc(struct device *dev, uint64_t bytes, void **out)
 {
     cudaError_t e = choose(cuda_of(dev));
-    if (!e)
-        e = cudaMalloc(out, bytes);
+    if (!e) /* kernels read words of which the last bytes may be nobody's */
+        e = cudaMalloc(out, size_up(bytes, 16));
     if (!e)
         return 0;
     *out = NULL;

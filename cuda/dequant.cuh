@@ -36,11 +36,6 @@ static __device__ inline uint32_t cu_u32(const uint8_t *p)
     return cu_u16(p) | cu_u16(p + 2) << 16;
 }
 
-static __device__ inline uint32_t cu_u32_bytes(const uint8_t *p)
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
 static __device__ inline float cu_half_at(const uint8_t *p)
 {
     return cu_half_to_f32((uint16_t)cu_u16(p));
@@ -62,10 +57,15 @@ static __device__ inline uint32_t cu_signed4(uint32_t magnitudes, uint32_t signs
 }
 
 /* 16 bytes of nibbles: low ones are elements 0..15, high ones 16..31. */
-static __device__ inline void cu_nibbles(uint32_t word, int i, uint32_t *q)
+static __device__ inline void cu_nibbles16(const uint8_t *p, uint32_t *q)
 {
-    q[i] = word & 0x0f0f0f0fu;
-    q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+    uint32_t words[4];
+
+    cu_load_words<4>(p, words);
+    for (int i = 0; i < 4; i++) {
+        q[i] = words[i] & 0x0f0f0f0fu;
+        q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+    }
 }
 
 /* 16 signed bytes, by fours: what the nibbles of some types stand for. */
@@ -96,6 +96,16 @@ template <int TYPE> static __device__ inline void cu_levels8(uint32_t nibbles, u
     uint32_t first = cu_levels4<TYPE>(nibbles), last = cu_levels4<TYPE>(nibbles >> 16);
     *low = cu_byte_perm(first, last, 0x6420u);
     *high = cu_byte_perm(first, last, 0x7531u);
+}
+
+/* Of 16 bytes at p. */
+template <int TYPE> static __device__ inline void cu_levels16(const uint8_t *p, uint32_t *q)
+{
+    uint32_t words[4];
+
+    cu_load_words<4>(p, words);
+    for (int i = 0; i < 4; i++)
+        cu_levels8<TYPE>(words[i], q + i, q + i + 4);
 }
 
 /* Sign bits of 8 elements from 7: the eighth makes their number even. */
@@ -134,8 +144,7 @@ CU_BLOCK(Q4_0, 32, 18, 0, CU_SECOND_NONE)
     (void)g, (void)books;
     cu_no_factors(out);
     out->d = cu_half_at(b);
-    for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32(b + 2 + 4 * i), i, out->q);
+    cu_nibbles16(b + 2, out->q);
     for (int i = 0; i < 8; i++)
         out->q[i] = cu_sub4(out->q[i], 0x08080808u);
 }
@@ -146,16 +155,14 @@ CU_BLOCK(Q4_1, 32, 20, 0, CU_SECOND_MIN)
     cu_no_factors(out);
     out->d = cu_half_at(b);
     out->m = cu_half_at(b + 2);
-    for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32(b + 4 + 4 * i), i, out->q);
+    cu_nibbles16(b + 4, out->q);
 }
 
 /* Codes of 5 bits: the fifth bits of all, then nibbles. */
 static __device__ inline void cu_five_bits(const uint8_t *qh, uint32_t *q)
 {
     uint32_t high = cu_u32(qh);
-    for (int i = 0; i < 4; i++)
-        cu_nibbles(cu_u32(qh + 4 + 4 * i), i, q);
+    cu_nibbles16(qh + 4, q);
     for (int i = 0; i < 8; i++)
         q[i] |= cu_spread4(high >> 4 * i) << 4;
 }
@@ -184,8 +191,7 @@ CU_BLOCK(Q8_0, 32, 34, 0, CU_SECOND_NONE)
     (void)g, (void)books;
     cu_no_factors(out);
     out->d = cu_half_at(b);
-    for (int i = 0; i < 8; i++)
-        out->q[i] = cu_u32(b + 2 + 4 * i);
+    cu_load_words<8>(b + 2, out->q);
 }
 
 CU_BLOCK(IQ4_NL, 32, 18, 0, CU_SECOND_NONE)
@@ -193,8 +199,7 @@ CU_BLOCK(IQ4_NL, 32, 18, 0, CU_SECOND_NONE)
     (void)g, (void)books;
     cu_no_factors(out);
     out->d = cu_half_at(b);
-    for (int i = 0; i < 4; i++)
-        cu_levels8<QUANT_IQ4_NL>(cu_u32(b + 2 + 4 * i), out->q + i, out->q + i + 4);
+    cu_levels16<QUANT_IQ4_NL>(b + 2, out->q);
 }
 
 /* Half of 2^(e - 127): levels are doubled. */
@@ -208,8 +213,7 @@ CU_BLOCK(MXFP4, 32, 17, 0, CU_SECOND_NONE)
     (void)g, (void)books;
     cu_no_factors(out);
     out->d = cu_e8m0_half(b[0]);
-    for (int i = 0; i < 4; i++)
-        cu_levels8<QUANT_MXFP4>(cu_u32_bytes(b + 1 + 4 * i), out->q + i, out->q + i + 4);
+    cu_levels16<QUANT_MXFP4>(b + 1, out->q);
 }
 
 /* Half of an unsigned E4M3; its NaN counts as 0. */
@@ -237,9 +241,11 @@ CU_BLOCK(NVFP4, 64, 36, 0, CU_SECOND_HALF)
 /* ---- super-blocks of 256 ---- */
 
 /* 32 codes of 2 bits of group g, as Q2_K, Q3_K and TQ2_0 have them. */
-static __device__ inline uint32_t cu_crumbs(const uint8_t *qs, int g, int i)
+static __device__ inline void cu_crumbs(const uint8_t *qs, int g, uint32_t *q)
 {
-    return cu_u32(qs + g / 4 * 32 + 4 * i) >> g % 4 * 2 & 0x03030303u;
+    cu_load_words<8>(qs + g / 4 * 32, q);
+    for (int i = 0; i < 8; i++)
+        q[i] = q[i] >> g % 4 * 2 & 0x03030303u;
 }
 
 CU_BLOCK(Q2_K, 256, 84, 1, CU_SECOND_MIN)
@@ -251,8 +257,7 @@ CU_BLOCK(Q2_K, 256, 84, 1, CU_SECOND_MIN)
         out->scale[j] = b[2 * g + j] & 15;
         out->min[j] = b[2 * g + j] >> 4;
     }
-    for (int i = 0; i < 8; i++)
-        out->q[i] = cu_crumbs(b + 16, g, i);
+    cu_crumbs(b + 16, g, out->q);
 }
 
 CU_BLOCK(Q3_K, 256, 110, 1, CU_SECOND_NONE)
@@ -266,13 +271,25 @@ CU_BLOCK(Q3_K, 256, 110, 1, CU_SECOND_NONE)
         int low = at < 8 ? scales[at] & 15 : scales[at - 8] >> 4;
         out->scale[j] = (low | (scales[8 + at % 4] >> at / 4 * 2 & 3) << 4) - 32;
     }
-    for (int i = 0; i < 8; i++) {
-        uint32_t high = cu_u32(b + 4 * i) >> g & 0x01010101u;
-        out->q[i] = cu_sub4(cu_crumbs(b + 32, g, i) | high << 2, 0x04040404u);
-    }
+    uint32_t high[8];
+    cu_load_words<8>(b, high);
+    cu_crumbs(b + 32, g, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_sub4(out->q[i] | (high[i] >> g & 0x01010101u) << 2, 0x04040404u);
 }
 
-/* Scale and minimum of Q4_K and Q5_K. */
+/* Scales and minima of groups 2p and 2p + 1, each in a byte, out of the 12 bytes that Q4_K and Q5_K have: six bits each, those of the
+ * later groups in two parts. */
+static __device__ inline void cu_scale_min_pair(const uint32_t *s, int p, uint32_t *scale, uint32_t *min)
+{
+    int shift = p % 2 * 16;
+    uint32_t low = s[0] >> shift, mid = s[1] >> shift, late = s[2] >> shift;
+
+    *scale = p < 2 ? low & 0x3f3f : (late & 0x0f0f) | (low >> 2 & 0x3030);
+    *min = p < 2 ? mid & 0x3f3f : (late >> 4 & 0x0f0f) | (mid >> 2 & 0x3030);
+}
+
+/* Of one group, byte by byte. */
 static __device__ inline void cu_scale_min_k4(const uint8_t *s, int g, struct cu_group *out)
 {
     int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
@@ -281,25 +298,37 @@ static __device__ inline void cu_scale_min_k4(const uint8_t *s, int g, struct cu
     out->min[0] = out->min[1] = min;
 }
 
+/* All of Q4_K's and Q5_K's group g but the codes. */
+static __device__ inline void cu_head_k45(const uint8_t *b, int g, struct cu_group *out)
+{
+    struct cu_word16 head = cu_load16(b);
+    uint32_t scale, min;
+
+    out->d = cu_half_to_f32((uint16_t)head.x[0]);
+    out->m = -cu_half_to_f32((uint16_t)(head.x[0] >> 16));
+    cu_scale_min_pair(head.x + 1, g / 2, &scale, &min);
+    out->scale[0] = out->scale[1] = (int)(scale >> g % 2 * 8 & 255);
+    out->min[0] = out->min[1] = (int)(min >> g % 2 * 8 & 255);
+}
+
 CU_BLOCK(Q4_K, 256, 144, 1, CU_SECOND_MIN)
 {
     (void)books;
-    out->d = cu_half_at(b);
-    out->m = -cu_half_at(b + 2);
-    cu_scale_min_k4(b + 4, g, out);
+    cu_head_k45(b, g, out);
+    cu_load_wide<8>(b + 16 + g / 2 * 32, out->q);
     for (int i = 0; i < 8; i++)
-        out->q[i] = cu_u32(b + 16 + g / 2 * 32 + 4 * i) >> g % 2 * 4 & 0x0f0f0f0fu;
+        out->q[i] = out->q[i] >> g % 2 * 4 & 0x0f0f0f0fu;
 }
 
 CU_BLOCK(Q5_K, 256, 176, 1, CU_SECOND_MIN)
 {
     (void)books;
-    out->d = cu_half_at(b);
-    out->m = -cu_half_at(b + 2);
-    cu_scale_min_k4(b + 4, g, out);
+    uint32_t fifth[8];
+    cu_head_k45(b, g, out);
+    cu_load_wide<8>(b + 16, fifth);
+    cu_load_wide<8>(b + 48 + g / 2 * 32, out->q);
     for (int i = 0; i < 8; i++)
-        out->q[i] = (cu_u32(b + 48 + g / 2 * 32 + 4 * i) >> g % 2 * 4 & 0x0f0f0f0fu) |
-                    (cu_u32(b + 16 + 4 * i) >> g & 0x01010101u) << 4;
+        out->q[i] = (out->q[i] >> g % 2 * 4 & 0x0f0f0f0fu) | (fifth[i] >> g & 0x01010101u) << 4;
 }
 
 CU_BLOCK(Q6_K, 256, 210, 1, CU_SECOND_NONE)
@@ -309,10 +338,11 @@ CU_BLOCK(Q6_K, 256, 210, 1, CU_SECOND_NONE)
     out->d = cu_half_at(b + 208);
     for (int j = 0; j < 2; j++)
         out->scale[j] = (int8_t)b[192 + 2 * g + j];
-    for (int i = 0; i < 8; i++) {
-        uint32_t low = cu_u32(b + g / 4 * 64 + g % 2 * 32 + 4 * i) >> g % 4 / 2 * 4 & 0x0f0f0f0fu;
-        out->q[i] = cu_sub4(low | cu_crumbs(b + 128, g, i) << 4, 0x20202020u);
-    }
+    uint32_t low[8];
+    cu_load_words<8>(b + g / 4 * 64 + g % 2 * 32, low);
+    cu_crumbs(b + 128, g, out->q);
+    for (int i = 0; i < 8; i++)
+        out->q[i] = cu_sub4((low[i] >> g % 4 / 2 * 4 & 0x0f0f0f0fu) | out->q[i] << 4, 0x20202020u);
 }
 
 /* 8 codes at q[at], q[at + 1] from a book's row and sign bits. */
@@ -419,8 +449,7 @@ CU_BLOCK(IQ4_XS, 256, 136, 1, CU_SECOND_NONE)
     out->d = cu_half_at(b);
     int low = b[4 + g / 2] >> g % 2 * 4 & 15;
     cu_one_scale(out, (low | (int)(cu_u16(b + 2) >> 2 * g & 3) << 4) - 32);
-    for (int i = 0; i < 4; i++)
-        cu_levels8<QUANT_IQ4_NL>(cu_load_word(b + 8 + g * 16 + 4 * i), out->q + i, out->q + i + 4);
+    cu_levels16<QUANT_IQ4_NL>(b + 8 + 16 * g, out->q);
 }
 
 /* Element e of TQ1_0: a digit of base 3 of a byte that is a fraction of 256. */
@@ -449,8 +478,9 @@ CU_BLOCK(TQ2_0, 256, 66, 1, CU_SECOND_NONE)
     (void)books;
     cu_no_factors(out);
     out->d = cu_half_at(b + 64);
+    cu_crumbs(b, g, out->q);
     for (int i = 0; i < 8; i++)
-        out->q[i] = cu_sub4(cu_crumbs(b, g, i), 0x01010101u);
+        out->q[i] = cu_sub4(out->q[i], 0x01010101u);
 }
 
 /* clang-format off */

@@ -79,6 +79,8 @@ static inline cudaError_t cu_launch(void (*kernel)(A), dim3 grid, dim3 block, si
 #define CU_BOUNDS(n_threads, n_blocks) __launch_bounds__(n_threads, n_blocks)
 
 #define CU_ALL_LANES 0xffffffffu
+/* The pointer, of which the compiler learns that it is one into device memory: one that was read from there could be any. */
+#define CU_GLOBAL(p) (__builtin_assume(__isGlobal(p)), p)
 /* Before a loop whose body stands as often as it runs; or so many times. */
 #define CU_UNROLL _Pragma("unroll")
 #define CU_UNROLL_BY(n) CU_PRAGMA(unroll n)
@@ -110,35 +112,15 @@ static __device__ inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t 
     return __byte_perm(a, b, which);
 }
 
-/* 4 or 16 bytes that nobody writes while the kernel runs; as many divide the address. */
-static __device__ inline uint32_t cu_load_word(const void *p)
-{
-    return __ldg(static_cast<const uint32_t *>(p));
-}
-
-static __device__ inline struct cu_word16 cu_load16(const void *p)
-{
-    uint4 x = __ldg(static_cast<const uint4 *>(p));
-    struct cu_word16 w = {{x.x, x.y, x.z, x.w}};
-    return w;
-}
-
-static __device__ inline void cu_load8(const void *p, uint32_t *out)
-{
-    uint2 x = __ldg(static_cast<const uint2 *>(p));
-    out[0] = x.x;
-    out[1] = x.y;
-}
-
 /* N words at any address: those that hold them, shifted together. Bytes beside them in the outer words are read, too. */
 template <int N> static __device__ inline void cu_load_words(const uint8_t *p, uint32_t *out)
 {
     unsigned shift = (unsigned)(reinterpret_cast<uintptr_t>(p) & 3) * 8;
     const uint32_t *from = reinterpret_cast<const uint32_t *>(p - shift / 8);
-    uint32_t word = __ldg(from);
+    uint32_t word = from[0];
     CU_UNROLL
     for (int i = 0; i < N; i++) {
-        uint32_t next = i < N - 1 || shift ? __ldg(from + i + 1) : 0;
+        uint32_t next = i < N - 1 || shift ? from[i + 1] : 0;
         out[i] = __funnelshift_r(word, next, shift);
         word = next;
     }
@@ -167,6 +149,7 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define CU_BOUNDS(n_threads, n_blocks)
+#define CU_GLOBAL(p) (p)
 #define CU_UNROLL
 #define CU_UNROLL_BY(n)
 
@@ -242,22 +225,6 @@ static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
     return out;
 }
 
-static inline uint32_t cu_load_word(const void *p)
-{
-    return *static_cast<const uint32_t *>(p);
-}
-
-static inline struct cu_word16 cu_load16(const void *p)
-{
-    return *static_cast<const struct cu_word16 *>(p);
-}
-
-static inline void cu_load8(const void *p, uint32_t *out)
-{
-    for (int i = 0; i < 2; i++)
-        out[i] = static_cast<const uint32_t *>(p)[i];
-}
-
 template <int N> static inline void cu_load_words(const uint8_t *p, uint32_t *out)
 {
     memcpy(out, p, 4 * N);
@@ -292,6 +259,26 @@ static __device__ inline uint32_t cu_bits_of_f32(float x)
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
+}
+
+/* 4 bytes, 8, or 16; as many divide the address. */
+static __device__ inline uint32_t cu_load_word(const void *p)
+{
+    return *static_cast<const uint32_t *>(p);
+}
+
+static __device__ inline void cu_load8(const void *p, uint32_t *out)
+{
+    struct alignas(8) two {
+        uint32_t x[2];
+    } w = *static_cast<const struct two *>(p);
+    out[0] = w.x[0];
+    out[1] = w.x[1];
+}
+
+static __device__ inline struct cu_word16 cu_load16(const void *p)
+{
+    return *static_cast<const struct cu_word16 *>(p);
 }
 
 /* An even number N of words at an address that 8 divides, or 16 where N is 4 or more. */

@@ -43,8 +43,8 @@ struct stage {
     alignas(16) uint8_t w[ROWS][STRIDE], x[TOK][STRIDE];
     alignas(16) int8_t min[ROWS][16];             /* of each 16 elements */
     alignas(16) int8_t low[TOK][16], high[TOK][16]; /* sum16 = 128 * high + low */
-    int8_t scale[GROUPS][2][ROWS];
-    int8_t sub[GROUPS][TOK];
+    int8_t scale[GROUPS][2][ROWS + 8]; /* 8 more: groups begin in different banks */
+    int8_t sub[GROUPS][TOK + 8];
     float d[GROUPS][ROWS], m[GROUPS][ROWS];
     float x_d[GROUPS][TOK], x_sum[GROUPS][TOK];
 };
@@ -75,9 +75,10 @@ static __device__ inline void fetch_w(const struct cu_mat_args *a, const struct 
         store16(&s->w[r][32 * g + 16], w.q + 4);
         if (block::X256) {
             s->scale[g][0][r] = (int8_t)w.scale[0];
-            s->scale[g][1][r] = (int8_t)w.scale[1];
-            s->min[r][at % 8 * 2] = (int8_t)w.min[0];
-            s->min[r][at % 8 * 2 + 1] = (int8_t)w.min[1];
+            if (two_scales<TYPE>::value)
+                s->scale[g][1][r] = (int8_t)w.scale[1];
+            for (int h = 0; h < 2 && block::SECOND == CU_SECOND_MIN; h++)
+                s->min[r][at % 8 * 2 + h] = (int8_t)w.min[h];
             if (at % 8 == 0)
                 s->d[0][r] = w.d, s->m[0][r] = w.m;
         } else {
@@ -104,7 +105,7 @@ static __device__ inline void fetch_x(const struct cu_mat_args *a, const struct 
         if (cu_block<TYPE>::X256) {
             const struct cu_act_s256 *f = cu_act_s256_of(x, a->n_cols) + at / 8;
             s->sub[g][t] = (int8_t)f->sub[at % 8];
-            for (int h = at % 8 * 2; h < at % 8 * 2 + 2; h++) {
+            for (int h = at % 8 * 2; h < at % 8 * 2 + 2 && cu_block<TYPE>::SECOND == CU_SECOND_MIN; h++) {
                 s->low[t][h] = (int8_t)(f->sum16[h] & 127);
                 s->high[t][h] = (int8_t)(f->sum16[h] >> 7);
             }

@@ -141,9 +141,9 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream)
 
 /* ---- integer dots ---- */
 
-/* A block has ROWS weight rows; its warps take pieces of 32 lanes' weights in turn, and put what blocks add to the sums, side by side,
+/* A block has some weight rows; its warps take pieces of 32 lanes' weights in turn, and put what blocks add to the sums, side by side,
  * into shared memory. There a lane for each place and row adds it up in ascending order. */
-enum { ROWS = 4, MAX_WARPS = 4 };
+enum { MAX_WARPS = 4 };
 
 /* What a weight block adds to a sum: fmaf(f, sum, acc). Blocks with a minimum (CU_SECOND_MIN) or a second scale add two. */
 struct term {
@@ -153,8 +153,8 @@ struct term {
 /* TOK: most places of a tile. */
 template <int TYPE, int TOK> struct shape {
     typedef cu_lane<TYPE> type;
-    /* columns of a term; terms of a row in shared memory at once; values that a block gives for ROWS rows */
-    static constexpr int COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
+    /* weight rows of a block; columns of a term; terms of a row in shared memory at once; values that a term gives for all rows */
+    static constexpr int ROWS = TOK == 1 ? 8 : 4, COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
                          KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2, VALUES = ROWS * KINDS,
                          KEPT = VALUES > type::LANES ? VALUES / type::LANES : 1,
                          SAME = type::LANES > VALUES ? type::LANES / VALUES : 1; /* neighbours with the same value */
@@ -168,29 +168,29 @@ template <int TYPE, int TOK> static __host__ __device__ inline int term_stride(i
     return (n < shape::SPAN ? n : shape::SPAN) * shape::KINDS + 1;
 }
 
-/* Sums over the LANES neighbours of what each has for VALUES results. In each step a lane gives half of what it has left away, and gets
- * the other half's: in the end v[0], v[1], ... are the sums of results `first`, `first` + 1, ... */
-template <int LANES, int VALUES> static __device__ inline int sum_over_lanes(int *v)
-{
-    int lane = (int)threadIdx.x, left = VALUES, first = 0;
+/* Sums over 2 STEP neighbours of what each has for LEFT results. In each step a lane gives half of what it has left away, and gets the
+ * other half's: in the end v[0], v[1], ... are the sums of results `of()`, `of()` + 1, ... */
+template <int STEP, int LEFT> struct lane_sums {
+    static __device__ inline int of(int *v)
+    {
+        const int KEEP = LEFT > 1 ? LEFT / 2 : 1;
+        bool is_upper = LEFT > 1 && (threadIdx.x & STEP);
 
-    CU_UNROLL
-    for (int step = LANES / 2; step; step /= 2) {
-        bool is_upper = lane & step;
-        if (left == 1) {
-            v[0] += cu_shfl_xor(v[0], step);
-            continue;
-        }
-        left /= 2;
         CU_UNROLL
-        for (int i = 0; i < left; i++) {
-            int give = is_upper ? v[i] : v[i + left], keep = is_upper ? v[i + left] : v[i];
-            v[i] = keep + cu_shfl_xor(give, step);
+        for (int i = 0; i < KEEP; i++) {
+            int give = is_upper || LEFT == 1 ? v[i] : v[i + KEEP], keep = is_upper ? v[i + KEEP] : v[i];
+            v[i] = keep + cu_shfl_xor(give, STEP);
         }
-        first += is_upper ? left : 0;
+        return (is_upper ? KEEP : 0) + lane_sums<STEP / 2, KEEP>::of(v);
     }
-    return first;
-}
+};
+
+template <int LEFT> struct lane_sums<0, LEFT> {
+    static __device__ inline int of(int *)
+    {
+        return 0;
+    }
+};
 
 /* One of n values in registers. */
 template <int N> static __device__ inline float pick(const float *x, int at)
@@ -210,11 +210,11 @@ static __device__ inline void put_terms(const typename cu_lane<TYPE>::weights *w
 {
     typedef cu_lane<TYPE> type;
     typedef shape<TYPE, TOK> shape;
-    int v[shape::VALUES];
+    int v[2 * shape::VALUES]; /* lane_sums names places behind the results, for nobody */
     float factors[shape::VALUES];
 
     CU_UNROLL
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < shape::ROWS; r++) {
         int first, second;
         float m;
         type::dot(&w[r], x, &first, &second);
@@ -225,7 +225,7 @@ static __device__ inline void put_terms(const typename cu_lane<TYPE>::weights *w
             factors[r * shape::KINDS + 1] = m;
         }
     }
-    int at = sum_over_lanes<type::LANES, shape::VALUES>(v);
+    int at = lane_sums<type::LANES / 2, shape::VALUES>::of(v);
     bool is_mine = is_in && threadIdx.x % shape::SAME == 0;
     CU_UNROLL
     for (int i = 0; i < shape::KEPT; i++) {
@@ -237,15 +237,16 @@ static __device__ inline void put_terms(const typename cu_lane<TYPE>::weights *w
 }
 
 /* A block's weight rows; where there are fewer than ROWS, the first stands for those that are missing. */
-struct weight_rows {
+template <int ROWS> struct weight_rows {
     const uint8_t *first;
     uint64_t next[ROWS]; /* bytes from the first */
 };
 
-static __device__ inline struct weight_rows rows_of(const struct cu_mat_args *a, const struct cu_work *k)
+template <int ROWS>
+static __device__ inline struct weight_rows<ROWS> rows_of(const struct cu_mat_args *a, const struct cu_work *k)
 {
     int row = (int)blockIdx.x * ROWS;
-    struct weight_rows w = {k->w + (uint64_t)row * a->w_stride, {}};
+    struct weight_rows<ROWS> w = {k->w + (uint64_t)row * a->w_stride, {}};
 
     CU_UNROLL
     for (int r = 0; r < ROWS; r++)
@@ -256,7 +257,7 @@ static __device__ inline struct weight_rows rows_of(const struct cu_mat_args *a,
 /* Terms [first, first + n) of each row and place. */
 template <int TYPE, int TOK>
 static __device__ inline void multiply_span(const struct cu_mat_args *a, const struct cu_work *k,
-                                            const struct weight_rows *rows, unsigned first, unsigned n,
+                                            const struct weight_rows<shape<TYPE, TOK>::ROWS> *rows, unsigned first, unsigned n,
                                             struct term *terms, int stride)
 {
     typedef cu_lane<TYPE> type;
@@ -269,15 +270,15 @@ static __device__ inline void multiply_span(const struct cu_mat_args *a, const s
         bool is_in = piece < n_pieces;
         unsigned mine = is_in ? piece : 0, at = first * LANES + mine;
         const uint8_t *b = rows->first + (uint64_t)(at / PIECES) * cu_block<TYPE>::BYTES;
-        typename type::weights w[ROWS];
+        typename type::weights w[shape::ROWS];
         CU_UNROLL
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < shape::ROWS; r++)
             type::load(b + rows->next[r], (int)(at % PIECES), a->books, &w[r]);
         for (int tok = 0; tok < (TOK == 1 ? 1 : k->n); tok++) {
             struct cu_x x;
             type::share::load(TOK == 1 ? x_first : cu_x_of(a, k->first + tok), (int)a->n_cols, (int)(at / LANES),
                               (int)(at % LANES), &x);
-            put_terms<TYPE, TOK>(w, &x, is_in, terms + tok * ROWS * stride + (int)(mine / LANES) * shape::KINDS, stride);
+            put_terms<TYPE, TOK>(w, &x, is_in, terms + tok * shape::ROWS * stride + (int)(mine / LANES) * shape::KINDS, stride);
         }
     }
 }
@@ -285,10 +286,11 @@ static __device__ inline void multiply_span(const struct cu_mat_args *a, const s
 template <int TYPE, int TOK> static __global__ void gemv_int(const struct cu_mat_args a)
 {
     typedef shape<TYPE, TOK> shape;
+    const int ROWS = shape::ROWS;
     CU_SHARED_DYN(struct term, terms); /* (TOK, ROWS, stride) */
     int stride = term_stride<TYPE, TOK>(a.n_cols), n_terms = (int)a.n_cols / shape::COLS, me = (int)threadIdx.x;
     struct cu_work k = cu_work_of(&a);
-    struct weight_rows rows = rows_of(&a, &k);
+    struct weight_rows<ROWS> rows = rows_of<ROWS>(&a, &k);
     float acc = 0.0f; /* of place me / ROWS and row me % ROWS */
 
     for (int first = 0; first < n_terms; first += shape::SPAN) {
@@ -308,6 +310,7 @@ template <int TYPE, int TOK> static __global__ void gemv_int(const struct cu_mat
 
 template <int TYPE, int TOK> static cudaError_t launch_int(const struct cu_mat_args *a, cudaStream_t stream)
 {
+    const int ROWS = shape<TYPE, TOK>::ROWS;
     const int64_t n_pieces = (a->n_cols / cu_lane<TYPE>::ELEMENTS + 31) / 32;
     const unsigned n_warps = n_pieces < MAX_WARPS ? (unsigned)n_pieces : (unsigned)MAX_WARPS;
     dim3 grid((unsigned)((a->n_rows + ROWS - 1) / ROWS), cu_n_tiles(a), a->dst2 ? 2 : 1);
@@ -318,7 +321,30 @@ template <int TYPE, int TOK> static cudaError_t launch_int(const struct cu_mat_a
 
 /* ---- float dots: 16 lanes for each two weight rows ---- */
 
-enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS };
+enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS, AT_ONCE = 8 };
+
+/* N steps of a lane from column c on: loads before products, so that all are under way at once. */
+template <int TYPE, int N>
+static __device__ inline void add_products(const typename cu_float<TYPE>::word *const *w, const float *x, int c,
+                                           float *acc)
+{
+    typename cu_float<TYPE>::word part[FLOAT_ROWS][N];
+    float part_x[N];
+
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        part_x[i] = x[c + 16 * i];
+        CU_UNROLL
+        for (int r = 0; r < FLOAT_ROWS; r++)
+            part[r][i] = w[r][c + 16 * i];
+    }
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        CU_UNROLL
+        for (int r = 0; r < FLOAT_ROWS; r++)
+            acc[r] = fmaf(cu_float<TYPE>::value(part[r][i]), part_x[i], acc[r]);
+    }
+}
 
 template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a)
 {
@@ -334,10 +360,11 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
     for (int tok = 0; tok < k.n; tok++) {
         const float *x = static_cast<const float *>(cu_x_of(&a, k.first + tok));
         float acc[FLOAT_ROWS] = {};
-        CU_UNROLL_BY(8)
-        for (int c = lane; c < (int)a.n_cols; c += 16)
-            for (int r = 0; r < FLOAT_ROWS; r++)
-                acc[r] = fmaf(type::value(w[r][c]), x[c], acc[r]);
+        int c = lane;
+        for (; c + 16 * (AT_ONCE - 1) < (int)a.n_cols; c += 16 * AT_ONCE)
+            add_products<TYPE, AT_ONCE>(w, x, c, acc);
+        for (; c < (int)a.n_cols; c += 16)
+            add_products<TYPE, 1>(w, x, c, acc);
         for (int r = 0; r < FLOAT_ROWS; r++) {
             acc[r] = cu_tree16_shfl(acc[r]);
             if (lane == 0 && first + r < a.n_rows)

@@ -292,17 +292,6 @@ template <> struct cu_lane<QUANT_MXFP4> : cu_lane_levels<QUANT_MXFP4, 1> {};
 
 /* ---- blocks of 256 ---- */
 
-/* Scales and minima of groups 2p and 2p + 1, each in a byte, out of the 12 bytes that Q4_K and Q5_K have: six bits each, those of the
- * later groups in two parts. */
-static __device__ inline void cu_scale_min_pair(const uint32_t *s, int p, uint32_t *scale, uint32_t *min)
-{
-    int shift = p % 2 * 16;
-    uint32_t low = s[0] >> shift, mid = s[1] >> shift, late = s[2] >> shift;
-
-    *scale = p < 2 ? low & 0x3f3f : (late & 0x0f0f) | (low >> 2 & 0x3030);
-    *min = p < 2 ? mid & 0x3f3f : (late >> 4 & 0x0f0f) | (mid >> 2 & 0x3030);
-}
-
 /* Q4_K, and Q5_K with a fifth bit of each code. */
 template <int TYPE> struct cu_lane_k45 {
     static constexpr bool HAS_FIFTH = TYPE == QUANT_Q5_K;

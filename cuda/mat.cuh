@@ -45,6 +45,7 @@ static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
     } else if (k.first + k.n > a->n_place) {
         k.n = a->n_place - k.first;
     }
+    k.w = CU_GLOBAL(k.w);
     return k;
 }
 

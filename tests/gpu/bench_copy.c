@@ -46,9 +46,11 @@ int bench_copy_rates(struct bench *b)
 
 /* ---- both at once ---- */
 
-/* Kernels that read memory as decoding does, and a copy of so many bytes on the other stream. */
+/* Kernels that read memory as decoding does, or multiply by tensor cores as prompts do, and a copy of so many bytes on the other
+ * stream. */
 struct both {
-    int n_kernels;
+    cudaError_t (*kernel)(const struct roof_args *a, cudaStream_t stream);
+    int n_kernels, n_rounds;
     uint64_t kernel_bytes, copy_bytes; /* of one kernel; 0: no copy */
 };
 
@@ -60,6 +62,7 @@ static cudaError_t run_both(const struct bench *b, void *ctx, int i)
     struct roof_args a = {.in = b->dev + half,
                           .out = (uint32_t *)b->dev,
                           .n_bytes = o->kernel_bytes,
+                          .n_rounds = o->n_rounds,
                           .n_blocks = b->n_multiprocessors * 8};
     cudaError_t e = cudaStreamWaitEvent(b->copy, b->from, 0);
 
@@ -71,28 +74,26 @@ static cudaError_t run_both(const struct bench *b, void *ctx, int i)
     if (!e)
         e = cudaEventRecord(b->copied, b->copy);
     for (int k = 0; k < o->n_kernels && !e; k++)
-        e = roof_read(&a, b->stream);
+        e = o->kernel(&a, b->stream);
     return e ? e : cudaStreamWaitEvent(b->stream, b->copied, 0);
 }
 
-int bench_copy_overlap(struct bench *b)
+static int bench_overlap_with(struct bench *b, const char *name, struct both o)
 {
-    struct both o = {.n_kernels = b->is_quick ? 2 : 32};
     double compute_s = 0;
-
-    o.kernel_bytes = COMPUTE_BYTES < b->dev_bytes / 2 ? COMPUTE_BYTES : b->dev_bytes / 2;
     int rc = bench_time(b, run_both, &o, 1, &compute_s);
+
     for (int i = 0; i < N_RATIOS && !rc; i++) {
-        struct both copy = {0}, both = o;
+        struct both copy = {.kernel = o.kernel}, both = o;
         double copy_s = 0, both_s = 0;
-        char what[32];
+        char what[48];
         both.copy_bytes = copy.copy_bytes = (uint64_t)(ratios[i] * compute_s * b->up_bytes_per_s) + 1;
         rc = bench_time(b, run_both, &copy, 1, &copy_s);
         if (!rc)
             rc = bench_time(b, run_both, &both, 1, &both_s);
         if (rc)
             break;
-        snprintf(what, sizeof what, "copy/compute %.2f", copy_s / compute_s);
+        snprintf(what, sizeof what, "copy/%s %.2f", name, copy_s / compute_s);
         json_t *row = bench_row(b, "overlap", what, both_s);
         json_object_set_new(row, "copy_s", json_real(copy_s));
         json_object_set_new(row, "compute_s", json_real(compute_s));
@@ -101,4 +102,14 @@ int bench_copy_overlap(struct bench *b)
         json_object_set_new(row, "could_be_hidden", json_real(copy_s < compute_s ? 1 : compute_s / copy_s));
     }
     return rc;
+}
+
+int bench_copy_overlap(struct bench *b)
+{
+    struct both reads = {.kernel = roof_read, .n_kernels = b->is_quick ? 2 : 32};
+    struct both products = {.kernel = roof_mma, .n_kernels = b->is_quick ? 2 : 8, .n_rounds = b->is_quick ? 2 : 1000};
+
+    reads.kernel_bytes = COMPUTE_BYTES < b->dev_bytes / 2 ? COMPUTE_BYTES : b->dev_bytes / 2;
+    int rc = bench_overlap_with(b, "reads", reads);
+    return rc ? rc : bench_overlap_with(b, "products", products);
 }

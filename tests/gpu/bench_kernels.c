@@ -300,7 +300,8 @@ static int place_prompt(struct bench *b, int n_expert, struct cu_moe_args *a)
 
     rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_rows * (uint64_t)a->n_embd * sizeof(float), &x);
     rc = rc ? rc : bench_take(b, &at, n_slots * (uint64_t)a->n_out * sizeof(float), &dst);
-    rc = rc ? rc : bench_take(b, &at, cu_moe_gemm_scratch_bytes(a), &a->scratch);
+    uint64_t gemm_bytes = cu_moe_gemm_scratch_bytes(a), dots_bytes = cu_moe_scratch_bytes(a);
+    rc = rc ? rc : bench_take(b, &at, gemm_bytes > dots_bytes ? gemm_bytes : dots_bytes, &a->scratch);
     rc = rc ? rc : bench_take(b, &at, sizeof lists, &dev);
     for (int e = 0; e < n_expert && !rc; e++)
         for (int i = 0; i < 3 && !rc; i++) {
@@ -326,7 +327,14 @@ static cudaError_t run_grouped_gemm(const struct bench *b, void *ctx, int i)
     return cu_moe_gemm(ctx, b->stream);
 }
 
-static int bench_grouped_gemm(struct bench *b)
+static cudaError_t run_grouped_dots(const struct bench *b, void *ctx, int i)
+{
+    (void)i;
+    return cu_moe(ctx, b->stream);
+}
+
+/* By tensor cores on halves, or by integer dots, whose tensor cores give the CPU's bits. */
+static int bench_grouped_gemm(struct bench *b, bool by_dots)
 {
     const int n_expert = b->is_quick ? 4 : ALL_EXPERTS;
     struct cu_moe_args a = {.type = {QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, .act = OP_ACT_SILU, .k = MOE_K};
@@ -337,13 +345,14 @@ static int bench_grouped_gemm(struct bench *b)
     a.n_ff = b->is_quick ? 256 : 768;
     for (int i = 0; i < 3; i++)
         a.w_stride[i] = quant_row_bytes(a.type[i], i == 2 ? a.n_ff : a.n_embd);
-    a.tile_tok = cu_gemm_tile_tok(&b->card, a.type[0], a.n_ff * n_expert, a.n_rows * a.k / n_expert);
+    a.tile_tok = by_dots ? CU_GEMM_INT_TOK
+                         : cu_gemm_tile_tok(&b->card, a.type[0], a.n_ff * n_expert, a.n_rows * a.k / n_expert);
     int rc = place_prompt(b, n_expert, &a);
     if (!rc)
-        rc = bench_time(b, run_grouped_gemm, &a, 1, &s);
+        rc = bench_time(b, by_dots ? run_grouped_dots : run_grouped_gemm, &a, 1, &s);
     if (rc)
         return rc;
-    json_t *row = bench_row(b, "grouped gemm", "512 rows, Qwen3-30B", s);
+    json_t *row = bench_row(b, by_dots ? "grouped by dots" : "grouped gemm", "512 rows, Qwen3-30B", s);
     add_share(row, "flops_per_s", 6.0 * a.n_place * (double)a.n_embd * (double)a.n_ff / s, b->mma_flops_per_s);
     json_object_set_new(row, "tile_tok", json_integer(a.tile_tok));
     return 0;
@@ -476,7 +485,9 @@ int bench_kernels(struct bench *b)
     if (!rc)
         rc = bench_moe(b);
     if (!rc)
-        rc = bench_grouped_gemm(b);
+        rc = bench_grouped_gemm(b, false);
+    if (!rc)
+        rc = bench_grouped_gemm(b, true);
     for (size_t i = 0; i < sizeof gemm_types / sizeof *gemm_types && !rc; i++) {
         rc = bench_gemm(b, gemm_types[i], true);
         if (!rc && gemm_types[i] != QUANT_F16)
