@@ -234,7 +234,7 @@ CU_BLOCK(NVFP4, 64, 36, 0, CU_SECOND_HALF)
     for (int part = 0; part < 2; part++)
         for (int i = 0; i < 2; i++) {
             uint32_t *q = out->q + 4 * part + i;
-            cu_levels8<QUANT_MXFP4>(cu_load_word(b + 4 + (2 * g + part) * 8 + 4 * i), q, q + 2);
+            cu_levels8<QUANT_MXFP4>(cu_u32(b + 4 + (2 * g + part) * 8 + 4 * i), q, q + 2);
         }
 }
 
