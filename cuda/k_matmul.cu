@@ -321,7 +321,7 @@ template <int TYPE, int TOK> static cudaError_t launch_int(const struct cu_mat_a
 
 /* ---- float dots: 16 lanes for each two weight rows ---- */
 
-enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS, AT_ONCE = 8 };
+enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS, AT_ONCE = 16 };
 
 /* N steps of a lane from column c on: loads before products, so that all are under way at once. */
 template <int TYPE, int N>
