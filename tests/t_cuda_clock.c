@@ -28,6 +28,8 @@ enum { N_VOCAB = 288, N_TOK = 24, MAX_LAYERS = 8 };
 static struct {
     double host_rate;
     uint64_t gpu_ns[MAX_LAYERS], host_ns[MAX_LAYERS]; /* of a token's experts, on either side */
+    uint64_t piece_ns;                                /* what the host takes to stage a piece of an expert that moves */
+    int n_pieces;                                     /* of a token */
 } walk;
 
 static uint64_t ns_of(double bytes, double rate)
@@ -75,6 +77,13 @@ static int run_host(struct device *dev, const struct op *ops, int n_ops, const s
         emu_host_works(ns);
     }
     return cpu_device_ops.run(dev, ops, n_ops, rows);
+}
+
+static int bring_piece(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    emu_host_works(walk.piece_ns);
+    walk.n_pieces++;
+    return cuda_device_ops.bring(dev, dst, src, bytes);
 }
 
 /* ---- an engine by hand ---- */
@@ -132,6 +141,7 @@ static void make_rooms(const char *name, int quarters, double host_rate)
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
     rooms.gpu_ops = cuda_device_ops;
     rooms.gpu_ops.run = run_gpu;
+    rooms.gpu_ops.bring = bring_piece;
     rooms.gpu->ops = &rooms.gpu_ops;
     rooms.cpu_ops = cpu_device_ops;
     rooms.cpu_ops.run = run_host;
@@ -173,6 +183,7 @@ static void leave_rooms(void)
 struct times {
     uint64_t ns, sum_ns, up_ns, host_ns, gpu_expert_ns,
         both_ns; /* both: for each layer the shorter of both sides' experts */
+    uint64_t stage_ns;
 };
 
 static struct times time_token(int32_t token)
@@ -184,6 +195,7 @@ static struct times time_token(int32_t token)
     r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
     memset(walk.gpu_ns, 0, sizeof walk.gpu_ns);
     memset(walk.host_ns, 0, sizeof walk.host_ns);
+    walk.n_pieces = 0;
     emu_clock(&r);
     ck_assert_msg(session_logits(rooms.session, &token, 1, false, logits) == 0, "%s", err_text());
     t.ns = emu_now_ns();
@@ -193,7 +205,8 @@ static struct times time_token(int32_t token)
         t.gpu_expert_ns += walk.gpu_ns[i];
         t.both_ns += walk.gpu_ns[i] < walk.host_ns[i] ? walk.gpu_ns[i] : walk.host_ns[i];
     }
-    t.sum_ns = emu_busy_ns(EMU_COMPUTE) + t.up_ns + emu_busy_ns(EMU_DOWN) + t.host_ns;
+    t.stage_ns = (uint64_t)walk.n_pieces * walk.piece_ns;
+    t.sum_ns = emu_busy_ns(EMU_COMPUTE) + t.up_ns + emu_busy_ns(EMU_DOWN) + t.host_ns + t.stage_ns;
     emu_clock(NULL);
     return t;
 }
@@ -257,6 +270,37 @@ START_TEST(plan_predicts_another_speed)
 }
 END_TEST
 
+/* ---- moves ---- */
+
+/* The same word, until its experts have moved to the GPU. Staging them takes no time of a step: all of it is hidden where the router is
+ * waited for that long. Where a piece takes longer than any wait, a layer begins one at most. */
+START_TEST(moves_are_not_hidden)
+{
+    bool is_short = _i == 0;
+    struct store_stats stats;
+    int n_pieces = 0;
+
+    walk.host_rate = GPU_RATE / 4;
+    walk.piece_ns = is_short ? 100000 : 1000000000;
+    make_rooms("qwen3moe", 1, walk.host_rate);
+    for (int n = 0; n < 60; n++) {
+        ck_assert_int_eq(session_truncate(rooms.session, 0), 0);
+        struct times t = time_token(10);
+        uint64_t hidden_ns = t.sum_ns - t.ns, all_ns = t.both_ns + (is_short ? t.stage_ns : 0);
+        n_pieces += walk.n_pieces;
+        ck_assert_msg(hidden_ns >= all_ns && (!is_short || hidden_ns <= all_ns + t.up_ns),
+                      "token %d: %lu ns were hidden; %lu of experts could be, %lu of moves", n,
+                      (unsigned long)hidden_ns, (unsigned long)t.both_ns, (unsigned long)t.stage_ns);
+        ck_assert(is_short || walk.n_pieces <= rooms.model->hp.n_layer);
+    }
+    store_stats(rooms.store, &stats);
+    ck_assert_uint_ge(stats.n_moves, 2);
+    ck_assert_int_ge(n_pieces, 3 * (int)stats.n_moves);
+    walk.piece_ns = 0;
+    leave_rooms();
+}
+END_TEST
+
 /* ---- copies in the background ---- */
 
 /* A copy in the background of a step costs what it takes longer than the step; one in its order is paid for. Ratios of copy and
@@ -313,6 +357,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, sides_of_a_layer_wait_for_each_other, 0, N_MODELS * N_RATES);
     tcase_add_loop_test(tc, plan_predicts_another_speed, 0, N_MODELS * 2);
+    tcase_add_loop_test(tc, moves_are_not_hidden, 0, 2);
     tcase_add_loop_test(tc, background_copy_is_not_hidden, 0, sizeof ratios / sizeof *ratios);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -529,8 +529,8 @@ static void check_expert(int layer, const struct store_expert *e)
     }
 }
 
-/* One loan of three experts, each compared with the file, the host's offered. fail: which call of the runtime fails at its beginning,
- * and again at each offer; 0: none. */
+/* One loan of three experts, each compared with the file, the host's offered. fail: which call of the runtime fails at its beginning;
+ * 0: none. */
 static int walk_loan(int layer, const int32_t loan[3], int fail, int *n_device)
 {
     struct store_lease lease = {0};
@@ -547,36 +547,189 @@ static int walk_loan(int layer, const int32_t loan[3], int fail, int *n_device)
             check_expert(layer, &given[i]);
         }
         n_given += rc == 0 ? n : 0;
-        emu_fail_nth(fail);
         if (rc == 0 && n > 0 && !given[0].on_device)
-            rc = store_offer(rooms.store, &lease, given, n);
+            store_offer(rooms.store, &lease, given, n);
     }
-    emu_fail_nth(0);
     ck_assert(rc < 0 || n_given == 3);
     store_release(rooms.store, &lease);
     return rc;
 }
 
-/* Favourites change every 100 steps, calls fail: what a loan gives is what the file says, and experts do move. */
+/* What a move gets done between two loans: so many calls at most; fail: which call of the runtime fails. */
+static int move_on(int n, int fail)
+{
+    bool is_more;
+    int rc = 0;
+
+    emu_fail_nth(fail);
+    for (; n > 0 && rc == 0 && store_is_moving(rooms.store); n--)
+        rc = store_move_on(rooms.store, &is_more);
+    emu_fail_nth(0);
+    return rc;
+}
+
+/* Favourites change every 100 steps, calls fail: what a loan gives is what the file says, and experts do move, a piece between loans or
+ * two. Of the moving expert no slot is held (there are three), so some moves are given up. */
 START_TEST(moved_expert_is_not_what_the_file_says)
 {
     enum { N_LOANS = 1200 };
     int n_device = 0, n_failed = 0;
+    const uint64_t move_bytes = 24 * KIB;
     struct store_stats stats;
 
     make_rooms(&(struct rooms_args){.name = "qwen3moe", .quarters = 2, .io = PLAN_IO_PREAD});
     emu_seed((uint64_t)_i + 1);
     for (int n = 0; n < N_LOANS; n++) {
         int32_t first = (int32_t)(n / 200 % 6), loan[3] = {first, first + 1, first + 2};
-        int rc = walk_loan(n % 2, loan, _i && n % 3 ? 1 + n / 3 % 7 : 0, &n_device);
+        int fail = _i && n % 3 ? 1 + n / 3 % 7 : 0, rc = move_on(n % 4, fail);
+        ck_assert_int_eq(walk_loan(n % 2, loan, 0, &n_device), 0);
         ck_assert(rc == 0 || (_i && rc == ERR_DEVICE));
         n_failed += rc < 0;
     }
     store_stats(rooms.store, &stats);
     ck_assert_uint_gt(stats.n_moves, 5);
+    ck_assert_uint_gt(stats.move_bytes, stats.n_moves * move_bytes); /* some were given up */
     ck_assert_int_gt(n_device, N_LOANS * 3 / 4);
     if (_i)
         ck_assert_int_gt(n_failed, 5);
+    leave_rooms();
+}
+END_TEST
+
+/* ---- moves within steps ---- */
+
+enum { N_MOVE_WORDS = 4, MOVE_CONTEXT = 10 };
+
+/* Logits of some words, each behind the same beginning, by the CPU. */
+static void want_words(float want[N_MOVE_WORDS][N_VOCAB])
+{
+    struct ferry_engine_opts cpu = opts_of("cpu");
+    struct ferry_engine *e = open_with("qwen3moe", &cpu);
+    struct ferry_session *s = session_of(e);
+
+    ck_assert_int_eq(ferry_session_append(s, ids, MOVE_CONTEXT, NULL, NULL), 0);
+    size_t len = ferry_session_n_tokens(s) - 1;
+    for (int i = 0; i < N_MOVE_WORDS; i++) {
+        ck_assert_int_eq(ferry_session_truncate(s, len), 0);
+        ck_assert_int_eq(ferry_session_logits(s, ids + 20 + 10 * i, 1, false, want[i]), 0);
+    }
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+
+/* A quarter of the experts on the GPU, slots for all of the others. */
+static size_t make_moving_rooms(void)
+{
+    float logits[MOVE_CONTEXT * N_VOCAB];
+
+    make_rooms(
+        &(struct rooms_args){.name = "qwen3moe", .quarters = 1, .io = PLAN_IO_PREAD, .slot_bytes = 16 * 24 * KIB});
+    ck_assert_int_eq(session_logits(rooms.session, ids, MOVE_CONTEXT, true, logits), 0);
+    return MOVE_CONTEXT - 1;
+}
+
+static int run_word(size_t len, int i, float *got)
+{
+    ck_assert_int_eq(session_truncate(rooms.session, len), 0);
+    return session_logits(rooms.session, ids + 20 + 10 * i, 1, false, got);
+}
+
+static struct {
+    struct device_ops ops;
+    bool is_waiting; /* something is fetched, and has not been waited for */
+    uint64_t move_bytes;
+    int n_pieces;
+} wait;
+
+static uint64_t move_bytes_now(void)
+{
+    struct store_stats stats;
+    store_stats(rooms.store, &stats);
+    return stats.move_bytes;
+}
+
+static int watched_fetch(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    ck_assert_uint_eq(move_bytes_now(), wait.move_bytes); /* nothing since the last wait */
+    wait.is_waiting = true;
+    return cuda_device_ops.fetch(dev, dst, src, bytes);
+}
+
+static int watched_sync(struct device *dev)
+{
+    wait.move_bytes = move_bytes_now();
+    wait.is_waiting = false;
+    return cuda_device_ops.sync(dev);
+}
+
+static int watched_bring(struct device *dev, void *dst, const void *src, uint64_t bytes)
+{
+    ck_assert(wait.is_waiting);
+    wait.n_pieces++;
+    return cuda_device_ops.bring(dev, dst, src, bytes);
+}
+
+static int watched_brought(struct device *dev, bool is_last, bool *is_there)
+{
+    ck_assert(wait.is_waiting || is_last);
+    return cuda_device_ops.brought(dev, is_last, is_there);
+}
+
+/* Between what is fetched of a layer and the wait for it, and nowhere else. */
+START_TEST(moves_take_time_outside_of_the_wait)
+{
+    static float want[N_MOVE_WORDS][N_VOCAB], got[N_VOCAB];
+    struct store_stats stats;
+
+    want_words(want);
+    size_t len = make_moving_rooms();
+    memset(&wait, 0, sizeof wait);
+    wait.ops = cuda_device_ops;
+    wait.ops.fetch = watched_fetch;
+    wait.ops.sync = watched_sync;
+    wait.ops.bring = watched_bring;
+    wait.ops.brought = watched_brought;
+    rooms.gpu->ops = &wait.ops;
+    wait.move_bytes = move_bytes_now();
+    for (int n = 0; n < 30 * N_MOVE_WORDS; n++) {
+        ck_assert_int_eq(run_word(len, n / 30, got), 0);
+        ck_assert_mem_eq(want[n / 30], got, sizeof got);
+    }
+    store_stats(rooms.store, &stats);
+    ck_assert_uint_ge(stats.n_moves, 3);
+    ck_assert_int_ge(wait.n_pieces, 3 * (int)stats.n_moves); /* its matrices */
+    ck_assert_uint_ge(stats.move_bytes, stats.n_moves * 24 * KIB);
+    rooms.gpu->ops = &cuda_device_ops;
+    leave_rooms();
+}
+END_TEST
+
+/* Any call of a step fails, those that move experts too, while words and their favourites change; the step that is tried again gives the
+ * CPU's bits. */
+START_TEST(failed_call_while_experts_move_spoils_the_session)
+{
+    static float want[N_MOVE_WORDS][N_VOCAB], got[N_VOCAB];
+    struct store_stats stats;
+    int n_failed = 0;
+
+    want_words(want);
+    size_t len = make_moving_rooms();
+    emu_seed((uint64_t)_i + 1);
+    for (int n = 1; n <= 60 * N_MOVE_WORDS; n++) {
+        int word = n / 60 % N_MOVE_WORDS, nth = n % 2 ? 1 + n / 2 * 7 % 90 : 0;
+        emu_fail_nth(nth);
+        int rc = run_word(len, word, got);
+        bool failed = nth && emu_n_calls() >= nth;
+        emu_fail_nth(0);
+        ck_assert_int_eq(rc, failed ? ERR_DEVICE : 0);
+        n_failed += failed;
+        if (failed)
+            ck_assert_int_eq(run_word(len, word, got), 0);
+        ck_assert_mem_eq(want[word], got, sizeof got);
+    }
+    ck_assert_int_gt(n_failed, 30);
+    store_stats(rooms.store, &stats);
+    ck_assert_uint_ge(stats.n_moves, 3);
     leave_rooms();
 }
 END_TEST
@@ -745,6 +898,8 @@ int main(void)
     tcase_add_test(tc, failed_allocation_at_open_leaves_something);
     tcase_add_loop_test(tc, failed_call_in_a_step_spoils_the_session, 0, 2);
     tcase_add_loop_test(tc, moved_expert_is_not_what_the_file_says, 0, 2);
+    tcase_add_test(tc, moves_take_time_outside_of_the_wait);
+    tcase_add_loop_test(tc, failed_call_while_experts_move_spoils_the_session, 0, 3);
     tcase_add_test(tc, hint_of_what_is_not_there_is_followed);
     tcase_add_loop_test(tc, failed_read_in_a_layer_spoils_the_session, 0, 2);
     tcase_add_test(tc, embedding_differs_from_the_cpus);

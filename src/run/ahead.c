@@ -60,10 +60,12 @@ int ahead_init(const struct model *m, const struct store *store, int n_likely, s
     out->norm = mem_zalloc(n_layer, sizeof *out->norm, MEM_META);
     out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m), MEM_WEIGHTS) : NULL;
     out->x = mem_zalloc((size_t)hp->n_embd, sizeof *out->x, MEM_META);
+    out->kept = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->kept, MEM_META);
     out->score = mem_zalloc((size_t)hp->n_expert, sizeof *out->score, MEM_META);
     int n_ids = hp->n_expert_used * AHEAD_MAX_ROWS;
     out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
-    bool has_room = out->router && out->norm && (out->copies || !is_copied) && out->x && out->score && out->ids;
+    bool has_room =
+        out->router && out->norm && (out->copies || !is_copied) && out->x && out->kept && out->score && out->ids;
     int rc = has_room ? take_routers(out, store) : err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
     if (rc)
         ahead_done(out);
@@ -74,6 +76,7 @@ void ahead_done(struct ahead *a)
 {
     mem_free(a->ids);
     mem_free(a->score);
+    mem_free(a->kept);
     mem_free(a->x);
     mem_free(a->copies);
     mem_free(a->norm);
@@ -150,12 +153,25 @@ static int ask_router(struct ahead *a, const struct ahead_from *from)
     return n;
 }
 
+bool ahead_asks_router(const struct ahead_from *from)
+{
+    return from->n_rows <= AHEAD_MAX_ROWS;
+}
+
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids)
 {
     *ids = a->ids;
     if (from->layer + 1 >= a->model->hp.n_layer)
         return 0;
-    if (from->n_rows <= AHEAD_MAX_ROWS)
+    if (ahead_asks_router(from))
         return ask_router(a, from);
     return is_nearly_all(a, from->n_ids) ? take_all(a) : 0;
+}
+
+void ahead_keep(struct ahead *a, struct ahead_from *from, struct tensor *rows)
+{
+    *rows = tensor_make(QUANT_F32, a->model->hp.n_embd, from->n_rows, 1, a->kept);
+    for (int row = 0; row < from->n_rows; row++)
+        memcpy(tensor_row(rows, row), tensor_row(from->x, row), (size_t)a->model->hp.n_embd * sizeof *a->kept);
+    from->x = rows;
 }

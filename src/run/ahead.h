@@ -25,6 +25,7 @@ struct ahead {
     const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
     float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
     float *x;             /* own: (n_embd) */
+    float *kept;          /* own: (AHEAD_MAX_ROWS, n_embd) */
     float *score;         /* own: (n_expert) */
     int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
@@ -45,6 +46,13 @@ struct ahead_from {
  * them after a layer that wanted nearly all; 0 when nothing can be said: many rows that did not, no such layer, a router of
  * another kind than F32 without selection bias. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
+
+/* Would ahead_guess ask the router, which takes its time? Otherwise it only counts. */
+bool ahead_asks_router(const struct ahead_from *from);
+
+/* Copy the rows of *from, at most AHEAD_MAX_ROWS of F32, and let it name them there until the next call: for a guess later on, when
+ * there is time for it. */
+void ahead_keep(struct ahead *a, struct ahead_from *from, struct tensor *rows);
 
 #ifdef __cplusplus
 }

@@ -211,16 +211,55 @@ static bool is_split_layer(const struct moe *moe, int layer)
     return moe->host && !store_is_on_device(moe->store, layer);
 }
 
-static int send_likely(struct moe *moe)
+/* Until the router has chosen, stage what moves to the device. */
+static int move_on(struct moe *moe, int layer)
 {
-    int layer = moe->likely_layer, rc = moe_split_mark(&moe->split, MOE_SPLIT_ROUTED);
+    struct trace_event event = {.what = TRACE_MOVE, .layer = layer};
+    bool is_routed = false, is_more = true;
+    int rc = 0;
 
-    moe->likely_layer = -1;
-    return rc ? rc : moe_split_send_ahead(&moe->split, layer, moe->likely, moe->n_likely);
+    event.begin_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    for (; rc == 0 && is_more; event.id++) {
+        rc = moe_split_is_routed(&moe->split, &is_routed);
+        if (rc || is_routed)
+            break;
+        rc = store_move_on(moe->store, &is_more);
+    }
+    event.end_ns = trace_has_timeline(moe->trace) ? clock_ns() : 0;
+    if (event.id > 0)
+        trace_add(moe->trace, &event);
+    return rc;
 }
 
-/* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both, in which likely experts
- * go to the device. */
+/* What was put off until now, unless there is no time for it now either. */
+static int guess_late(struct moe *moe)
+{
+    bool is_routed = true;
+    int rc = moe_split_is_routed(&moe->split, &is_routed);
+
+    moe->n_likely = rc || is_routed ? 0 : ahead_guess(&moe->ahead, &moe->later, &moe->likely);
+    moe->later.n_rows = 0;
+    return rc;
+}
+
+/* The host is about to wait for a layer's router. What can be done meanwhile: send likely experts to the device for this step, move others
+ * there for good. */
+static int use_wait(struct moe *moe, int layer)
+{
+    bool is_likely = moe->likely_layer == layer, is_moving = store_is_moving(moe->store);
+    int rc = is_likely || is_moving ? moe_split_mark(&moe->split, MOE_SPLIT_ROUTED) : 0;
+
+    moe->likely_layer = -1;
+    if (rc == 0 && is_likely && moe->later.n_rows > 0)
+        rc = guess_late(moe);
+    if (rc == 0 && is_likely)
+        rc = moe_split_send_ahead(&moe->split, layer, moe->likely, moe->n_likely);
+    if (rc == 0 && is_moving)
+        rc = move_on(moe, layer);
+    return rc;
+}
+
+/* What the host has to know of the layer: the router's choice, and what its own experts read. One wait for both, and use is made of it. */
 static int bring_down(struct moe *moe, const struct op *op, const struct rows *rows)
 {
     struct device *dev = moe->dev;
@@ -233,8 +272,8 @@ static int bring_down(struct moe *moe, const struct op *op, const struct rows *r
     int rc = dev->ops->fetch(dev, moe->chosen, op->src[1]->data, ids_bytes);
     if (rc == 0 && is_split)
         rc = dev->ops->fetch(dev, moe->x, op->src[0]->data, x_bytes);
-    if (rc == 0 && is_split && moe->likely_layer == op->layer)
-        rc = send_likely(moe);
+    if (rc == 0 && is_split)
+        rc = use_wait(moe, op->layer);
     if (rc == 0)
         rc = dev->ops->sync(dev);
     if (rc == 0 && moe->host)
@@ -279,18 +318,38 @@ static int bring_up(struct moe *moe, const struct op *op, const struct rows *row
     return 0;
 }
 
-/* Tell the store what the next layer will likely want, if the rows that this one's router read are in the host's memory. */
+/* Would a token of a layer, on average, want an expert from disk? A router of a MiB (128 experts, 2048 wide) keeps a core busy for some
+ * 130 us, which is paid by the disk's time for one. */
+static bool is_read_for(const struct moe *moe, int layer)
+{
+    return store_n_on_disk(moe->store, layer) * moe->k >= moe->n_expert;
+}
+
+/* Tell the store what the next layer will likely want, if the rows that this one's router read are in the host's memory. Beside a device
+ * that is what the device waits for, so where no reads are to be saved the router is asked when the host waits for the device, or
+ * not at all. */
 static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_ids)
 {
     struct tensor x = *op->src[0];
+    struct ahead_from from = {op->layer, &x, n_rows, n_ids};
     const int32_t *likely;
 
     moe->likely_layer = -1;
+    moe->later.n_rows = 0;
     if (has_memory(moe))
         x.data = is_split_layer(moe, op->layer) ? moe->x : NULL;
     if (!x.data)
         return;
-    int n = ahead_guess(&moe->ahead, &(struct ahead_from){op->layer, &x, n_rows, n_ids}, &likely);
+    if (moe->host && ahead_asks_router(&from) && !is_read_for(moe, op->layer + 1)) {
+        store_hint(moe->store, op->layer + 1, NULL, 0); /* the one before is over */
+        if (!moe_split_sends_ahead(&moe->split))
+            return;
+        ahead_keep(&moe->ahead, &from, &moe->later_x);
+        moe->later = from;
+        moe->likely_layer = op->layer + 1;
+        return;
+    }
+    int n = ahead_guess(&moe->ahead, &from, &likely);
     if (n > 0)
         store_hint(moe->store, op->layer + 1, likely, n);
     moe->likely = likely;
@@ -430,9 +489,11 @@ static int run_host(struct moe *moe, const struct op *op, const struct rows *row
             rc = run_cpu(moe, op, rows, moe->given + done, part);
         done += part;
     }
-    if (rc == 0)
-        rc = store_offer(moe->store, lease, moe->given, n_cpu);
-    return rc ? rc : store_offer(moe->store, lease, moe->up, n_all_up);
+    if (rc == 0) {
+        store_offer(moe->store, lease, moe->given, n_cpu);
+        store_offer(moe->store, lease, moe->up, n_all_up);
+    }
+    return rc;
 }
 
 static int run_split(struct moe *moe, const struct op *op, const struct rows *rows, struct store_lease *lease,

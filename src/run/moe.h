@@ -47,7 +47,9 @@ struct moe {
     bool look_ahead;       /* the plan's: tell the store what the next layer will likely want */
     const int32_t *likely; /* view into ahead: (n_likely) of likely_layer */
     int n_likely, likely_layer;
-    struct moe_split split; /* with host */
+    struct ahead_from later; /* what likely is guessed from once there is time; n_rows 0: it has been */
+    struct tensor later_x;   /* of it */
+    struct moe_split split;  /* with host */
     uint64_t (*clock)(void);
     struct moe_stats stats;
 };

@@ -69,6 +69,11 @@ int moe_split_mark(struct moe_split *s, enum moe_split_mark mark)
     return s->a.dev->ops->fence(s->a.dev, DEVICE_OPS, (int)mark);
 }
 
+int moe_split_is_routed(struct moe_split *s, bool *is_routed)
+{
+    return s->a.dev->ops->passed(s->a.dev, MOE_SPLIT_ROUTED, false, is_routed);
+}
+
 void moe_split_saw_hits(struct moe_split *s, double mib, double mib_rows)
 {
     s->seen.has_hits = true;
@@ -224,18 +229,29 @@ int moe_split_choose(struct moe_split *s, const struct moe_split_layer *layer)
     return moe_split_mark(s, MOE_SPLIT_LAYER_FROM);
 }
 
+/* As many as the layer before found worth it. */
+static int most_ahead(const struct moe_split *s)
+{
+    return can_copy(s) ? s->n_copies + s->n_landed : 0;
+}
+
+bool moe_split_sends_ahead(const struct moe_split *s)
+{
+    return most_ahead(s) > 0;
+}
+
 int moe_split_send_ahead(struct moe_split *s, int layer, const int32_t *likely, int n)
 {
     struct store_expert e;
     bool is_routed = false;
-    int rc = 0, n_left = can_copy(s) ? s->n_copies + s->n_landed : 0, place = 0;
+    int rc = 0, n_left = most_ahead(s), place = 0;
 
     for (int i = 0; i < n && n_left > 0 && place >= 0 && !rc; i++) {
         if (landing_find(s->landing, layer, likely[i]) >= 0 ||
             store_where(s->a.store, layer, likely[i]) == STORE_ON_DEVICE ||
             !store_peek(s->a.store, layer, likely[i], &e))
             continue;
-        rc = s->a.dev->ops->passed(s->a.dev, MOE_SPLIT_ROUTED, false, &is_routed);
+        rc = moe_split_is_routed(s, &is_routed);
         if (rc || is_routed)
             break;
         e.is_pinned = false; /* no loan holds it */

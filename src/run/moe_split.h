@@ -86,6 +86,9 @@ int moe_split_choose(struct moe_split *s, const struct moe_split_layer *layer);
 
 int moe_split_mark(struct moe_split *s, enum moe_split_mark mark);
 
+/* Has the device passed the mark ROUTED? ERR_DEVICE. */
+int moe_split_is_routed(struct moe_split *s, bool *is_routed);
+
 /* What was just queued between two marks, or computed by the CPU in `ns`. */
 void moe_split_saw_hits(struct moe_split *s, double mib, double mib_rows);
 void moe_split_saw_copied(struct moe_split *s, double mib, double mib_rows);
@@ -93,6 +96,9 @@ void moe_split_saw_cpu(struct moe_split *s, double mib, double mib_rows, uint64_
 
 /* The layer was not walked to its end. */
 void moe_split_abandon(struct moe_split *s);
+
+/* Would moe_split_send_ahead send any? */
+bool moe_split_sends_ahead(const struct moe_split *s);
 
 /* Until the router's choice (mark ROUTED) is known, copy those of the likely (n) experts of a layer that are in memory: as many as the
  * layer before found worth it. ERR_DEVICE. */

@@ -279,6 +279,12 @@ static bool find_on_device(const struct store *s, int layer, int expert, struct 
     return is_seen && store_gpu_find(s->gpu, layer, expert, out);
 }
 
+static int n_experts_of(const struct store *s, int layer)
+{
+    int stack = layer >= 0 && layer < s->model->hp.n_layer ? s->model->layers[layer].w[ROLE_EXPERT_GATE] : -1;
+    return stack < 0 ? 0 : (int)s->model->weights[stack].t.ne[2];
+}
+
 enum store_place store_where(const struct store *s, int layer, int expert)
 {
     struct store_expert e;
@@ -286,6 +292,15 @@ enum store_place store_where(const struct store *s, int layer, int expert)
     if (s->gpu && find_on_device(s, layer, expert, &e))
         return STORE_ON_DEVICE;
     return !s->slots || store_slots_peek(s->slots, layer, expert, &e) ? STORE_IN_MEMORY : STORE_ON_DISK;
+}
+
+int store_n_on_disk(const struct store *s, int layer)
+{
+    int n = 0;
+
+    for (int i = 0; i < n_experts_of(s, layer); i++)
+        n += store_where(s, layer, i) == STORE_ON_DISK;
+    return n;
 }
 
 bool store_peek(const struct store *s, int layer, int expert, struct store_expert *out)
@@ -298,16 +313,14 @@ static int lease_host(struct store *s, const struct store_lease *lease)
 {
     struct store_expert expert;
     int n = 0;
-    int rc = store_gpu_begin(s->gpu, lease->layer, lease->ids, lease->n);
 
-    if (rc)
-        return rc;
+    store_gpu_begin(s->gpu, lease->layer, lease->ids, lease->n);
     s->host = (struct store_lease){.layer = lease->layer, .ids = s->host_ids};
     for (int i = 0; i < lease->n; i++)
         if (!find_on_device(s, lease->layer, lease->ids[i], &expert))
             s->host_ids[n++] = lease->ids[i];
     s->host.n = n;
-    rc = n ? store_slots_lease(s->slots, &s->host) : 0;
+    int rc = n ? store_slots_lease(s->slots, &s->host) : 0;
     s->host.open = n && !rc;
     return rc;
 }
@@ -379,24 +392,30 @@ int store_next(struct store *s, struct store_lease *lease, bool wait, struct sto
     return 0;
 }
 
-int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n)
+void store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n)
 {
-    int rc = 0;
+    for (int i = 0; i < n && s->gpu && !s->skips_device; i++)
+        store_gpu_offer(s->gpu, lease->layer, experts[i].expert);
+}
 
-    for (int i = 0; i < n && s->gpu && !s->skips_device && !rc; i++)
-        rc = store_gpu_offer(s->gpu, lease->layer, &experts[i]);
-    return rc;
+bool store_is_moving(const struct store *s)
+{
+    return s->gpu && store_gpu_is_moving(s->gpu);
+}
+
+/* Its slot is not held from piece to piece, so it is looked for each time: wherever it lies whole, it is what the file says. */
+int store_move_on(struct store *s, bool *is_more)
+{
+    struct store_expert from;
+    int layer, expert;
+    bool is_there = store_gpu_wants(s->gpu, &layer, &expert) && store_peek(s, layer, expert, &from);
+
+    return store_gpu_move_on(s->gpu, is_there ? &from : NULL, is_more);
 }
 
 bool store_keep(struct store *s, const struct store_lease *lease, int expert)
 {
     return s->slots && store_slots_keep(s->slots, lease->layer, expert);
-}
-
-static int n_experts_of(const struct store *s, int layer)
-{
-    int stack = layer >= 0 && layer < s->model->hp.n_layer ? s->model->layers[layer].w[ROLE_EXPERT_GATE] : -1;
-    return stack < 0 ? 0 : (int)s->model->weights[stack].t.ne[2];
 }
 
 /* Those that are not on the device. A layer of experts may stand before one that has none. */
@@ -440,7 +459,8 @@ void store_stats(const struct store *s, struct store_stats *out)
     out->n_expert_hits += s->stats.n_device_hits;
     for (int i = 0; i < s->n_files; i++)
         out->n_repeats += file_n_repeats(s->files[i]);
-    out->n_moves = s->gpu ? store_gpu_n_moves(s->gpu) : 0;
+    if (s->gpu)
+        store_gpu_stats(s->gpu, out);
     if (s->slots)
         store_slots_stats(s->slots, out);
 }

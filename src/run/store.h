@@ -60,6 +60,9 @@ bool store_is_on_device(const struct store *s, int layer);
 enum store_place { STORE_ON_DEVICE, STORE_IN_MEMORY, STORE_ON_DISK };
 enum store_place store_where(const struct store *s, int layer, int expert);
 
+/* Of a layer, those on disk. */
+int store_n_on_disk(const struct store *s, int layer);
+
 /* From the next loan on, lend what lies on the device (false: as if it did not, but for layers of which it has all experts). */
 void store_use_device(struct store *s, bool use);
 
@@ -93,9 +96,15 @@ int store_lease(struct store *s, int layer, const int32_t *ids, int n, struct st
  * which tries the same ones again, or released. */
 int store_next(struct store *s, struct store_lease *lease, bool wait, struct store_expert *out, int max, int *n_out);
 
-/* The host has computed these experts, which the last store_next gave it, beside a device: one of them may begin to move there, in the
- * background, if it is wanted more than one that is there. Where there is no device it does nothing. ERR_DEVICE. */
-int store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
+/* The host has computed these experts, which the last store_next gave it, beside a device: one of them may be chosen to move there, if it
+ * is wanted more than one that is there. Where there is no device it does nothing. */
+void store_offer(struct store *s, const struct store_lease *lease, const struct store_expert *experts, int n);
+
+/* Is an expert on its way to the device? Then store_move_on, between loans, copies the next piece of it into pinned memory and sends it
+ * off, or sees whether all has come. The host is to call it when it would wait anyway. *is_more: there are pieces left. ERR_DEVICE:
+ * that expert does not move, and the one whose place it was to have has none. */
+bool store_is_moving(const struct store *s);
+int store_move_on(struct store *s, bool *is_more);
 
 /* Hold the memory of a pinned expert of the present loan, which a device copies from, until the next loan begins: the device has to be done
  * with it then. False: too many are held already; it may be let go by the next store_next. */
@@ -120,8 +129,8 @@ struct store_stats {
         disk_busy_ns; /* while any read was in flight, as far as was seen: the end of one that nobody waits for is seen late */
     uint64_t n_expert_hits, n_expert_misses; /* experts on loan that were there, or on their way; that had to be read */
     uint64_t n_device_hits;                  /* of the former, on the device */
-    uint64_t n_moves;                        /* experts that have moved to the device since it was loaded */
-    uint64_t n_repeats;                      /* reads that failed once and were repeated, at open too */
+    uint64_t n_moves, move_bytes; /* experts that have moved to the device since it was loaded; bytes staged for that */
+    uint64_t n_repeats;           /* reads that failed once and were repeated, at open too */
     uint64_t n_hint_reads, n_hint_hits;  /* experts read because of a hint; of these, wanted before they had to go */
     uint64_t hint_bytes, hint_hit_bytes; /* theirs */
     uint64_t n_guessed,

@@ -1,11 +1,13 @@
 /* Owns the device's memory for weights and says who lies where in it. A layer's places are those of its stacks' first matrices, all
  * equally large, so that any expert of the layer may lie in any of them; at open they are filled with the first experts. Then
- * experts move to where they are wanted: one at a time is copied in the background, through pinned memory, over one that is
- * wanted clearly less (evict_is_warmer()). Who loses his place is read by the host when he is wanted again. */
+ * experts move to where they are wanted: one at a time is copied over one that is wanted clearly less (evict_is_warmer()), through
+ * pinned memory, piece by piece while the host has nothing else to do. Who loses his place is read by the host when he is wanted
+ * again. */
 #include "src/run/store_gpu.h"
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/base/size.h"
 #include "src/model/layout.h"
 #include "src/run/evict.h"
 #include "src/run/store_load.h"
@@ -15,8 +17,20 @@
 #include <string.h>
 
 /* Uses fade to a half in so many steps. Longer than in the host's slots, because a move costs more than a read that has to be made
- * anyway, and the counts have to tell favourites from accidents. Not measured on a GPU yet. */
+ * anyway, and the counts have to tell favourites from accidents. A move reads an expert once on the host and carries it once, which is
+ * some two uses by the host; counts that differ by ten in some 92 steps (64 / ln 2), the least that evict_is_warmer() takes for no
+ * accident, have paid for it after twenty. */
 enum { HALF_STEPS = 64 };
+
+/* Staged at a time. A core takes some 10 us for it, which is what a step waits at most for a piece that was begun when the router was all
+ * but done; the runtime's call that sends it off takes a few. */
+#define PIECE_BYTES (128 * KIB)
+
+enum move_phase {
+    MOVE_NONE,
+    MOVE_STAGING, /* chosen, and sent as far as `matrix` and `sent` say */
+    MOVE_ENDING,  /* the device may still copy from `pinned` */
+};
 
 struct store_gpu {
     const struct model *model; /* view */
@@ -34,10 +48,12 @@ struct store_gpu {
     bool moves;   /* experts move */
     char *pinned; /* own, alloc_host: room for one expert */
     struct {
-        bool is_under_way;
-        int layer, expert, place;
+        enum move_phase phase;
+        int layer, expert, place; /* expert -1: it was given up, and nobody will lie there */
+        int matrix;               /* the next piece is of this one */
+        uint64_t sent, staged;    /* bytes: of this matrix; of all, which is where in `pinned` the next piece goes */
     } move;
-    uint64_t n_moves; /* that have come to their end */
+    uint64_t n_moves, move_bytes; /* that have come to their end; that were staged */
 };
 
 static int n_stacked(const struct model *m, int layer)
@@ -130,7 +146,7 @@ void store_gpu_close(struct store_gpu *g)
     if (!g)
         return;
     bool is_there;
-    if (g->move.is_under_way)
+    if (g->move.phase != MOVE_NONE)
         g->dev->ops->brought(g->dev, true, &is_there);
     g->dev->ops->release_host(g->dev, g->pinned);
     g->dev->ops->release(g->dev, g->memory);
@@ -184,28 +200,10 @@ bool store_gpu_find(const struct store_gpu *g, int layer, int expert, struct sto
 
 /* ---- moves ---- */
 
-/* What was under way is in its place, if it is. */
-static int end_move(struct store_gpu *g)
-{
-    bool is_there = false;
-    int rc = g->move.is_under_way ? g->dev->ops->brought(g->dev, false, &is_there) : 0;
-
-    if (rc) /* nobody knows what lies there: the place stays empty */
-        g->move.is_under_way = false;
-    if (rc || !is_there)
-        return rc;
-    int first = g->layer_first[g->move.layer];
-    g->place_of[first + g->move.expert] = g->move.place;
-    g->expert_at[first + g->move.place] = g->move.expert;
-    g->move.is_under_way = false;
-    g->n_moves++;
-    return 0;
-}
-
-int store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n)
+void store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n)
 {
     if (!g->moves)
-        return 0;
+        return;
     g->n_steps += layer <= g->last_layer; /* layers come in order: another step has begun */
     g->last_layer = layer;
     g->n_loans++;
@@ -214,7 +212,6 @@ int store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n)
         g->wanted[key] = g->n_loans;
         g->heat[key] = evict_heat_of(g->heat[key], g->n_steps, HALF_STEPS);
     }
-    return end_move(g);
 }
 
 /* The place whose expert is wanted least and is not on loan; an empty one before all; -1: none. */
@@ -233,46 +230,119 @@ static int coldest_place(const struct store_gpu *g, int layer)
     return best;
 }
 
-/* Nobody has that place any more, and somebody will. The ops that are queued do not read it: the host has waited for those before this
- * layer, and in this layer it is not on loan. */
-static int begin_move(struct store_gpu *g, int layer, const struct store_expert *e, int place)
+void store_gpu_offer(struct store_gpu *g, int layer, int expert)
 {
-    int first = g->layer_first[layer], rc = 0;
-    char *from = g->pinned;
-
-    if (g->expert_at[first + place] >= 0)
-        g->place_of[first + g->expert_at[first + place]] = -1;
-    g->expert_at[first + place] = -1;
-    for (int i = 0; i < 3 && !rc; i++) {
-        uint64_t bytes = model_matrix_bytes(&g->model->weights[g->model->layers[layer].w[stacks[i]]]);
-        memcpy(from, e->w[i], bytes);
-        rc = g->dev->ops->bring(g->dev, matrix_at(g, layer, place, i), from, bytes);
-        from += bytes;
-    }
-    if (rc)
-        return rc;
+    if (!g->moves || g->move.phase != MOVE_NONE)
+        return;
+    int first = g->layer_first[layer], place = coldest_place(g, layer);
+    if (place < 0)
+        return;
+    int cold = g->expert_at[first + place];
+    if (!evict_is_warmer(g->heat[first + expert], cold < 0 ? -INFINITY : g->heat[first + cold], g->n_steps, HALF_STEPS))
+        return;
+    g->move.phase = MOVE_STAGING;
     g->move.layer = layer;
-    g->move.expert = e->expert;
+    g->move.expert = expert;
     g->move.place = place;
-    g->move.is_under_way = true;
+    g->move.matrix = 0;
+    g->move.sent = g->move.staged = 0;
+}
+
+/* Nobody has that place any more, and somebody will. False: the last loan wants who is there, so that queued ops may read it. Those of
+ * earlier loans do not: the host has waited for them before the last one began. */
+static bool vacate(struct store_gpu *g)
+{
+    int first = g->layer_first[g->move.layer], cold = g->expert_at[first + g->move.place];
+
+    if (cold >= 0 && g->wanted[first + cold] == g->n_loans)
+        return false;
+    if (cold >= 0)
+        g->place_of[first + cold] = -1;
+    g->expert_at[first + g->move.place] = -1;
+    return true;
+}
+
+/* The place stays empty, if it was vacated. */
+static void give_up(struct store_gpu *g)
+{
+    g->move.phase = g->move.staged ? MOVE_ENDING : MOVE_NONE;
+    g->move.expert = -1;
+}
+
+static int send_piece(struct store_gpu *g, const struct store_expert *e)
+{
+    int layer = g->move.layer, i = g->move.matrix;
+    uint64_t all = model_matrix_bytes(&g->model->weights[g->model->layers[layer].w[stacks[i]]]);
+    uint64_t left = all - g->move.sent, bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+    char *stage = g->pinned + g->move.staged;
+
+    memcpy(stage, (const char *)e->w[i] + g->move.sent, bytes);
+    int rc = g->dev->ops->bring(g->dev, (char *)matrix_at(g, layer, g->move.place, i) + g->move.sent, stage, bytes);
+    if (rc) { /* nobody knows what lies there */
+        g->move.phase = MOVE_NONE;
+        return rc;
+    }
+    g->move_bytes += bytes;
+    g->move.staged += bytes;
+    g->move.sent += bytes;
+    if (g->move.sent == all) {
+        g->move.sent = 0;
+        g->move.matrix++;
+    }
+    g->move.phase = g->move.matrix < 3 ? MOVE_STAGING : MOVE_ENDING;
     return 0;
 }
 
-int store_gpu_offer(struct store_gpu *g, int layer, const struct store_expert *e)
+/* What was under way is in its place, if it is. */
+static int end_move(struct store_gpu *g)
 {
-    if (!g->moves || g->move.is_under_way)
+    bool is_there;
+    int rc = g->dev->ops->brought(g->dev, false, &is_there);
+
+    if (rc) /* as in send_piece() */
+        g->move.phase = MOVE_NONE;
+    if (rc || !is_there)
+        return rc;
+    g->move.phase = MOVE_NONE;
+    if (g->move.expert < 0)
         return 0;
-    int first = g->layer_first[layer], place = coldest_place(g, layer);
-    if (place < 0)
-        return 0;
-    int cold = g->expert_at[first + place];
-    if (!evict_is_warmer(g->heat[first + e->expert], cold < 0 ? -INFINITY : g->heat[first + cold], g->n_steps,
-                         HALF_STEPS))
-        return 0;
-    return begin_move(g, layer, e, place);
+    int first = g->layer_first[g->move.layer];
+    g->place_of[first + g->move.expert] = g->move.place;
+    g->expert_at[first + g->move.place] = g->move.expert;
+    g->n_moves++;
+    return 0;
 }
 
-uint64_t store_gpu_n_moves(const struct store_gpu *g)
+bool store_gpu_is_moving(const struct store_gpu *g)
 {
-    return g->n_moves;
+    return g->move.phase != MOVE_NONE;
+}
+
+bool store_gpu_wants(const struct store_gpu *g, int *layer, int *expert)
+{
+    *layer = g->move.layer;
+    *expert = g->move.expert;
+    return g->move.phase == MOVE_STAGING;
+}
+
+int store_gpu_move_on(struct store_gpu *g, const struct store_expert *e, bool *is_more)
+{
+    int rc = 0;
+
+    if (g->move.phase == MOVE_STAGING) {
+        if (e && (g->move.staged || vacate(g)))
+            rc = send_piece(g, e);
+        else
+            give_up(g);
+    } else if (g->move.phase == MOVE_ENDING) {
+        rc = end_move(g);
+    }
+    *is_more = rc == 0 && g->move.phase == MOVE_STAGING;
+    return rc;
+}
+
+void store_gpu_stats(const struct store_gpu *g, struct store_stats *out)
+{
+    out->n_moves = g->n_moves;
+    out->move_bytes = g->move_bytes;
 }

@@ -28,14 +28,24 @@ const void *store_gpu_weight(const struct store_gpu *g, int weight);
 
 uint64_t store_gpu_bytes(const struct store_gpu *g);
 
-/* A loan of these experts of a layer begins: what has been brought meanwhile is there from now on. ERR_DEVICE. */
-int store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n);
+/* A loan of these experts of a layer begins. The device is done with what earlier ones lent. */
+void store_gpu_begin(struct store_gpu *g, int layer, const int32_t *ids, int n);
 
-/* An expert of the present loan has been read and computed by the host: bring it to the device in the background, if it is wanted more
- * than one that has a place there and is not on loan. ERR_DEVICE: whoever had that place has none now. */
-int store_gpu_offer(struct store_gpu *g, int layer, const struct store_expert *expert);
+/* An expert of the present loan has been read and computed by the host: it shall move to the device, if none does yet and it is wanted
+ * clearly more than one that has a place there and is not on loan. */
+void store_gpu_offer(struct store_gpu *g, int layer, int expert);
 
-uint64_t store_gpu_n_moves(const struct store_gpu *g);
+/* Is a move under way, and which expert's bytes are wanted for it? */
+bool store_gpu_is_moving(const struct store_gpu *g);
+bool store_gpu_wants(const struct store_gpu *g, int *layer, int *expert);
+
+/* Stage and send off one piece of what is wanted (e: where it lies now; NULL: no longer in memory, so that the move is given up), or see
+ * whether all of it has come: then it is lent from there from now on. Between loans. *is_more: there are pieces left. ERR_DEVICE:
+ * whoever had that place has none now. */
+int store_gpu_move_on(struct store_gpu *g, const struct store_expert *e, bool *is_more);
+
+/* Set what *out says of moves. */
+void store_gpu_stats(const struct store_gpu *g, struct store_stats *out);
 
 /* Places of a layer. */
 int store_gpu_n_experts(const struct store_gpu *g, int layer);
