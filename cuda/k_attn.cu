@@ -1,19 +1,86 @@
 /* Keys and values into pages, and attention over pages, in the order of cpu/kern_ref.c: pages of 64 keys are folded one after
  * another into (o, m, l), which begin anew with each segment; segments are merged in ascending order. A block has some rows of
  * one sequence and one KV head; what the heads that share it and the rows have in common is read once.
- * Few rows: a block for each segment, states through device memory, cu_attn_merge (rows one by one: k_attn_row.cu). Many rows: a block
- * walks all segments.
+ * Few rows: a block for each segment, states through device memory, cu_attn_merge. Many rows: a block walks all segments.
  * Bytes of keys and values come in tiles by asynchronous copies, several tiles ahead; each tile becomes floats in shared memory once
  * for all queries, which are multiplied with it in blocks of registers. */
 #include "cuda/launch.h"
 
-#include "cuda/attn.cuh"
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
 #include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
 
-enum { THREADS = 128, SHARED_BYTES = 48 * 1024 };
+enum { THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, SHARED_BYTES = 48 * 1024 };
+
+static __device__ inline int step_row(const struct cu_step *s, int i)
+{
+    return s->out_row ? s->out_row[i] : i;
+}
+
+static __device__ inline const void *const *page_table(const struct cu_step *s, int row, int group)
+{
+    return s->page[s->seq[row] * DEVICE_MAX_GROUPS + group];
+}
+
+/* Rows of a cache type, anywhere at an even address. */
+template <int TYPE> struct kv;
+
+template <> struct kv<QUANT_F16> {
+    static __device__ __host__ inline int row_bytes(int head_dim)
+    {
+        return 2 * head_dim;
+    }
+
+    /* x[j] = element first + j * STEP; all N lie in one block of 32. */
+    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
+    {
+        const uint16_t *h = reinterpret_cast<const uint16_t *>(row) + first;
+        for (int j = 0; j < N; j++)
+            x[j] = cu_half_to_f32(h[j * STEP]);
+    }
+
+    /* Four elements from `first` on, which lie at a multiple of 8 bytes. */
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        struct alignas(8) four {
+            uint16_t h[4];
+        } all = *reinterpret_cast<const struct four *>(row + 2 * first);
+        for (int j = 0; j < 4; j++)
+            x[j] = cu_half_to_f32(all.h[j]);
+    }
+};
+
+template <> struct kv<QUANT_Q8_0> {
+    static __device__ __host__ inline int row_bytes(int head_dim)
+    {
+        return head_dim / 32 * 34;
+    }
+
+    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
+    {
+        const uint8_t *block = reinterpret_cast<const uint8_t *>(row) + first / 32 * 34;
+        float d = cu_half_at(block);
+        for (int j = 0; j < N; j++)
+            x[j] = d * code(block[2 + first % 32 + j * STEP]);
+    }
+
+    static __device__ inline void read_four(const char *row, int first, float *x)
+    {
+        const uint16_t *block = reinterpret_cast<const uint16_t *>(row) + first / 32 * 17;
+        const uint16_t *codes = block + 1 + first % 32 / 2;
+        float d = cu_half_to_f32(block[0]);
+        for (int j = 0; j < 4; j++)
+            x[j] = d * code((uint8_t)(codes[j / 2] >> j % 2 * 8));
+    }
+
+  private:
+    /* (float)(int8_t)byte by one exact sum: conversions run at a quarter of its rate. 2^23 + 128 is taken from 2^23 + 128 + code. */
+    static __device__ inline float code(uint8_t byte)
+    {
+        return cu_f32_of_bits(0x4b000000u | (byte ^ 0x80u)) - 8388736.0f;
+    }
+};
 
 /* ---- append ---- */
 
@@ -610,6 +677,23 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
 
 /* ---- states ---- */
 
+/* One value of a later segment's state onto the sum. */
+struct merger {
+    float f, f_sum, m;
+};
+
+static __device__ inline struct merger merger_of(float m, float m_sum)
+{
+    float both = cu_max(m, m_sum);
+    struct merger g = {cu_exp(m - both), cu_exp(m_sum - both), both};
+    return g;
+}
+
+static __device__ inline bool is_fresh(float m, float l)
+{
+    return m == -CU_INFINITY && l == 0.0f;
+}
+
 template <int N, int W> static __device__ inline void reset(struct part<N, W> *o)
 {
     CU_UNROLL
@@ -662,6 +746,12 @@ static __device__ inline void end_segment(const struct block *b, struct part<N, 
         t->l[v] = 0.0f;
     }
     reset<N, W>(o);
+}
+
+/* Of segment `segment` of the launch. */
+static __device__ inline float *state_of(const struct cu_attn_args *a, int i, int head, int segment)
+{
+    return a->states + i * a->state_row + head * a->state_head + segment * a->state_segment;
 }
 
 static __device__ inline float *state_of_query(const struct block *b, int v)
@@ -846,8 +936,6 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
     struct job j = {*a, {}, a->p.n_head / a->p.n_head_kv};
 
     j.a.tile_rows = a->tile_rows < most ? a->tile_rows : most;
-    if (j.a.tile_rows == 1 && cu_attn_is_by_row(a))
-        return cu_attn_row(a, stream);
     if (!shape_of(&a->p, j.a.tile_rows * j.n_group, &j.shape))
         return cudaErrorInvalidValue;
     dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows), (unsigned)(a->p.n_head_kv * j.shape.n_slices),

@@ -154,7 +154,7 @@ struct term {
 template <int TYPE, int TOK> struct shape {
     typedef cu_lane<TYPE> type;
     /* weight rows of a block; columns of a term; terms of a row in shared memory at once; values that a term gives for all rows */
-    static constexpr int ROWS = TOK == 1 ? 8 : 4, COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
+    static constexpr int ROWS = TOK == 1 ? (int)type::ROWS : 4, COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
                          KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2, VALUES = ROWS * KINDS,
                          KEPT = VALUES > type::LANES ? VALUES / type::LANES : 1,
                          SAME = type::LANES > VALUES ? type::LANES / VALUES : 1; /* neighbours with the same value */

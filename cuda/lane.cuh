@@ -3,6 +3,8 @@
  * order. Types without a form of their own here come through cu_block (dequant.cuh): a lane for each 32 elements.
  *
  * cu_lane<TYPE>: LANES share what one term of the sum needs (a block; of NVFP4 half a block), each of them has ELEMENTS of it.
+ * ROWS: weight rows of a block of the kernel for one place; four or eight, whichever was quicker on an H200 (registers against loads under
+ * way).
  * struct weights: what load() brings of ELEMENTS number j of a block. dot(): their share of the term's two integers. factors(): what
  * they are multiplied by. */
 #ifndef FERRY_CUDA_LANE_CUH
@@ -111,9 +113,9 @@ template <int TYPE, int X256> struct cu_lane_group;
 
 template <int TYPE> struct cu_lane_group<TYPE, 1> {
     typedef cu_block<TYPE> block;
-    typedef struct cu_group weights;
+    typedef cu_group weights;
     typedef cu_share_group share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = block::SECOND;
+    static constexpr int ROWS = 8, LANES = 8, ELEMENTS = 32, SECOND = block::SECOND;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -133,9 +135,9 @@ template <int TYPE> struct cu_lane_group<TYPE, 1> {
 
 template <int TYPE> struct cu_lane_group<TYPE, 0> {
     typedef cu_block<TYPE> block;
-    typedef struct cu_group weights;
+    typedef cu_group weights;
     typedef cu_share_block<1> share;
-    static constexpr int LANES = 1, ELEMENTS = 32, SECOND = block::SECOND;
+    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = block::SECOND;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -155,6 +157,9 @@ template <int TYPE> struct cu_lane_group<TYPE, 0> {
 };
 
 template <int TYPE> struct cu_lane : cu_lane_group<TYPE, cu_block<TYPE>::X256> {};
+template <> struct cu_lane<QUANT_NVFP4> : cu_lane_group<QUANT_NVFP4, 0> {
+    static constexpr int ROWS = 4;
+};
 
 /* ---- blocks of 32 ---- */
 
@@ -164,7 +169,7 @@ template <int TYPE, int OFFSET, int CODES_AT> struct cu_lane_nibbles {
         uint32_t head, q[4];
     };
     typedef cu_share_block<1> share;
-    static constexpr int LANES = 1, ELEMENTS = 32, SECOND = cu_block<TYPE>::SECOND;
+    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = cu_block<TYPE>::SECOND;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -198,7 +203,7 @@ template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
         uint32_t head, q[5];
     };
     typedef cu_share_block<1> share;
-    static constexpr int LANES = 1, ELEMENTS = 32, SECOND = cu_block<TYPE>::SECOND;
+    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = cu_block<TYPE>::SECOND;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -234,7 +239,7 @@ template <> struct cu_lane<QUANT_Q8_0> {
         uint32_t head, q[4];
     };
     typedef cu_share_block<2> share;
-    static constexpr int LANES = 2, ELEMENTS = 16, SECOND = CU_SECOND_NONE;
+    static constexpr int ROWS = 8, LANES = 2, ELEMENTS = 16, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -260,7 +265,7 @@ template <int TYPE, int CODES_AT> struct cu_lane_levels {
         uint32_t head, q[4];
     };
     typedef cu_share_block<1> share;
-    static constexpr int LANES = 1, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
+    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -300,7 +305,7 @@ template <int TYPE> struct cu_lane_k45 {
         struct cu_word16 head, q, fifth;
     };
     typedef cu_share_halves share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_MIN;
+    static constexpr int ROWS = HAS_FIFTH ? 4 : 8, LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_MIN;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -346,7 +351,7 @@ template <> struct cu_lane<QUANT_Q6_K> {
         uint32_t d, low[4], high[2], scale[2];
     };
     typedef cu_share_quarters share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
+    static constexpr int ROWS = 4, LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -389,7 +394,7 @@ template <> struct cu_lane<QUANT_Q2_K> {
         uint32_t d_m, q[2], scale[2];
     };
     typedef cu_share_quarters share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_MIN;
+    static constexpr int ROWS = 4, LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_MIN;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -430,7 +435,7 @@ template <> struct cu_lane<QUANT_Q3_K> {
         uint32_t d, q[2], high[2], scale[3];
     };
     typedef cu_share_quarters share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
+    static constexpr int ROWS = 4, LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {
@@ -477,7 +482,7 @@ template <> struct cu_lane<QUANT_IQ4_XS> {
         uint32_t head, low, q[4];
     };
     typedef cu_share_group share;
-    static constexpr int LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
+    static constexpr int ROWS = 8, LANES = 8, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void load(const uint8_t *b, int j, const struct cu_books *books, weights *w)
     {

@@ -154,11 +154,6 @@ int cu_attn_tile_rows(const struct op_attn *p);
 cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream);
 cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream);
 
-/* The same for rows one by one, as decoding has them: cu_attn goes there by itself where cu_attn_is_by_row(), which is of heads of the
- * usual sizes with states, or where n_segments is 1 and no row sees more. */
-bool cu_attn_is_by_row(const struct cu_attn_args *a);
-cudaError_t cu_attn_row(const struct cu_attn_args *a, cudaStream_t stream);
-
 /* ---- matmul ---------------------------------------------------------------------------------------------------------- */
 
 /* Bytes of one activation row of n elements in that form; a multiple of 16. */

@@ -246,7 +246,6 @@ static cudaError_t attention(const struct ops_run *r, const struct op *op)
     x.q_stride = stride_of(op->src[0]);
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
-    x.n_segments = x.n <= SPLIT_ROWS; /* 0: not known */
     if (n_segments == 1)
         return cu_attn(&x, r->stream);
     x.tile_rows = 1;

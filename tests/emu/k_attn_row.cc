@@ -1,2 +1,0 @@
-/* The kernels for the emulated runtime, by a plain C++ compiler. */
-#include "cuda/k_attn_row.cu"
