@@ -2,6 +2,7 @@
 #include "src/plan/apex.h"
 
 #include <math.h>
+#include <stdio.h>
 
 const char *apex_name(enum apex_way way)
 {
@@ -67,4 +68,25 @@ void apex_choose(const struct apex_profile *p, struct apex_choice *out)
     if (out->time[APEX_OVERLAP].tok_per_s > out->time[APEX_GPU_ONLY].tok_per_s)
         out->runs = APEX_OVERLAP;
     out->best = out->time[APEX_PIPELINING].tok_per_s > out->time[out->runs].tok_per_s ? APEX_PIPELINING : out->runs;
+}
+
+static void explain_ratio(const struct apex_profile *p, char *out, size_t out_bytes)
+{
+    out[0] = 0;
+    if (p->attend_s > 0 && p->gpu_linear_s > 0)
+        snprintf(out, out_bytes, " (the GPU attends %.3g times as fast; pipelining beats GPU only below %.3g)",
+                 p->n_gpu / p->attend_s * p->host_seq_s, apex_most_ratio(p->gpu_linear_s, p->attend_s));
+}
+
+void apex_explain(const struct apex_profile *p, const struct apex_choice *c, char *out, size_t out_bytes)
+{
+    const struct apex_time *t = c->time;
+    char ratio[128];
+
+    explain_ratio(p, ratio, sizeof ratio);
+    snprintf(out, out_bytes,
+             "%d on the GPU alone %.3g tokens/s, overlap with %d in memory %.3g, pipelining with %d %.3g%s: %s%s", p->n_gpu,
+             t[APEX_GPU_ONLY].tok_per_s, t[APEX_OVERLAP].n_host, t[APEX_OVERLAP].tok_per_s, t[APEX_PIPELINING].n_host,
+             t[APEX_PIPELINING].tok_per_s, ratio, apex_name(c->runs),
+             c->best == APEX_PIPELINING ? ", because ferry has no pipelining" : "");
 }

@@ -11,6 +11,8 @@
 #ifndef FERRY_PLAN_APEX_H
 #define FERRY_PLAN_APEX_H
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -53,6 +55,10 @@ struct apex_time apex_predict(const struct apex_profile *p, enum apex_way way, i
 
 /* Of equals the earlier of GPU only, overlap, pipelining: the one that needs less. */
 void apex_choose(const struct apex_profile *p, struct apex_choice *out);
+
+/* One line for people, without its end: what each way would give, which is run, and what is not because ferry cannot. At most
+ * out_bytes, NUL included. */
+void apex_explain(const struct apex_profile *p, const struct apex_choice *c, char *out, size_t out_bytes);
 
 #ifdef __cplusplus
 }
