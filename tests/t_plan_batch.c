@@ -278,15 +278,15 @@ START_TEST(profile_of_a_step_is_another)
 
     make_gpu(dense, 11.5, 400e9, 100e9, &b, &p);
     ck_assert(plan_has_host_kv(&p));
-    const double pos = 4096, n = p.n_seq, kv_bytes = (double)(p.kv_bytes + p.gpu.kv_bytes);
+    const double pos = 4096, n = p.n_seq, share = p.gpu.kv_tok / (n * 16384);
     double read_bytes = 0; /* of all sequences, F16 */
     for (int i = 0; i < dense->hp.n_layer; i++)
         read_bytes += n * pos * dense->layers[i].n_head_kv * (dense->hp.head_dim_k + dense->hp.head_dim_v) * 2;
     ck_assert(cost_gpu_apex(&gpu_in, &p, pos, &a));
     ck_assert_int_eq(a.n_gpu + a.n_host, (int)p.n_seq);
     ck_assert_int_eq(a.n_gpu, (int)(p.gpu.kv_tok / 16384));
-    ck_assert_double_eq_tol(a.attend_s, read_bytes * (double)p.gpu.kv_bytes / kv_bytes / 400e9, 1e-9);
-    ck_assert_double_eq_tol(a.n_host * a.host_seq_s, read_bytes * (double)p.kv_bytes / kv_bytes / 100e9, 1e-9);
+    ck_assert_double_eq_tol(a.attend_s, read_bytes * share / 400e9, 1e-9);
+    ck_assert_double_eq_tol(a.n_host * a.host_seq_s, read_bytes * (1 - share) / 100e9, 1e-9);
     double row_s = ((double)p.gpu.down_bytes_per_tok + (double)p.gpu.up_bytes_per_tok) / 20e9;
     ck_assert_double_eq_tol(a.both_linear_s, p.decode_dense_s + (n - 1) * row_s, 1e-9);
     double q = 0, kv = 0, heads = 0;
@@ -298,7 +298,7 @@ START_TEST(profile_of_a_step_is_another)
     ck_assert_double_eq_tol(a.down_s, n * (q + kv) * 4 / 20e9, 1e-12);
     ck_assert_double_eq_tol(a.up_s, a.n_host * 8 * heads * (dense->hp.head_dim_v + 2) * 4 / 20e9, 1e-12);
     /* A CPU whose arithmetic is slower than its memory */
-    double units = n * pos * heads * (dense->hp.head_dim_k + dense->hp.head_dim_v) * (double)p.kv_bytes / kv_bytes;
+    double units = n * pos * heads * (dense->hp.head_dim_k + dense->hp.head_dim_v) * (1 - share);
     gpu_machine.ops[OP_ATTENTION].unit_s = 1e-9;
     ck_assert(cost_gpu_apex(&gpu_in, &p, pos, &a));
     ck_assert_double_eq_tol(a.n_host * a.host_seq_s, units * 1e-9, 1e-9);

@@ -253,23 +253,23 @@ static void row_values(const struct model *m, double pos, double *qkv, double *s
     }
 }
 
-/* Sequences whose pages the GPU can hold, all of them. */
-static int n_on_gpu(const struct plan *p)
+/* So many sequences' positions the GPU has pages for. The host's pool is larger than the rest, because segments begin anywhere. */
+static double n_on_gpu(const struct plan *p)
 {
-    double all_tok = p->kv_tok ? p->kv_tok : (double)p->n_seq * p->n_ctx;
+    double seq_tok = p->kv_tok ? (double)p->kv_tok / p->n_seq : p->n_ctx;
 
-    return plan_has_host_kv(p) ? (int)(p->n_seq * (p->gpu.kv_tok / all_tok)) : (int)p->n_seq;
+    return plan_has_host_kv(p) ? fmin(p->gpu.kv_tok / seq_tok, p->n_seq) : p->n_seq;
 }
 
 bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, struct apex_profile *out)
 {
     const struct machine *m = in->machine;
     const double mem_rate = machine_mem_at(m, (int)p->n_threads), n_seq = p->n_seq;
-    double host_share = (double)p->kv_bytes / ((double)p->kv_bytes + (double)p->gpu.kv_bytes), qkv, states, units;
+    double host_share = 1 - n_on_gpu(p) / n_seq, qkv, states, units;
 
     if (!p->has_gpu || p->decode_tok_per_s <= 0 || (host_share > 0 && mem_rate <= 0))
         return false;
-    *out = (struct apex_profile){.n_gpu = n_on_gpu(p)};
+    *out = (struct apex_profile){.n_gpu = (int)n_on_gpu(p)};
     double kv_bytes = n_seq * pos * cost_position_bytes(in->model, p);
     out->n_host = (int)p->n_seq - out->n_gpu;
     out->gpu_linear_s = linear_s(in, p, out->n_gpu);
