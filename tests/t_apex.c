@@ -1,12 +1,12 @@
-/* The way of a decode step with more sequences than the GPU holds, by arithmetic: golden cases, the ends of the range, and every division of
- * the host's sequences walked event by event. */
+/* The way of a decode step with more sequences than the GPU holds, by arithmetic: golden cases, the ends of the range, and every division
+ * of the host's sequences walked event by event. */
 #include "src/plan/apex.h"
 
 #include <check.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdlib.h>
+#include <string.h>
 
 static void is_near(double got, double want)
 {
@@ -67,8 +67,13 @@ START_TEST(nothing_in_host_memory_is_waited_for)
 {
     struct apex_choice c;
 
-    apex_choose(&(struct apex_profile){
-                    .n_gpu = 8, .gpu_linear_s = 2, .host_linear_s = 1, .both_linear_s = 3, .attend_s = 1, .down_s = 1, .up_s = 1},
+    apex_choose(&(struct apex_profile){.n_gpu = 8,
+                                       .gpu_linear_s = 2,
+                                       .host_linear_s = 1,
+                                       .both_linear_s = 3,
+                                       .attend_s = 1,
+                                       .down_s = 1,
+                                       .up_s = 1},
                 &c);
     ck_assert_int_eq(c.best, APEX_GPU_ONLY);
     ck_assert_int_eq(c.runs, APEX_GPU_ONLY);
@@ -117,6 +122,29 @@ START_TEST(ties_are_broken_elsewhere)
     is_near(c.time[APEX_PIPELINING].tok_per_s, 1);
     ck_assert_int_eq(c.best, APEX_OVERLAP);
     ck_assert_int_eq(c.time[APEX_OVERLAP].n_host, 1); /* of equals the fewest */
+}
+END_TEST
+
+/* What is left out is said; where attention takes the GPU no time there is no ratio to tell. */
+START_TEST(text_hides_what_was_thought)
+{
+    struct apex_profile p = paper(10, 5, 50, 0.1, 1000);
+    struct apex_choice c;
+    char line[512], little[20];
+
+    apex_choose(&p, &c);
+    apex_explain(&p, &c, line, sizeof line);
+    ck_assert_str_eq(
+        line, "50 on the GPU alone 3.33 tokens/s, overlap with 1000 in memory 9.55, pipelining with 250 12 (the GPU "
+              "attends 1 times as fast; pipelining beats GPU only below 7.5): overlap, because ferry has no "
+              "pipelining");
+    apex_explain(&p, &c, little, sizeof little);
+    ck_assert_int_eq(strlen(little), sizeof little - 1);
+    ck_assert_int_eq(strncmp(little, line, sizeof little - 1), 0);
+    p = paper(2, 0, 0, 1, 4);
+    apex_choose(&p, &c);
+    apex_explain(&p, &c, line, sizeof line);
+    ck_assert_ptr_null(strstr(line, "attends"));
 }
 END_TEST
 
@@ -225,8 +253,8 @@ static struct apex_profile draw_profile(void)
     return p;
 }
 
-/* What is predicted is what the walk of the best division takes: exactly for overlap; pipelining takes at most one sequence's attention more,
- * because sequences are whole. And the way that is run is the best of all numbers of sequences. */
+/* What is predicted is what the walk of the best division takes: exactly for overlap; pipelining takes at most one sequence's attention
+ * more, because sequences are whole. And the way that is run is the best of all numbers of sequences. */
 START_TEST(walk_finds_a_better_way)
 {
     int n_chosen[APEX_N_WAYS] = {0}, n_best[APEX_N_WAYS] = {0};
@@ -268,6 +296,7 @@ int main(void)
     tcase_add_test(tc, nothing_in_host_memory_is_waited_for);
     tcase_add_test(tc, nothing_on_the_gpu_stops_all);
     tcase_add_test(tc, ties_are_broken_elsewhere);
+    tcase_add_test(tc, text_hides_what_was_thought);
     tcase_add_test(tc, names_are_mixed_up);
     tcase_add_test(tc, inequality_and_rates_disagree);
     tcase_add_test(tc, walk_finds_a_better_way);

@@ -1,5 +1,5 @@
-/* The choice between GPU only and overlap against engines that walk a tiny model: with the virtual clock of the emulated runtime, sequences of
- * which one has its pages in the host's memory, and a host that is a little faster and a little slower than where the choice turns. */
+/* The choice between GPU only and overlap against engines that walk a tiny model: with the virtual clock of the emulated runtime, sequences
+ * of which one has its pages in the host's memory, and a host that is a little faster and a little slower than where the choice turns. */
 #include "tests/emu/emu.h"
 
 #include "cpu/cpu.h"
@@ -132,7 +132,8 @@ static void make_rooms(void)
     ck_assert_int_eq(model_open(TEST_DATA_DIR "/models/llama.gguf", NULL, &rooms.model), 0);
     make_plan();
     const struct model_layer *l = &rooms.model->layers[0];
-    rooms.row_bytes = (POS + 1.0) * l->n_head_kv * (rooms.model->hp.head_dim_k + rooms.model->hp.head_dim_v) * 2; /* F16 */
+    rooms.row_bytes =
+        (POS + 1.0) * l->n_head_kv * (rooms.model->hp.head_dim_k + rooms.model->hp.head_dim_v) * 2; /* F16 */
     struct cuda_opts cuda;
     memset(&cuda, 0, sizeof cuda);
     plan_device_step(&rooms.plan, rooms.model, &cuda.most);
@@ -210,8 +211,8 @@ static double uncounted_s(void)
     return bytes / GPU_RATE + 20e3 / PCIE_RATE;
 }
 
-/* Of a step without the host's sequence and one with it the better one is chosen, for a host that is 3 % slower or faster than where they are
- * equal; each takes as long as is told; and rows say the same in both. */
+/* Of a step without the host's sequence and one with it the better one is chosen, for a host that is 3 % slower or faster than where
+ * they are equal; each takes as long as is told; and rows say the same in both. */
 START_TEST(choice_is_not_what_the_clock_says)
 {
     static float alone[N_GPU * N_VOCAB], all[N_SEQ * N_VOCAB], before[N_SEQ * N_VOCAB];

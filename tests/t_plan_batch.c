@@ -179,9 +179,10 @@ static struct machine gpu_machine;
 static struct plan_opts gpu_opts;
 static struct plan_in gpu_in;
 
-/* Sequences of up to 16384 positions of a model on a GPU with so much memory beside dense weights, scratch and tables as n of them take. Rates
- * of 0 are not known. */
-static void make_gpu(const struct model *m, double n, double gpu_rate, double mem_rate, struct plan_batch *b, struct plan *p)
+/* Sequences of up to 16384 positions of a model on a GPU with so much memory beside dense weights, scratch and tables as n of them
+ * take. Rates of 0 are not known. */
+static void make_gpu(const struct model *m, double n, double gpu_rate, double mem_rate, struct plan_batch *b,
+                     struct plan *p)
 {
     struct plan_batch_opts opts = {.n_seq = 1, .seq_tok = 16384};
 

@@ -85,8 +85,8 @@ void apex_explain(const struct apex_profile *p, const struct apex_choice *c, cha
 
     explain_ratio(p, ratio, sizeof ratio);
     snprintf(out, out_bytes,
-             "%d on the GPU alone %.3g tokens/s, overlap with %d in memory %.3g, pipelining with %d %.3g%s: %s%s", p->n_gpu,
-             t[APEX_GPU_ONLY].tok_per_s, t[APEX_OVERLAP].n_host, t[APEX_OVERLAP].tok_per_s, t[APEX_PIPELINING].n_host,
-             t[APEX_PIPELINING].tok_per_s, ratio, apex_name(c->runs),
+             "%d on the GPU alone %.3g tokens/s, overlap with %d in memory %.3g, pipelining with %d %.3g%s: %s%s",
+             p->n_gpu, t[APEX_GPU_ONLY].tok_per_s, t[APEX_OVERLAP].n_host, t[APEX_OVERLAP].tok_per_s,
+             t[APEX_PIPELINING].n_host, t[APEX_PIPELINING].tok_per_s, ratio, apex_name(c->runs),
              c->best == APEX_PIPELINING ? ", because ferry has no pipelining" : "");
 }

@@ -24,10 +24,12 @@ struct apex_profile {
     int n_gpu, n_host;    /* sequences whose pages the GPU holds; whose pages lie in the host's memory */
     double gpu_linear_s;  /* T_l: all but attention, for a batch of n_gpu rows; */
     double host_linear_s; /* of n_host rows; */
-    double both_linear_s; /* of all. APEX takes the three for equal: reading weights takes as long for any number of rows */
-    double attend_s;      /* T_a: the GPU's attention for the n_gpu; N_G is n_gpu / attend_s */
-    double host_seq_s;    /* the CPU's attention for one of the n_host; N_C is 1 / host_seq_s */
-    double down_s, up_s;  /* overlap: queries, keys and values on their way to the host, before anyone attends; the CPU's results on their
+    double
+        both_linear_s; /* of all. APEX takes the three for equal: reading weights takes as long for any number of rows */
+    double attend_s;   /* T_a: the GPU's attention for the n_gpu; N_G is n_gpu / attend_s */
+    double host_seq_s; /* the CPU's attention for one of the n_host; N_C is 1 / host_seq_s */
+    double down_s,
+        up_s; /* overlap: queries, keys and values on their way to the host, before anyone attends; the CPU's results on their
                              way back. Pipelining is taken to hide them */
 };
 

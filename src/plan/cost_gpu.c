@@ -232,7 +232,8 @@ static double distinct(const struct hparams *hp, int n)
 /* All but attention for n rows: weights are read once, experts as many as are wanted, and what crosses crosses for each row. */
 static double linear_s(const struct plan_in *in, const struct plan *p, int n)
 {
-    double cross_s = ((double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok) / in->machine->pcie_bytes_per_s;
+    double cross_s =
+        ((double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok) / in->machine->pcie_bytes_per_s;
 
     return p->decode_dense_s - cross_s + n * cross_s +
            fmax(p->decode_expert_s, p->decode_disk_s) * distinct(&in->model->hp, n);

@@ -141,7 +141,7 @@ static int lower_point(const struct plan_in *in, uint32_t least, uint32_t seq_to
     struct apex_choice choice;
 
     at->fits = false;
-    if (weighed.tok_per_s <= 0 || weighed.profile.n_gpu + weighed.profile.n_host == 0) /* rates are not known */
+    if (weighed.profile.n_gpu + weighed.profile.n_host == 0) /* rates are not known */
         return 0;
     apex_choose(&weighed.profile, &choice);
     uint32_t n_seq = (uint32_t)(weighed.profile.n_gpu + choice.time[choice.runs].n_host);
