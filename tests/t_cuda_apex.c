@@ -57,10 +57,10 @@ static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
     (void)arg;
     if (strstr(l->name, "attn"))
         return ns_of(N_GPU * rooms.row_bytes, GPU_RATE);
-    if (!strstr(l->name, "gemv"))
+    if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
         return 0;
     ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    return ns_of((double)a->w_stride * a->n_rows, GPU_RATE);
+    return ns_of((double)a->w_stride * a->n_rows * (a->dst2 ? 2 : 1), GPU_RATE);
 }
 
 static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)

@@ -6,8 +6,9 @@
  *   overlap: one batch. CPU and GPU attend at the same time, each to its own pages.
  * Pipelining beats GPU only if and only if N_G / N_C < 2 T_l / T_a + 3 + T_a / T_l, for a CPU that is never idle then.
  *
- * APEX's overlap lets the CPU go on while the GPU is layers ahead. Here both meet in every layer (src/run/attn.c), so that a sequence
- * gets a token in each step and linear layers hide nothing; that is what is predicted. Pure arithmetic; results never depend on it. */
+ * APEX's overlap is asynchronous: the CPU attends to some sequences beside the linear layers of others. Here both sides meet in every layer
+ * (src/run/attn.c), so that a sequence gets a token in each step and linear layers hide nothing; that is what is predicted. Pure
+ * arithmetic; results never depend on it. */
 #ifndef FERRY_PLAN_APEX_H
 #define FERRY_PLAN_APEX_H
 
@@ -24,13 +25,12 @@ struct apex_profile {
     int n_gpu, n_host;    /* sequences whose pages the GPU holds; whose pages lie in the host's memory */
     double gpu_linear_s;  /* T_l: all but attention, for a batch of n_gpu rows; */
     double host_linear_s; /* of n_host rows; */
-    double
-        both_linear_s; /* of all. APEX takes the three for equal: reading weights takes as long for any number of rows */
-    double attend_s;   /* T_a: the GPU's attention for the n_gpu; N_G is n_gpu / attend_s */
-    double host_seq_s; /* the CPU's attention for one of the n_host; N_C is 1 / host_seq_s */
-    double down_s,
-        up_s; /* overlap: queries, keys and values on their way to the host, before anyone attends; the CPU's results on their
-                             way back. Pipelining is taken to hide them */
+    double both_linear_s; /* of all. APEX takes the three for equal, as if only reading weights took time */
+    double attend_s;      /* T_a: the GPU's attention for the n_gpu; N_G is n_gpu / attend_s */
+    double host_seq_s;    /* the CPU's attention for one of the n_host; N_C is 1 / host_seq_s */
+    /* What crosses in an overlap; pipelining is taken to hide it */
+    double down_s; /* queries, keys and values to the host, before anyone attends */
+    double up_s;   /* the CPU's results to the GPU, which hides behind its attention */
 };
 
 struct apex_time {
