@@ -481,6 +481,79 @@ START_TEST(batch_between_two_memories_says_something_else)
 }
 END_TEST
 
+/* The rates of this machine, as a profile; what a file of it is called. */
+static const char *profile_with(double mem_rate)
+{
+    static const char path[] = TEST_BUILD_DIR "/t_cuda_kv-profile";
+    struct machine m;
+    char *text;
+
+    ck_assert_int_eq(machine_find(&m), 0);
+    m.mem_bytes_per_s = mem_rate;
+    m.gpu_bytes_per_s = m.pcie_bytes_per_s = 1e9;
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs(text, f);
+    fclose(f);
+    mem_free(text);
+    return path;
+}
+
+/* The plan of an engine, but for the positions that its GPU holds. */
+static const char *plan_of(const struct ferry_engine *e, int kv_tok)
+{
+    static const char path[] = TEST_BUILD_DIR "/t_cuda_kv-plan";
+    char *text;
+
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL);
+    json_object_set_new(json_object_get(plan, "gpu"), "kv_tok", json_integer(kv_tok));
+    ck_assert_int_eq(json_dump_file(plan, path, 0), 0);
+    json_decref(plan);
+    ferry_free(text);
+    return path;
+}
+
+/* How many sequences run at once follows the rates of a profile: beside a slow CPU those that the GPU has pages for, beside a fast one
+ * more. What they answer does not, wherever their pages come to lie. */
+START_TEST(sequences_beyond_the_gpu_say_something_else)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0"), saved = opts_of(NULL);
+    int32_t here[N_PROMPTS][ANSWER_TOK], there[N_PROMPTS][ANSWER_TOK];
+    uint64_t kv_tok;
+
+    cpu.n_batch = gpu.n_batch = 2;
+    cpu.batch_tok = gpu.batch_tok = 16384;
+    answers_of(&cpu, here);
+    struct ferry_engine *e = open_with("llama", &gpu);
+    gpu.vram_bytes = fact_of(e, "bytes", "total") + 6 * MIB; /* a third sequence, were there no more */
+    ferry_engine_close(e);
+    gpu.n_batch = FERRY_BATCH_AUTO;
+    gpu.batch_most = 4;
+    gpu.profile_path = profile_with(1e6);
+    e = open_with("llama", &gpu);
+    ck_assert(!find_fact(e, "kv_tok", NULL, &kv_tok));
+    ferry_engine_close(e);
+    answers_of(&gpu, there);
+    ck_assert_mem_eq(here, there, sizeof here);
+    ck_assert_uint_eq(last_stats.host_segments, 0);
+    gpu.profile_path = profile_with(1e9);
+    e = open_with("llama", &gpu);
+    ck_assert(find_fact(e, "kv_tok", NULL, &kv_tok));
+    ck_assert_uint_ge(kv_tok, 2 * 16384);
+    saved.plan_path = plan_of(e, 2 * SEGMENT);
+    ferry_engine_close(e);
+    answers_of(&gpu, there);
+    ck_assert_mem_eq(here, there, sizeof here);
+    answers_of(&saved, there); /* short prompts: all in the GPU's pages, had it not fewer */
+    ck_assert_mem_eq(here, there, sizeof here);
+    ck_assert_uint_gt(last_stats.host_segments, 0);
+    remove(gpu.profile_path);
+    remove(saved.plan_path);
+}
+END_TEST
+
 /* ---- the plan ---- */
 
 START_TEST(plan_does_not_say_what_lies_where)
@@ -549,6 +622,7 @@ int main(void)
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_sequence, 0, 2);
     tcase_add_test(several, fork_between_two_memories_changes_bits);
     tcase_add_test(several, batch_between_two_memories_says_something_else);
+    tcase_add_test(several, sequences_beyond_the_gpu_say_something_else);
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(plan, plan_does_not_say_what_lies_where);
     tcase_add_test(plan, plan_without_room_for_a_segment_is_made);

@@ -337,6 +337,33 @@ START_TEST(profile_comes_back_whole)
     ck_assert(back.disks[0].is_direct);
     ck_assert_int_eq(back.disks[0].n_rates, 3);
     ck_assert_double_eq(back.disks[0].rates[1].bytes_per_s, 3e9);
+    ck_assert_double_eq(back.gpu_bytes_per_s, 0); /* nobody described a GPU */
+    mem_free(text);
+}
+END_TEST
+
+/* What was said of a GPU is kept, and taken by the machine whose it is. */
+START_TEST(described_gpu_is_forgotten)
+{
+    struct machine m = invented(), back = invented();
+    char *text;
+
+    m.gpu_bytes_per_s = 256e9;
+    m.pcie_bytes_per_s = 12.5e9;
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    ck_assert_int_eq(machine_take_rates(text, "/proc", &back), 0);
+    ck_assert_double_eq(back.gpu_bytes_per_s, 256e9);
+    ck_assert_double_eq(back.pcie_bytes_per_s, 12.5e9);
+    static const char *const fields[] = {"\"gpu_bytes_per_s\": ", "\"pcie_bytes_per_s\": "};
+    for (int i = 0; i < 2; i++) {
+        char *at = strstr(text, fields[i]);
+        ck_assert_ptr_nonnull(at);
+        char *sign = at + strlen(fields[i]), was = *sign;
+        *sign = '-';
+        ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+        ck_assert_ptr_nonnull(strstr(err_text(), i ? "pcie_bytes_per_s" : "gpu_bytes_per_s"));
+        *sign = was;
+    }
     mem_free(text);
 }
 END_TEST
@@ -468,6 +495,7 @@ int main(void)
     tcase_add_test(t, disk_rate_is_measured_on_file_and_folder);
     tcase_add_loop_test(t, nodes_of_a_machine_are_miscounted, 0, 3);
     tcase_add_test(t, profile_comes_back_whole);
+    tcase_add_test(t, described_gpu_is_forgotten);
     tcase_add_test(t, bad_profile_names_its_field);
     tcase_add_test(t, rates_lie_between_what_was_measured);
     tcase_add_test(t, oldest_disk_makes_room_for_a_new_one);

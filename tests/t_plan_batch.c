@@ -7,6 +7,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/cost.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -16,15 +17,17 @@
 #include <string.h>
 #include <unistd.h>
 
-static struct model *model;
+static struct model *model, *dense;
 
 static void setup(void)
 {
     model = open_head("moe", (uint64_t)1 << 40);
+    dense = open_head("dense", (uint64_t)1 << 40);
 }
 
 static void teardown(void)
 {
+    model_close(dense);
     model_close(model);
 }
 
@@ -170,19 +173,30 @@ static void own_bytes(const struct device_step *most, struct device_own *out)
     *out = (struct device_own){.dev_bytes = 1000, .host_bytes = 1000, .n_allocs = 1};
 }
 
-/* Sequences of up to 16384 positions on a GPU with so much memory beside dense weights, scratch and tables as n of them take. */
-static void make_gpu(double n, struct plan_batch *b, struct plan *p)
+static const struct device_ops gpu = {
+    .name = "gpu", .can = can, .scratch_bytes = scratch_bytes, .own_bytes = own_bytes};
+static struct machine gpu_machine;
+static struct plan_opts gpu_opts;
+static struct plan_in gpu_in;
+
+/* Sequences of up to 16384 positions of a model on a GPU with so much memory beside dense weights, scratch and tables as n of them
+ * take. Rates of 0 are not known. */
+static void make_gpu(const struct model *m, double n, double gpu_rate, double mem_rate, struct plan_batch *b,
+                     struct plan *p)
 {
-    const struct device_ops gpu = {.name = "gpu", .can = can, .scratch_bytes = scratch_bytes, .own_bytes = own_bytes};
-    const struct machine m = machine_of(512 * GIB);
-    struct plan_opts o = {.n_ctx = 16384, .vram_bytes = 100 * GIB};
-    struct plan_in in = {.machine = &m, .model = model, .opts = &o, .cpu = &device, .gpu = &gpu};
     struct plan_batch_opts opts = {.n_seq = 1, .seq_tok = 16384};
 
-    ck_assert_msg(plan_batch_make(&in, &opts, b, p) == 0, "%s", err_text());
-    o.vram_bytes = p->gpu.total_bytes - p->gpu.expert_bytes + (uint64_t)((n - 1) * (double)p->gpu.kv_bytes) + 16 * MIB;
+    gpu_machine = machine_of(512 * GIB);
+    gpu_machine.gpu_bytes_per_s = gpu_rate;
+    gpu_machine.pcie_bytes_per_s = gpu_rate / 20;
+    gpu_machine.mem_bytes_per_s = mem_rate > 0 ? mem_rate : gpu_machine.mem_bytes_per_s;
+    gpu_opts = (struct plan_opts){.n_ctx = 16384, .vram_bytes = 100 * GIB};
+    gpu_in = (struct plan_in){.machine = &gpu_machine, .model = m, .opts = &gpu_opts, .cpu = &device, .gpu = &gpu};
+    ck_assert_msg(plan_batch_make(&gpu_in, &opts, b, p) == 0, "%s", err_text());
+    gpu_opts.vram_bytes =
+        p->gpu.total_bytes - p->gpu.expert_bytes + (uint64_t)((n - 1) * (double)p->gpu.kv_bytes) + 16 * MIB;
     opts.n_seq = 0;
-    ck_assert_msg(plan_batch_make(&in, &opts, b, p) == 0, "%s", err_text());
+    ck_assert_msg(plan_batch_make(&gpu_in, &opts, b, p) == 0, "%s", err_text());
 }
 
 /* Sequences that would bring pages beyond the GPU are not begun unasked; a single one may have them. */
@@ -191,15 +205,150 @@ START_TEST(more_sequences_drive_the_cache_from_the_gpu)
     struct plan_batch b;
     struct plan p;
 
-    make_gpu(2.5, &b, &p);
+    make_gpu(model, 2.5, 0, 0, &b, &p);
     ck_assert(b.points[0].fits && b.points[1].fits && !b.points[2].fits); /* 1, 2, 4 */
     ck_assert(!plan_has_host_kv(&p));
-    make_gpu(0.5, &b, &p);
+    make_gpu(model, 0.5, 0, 0, &b, &p);
     ck_assert(b.points[0].fits && !b.points[1].fits);
     ck_assert_int_eq(b.chosen, 0);
     ck_assert_uint_eq(p.n_seq, 1);
     ck_assert(plan_has_host_kv(&p));
     ck_assert_uint_eq(b.points[0].kv_bytes, p.kv_bytes + p.gpu.kv_bytes);
+}
+END_TEST
+
+static bool explains(const struct plan_batch *b, const char *words)
+{
+    char *text;
+
+    ck_assert_int_eq(plan_batch_explain(b, &text), 0);
+    bool has = strstr(text, words) != NULL;
+    if (!has)
+        fputs(text, stderr);
+    mem_free(text);
+    return has;
+}
+
+/* The point at which more sequences than the GPU has pages for were first weighed. */
+static const struct plan_batch_point *weighed_in(const struct plan_batch *b)
+{
+    for (int i = 0; i < b->n_points; i++)
+        if (b->points[i].n_weighed)
+            return &b->points[i];
+    ck_abort_msg("all sequences fit the GPU");
+    return NULL;
+}
+
+/* Beside a slow CPU a batch keeps to those that the GPU has pages for, of which no candidate need know; beside a fast one others join. */
+START_TEST(choice_does_not_follow_the_cpu)
+{
+    struct plan_batch slow, fast;
+    struct plan p;
+
+    make_gpu(dense, 11.5, 400e9, 1e9, &slow, &p);
+    ck_assert(slow.has_rates);
+    const struct plan_batch_point *at = weighed_in(&slow);
+    ck_assert_uint_eq(at->n_weighed, 16); /* 8 fit */
+    ck_assert_int_eq(at->choice.runs, APEX_GPU_ONLY);
+    ck_assert_uint_eq(at->n_seq, (uint32_t)at->profile.n_gpu);
+    ck_assert(at->n_seq == 10 || at->n_seq == 11); /* attention on two sides takes room, too */
+    ck_assert_ptr_eq(at, &slow.points[slow.chosen]);
+    ck_assert(!plan_has_host_kv(&p));
+    ck_assert_uint_eq(p.n_seq, at->n_seq);
+    ck_assert(explains(&slow, ": GPU only"));
+    for (int i = slow.chosen + 1; i < slow.n_points; i++)
+        ck_assert(!slow.points[i].fits);
+    make_gpu(dense, 11.5, 400e9, 100e9, &fast, &p);
+    at = weighed_in(&fast);
+    ck_assert_uint_eq(at->n_weighed, 16);
+    ck_assert_int_eq(at->choice.runs, APEX_OVERLAP);
+    ck_assert_uint_eq(at->n_seq, (uint32_t)(at->profile.n_gpu + at->choice.time[APEX_OVERLAP].n_host));
+    ck_assert(plan_has_host_kv(&p));
+    ck_assert_uint_gt(p.n_seq, slow.points[slow.chosen].n_seq);
+    ck_assert(fast.points[fast.chosen].tok_per_s > slow.points[slow.chosen].tok_per_s);
+    ck_assert(explains(&fast, ": overlap"));
+}
+END_TEST
+
+/* The profile of a step in figures of the model: dense weights and wanted experts once, keys and values where they lie. */
+START_TEST(profile_of_a_step_is_another)
+{
+    struct plan_batch b;
+    struct apex_profile a;
+    struct plan p;
+
+    make_gpu(dense, 11.5, 400e9, 100e9, &b, &p);
+    ck_assert(plan_has_host_kv(&p));
+    const double pos = 4096, n = p.n_seq, share = p.gpu.kv_tok / (n * 16384);
+    double read_bytes = 0; /* of all sequences, F16 */
+    for (int i = 0; i < dense->hp.n_layer; i++)
+        read_bytes += n * pos * dense->layers[i].n_head_kv * (dense->hp.head_dim_k + dense->hp.head_dim_v) * 2;
+    ck_assert(cost_gpu_apex(&gpu_in, &p, pos, &a));
+    ck_assert_int_eq(a.n_gpu + a.n_host, (int)p.n_seq);
+    ck_assert_int_eq(a.n_gpu, (int)(p.gpu.kv_tok / 16384));
+    ck_assert_double_eq_tol(a.attend_s, read_bytes * share / 400e9, 1e-9);
+    ck_assert_double_eq_tol(a.n_host * a.host_seq_s, read_bytes * (1 - share) / 100e9, 1e-9);
+    double row_s = ((double)p.gpu.down_bytes_per_tok + (double)p.gpu.up_bytes_per_tok) / 20e9;
+    ck_assert_double_eq_tol(a.both_linear_s, p.decode_dense_s + (n - 1) * row_s, 1e-9);
+    double q = 0, kv = 0, heads = 0;
+    for (int i = 0; i < dense->hp.n_layer; i++) {
+        q += dense->layers[i].n_head * dense->hp.head_dim_k;
+        kv += dense->layers[i].n_head_kv * (dense->hp.head_dim_k + dense->hp.head_dim_v);
+        heads += dense->layers[i].n_head;
+    }
+    ck_assert_double_eq_tol(a.down_s, n * (q + kv) * 4 / 20e9, 1e-12);
+    ck_assert_double_eq_tol(a.up_s, a.n_host * 8 * heads * (dense->hp.head_dim_v + 2) * 4 / 20e9, 1e-12);
+    /* A CPU whose arithmetic is slower than its memory */
+    double units = n * pos * heads * (dense->hp.head_dim_k + dense->hp.head_dim_v) * (1 - share);
+    gpu_machine.ops[OP_ATTENTION].unit_s = 1e-9;
+    ck_assert(cost_gpu_apex(&gpu_in, &p, pos, &a));
+    ck_assert_double_eq_tol(a.n_host * a.host_seq_s, units * 1e-9, 1e-9);
+    gpu_machine.mem_bytes_per_s = 0;
+    gpu_machine.n_mem = 0;
+    ck_assert(!cost_gpu_apex(&gpu_in, &p, pos, &a));
+}
+END_TEST
+
+/* Experts are read as many as all rows want. */
+START_TEST(rows_want_other_experts)
+{
+    double share = (double)model->hp.n_expert_used / model->hp.n_expert;
+    struct plan_batch b;
+    struct apex_profile a;
+    struct plan p;
+
+    make_gpu(model, 2.5, 400e9, 20e9, &b, &p);
+    ck_assert_int_eq(plan_batch_make(&gpu_in, &(struct plan_batch_opts){.n_seq = 2, .seq_tok = 16384}, &b, &p), 0);
+    ck_assert(plan_is_split(&p));
+    ck_assert(cost_gpu_apex(&gpu_in, &p, 100, &a));
+    double row_s = ((double)p.gpu.down_bytes_per_tok + (double)p.gpu.up_bytes_per_tok) / 20e9;
+    double experts_s = fmax(p.decode_expert_s, p.decode_disk_s) * (1 - pow(1 - share, 2)) / share;
+    ck_assert_double_eq_tol(a.both_linear_s, p.decode_dense_s + row_s + experts_s, 1e-9);
+    ck_assert_int_eq(a.n_host, 0);
+    ck_assert_double_eq(a.gpu_linear_s, a.both_linear_s);
+}
+END_TEST
+
+/* A CPU nearly as fast as the GPU: pipelining would be best, and the plan says that there is none. */
+START_TEST(pipelining_is_promised)
+{
+    struct plan_batch b;
+    struct plan p;
+    char *text;
+
+    make_gpu(dense, 4.5, 400e9, 95e9, &b, &p);
+    const struct plan_batch_point *at = weighed_in(&b);
+    ck_assert_int_eq(at->choice.best, APEX_PIPELINING);
+    ck_assert_int_eq(at->choice.runs, APEX_OVERLAP);
+    ck_assert(explains(&b, "overlap, because ferry has no pipelining"));
+    /* As many as were asked for are run, and the plan says what is thought of it. */
+    ck_assert_int_eq(plan_batch_make(&gpu_in, &(struct plan_batch_opts){.n_seq = 8, .seq_tok = 16384}, &b, &p), 0);
+    ck_assert_uint_eq(p.n_seq, 8);
+    ck_assert(plan_has_host_kv(&p));
+    ck_assert_int_eq(plan_explain(&p, &gpu_in, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, "of 8 sequences, half way: 4 on the GPU alone"));
+    ck_assert_ptr_nonnull(strstr(text, "overlap, because ferry has no pipelining"));
+    mem_free(text);
 }
 END_TEST
 
@@ -214,6 +363,10 @@ int main(void)
     tcase_add_test(t, mapping_passes_for_memory);
     tcase_add_test(t, more_sequences_than_requests);
     tcase_add_test(t, more_sequences_drive_the_cache_from_the_gpu);
+    tcase_add_test(t, choice_does_not_follow_the_cpu);
+    tcase_add_test(t, profile_of_a_step_is_another);
+    tcase_add_test(t, rows_want_other_experts);
+    tcase_add_test(t, pipelining_is_promised);
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);
     suite_add_tcase(suite, t);

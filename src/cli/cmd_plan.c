@@ -135,8 +135,10 @@ static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opt
     const char *device = device_of(conf);
     int number = 0, end = 0;
 
-    m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
-    m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
+    if (conf->gpu_bytes_per_s > 0)
+        m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
+    if (conf->pcie_bytes_per_s > 0)
+        m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
     if (!device || !strcmp(device, "cpu"))
         return 0;
     if (sscanf(device, "cuda:%4d%n", &number, &end) != 1 || device[end] || number < 0)
@@ -158,7 +160,7 @@ static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opt
 /* What a described GPU would do, estimated where no plan for it was asked for: the plan itself is the CPU's. */
 static int print_gpu(const struct conf *conf, const struct plan_in *in, const struct plan *p)
 {
-    const struct cost_gpu gpu = {conf->vram_bytes, conf->gpu_bytes_per_s, conf->pcie_bytes_per_s};
+    const struct cost_gpu gpu = {conf->vram_bytes, in->machine->gpu_bytes_per_s, in->machine->pcie_bytes_per_s};
     struct cost_gpu_plan g;
     char a[32], b[32], c[32], d[32];
 

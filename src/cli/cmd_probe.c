@@ -88,6 +88,15 @@ static int measure_disk(const struct conf *conf, struct probe *p)
     return rc;
 }
 
+/* A GPU's rates are said, not measured. */
+static void take_gpu(const struct conf *conf, struct machine *m)
+{
+    if (conf->gpu_bytes_per_s > 0)
+        m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
+    if (conf->pcie_bytes_per_s > 0)
+        m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
+}
+
 static int print_json(const struct probe *p)
 {
     char *text = NULL;
@@ -172,6 +181,10 @@ static void print_text(const struct probe *p)
            m->has_uring ? "yes" : "no");
     print_kernels(m);
     print_disk(m, p->disk_path != NULL);
+    if (m->gpu_bytes_per_s > 0)
+        printf("GPU        memory %.1f GB/s, as described\n", m->gpu_bytes_per_s / 1e9);
+    if (m->pcie_bytes_per_s > 0)
+        printf("PCIe       %.1f GB/s, as described\n", m->pcie_bytes_per_s / 1e9);
     if (p->saved_to)
         printf("saved to   %s\n", p->saved_to);
 }
@@ -185,6 +198,7 @@ int cmd_probe(const struct conf *conf)
      * replaced. */
     if (!rc && profile_load(conf, conf->model ? conf->model : ".", &p.machine))
         err_clear();
+    take_gpu(conf, &p.machine);
     if (!rc)
         rc = measure_disk(conf, &p); /* first: it may not be there */
     if (!rc)

@@ -4,6 +4,7 @@
 #define FERRY_PLAN_COST_H
 
 #include "src/model/program.h"
+#include "src/plan/apex.h"
 #include "src/plan/offload.h"
 #include "src/plan/plan.h"
 
@@ -85,6 +86,14 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p);
 
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);
+
+/* Keys and values that a row reads of each position before it, in bytes, all layers together; windows count as if they had no end. */
+double cost_position_bytes(const struct model *m, const struct plan *p);
+
+/* A step in which each of the plan's n_seq sequences decodes a token behind pos others (on average), for a plan with a GPU: bytes over
+ * rates, and attention on the CPU no quicker than probe measured it. A sequence counts as the GPU's if all of its pages may lie there. The
+ * GPU's arithmetic is taken to hide behind its memory. false: a rate is not known. */
+bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, struct apex_profile *out);
 
 /* Seconds that a token's attention adds at a full context of one sequence, where the cache lies on both sides of a GPU's plan: each
  * reads its pages at its rate of memory, both at once. 0: a rate is not known. */

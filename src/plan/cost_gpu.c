@@ -207,3 +207,82 @@ double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
         return 0;
     return fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, (double)p->kv_bytes / n_seq / rate);
 }
+
+/* ---- many sequences ---- */
+
+double cost_position_bytes(const struct model *m, const struct plan *p)
+{
+    struct kv_shape shape;
+    double sum = 0;
+
+    if (model_kv_shape(m, p->kv_type, &shape, NULL) < 0)
+        return 0; /* there would be no plan */
+    for (int group = 0; group < shape.n_groups; group++)
+        sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
+    return sum;
+}
+
+/* Different experts that n rows want, for each that one does, if all are wanted equally often. */
+static double distinct(const struct hparams *hp, int n)
+{
+    double share = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 1;
+    return (1 - pow(1 - share, n)) / share;
+}
+
+/* All but attention for n rows: weights are read once, experts as many as are wanted, and what crosses crosses for each row. */
+static double linear_s(const struct plan_in *in, const struct plan *p, int n)
+{
+    double cross_s =
+        ((double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok) / in->machine->pcie_bytes_per_s;
+
+    return p->decode_dense_s - cross_s + n * cross_s +
+           fmax(p->decode_expert_s, p->decode_disk_s) * distinct(&in->model->hp, n);
+}
+
+/* Of one row behind pos positions, all layers: elements of queries, keys and values; of the states of its segments; query-key elements of
+ * attention (cost_op_units()). */
+static void row_values(const struct model *m, double pos, double *qkv, double *states, double *units)
+{
+    const double dim_k = m->hp.head_dim_k, dim_v = m->hp.head_dim_v, n_segments = ceil(pos / DEVICE_ATTN_SEGMENT_TOK);
+
+    *qkv = *states = *units = 0;
+    for (int i = 0; i < m->hp.n_layer; i++) {
+        const struct model_layer *l = &m->layers[i];
+        *qkv += l->n_head * dim_k + l->n_head_kv * (dim_k + dim_v);
+        *states += n_segments * l->n_head * (dim_v + 2);
+        *units += pos * l->n_head * (dim_k + dim_v);
+    }
+}
+
+/* So many sequences' positions the GPU has pages for. The host's pool is larger than the rest, because segments begin anywhere. */
+static double n_on_gpu(const struct plan *p)
+{
+    double seq_tok = p->kv_tok ? (double)p->kv_tok / p->n_seq : p->n_ctx;
+
+    return plan_has_host_kv(p) ? fmin(p->gpu.kv_tok / seq_tok, p->n_seq) : p->n_seq;
+}
+
+bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, struct apex_profile *out)
+{
+    const struct machine *m = in->machine;
+    const double mem_rate = machine_mem_at(m, (int)p->n_threads), n_seq = p->n_seq;
+    double host_share = 1 - n_on_gpu(p) / n_seq, qkv, states, units;
+
+    if (!p->has_gpu || p->decode_tok_per_s <= 0 || (host_share > 0 && mem_rate <= 0))
+        return false;
+    *out = (struct apex_profile){.n_gpu = (int)n_on_gpu(p)};
+    double kv_bytes = n_seq * pos * cost_position_bytes(in->model, p);
+    out->n_host = (int)p->n_seq - out->n_gpu;
+    out->gpu_linear_s = linear_s(in, p, out->n_gpu);
+    out->host_linear_s = linear_s(in, p, out->n_host);
+    out->both_linear_s = linear_s(in, p, (int)p->n_seq);
+    out->attend_s = kv_bytes * (1 - host_share) / m->gpu_bytes_per_s;
+    if (out->n_host == 0)
+        return true;
+    row_values(in->model, pos, &qkv, &states, &units);
+    double unit_s = m->ops[OP_ATTENTION].unit_s;
+    out->host_seq_s = fmax(kv_bytes / mem_rate, n_seq * units * unit_s) * host_share / out->n_host;
+    out->down_s = n_seq * qkv * sizeof(float) / m->pcie_bytes_per_s;
+    out->up_s = out->n_host * states * sizeof(float) / m->pcie_bytes_per_s;
+    return true;
+}

@@ -100,6 +100,8 @@ int machine_take_rates(const char *profile, const char *path, struct machine *m)
     if (rc || saved.identity != m->identity)
         return rc;
     m->mem_bytes_per_s = saved.mem_bytes_per_s;
+    m->gpu_bytes_per_s = saved.gpu_bytes_per_s;
+    m->pcie_bytes_per_s = saved.pcie_bytes_per_s;
     m->n_mem = saved.n_mem;
     memcpy(m->mem, saved.mem, sizeof m->mem);
     /* Kernels of another build or a masked instruction set have other rates. */
@@ -179,6 +181,10 @@ int machine_to_json(const struct machine *m, char **out)
                   "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
     if (o)
         set_rates(o, m);
+    if (m->gpu_bytes_per_s > 0)
+        json_object_set_new(o, "gpu_bytes_per_s", json_real(m->gpu_bytes_per_s));
+    if (m->pcie_bytes_per_s > 0)
+        json_object_set_new(o, "pcie_bytes_per_s", json_real(m->pcie_bytes_per_s));
     const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
@@ -355,6 +361,10 @@ static int read_machine(const json_t *o, struct machine *m)
     m->has_uring = json_is_true(json_object_get(o, "uring"));
     rc = rc ? rc : read_rate(o, "mem_bytes_per_s", &m->mem_bytes_per_s);
     rc = rc ? rc : read_rate(o, "disk_bytes_per_s", &m->disk_bytes_per_s);
+    if (!rc && json_object_get(o, "gpu_bytes_per_s")) /* where somebody described a GPU */
+        rc = read_rate(o, "gpu_bytes_per_s", &m->gpu_bytes_per_s);
+    if (!rc && json_object_get(o, "pcie_bytes_per_s"))
+        rc = read_rate(o, "pcie_bytes_per_s", &m->pcie_bytes_per_s);
     return rc ? rc : read_rates(o, m);
 }
 

@@ -5,6 +5,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/cost.h"
 #include "src/plan/plan_in.h"
 
 #include <inttypes.h>
@@ -67,17 +68,15 @@ static double token_ops(const struct model *m)
     return 2 * n;
 }
 
-/* Of keys and values that a token reads for each position before it. */
-static double position_bytes(const struct model *m, const struct plan *p)
+/* By the rates of a GPU; false: they are not known. */
+static bool predict_gpu(const struct plan_in *in, const struct plan *p, uint32_t seq_tok, struct plan_batch_point *at)
 {
-    struct kv_shape shape;
-    double sum = 0;
-
-    if (model_kv_shape(m, p->kv_type, &shape, NULL) < 0)
-        return 0; /* there would be no plan */
-    for (int group = 0; group < shape.n_groups; group++)
-        sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
-    return sum;
+    if (!cost_gpu_apex(in, p, seq_tok / 2.0, &at->profile)) /* on average half way */
+        return false;
+    struct apex_time t = apex_predict(&at->profile, APEX_OVERLAP, at->profile.n_host);
+    at->memory_s = t.s;
+    at->tok_per_s = t.tok_per_s;
+    return true;
 }
 
 static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq_tok, struct plan_batch_point *at)
@@ -86,16 +85,18 @@ static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq
     double dense_bytes = (double)p->decode_bytes_per_tok - wanted_bytes(in->model, 1);
     double experts = wanted_bytes(in->model, at->n_seq);
     double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
-    double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
+    double kv_bytes = (double)at->n_seq * seq_tok / 2 * cost_position_bytes(in->model, p); /* on average half way */
 
     at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes;
     at->slot_bytes = p->expert_bytes;
     at->expert_bytes = (uint64_t)experts;
     at->missed_bytes = (uint64_t)(experts * missing);
-    if (machine->mem_bytes_per_s > 0)
-        at->memory_s = (dense_bytes + experts + kv_bytes) / machine->mem_bytes_per_s;
     if (machine->disk_bytes_per_s > 0)
         at->disk_s = experts * missing / machine->disk_bytes_per_s;
+    if (predict_gpu(in, p, seq_tok, at))
+        return;
+    if (machine->mem_bytes_per_s > 0)
+        at->memory_s = (dense_bytes + experts + kv_bytes) / machine->mem_bytes_per_s;
     if (ops_per_s(p) > 0)
         at->compute_s = (at->n_seq + TILE_ROWS) * token_ops(in->model) / ops_per_s(p);
     bool known = at->memory_s > 0 && at->compute_s > 0 && (missing == 0 || at->disk_s > 0);
@@ -116,20 +117,43 @@ static struct plan_opts opts_of(const struct plan_in *in, uint32_t n_seq, uint32
     return o;
 }
 
-/* may_share: a cache of which the host holds a part beside a GPU will do. */
-static int try_point(const struct plan_in *in, uint32_t seq_tok, bool may_share, struct plan_batch_point *at,
+static int try_point(const struct plan_in *in, uint32_t n_seq, uint32_t seq_tok, struct plan_batch_point *at,
                      struct plan *plan)
 {
-    struct plan_opts o = opts_of(in, at->n_seq, seq_tok);
+    struct plan_opts o = opts_of(in, n_seq, seq_tok);
     struct plan_in one = *in;
 
     one.opts = &o;
+    *at = (struct plan_batch_point){.n_seq = n_seq};
     int rc = plan_make(&one, plan);
     bool is_thrashing = rc == 0 && plan->io == PLAN_IO_MMAP && o.io != PLAN_IO_MMAP && plan_missing_share(plan) > 0;
-    at->fits = rc == 0 && !is_thrashing && (may_share || !plan_has_host_kv(plan));
+    at->fits = rc == 0 && !is_thrashing;
     if (at->fits)
         predict(in, plan, seq_tok, at);
     return rc == ERR_LIMIT ? 0 : rc;
+}
+
+/* Of more sequences than the GPU has pages for: as many as pay. least: those of the point before. */
+static int lower_point(const struct plan_in *in, uint32_t least, uint32_t seq_tok, struct plan_batch_point *at,
+                       struct plan *plan)
+{
+    const struct plan_batch_point weighed = *at;
+    struct apex_choice choice;
+
+    at->fits = false;
+    if (weighed.profile.n_gpu + weighed.profile.n_host == 0) /* rates are not known */
+        return 0;
+    apex_choose(&weighed.profile, &choice);
+    uint32_t n_seq = (uint32_t)(weighed.profile.n_gpu + choice.time[choice.runs].n_host);
+    int rc = 0;
+    if (n_seq == weighed.n_seq)
+        *at = weighed;
+    else if (n_seq > least)
+        rc = try_point(in, n_seq, seq_tok, at, plan);
+    at->n_weighed = weighed.n_seq;
+    at->profile = weighed.profile;
+    at->choice = choice;
+    return rc;
 }
 
 static int choose(const struct plan_batch *b)
@@ -171,9 +195,10 @@ int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts
     out->n_points = opts->n_seq ? 1 : n_candidates(opts);
     out->has_rates = true;
     for (int i = 0; i < out->n_points; i++) {
-        out->points[i].n_seq = opts->n_seq ? opts->n_seq : candidate(opts, i);
-        /* More sequences than the fewest do not pay where attention leaves the GPU for them. */
-        int rc = try_point(in, seq_tok, i == 0, &out->points[i], plan);
+        int rc = try_point(in, opts->n_seq ? opts->n_seq : candidate(opts, i), seq_tok, &out->points[i], plan);
+        /* More sequences than the fewest have to pay where attention leaves the GPU for them. */
+        if (rc == 0 && i > 0 && out->points[i].fits && plan_has_host_kv(plan))
+            rc = lower_point(in, out->points[i - 1].n_seq, seq_tok, &out->points[i], plan);
         if (rc < 0)
             return rc;
         if (out->points[i].fits && out->points[i].tok_per_s == 0)
@@ -211,7 +236,7 @@ static void say_point(struct text *t, const struct plan_batch_point *at, bool ch
     char kv[32], slots[32], wanted[32], missed[32];
 
     if (!at->fits) {
-        say(t, "  %9" PRIu32 "  does not fit\n", at->n_seq);
+        say(t, "  %9" PRIu32 "  %s\n", at->n_seq, at->n_weighed ? "no more would run than before" : "does not fit");
         return;
     }
     say(t, "%c %9" PRIu32 " %10s %10s %12s %10s", chosen ? '>' : ' ', at->n_seq,
@@ -223,6 +248,22 @@ static void say_point(struct text *t, const struct plan_batch_point *at, bool ch
         say(t, " %8s %8s %8s %9s\n", "-", "-", "-", "-");
 }
 
+/* What was thought of sequences whose cache does not fit the GPU: where they were first too many, and of those that were taken. */
+static void say_weighed(struct text *t, const struct plan_batch *b)
+{
+    char line[512];
+    bool is_first = true;
+
+    for (int i = 0; i < b->n_points; i++) {
+        const struct plan_batch_point *at = &b->points[i];
+        if (!at->n_weighed || (!is_first && i != b->chosen))
+            continue;
+        apex_explain(&at->profile, &at->choice, line, sizeof line);
+        say(t, "of %" PRIu32 ": %s\n", at->n_weighed, line);
+        is_first = false;
+    }
+}
+
 int plan_batch_explain(const struct plan_batch *b, char **out)
 {
     struct text t = {.n = 0};
@@ -231,6 +272,7 @@ int plan_batch_explain(const struct plan_batch *b, char **out)
         "from disk", "memory s", "disk s", "compute", "tokens/s");
     for (int i = 0; i < b->n_points; i++)
         say_point(&t, &b->points[i], i == b->chosen);
+    say_weighed(&t, b);
     if (!b->has_rates)
         say(&t, "no prediction: rates of memory, disk or kernels are not known (ferry probe measures them)\n");
     else

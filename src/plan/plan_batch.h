@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "src/plan/apex.h"
 #include "src/plan/plan.h"
 
 #ifdef __cplusplus
@@ -28,6 +29,11 @@ struct plan_batch_point {
     uint64_t expert_bytes, missed_bytes; /* that a step wants of experts, each once; of these, from disk */
     double memory_s, disk_s, compute_s;  /* of a step */
     double tok_per_s;                    /* 0: not known */
+    /* Where the cache of more sequences than the fewest does not fit a GPU whose rates are known: so many were weighed (0: none), and
+     * n_seq is what of them it pays to run. It does not fit where a point before has as many. */
+    uint32_t n_weighed;
+    struct apex_profile profile; /* of the weighed ones */
+    struct apex_choice choice;
 };
 
 struct plan_batch {
@@ -38,7 +44,10 @@ struct plan_batch {
 
 /* The plan of a batch. The number of sequences grows as long as the predicted speed does; without rates it is 32, or what
  * fits. What would leave weights no way but to be mapped and read through again and again counts as not fitting, unless mapping
- * is asked for or even one sequence comes to that. Pure. As plan_make; ERR_LIMIT when not even one fits. */
+ * is asked for or even one sequence comes to that.
+ * With a GPU whose rates are known (machine.h) speeds are by them, memory_s being the step. A number of sequences whose cache does not
+ * fit it is lowered to what apex.h says pays: those that fit, or some that the CPU attends to besides. Where rates are not known,
+ * none is taken whose cache does not fit, but for the fewest. Pure. As plan_make; ERR_LIMIT when not even one fits. */
 int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts, struct plan_batch *out,
                     struct plan *plan);
 

@@ -184,6 +184,21 @@ static void say_rate(struct text *t, const char *what, double tok_per_s, bool is
         say(t, "  %-11s not known: %s", what, unknown);
 }
 
+/* Would those of several sequences that the GPU has no pages for better wait? Who runs in a step was settled with their number. */
+static void say_sequences(struct text *t, const struct plan *p, const struct plan_in *in)
+{
+    struct apex_profile profile;
+    struct apex_choice choice;
+    char line[512];
+    double seq_tok = p->kv_tok ? (double)p->kv_tok / p->n_seq : p->n_ctx;
+
+    if (!plan_has_host_kv(p) || p->n_seq < 2 || !cost_gpu_apex(in, p, seq_tok / 2, &profile))
+        return;
+    apex_choose(&profile, &choice);
+    apex_explain(&profile, &choice, line, sizeof line);
+    say(t, "  of %" PRIu32 " sequences, half way: %s\n", p->n_seq, line);
+}
+
 /* What attention over a cache on both sides reads for a token, which predictions for an empty context leave out. */
 static void say_full_context(struct text *t, const struct plan *p, const struct plan_in *in)
 {
@@ -310,6 +325,7 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
             " rows or more in a step\n"
             "  (a prompt) the rest comes up, segment by segment, while the one before is computed with\n",
             kv, p->gpu.stage_rows);
+        say_sequences(t, p, in);
     }
     if (p->gpu.moves)
         say(t, "  moves: an expert that is wanted clearly more often than one on the GPU takes its place, in the "
