@@ -911,6 +911,7 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .read_repeats = st.n_repeats,
                                 .pinned_bytes = st.pinned_bytes,
                                 .expert_moves = st.n_moves,
+                                .expert_move_bytes = st.move_bytes,
                                 .gpu_segments = ex.n_dev_segments,
                                 .host_segments = ex.n_host_segments,
                                 .staged_segments = ex.n_staged_segments};

@@ -223,7 +223,8 @@ struct ferry_stats {
     /* With a GPU: all that the plan takes of its memory, of dense_bytes, expert_bytes and kv_bytes what lies there; what went to it
      * and came from it, beside tokens and page tables; experts' rows (one a token and chosen expert), and how many the CPU computed. */
     uint64_t vram_bytes, up_bytes, down_bytes, expert_rows, host_expert_rows;
-    uint64_t expert_moves;               /* experts that have moved to the GPU since it was loaded */
+    uint64_t expert_moves,
+        expert_move_bytes;               /* experts that have moved to the GPU since it was loaded; copied for that */
     uint64_t hint_bytes, hint_hit_bytes; /* bytes of the former, and of those that were right */
     uint64_t guessed,
         guessed_rightly;   /* experts that layers wanted which guesses were made for; that the guesses named */

@@ -326,8 +326,9 @@ static void print_gpu(const struct ferry_stats *now, const struct ferry_stats *s
     if (n_rows)
         fprintf(stderr,
                 "; of %" PRIu64 " rows of experts it computed %.1f %%, the CPU the others; %" PRIu64
-                " experts moved to it",
-                n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves);
+                " experts moved to it (%.1f MB)",
+                n_rows, percent(n_rows - n_host, n_rows), now->expert_moves - start->expert_moves,
+                (double)(now->expert_move_bytes - start->expert_move_bytes) / 1e6);
     if (now->steps > start->steps)
         fprintf(stderr, "; %.1f launches a step",
                 (double)(now->launches - start->launches) / (double)(now->steps - start->steps));
