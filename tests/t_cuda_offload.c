@@ -191,35 +191,51 @@ END_TEST
 
 /* A token's next layer is guessed at, to be read ahead, only where experts are on disk (its hint shows in what is counted of guesses), and
  * to be sent ahead only where copies are made. */
+START_TEST(router_is_not_asked_for_experts_on_disk)
+{
+    static float got[N_VOCAB];
+    struct rooms_args a = copying_rooms(PLAN_IO_URING, 2, _i ? PLAN_COPIES_ALWAYS : PLAN_COPIES_NEVER);
+    struct store_stats before, after;
+
+    a.slot_bytes = 6 * 24 * KIB; /* less than what the device has not */
+    make_rooms(&a);
+    store_stats(rooms.store, &before);
+    for (int i = 0; i < 4; i++)
+        ck_assert_int_eq(session_logits(rooms.session, ids + i, 1, false, got), 0);
+    store_stats(rooms.store, &after);
+    ck_assert_uint_gt(after.n_guessed, before.n_guessed);
+    leave_rooms();
+}
+END_TEST
+
+/* Where there is room for all that the device has not, they are there before the first token. */
 START_TEST(router_is_asked_in_vain)
 {
     static float got[64 * N_VOCAB];
     float *want = want_of("qwen3moe");
     struct rooms_args a = copying_rooms(PLAN_IO_URING, 2, _i ? PLAN_COPIES_ALWAYS : PLAN_COPIES_NEVER);
-    struct store_stats at[3];
+    struct store_stats before, after;
     struct exec_stats first, second;
 
     a.slot_bytes = 16 * 24 * KIB;
     make_rooms(&a);
-    store_stats(rooms.store, &at[0]);
-    ck_assert_int_eq(session_logits(rooms.session, ids, 1, false, got), 0); /* all experts are on disk */
-    store_stats(rooms.store, &at[1]);
-    ck_assert_int_eq(session_logits(rooms.session, ids + 1, 63, true, got + N_VOCAB), 0);
-    ck_assert_mem_eq(want, got, 64 * N_VOCAB * sizeof *got);
+    store_stats(rooms.store, &before);
+    ck_assert_uint_eq(before.disk_bytes, 0);
+    ck_assert_uint_eq(before.n_expert_misses, 0);
     for (int layer = 0; layer < rooms.model->hp.n_layer; layer++)
         ck_assert_int_eq(store_n_on_disk(rooms.store, layer), 0);
+    ck_assert_int_eq(session_logits(rooms.session, ids, 64, true, got), 0);
+    ck_assert_mem_eq(want, got, 64 * N_VOCAB * sizeof *got);
     exec_stats(rooms.exec, &first);
     for (int i = 64; i < 80; i++) {
         ck_assert_int_eq(session_logits(rooms.session, ids + i, 1, false, got), 0);
         ck_assert_mem_eq(want + i * N_VOCAB, got, N_VOCAB * sizeof *got);
         if (i == 64)
-            store_stats(rooms.store, &at[2]); /* the prompt's last hint is forgotten by now */
+            store_stats(rooms.store, &before); /* the prompt's last hint is forgotten by now */
     }
     exec_stats(rooms.exec, &second);
-    ck_assert_uint_gt(at[1].n_guessed, at[0].n_guessed);
-    uint64_t n_guessed = at[2].n_guessed;
-    store_stats(rooms.store, &at[2]);
-    ck_assert_uint_eq(at[2].n_guessed, n_guessed);
+    store_stats(rooms.store, &after);
+    ck_assert_uint_eq(after.n_guessed, before.n_guessed);
     ck_assert(_i ? second.landing.n_ahead > first.landing.n_ahead : second.landing.n_ahead == 0);
     ck_assert(!_i || second.landing.n_ahead_found > first.landing.n_ahead_found);
     leave_rooms();
@@ -497,6 +513,7 @@ int main(void)
     tcase_add_loop_test(tc, refused_pin_is_an_error, 0, 2);
     tcase_add_test(tc, next_layers_experts_are_not_sent_ahead);
     tcase_add_loop_test(tc, router_is_asked_in_vain, 0, 2);
+    tcase_add_loop_test(tc, router_is_not_asked_for_experts_on_disk, 0, 2);
     if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
         tcase_add_loop_test(tc, dropped_wait_of_a_copy_is_not_seen, 0, 4);
     tcase_add_test(failures, failed_call_at_open_with_landings_leaves_something);

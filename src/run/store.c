@@ -156,6 +156,47 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     return rc;
 }
 
+/* The layer's experts that are not on the device, into host_ids. */
+static int away_of(struct store *s, int layer)
+{
+    struct store_expert e;
+    int n = 0, stack = s->model->layers[layer].w[ROLE_EXPERT_GATE];
+    int n_expert = stack < 0 ? 0 : (int)s->model->weights[stack].t.ne[2];
+
+    for (int i = 0; i < n_expert; i++)
+        if (!store_gpu_find(s->gpu, layer, i, &e))
+            s->host_ids[n++] = i;
+    return n;
+}
+
+/* Where memory has room for all experts that the device has not, they are read now, as they are without a device: wanted one by one,
+ * many a token would wait for one, and while any is on disk routers are asked ahead, which an H200 waited 150 us a layer for. */
+static int read_host_experts(struct store *s, const struct store_args *a)
+{
+    const int n_layer = s->model->hp.n_layer;
+    uint64_t total = 0, done = 0;
+    int rc = 0, *n_away = mem_zalloc((size_t)n_layer, sizeof *n_away, MEM_META);
+
+    if (!n_away)
+        return err(ERR_NOMEM, "numbers of experts of %d layers", n_layer);
+    for (int layer = 0; layer < n_layer; layer++) {
+        n_away[layer] = away_of(s, layer);
+        total += n_away[layer] ? (uint64_t)n_away[layer] * model_expert_bytes(s->model, layer) : 0;
+    }
+    bool has_room = store_slots_have_room(s->slots, n_away);
+    for (int layer = 0; has_room && layer < n_layer && !rc; layer++) {
+        if (!n_away[layer])
+            continue;
+        rc = store_slots_read(s->slots, layer, s->host_ids, away_of(s, layer));
+        done += (uint64_t)n_away[layer] * model_expert_bytes(s->model, layer);
+        if (!rc && a->progress && !a->progress(done, total, a->progress_arg))
+            rc = err(ERR_CANCEL, "loading was stopped after %" PRIu64 " of %" PRIu64 " bytes of experts", done, total);
+    }
+    s->stats.load_bytes += store_slots_begin(s->slots);
+    mem_free(n_away);
+    return rc;
+}
+
 /* Dense weights and some experts to the device, slots for the others. */
 static int load_device(struct store *s, const struct store_args *a)
 {
@@ -177,7 +218,8 @@ static int load_device(struct store *s, const struct store_args *a)
     s->hint_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->hint_ids, MEM_META);
     if (!s->host_ids || !s->hint_ids)
         return err(ERR_NOMEM, "a loan of %d experts", s->model->hp.n_expert);
-    return store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
+    rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
+    return rc ? rc : read_host_experts(s, a);
 }
 
 static int fill(struct store *s, const struct store_args *a, const struct layout *layout)

@@ -35,8 +35,8 @@ struct store_args {
  * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
-/* Load (or map) the weights: dense ones and some experts into the device's memory, where there is one; of experts that have slots
- * (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
+/* Load (or map) the weights: dense ones and some experts into the device's memory, where there is one, and the others into slots if
+ * there is room for all; of other experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
  * ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */

@@ -88,6 +88,7 @@ struct store_slots {
     struct ring *ring; /* own; NULL: read by pread */
     int n_reads;       /* in flight at most */
     bool is_lent, is_large;
+    bool is_opening; /* loans are not counted */
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans, n_steps;
     int last_layer;           /* of the last loan */
@@ -653,7 +654,8 @@ int store_slots_lease(struct store_slots *s, const struct store_lease *lease)
     s->n_steps += lease->layer <= s->last_layer; /* layers come in order: another step has begun */
     s->last_layer = lease->layer;
     s->n_given = s->first_waiting = 0;
-    count_uses(s, lease);
+    if (!s->is_opening)
+        count_uses(s, lease);
     count_guesses(s, lease);
     for (int i = 0; i < lease->n; i++) {
         int key = s->layer_first[lease->layer] + lease->ids[i], at = s->slot_of[key];
@@ -735,6 +737,47 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
         rc = wait_for_one(s, lease);
     }
 }
+
+/* ---- while opening ---- */
+
+bool store_slots_have_room(const struct store_slots *s, const int *n_away)
+{
+    for (int class = 0; class < s->shape.n_classes; class++) {
+        int64_t n = 0;
+        for (int layer = 0; layer < s->model->hp.n_layer; layer++)
+            n += s->shape.class_of[layer] == class ? n_away[layer] : 0;
+        if (n > s->shape.classes[class].n_slots)
+            return false;
+    }
+    return true;
+}
+
+int store_slots_read(struct store_slots *s, int layer, const int32_t *ids, int n)
+{
+    struct store_lease lease = {.layer = layer, .n = n, .ids = ids, .open = true};
+    struct store_expert given[GIVE_AT_ONCE];
+    int n_given;
+
+    s->is_opening = true;
+    int rc = store_slots_lease(s, &lease);
+    if (rc)
+        return rc;
+    while (!rc && lease.n_given < n)
+        rc = store_slots_next(s, &lease, true, given, GIVE_AT_ONCE, &n_given);
+    store_slots_release(s, &lease);
+    return rc;
+}
+
+uint64_t store_slots_begin(struct store_slots *s)
+{
+    uint64_t bytes = s->stats.disk_bytes;
+
+    s->stats = (struct store_stats){0};
+    s->is_opening = false;
+    return bytes;
+}
+
+/* ---- beside loans ---- */
 
 bool store_slots_peek(const struct store_slots *s, int layer, int expert, struct store_expert *out)
 {

@@ -21,6 +21,15 @@ struct store_slots_args {
 int store_slots_open(const struct store_slots_args *args, struct store_slots **out);
 void store_slots_close(struct store_slots *s); /* takes NULL; waits for what is in flight */
 
+/* Is there a slot for each of n_away[layer] experts of every layer? */
+bool store_slots_have_room(const struct store_slots *s, const int *n_away);
+
+/* While opening: read experts of a layer. Nobody wants them yet, so they are not counted as loans are. Errors as store_slots_next. */
+int store_slots_read(struct store_slots *s, int layer, const int32_t *ids, int n);
+
+/* Opening is over: what was counted so far is forgotten. Returns the bytes that were read. */
+uint64_t store_slots_begin(struct store_slots *s);
+
 /* What store.h says of store_lease, store_next and store_release; lease->layer and ids have been checked. */
 int store_slots_lease(struct store_slots *s, const struct store_lease *lease);
 int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait, struct store_expert *out, int max,

@@ -138,7 +138,7 @@ static int bench_gemv(struct bench *b, enum quant_type type)
     return 0;
 }
 
-/* Prefill: the same product by integer dots and by tensor cores, and by cuBLAS on halves. */
+/* Prefill: the same product by tensor cores on halves and on integers, and by cuBLAS on halves. */
 static int bench_gemm(struct bench *b, enum quant_type type, bool by_tensor_cores)
 {
     const int n_cols = b->is_quick ? 256 : 4096, n_rows = b->is_quick ? 64 : 4096, n_tok = b->is_quick ? 64 : 512;
@@ -154,7 +154,7 @@ static int bench_gemm(struct bench *b, enum quant_type type, bool by_tensor_core
         return rc;
     snprintf(what, sizeof what, "%s %dx%dx%d", quant_info((int)type)->name, n_rows, n_cols, n_tok);
     json_t *row = bench_row(b, by_tensor_cores ? "gemm" : "gemm by dots", what, s);
-    add_share(row, "flops_per_s", flops / s, by_tensor_cores ? b->mma_flops_per_s : b->dp4a_ops_per_s);
+    add_share(row, "flops_per_s", flops / s, b->mma_flops_per_s);
     double blas_s = by_tensor_cores ? bench_blas(b, n_rows, n_cols, n_tok) : 0;
     json_object_set_new(row, "of_cublas_f16", blas_s > 0 ? json_real(blas_s / s) : json_null());
     json_object_set_new(row, "tile_tok", json_integer(p.a.tile_tok));
