@@ -365,3 +365,16 @@ int cost_predict(const struct plan_in *in, struct plan *p)
     program_free(program);
     return rc;
 }
+
+/* Of keys and values of one position, all layers. */
+double cost_position_bytes(const struct model *m, const struct plan *p)
+{
+    struct kv_shape shape;
+    double sum = 0;
+
+    if (model_kv_shape(m, p->kv_type, &shape, NULL) < 0)
+        return 0; /* there would be no plan */
+    for (int group = 0; group < shape.n_groups; group++)
+        sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
+    return sum;
+}

@@ -210,18 +210,6 @@ double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
 
 /* ---- many sequences ---- */
 
-double cost_position_bytes(const struct model *m, const struct plan *p)
-{
-    struct kv_shape shape;
-    double sum = 0;
-
-    if (model_kv_shape(m, p->kv_type, &shape, NULL) < 0)
-        return 0; /* there would be no plan */
-    for (int group = 0; group < shape.n_groups; group++)
-        sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
-    return sum;
-}
-
 /* Different experts that n rows want, for each that one does, if all are wanted equally often. */
 static double distinct(const struct hparams *hp, int n)
 {
