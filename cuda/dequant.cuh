@@ -1,8 +1,8 @@
 /* Weight blocks as integers, 32 elements at a time: the twin of cpu/kern_ref_mat_unpack.c for threads that each take a group.
  * cu_block<TYPE> says how long a block is and unpacks group g of it; element e of the group is
  *     (d * scale[e / 16]) * q[e] + m * min[e / 16]
- * Weights begin where 16 divides the address (ops.c refuses others), rows a multiple of their block's bytes later: blocks whose size
- * is even lie at even addresses, and so on, and are read by as much. */
+ * A block lies where the largest power of two that divides its size, 16 at most, divides the address: tensors and experts' places begin at
+ * multiples of 64, and rows are whole blocks. It is read by as much. */
 #ifndef FERRY_CUDA_DEQUANT_CUH
 #define FERRY_CUDA_DEQUANT_CUH
 
@@ -86,8 +86,7 @@ template <int TYPE> static __device__ inline uint32_t cu_levels4(uint32_t nibble
 {
     typedef cu_levels<TYPE> t;
     uint32_t at = nibbles & 0x7777u;
-    return cu_byte_perm(cu_byte_perm(t::A, t::B, at), cu_byte_perm(t::C, t::D, at),
-                        0x3210u | (nibbles & 0x8888u) >> 1);
+    return cu_byte_perm(cu_byte_perm(t::A, t::B, at), cu_byte_perm(t::C, t::D, at), 0x3210u | (nibbles & 0x8888u) >> 1);
 }
 
 /* Of all eight: those of the bytes' low nibbles, and of the high ones. */

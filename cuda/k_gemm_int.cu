@@ -25,9 +25,9 @@ enum {
 template <int TYPE> struct two_scales {
     static constexpr bool value = false;
 };
-#define TWO_SCALES(NAME)                           \
-    template <> struct two_scales<QUANT_##NAME> {  \
-        static constexpr bool value = true;        \
+#define TWO_SCALES(NAME)                          \
+    template <> struct two_scales<QUANT_##NAME> { \
+        static constexpr bool value = true;       \
     };
 TWO_SCALES(Q2_K)
 TWO_SCALES(Q3_K)
@@ -41,9 +41,9 @@ TWO_SCALES(NVFP4)
  * low and high of the whole block, whose first half comes with one step and second half with the next; d[0], m[0], x_d[0]. */
 struct stage {
     alignas(16) uint8_t w[ROWS][STRIDE], x[TOK][STRIDE];
-    alignas(16) int8_t min[ROWS][16];             /* of each 16 elements */
+    alignas(16) int8_t min[ROWS][16];               /* of each 16 elements */
     alignas(16) int8_t low[TOK][16], high[TOK][16]; /* sum16 = 128 * high + low */
-    int8_t scale[GROUPS][2][ROWS + 8]; /* 8 more: groups begin in different banks */
+    int8_t scale[GROUPS][2][ROWS + 8];              /* 8 more: groups begin in different banks */
     int8_t sub[GROUPS][TOK + 8];
     float d[GROUPS][ROWS], m[GROUPS][ROWS];
     float x_d[GROUPS][TOK], x_sum[GROUPS][TOK];
@@ -200,7 +200,8 @@ static __device__ inline void multiply_minima(const struct stage *s, int row, in
 }
 
 /* A block of 256 is complete: its terms. */
-template <int TYPE> static __device__ inline void end_block(const struct stage *s, const struct place *p, struct tile *t)
+template <int TYPE>
+static __device__ inline void end_block(const struct stage *s, const struct place *p, struct tile *t)
 {
     CU_UNROLL
     for (int m = 0; m < M_TILES; m++) {
@@ -236,7 +237,8 @@ static __device__ inline void load_x(const uint8_t *p, struct cu_frag_b f[2])
     int lane = (int)threadIdx.x % 32;
     uint32_t x[4];
 
-    cu_load_matrices(reinterpret_cast<const uint16_t *>(p + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 16), x);
+    cu_load_matrices(reinterpret_cast<const uint16_t *>(p + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 16),
+                     x);
     for (int i = 0; i < 4; i++)
         f[i / 2].x[i % 2] = x[i];
 }
@@ -264,6 +266,23 @@ static __device__ inline void multiply(const struct stage *s, int n_groups, cons
     }
 }
 
+static __device__ inline void put_tile(const struct cu_mat_args *a, const struct cu_work *k, const struct place *p,
+                                       const struct tile *t)
+{
+    CU_UNROLL
+    for (int m = 0; m < M_TILES; m++) {
+        CU_UNROLL
+        for (int n = 0; n < N_TILES; n++) {
+            CU_UNROLL
+            for (int i = 0; i < 4; i++) {
+                int row = (int)blockIdx.x * ROWS + p->lane_row + 16 * m + i / 2 * 8, tok = p->lane_tok + 8 * n + i % 2;
+                if (row < a->n_rows && tok < k->n)
+                    cu_put(a, k, k->first + tok, row, t->acc[m][n][i]);
+            }
+        }
+    }
+}
+
 template <int TYPE> static __global__ void gemm_int(const struct cu_mat_args a)
 {
     CU_SHARED_DYN(struct stage, s);
@@ -282,16 +301,7 @@ template <int TYPE> static __global__ void gemm_int(const struct cu_mat_args a)
             end_block<TYPE>(s, &p, &t);
         __syncthreads();
     }
-    CU_UNROLL
-    for (int m = 0; m < M_TILES; m++)
-        CU_UNROLL
-        for (int n = 0; n < N_TILES; n++)
-            CU_UNROLL
-            for (int i = 0; i < 4; i++) {
-                int row = (int)blockIdx.x * ROWS + p.lane_row + 16 * m + i / 2 * 8, tok = p.lane_tok + 8 * n + i % 2;
-                if (row < a.n_rows && tok < k.n)
-                    cu_put(&a, &k, k.first + tok, row, t.acc[m][n][i]);
-            }
+    put_tile(&a, &k, &p, &t);
 }
 
 template <int TYPE> static cudaError_t launch(const struct cu_mat_args *a, cudaStream_t stream)

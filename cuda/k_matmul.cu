@@ -154,9 +154,9 @@ struct term {
 template <int TYPE, int TOK> struct shape {
     typedef cu_lane<TYPE> type;
     /* weight rows of a block; columns of a term; terms of a row in shared memory at once; values that a term gives for all rows */
-    static constexpr int ROWS = TOK == 1 ? (int)type::ROWS : 4, COLS = type::LANES * type::ELEMENTS, SPAN = (TOK == 1 ? 8192 : 2048) / COLS,
-                         KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2, VALUES = ROWS * KINDS,
-                         KEPT = VALUES > type::LANES ? VALUES / type::LANES : 1,
+    static constexpr int ROWS = TOK == 1 ? (int)type::ROWS : 4, COLS = type::LANES * type::ELEMENTS,
+                         SPAN = (TOK == 1 ? 8192 : 2048) / COLS, KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2,
+                         VALUES = ROWS * KINDS, KEPT = VALUES > type::LANES ? VALUES / type::LANES : 1,
                          SAME = type::LANES > VALUES ? type::LANES / VALUES : 1; /* neighbours with the same value */
 };
 
@@ -243,11 +243,12 @@ template <int ROWS> struct weight_rows {
 };
 
 template <int ROWS>
-static __device__ inline struct weight_rows<ROWS> rows_of(const struct cu_mat_args *a, const struct cu_work *k)
+static __device__ inline weight_rows<ROWS> rows_of(const struct cu_mat_args *a, const struct cu_work *k)
 {
     int row = (int)blockIdx.x * ROWS;
-    struct weight_rows<ROWS> w = {k->w + (uint64_t)row * a->w_stride, {}};
+    weight_rows<ROWS> w;
 
+    w.first = k->w + (uint64_t)row * a->w_stride;
     CU_UNROLL
     for (int r = 0; r < ROWS; r++)
         w.next[r] = row + r < a->n_rows ? (uint64_t)r * a->w_stride : 0;
@@ -257,7 +258,7 @@ static __device__ inline struct weight_rows<ROWS> rows_of(const struct cu_mat_ar
 /* Terms [first, first + n) of each row and place. */
 template <int TYPE, int TOK>
 static __device__ inline void multiply_span(const struct cu_mat_args *a, const struct cu_work *k,
-                                            const struct weight_rows<shape<TYPE, TOK>::ROWS> *rows, unsigned first, unsigned n,
+                                            const weight_rows<shape<TYPE, TOK>::ROWS> *rows, unsigned first, unsigned n,
                                             struct term *terms, int stride)
 {
     typedef cu_lane<TYPE> type;
@@ -278,7 +279,8 @@ static __device__ inline void multiply_span(const struct cu_mat_args *a, const s
             struct cu_x x;
             type::share::load(TOK == 1 ? x_first : cu_x_of(a, k->first + tok), (int)a->n_cols, (int)(at / LANES),
                               (int)(at % LANES), &x);
-            put_terms<TYPE, TOK>(w, &x, is_in, terms + tok * shape::ROWS * stride + (int)(mine / LANES) * shape::KINDS, stride);
+            put_terms<TYPE, TOK>(w, &x, is_in, terms + tok * shape::ROWS * stride + (int)(mine / LANES) * shape::KINDS,
+                                 stride);
         }
     }
 }
@@ -290,7 +292,7 @@ template <int TYPE, int TOK> static __global__ void gemv_int(const struct cu_mat
     CU_SHARED_DYN(struct term, terms); /* (TOK, ROWS, stride) */
     int stride = term_stride<TYPE, TOK>(a.n_cols), n_terms = (int)a.n_cols / shape::COLS, me = (int)threadIdx.x;
     struct cu_work k = cu_work_of(&a);
-    struct weight_rows<ROWS> rows = rows_of<ROWS>(&a, &k);
+    weight_rows<ROWS> rows = rows_of<ROWS>(&a, &k);
     float acc = 0.0f; /* of place me / ROWS and row me % ROWS */
 
     for (int first = 0; first < n_terms; first += shape::SPAN) {

@@ -156,7 +156,8 @@ template <int TYPE> struct cu_lane_group<TYPE, 0> {
     }
 };
 
-template <int TYPE> struct cu_lane : cu_lane_group<TYPE, cu_block<TYPE>::X256> {};
+template <int TYPE> struct cu_lane : cu_lane_group<TYPE, cu_block<TYPE>::X256> {
+};
 template <> struct cu_lane<QUANT_NVFP4> : cu_lane_group<QUANT_NVFP4, 0> {
     static constexpr int ROWS = 4;
 };
@@ -194,8 +195,10 @@ template <int TYPE, int OFFSET, int CODES_AT> struct cu_lane_nibbles {
     }
 };
 
-template <> struct cu_lane<QUANT_Q4_0> : cu_lane_nibbles<QUANT_Q4_0, 8, 2> {};
-template <> struct cu_lane<QUANT_Q4_1> : cu_lane_nibbles<QUANT_Q4_1, 0, 4> {};
+template <> struct cu_lane<QUANT_Q4_0> : cu_lane_nibbles<QUANT_Q4_0, 8, 2> {
+};
+template <> struct cu_lane<QUANT_Q4_1> : cu_lane_nibbles<QUANT_Q4_1, 0, 4> {
+};
 
 /* Nibbles, and a fifth bit of each. */
 template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
@@ -230,8 +233,10 @@ template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
     }
 };
 
-template <> struct cu_lane<QUANT_Q5_0> : cu_lane_five<QUANT_Q5_0, 16, 2> {};
-template <> struct cu_lane<QUANT_Q5_1> : cu_lane_five<QUANT_Q5_1, 0, 4> {};
+template <> struct cu_lane<QUANT_Q5_0> : cu_lane_five<QUANT_Q5_0, 16, 2> {
+};
+template <> struct cu_lane<QUANT_Q5_1> : cu_lane_five<QUANT_Q5_1, 0, 4> {
+};
 
 /* Two lanes a block: 32 lanes with a block each would reach over nine lines of memory with each load. */
 template <> struct cu_lane<QUANT_Q8_0> {
@@ -292,8 +297,10 @@ template <int TYPE, int CODES_AT> struct cu_lane_levels {
     }
 };
 
-template <> struct cu_lane<QUANT_IQ4_NL> : cu_lane_levels<QUANT_IQ4_NL, 2> {};
-template <> struct cu_lane<QUANT_MXFP4> : cu_lane_levels<QUANT_MXFP4, 1> {};
+template <> struct cu_lane<QUANT_IQ4_NL> : cu_lane_levels<QUANT_IQ4_NL, 2> {
+};
+template <> struct cu_lane<QUANT_MXFP4> : cu_lane_levels<QUANT_MXFP4, 1> {
+};
 
 /* ---- blocks of 256 ---- */
 
@@ -342,8 +349,10 @@ template <int TYPE> struct cu_lane_k45 {
     }
 };
 
-template <> struct cu_lane<QUANT_Q4_K> : cu_lane_k45<QUANT_Q4_K> {};
-template <> struct cu_lane<QUANT_Q5_K> : cu_lane_k45<QUANT_Q5_K> {};
+template <> struct cu_lane<QUANT_Q4_K> : cu_lane_k45<QUANT_Q4_K> {
+};
+template <> struct cu_lane<QUANT_Q5_K> : cu_lane_k45<QUANT_Q5_K> {
+};
 
 template <> struct cu_lane<QUANT_Q6_K> {
     struct weights {

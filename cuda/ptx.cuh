@@ -157,8 +157,8 @@ static inline void cu_imma16(int *acc, uint32_t a0, uint32_t a1, uint32_t b)
 
     for (int i = 0; i < 4; i++)
         for (int at = 0; at < 4; at++) /* a row's, and a column's, 16 bytes are in 4 lanes */
-            acc[i] = cu_dp4a((int)all[(lane / 4 * 4 + at) * 3 + i / 2], (int)all[((lane % 4 * 2 + i % 2) * 4 + at) * 3 + 2],
-                             acc[i]);
+            acc[i] = cu_dp4a((int)all[(lane / 4 * 4 + at) * 3 + i / 2],
+                             (int)all[((lane % 4 * 2 + i % 2) * 4 + at) * 3 + 2], acc[i]);
 }
 
 static inline void cu_async_copy16(void *dst, const void *src)

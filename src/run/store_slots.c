@@ -88,7 +88,7 @@ struct store_slots {
     struct ring *ring; /* own; NULL: read by pread */
     int n_reads;       /* in flight at most */
     bool is_lent, is_large;
-    bool is_opening; /* loans are not counted */
+    bool is_opening;   /* loans are not counted */
     int first_waiting; /* no want before it is WAITING */
     uint64_t n_loans, n_steps;
     int last_layer;           /* of the last loan */
@@ -742,7 +742,7 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
 
 bool store_slots_have_room(const struct store_slots *s, const int *n_away)
 {
-    for (int class = 0; class < s->shape.n_classes; class++) {
+    for (int class = 0; class < s->shape.n_classes; class ++) {
         int64_t n = 0;
         for (int layer = 0; layer < s->model->hp.n_layer; layer++)
             n += s->shape.class_of[layer] == class ? n_away[layer] : 0;

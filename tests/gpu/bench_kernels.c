@@ -345,8 +345,8 @@ static int bench_grouped_gemm(struct bench *b, bool by_dots)
     a.n_ff = b->is_quick ? 256 : 768;
     for (int i = 0; i < 3; i++)
         a.w_stride[i] = quant_row_bytes(a.type[i], i == 2 ? a.n_ff : a.n_embd);
-    a.tile_tok = by_dots ? CU_GEMM_INT_TOK
-                         : cu_gemm_tile_tok(&b->card, a.type[0], a.n_ff * n_expert, a.n_rows * a.k / n_expert);
+    a.tile_tok =
+        by_dots ? CU_GEMM_INT_TOK : cu_gemm_tile_tok(&b->card, a.type[0], a.n_ff * n_expert, a.n_rows * a.k / n_expert);
     int rc = place_prompt(b, n_expert, &a);
     if (!rc)
         rc = bench_time(b, by_dots ? run_grouped_dots : run_grouped_gemm, &a, 1, &s);
