@@ -521,6 +521,11 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
         if (!ops_can(&ops[i]))
             return err(ERR_ARG, "CUDA cannot run %s of layer %d with these types and shapes",
                        device_op_name(ops[i].kind), ops[i].layer);
+        if (!ops_can_read(&ops[i]))
+            return err(ERR_UNSUPPORTED,
+                       "CUDA cannot read weights of %s of layer %d where they lie: a file whose "
+                       "general.alignment is less than 16 has to be written anew",
+                       device_op_name(ops[i].kind), ops[i].layer);
         int rc = device_check_step(&ops[i], rows);
         if (rc < 0)
             return rc;

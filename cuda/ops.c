@@ -77,6 +77,26 @@ bool ops_can(const struct op *op)
     }
 }
 
+static bool is_readable(const struct tensor *w, const void *data)
+{
+    int bytes = quant_info((int)w->type)->block_bytes, step = bytes & -bytes; /* the lowest bit */
+    return (uintptr_t)data % (uintptr_t)(step < 16 ? step : 16) == 0;
+}
+
+bool ops_can_read(const struct op *op)
+{
+    int n_w = op->kind == OP_MATMUL ? op->n_w : op->kind == OP_EMBED;
+
+    for (int i = 0; i < n_w; i++)
+        if (!is_readable(op->w[i], op->w[i]->data))
+            return false;
+    for (int e = 0; op->kind == OP_MOE && e < op->p.moe.n_experts; e++)
+        for (int i = 0; i < 3; i++)
+            if (!is_readable(op->w[i], op->p.moe.experts[e].w[i]))
+                return false;
+    return true;
+}
+
 /* ---- rows ---- */
 
 static struct cu_rows_args rows_of(const struct ops_run *r, const struct op *op)

@@ -39,6 +39,10 @@ struct ops_run {
 /* Has it kernels for the op's types and shapes? */
 bool ops_can(const struct op *op);
 
+/* Do the op's weights, its experts' too, lie where kernels can read them? Blocks are read by the largest power of two that divides their
+ * size, 16 at most. */
+bool ops_can_read(const struct op *op);
+
 /* Device memory that the op needs beside its tensors, with at most that many rows. */
 uint64_t ops_scratch_bytes(const struct op *op, int n_rows);
 

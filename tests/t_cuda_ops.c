@@ -660,6 +660,26 @@ START_TEST(failed_step_is_not_told_or_spoils_the_next)
 }
 END_TEST
 
+START_TEST(weights_are_read_where_they_cannot_be)
+{
+    struct tensor w = t_codes(QUANT_Q4_K, 256, 5, 1), x = t_make(QUANT_F32, 256, 1, 1), y = t_make(QUANT_F32, 5, 1, 1);
+    struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1};
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    mirror_ops(&p, &op, 1);
+    ck_assert_int_eq(run_there(&p, &op, 1, &(struct rows){.n = 1}), 0);
+    char *data = w.data;
+    w.data = data + 8;
+    ck_assert_int_eq(run_there(&p, &op, 1, &(struct rows){.n = 1}), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "general.alignment"));
+    w.data = data;
+    pair_close(&p);
+    t_free(&w);
+    t_free(&x);
+    t_free(&y);
+}
+END_TEST
+
 START_TEST(too_large_a_step_is_run)
 {
     struct tensor a = t_make(QUANT_F32, 8, 300, 1);
@@ -711,6 +731,7 @@ int main(void)
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
+    tcase_add_test(tc, weights_are_read_where_they_cannot_be);
     tcase_add_test(tc, too_large_a_step_is_run);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
