@@ -3,8 +3,9 @@
 #include "cuda/launch.h"
 
 #include "cuda/device.cuh"
+#include "cuda/mat.cuh"
 
-enum { GATE = 0, UP = 1, DOWN = 2, N_FORM = 4 };
+enum { N_FORM = 4 };
 
 /* Where things lie in scratch. */
 struct layout {
@@ -31,7 +32,7 @@ static struct layout layout_of(const struct cu_moe_args *a)
     struct layout l = {};
     uint64_t n_slots = (uint64_t)a->n_rows * (uint64_t)a->k, ff_bytes = (uint64_t)a->n_ff * sizeof(float);
 
-    for (int i = GATE; i <= UP; i++) {
+    for (int i = CU_GATE; i <= CU_UP; i++) {
         enum quant_act form = form_of(a->type[i]);
         if (l.x_bytes[form])
             continue;
@@ -40,7 +41,7 @@ static struct layout layout_of(const struct cu_moe_args *a)
     }
     l.gate_off = place(&l, n_slots * ff_bytes);
     l.up_off = place(&l, n_slots * ff_bytes);
-    l.h_bytes = cu_act_bytes(form_of(a->type[DOWN]), a->n_ff);
+    l.h_bytes = cu_act_bytes(form_of(a->type[CU_DOWN]), a->n_ff);
     l.h_off = place(&l, n_slots * l.h_bytes);
     return l;
 }
@@ -50,41 +51,23 @@ uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a)
     return layout_of(a).total_bytes;
 }
 
-static struct cu_mat_args mat_of(const struct cu_moe_args *a, int which)
-{
-    struct cu_mat_args m = {};
-
-    m.books = a->books;
-    m.type = a->type[which];
-    m.w_stride = a->w_stride[which];
-    m.n_cols = which == DOWN ? a->n_ff : a->n_embd;
-    m.n_rows = (int)(which == DOWN ? a->n_out : a->n_ff);
-    m.n_place = a->n_place;
-    m.tile_tok = a->tile_tok;
-    m.tiles = a->tiles;
-    m.n_tiles = a->n_tiles;
-    m.experts = a->experts;
-    m.which = which;
-    return m;
-}
-
 /* Gate and up of every place: at once where one launch can do both. */
 static cudaError_t gate_and_up(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
 {
     char *s = static_cast<char *>(a->scratch);
     float *to[2] = {reinterpret_cast<float *>(s + l->gate_off), reinterpret_cast<float *>(s + l->up_off)};
-    bool at_once = a->type[GATE] == a->type[UP] && a->w_stride[GATE] == a->w_stride[UP];
+    bool at_once = a->type[CU_GATE] == a->type[CU_UP] && a->w_stride[CU_GATE] == a->w_stride[CU_UP];
     cudaError_t e = cudaSuccess;
 
-    for (int i = GATE; i <= (at_once ? GATE : UP) && !e; i++) {
-        struct cu_mat_args m = mat_of(a, i);
+    for (int i = CU_GATE; i <= (at_once ? CU_GATE : CU_UP) && !e; i++) {
+        struct cu_mat_args m = cu_mat_of_expert(a, i);
         enum quant_act form = form_of(a->type[i]);
         m.x = s + l->x_off[form];
         m.x_stride = l->x_bytes[form];
         m.x_row = a->slot;
         m.x_div = a->k;
         m.dst = to[i];
-        m.dst2 = at_once ? to[UP] : NULL;
+        m.dst2 = at_once ? to[CU_UP] : NULL;
         m.dst_stride = a->n_ff;
         e = cu_gemv(&m, stream);
     }
@@ -96,9 +79,9 @@ static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cud
 {
     char *s = static_cast<char *>(a->scratch);
     struct cu_act_args h = {};
-    struct cu_mat_args m = mat_of(a, DOWN);
+    struct cu_mat_args m = cu_mat_of_expert(a, CU_DOWN);
 
-    h.act = form_of(a->type[DOWN]);
+    h.act = form_of(a->type[CU_DOWN]);
     h.n_rows = a->n_place;
     h.width = h.x_stride = a->n_ff;
     h.x = reinterpret_cast<const float *>(s + l->gate_off);

@@ -65,4 +65,26 @@ static inline unsigned cu_n_tiles(const struct cu_mat_args *a)
     return (unsigned)(a->tiles ? a->n_tiles : (a->n_place + a->tile_tok - 1) / a->tile_tok);
 }
 
+/* An expert's matrices, in the order of cu_expert.w. */
+enum { CU_GATE, CU_UP, CU_DOWN };
+
+/* Products of all listed places with one of their experts' matrices; what is read and written is the caller's to say. */
+static inline struct cu_mat_args cu_mat_of_expert(const struct cu_moe_args *a, int which)
+{
+    struct cu_mat_args m = {};
+
+    m.books = a->books;
+    m.type = a->type[which];
+    m.w_stride = a->w_stride[which];
+    m.n_cols = which == CU_DOWN ? a->n_ff : a->n_embd;
+    m.n_rows = (int)(which == CU_DOWN ? a->n_out : a->n_ff);
+    m.n_place = a->n_place;
+    m.tile_tok = a->tile_tok;
+    m.tiles = a->tiles;
+    m.n_tiles = a->n_tiles;
+    m.experts = a->experts;
+    m.which = which;
+    return m;
+}
+
 #endif
