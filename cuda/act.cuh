@@ -1,9 +1,12 @@
-/* Rows of activations as codes of 8 bits: the codes of a row, then one of these for each 32 or 256 of them (cpu/kern_act.h has the
- * arithmetic). */
+/* Rows of activations as codes of 8 bits, and how floats become such: the codes of a row, then one of these for each 32 or 256 of them
+ * (cpu/kern_act.h has the arithmetic). */
 #ifndef FERRY_CUDA_ACT_CUH
 #define FERRY_CUDA_ACT_CUH
 
 #include "cuda/device.cuh"
+#include "cuda/mat.cuh"
+#include "cuda/math.cuh"
+#include "cuda/rows.cuh"
 
 struct cu_act_s32 {
     float d;
@@ -24,6 +27,120 @@ static __device__ inline const struct cu_act_s32 *cu_act_s32_of(const void *row,
 static __device__ inline const struct cu_act_s256 *cu_act_s256_of(const void *row, int64_t n)
 {
     return reinterpret_cast<const struct cu_act_s256 *>(static_cast<const char *>(row) + n);
+}
+
+/* ---- coding ---- */
+
+static __device__ inline int cu_sum_of_lanes(int x, int n_lanes)
+{
+    for (int step = n_lanes / 2; step; step /= 2)
+        x += cu_shfl_xor(x, step);
+    return x;
+}
+
+static __device__ inline bool cu_is_finite(float x)
+{
+    return x <= 3.40282346638528859812e+38f;
+}
+
+/* The largest code out of four that leaves the least sum of squared errors over the warp's 32 values (cpu/kern_act.h). */
+static __device__ inline float cu_top_of(float x, float amax)
+{
+    const float factors[4] = {1.0f, 16129.0f / 15876, 16129.0f / 15625, 16129.0f / 15376};
+    float best = 0.0f, least = CU_INFINITY;
+
+    for (int i = 0; i < 4; i++) {
+        float top = 127.0f - (float)i, y = x * (top / amax), e = y - rintf(y);
+        float upper = cu_shfl_xor(e, 16), low = threadIdx.x % 32 < 16 ? e : upper,
+              high = threadIdx.x % 32 < 16 ? upper : e;
+        float sum = cu_tree16_shfl(fmaf(high, high, fmaf(low, low, 0.0f))) * factors[i];
+        if (sum < least) {
+            least = sum;
+            best = top;
+        }
+    }
+    return best;
+}
+
+/* Value k of row i of what is to be coded. */
+static __device__ inline float cu_act_value(const struct cu_act_args *a, int64_t i, int64_t k)
+{
+    int64_t at = i * a->x_stride + k;
+    return a->up ? cu_glu_of(a->glu, a->x[at], a->up[at]) : a->x[at];
+}
+
+/* A warp for each 32 values. */
+static __device__ inline void cu_act_x32(const struct cu_act_args *a, int64_t i, struct cu_crew crew)
+{
+    char *row = static_cast<char *>(a->out) + (uint64_t)i * a->out_stride;
+
+    for (int64_t k = crew.me; k < a->width; k += crew.n) {
+        float x = cu_act_value(a, i, k), amax = cu_amax_of_warp(x);
+        bool fits = cu_is_finite(amax), is_zero = fits && !cu_is_finite(127.0f / amax);
+        float top = cu_top_of(x, amax); /* not used where amax is no finite number */
+        top = fits && !is_zero ? top : 0.0f;
+        float inv = top != 0.0f ? top / amax : 0.0f;
+        int q = inv != 0.0f ? (int)rintf(x * inv) : 0, sum = cu_sum_of_lanes(q, 32);
+
+        row[k] = (char)q;
+        if (k % 32 == 0) {
+            struct cu_act_s32 *s = reinterpret_cast<struct cu_act_s32 *>(row + a->width) + k / 32;
+            s->d = top != 0.0f ? amax / top : is_zero ? 0.0f : amax;
+            s->sum = sum;
+        }
+    }
+}
+
+/* A warp for each 256 values: a lane has one of each 32. */
+static __device__ inline void cu_act_x256(const struct cu_act_args *a, int64_t i, struct cu_crew crew)
+{
+    const float top = 127.0f * 8, sub_max = 8.0f;
+    char *row = static_cast<char *>(a->out) + (uint64_t)i * a->out_stride;
+    int lane = crew.me % 32;
+
+    for (int64_t block = crew.me / 32; block < a->width / 256; block += crew.n / 32) {
+        struct cu_act_s256 *s = reinterpret_cast<struct cu_act_s256 *>(row + a->width) + block;
+        float x[8], mine[8];
+        uint32_t bits = 0;
+
+        CU_UNROLL
+        for (int part = 0; part < 8; part++)
+            x[part] = cu_act_value(a, i, 256 * block + 32 * part + lane);
+        CU_UNROLL
+        for (int part = 0; part < 8; part++) {
+            mine[part] = cu_amax_of_warp(x[part]);
+            uint32_t other = cu_bits_of_f32(mine[part]);
+            bits = other > bits ? other : bits;
+        }
+        float amax = cu_f32_of_bits(bits), inv = top / amax;
+        bool fits = cu_is_finite(amax), has_codes = fits && cu_is_finite(inv);
+        CU_UNROLL
+        for (int part = 0; part < 8; part++) {
+            float steps = has_codes ? ceilf(mine[part] * (sub_max / amax)) : 1.0f;
+            int sub = steps < 1.0f ? 1 : steps > sub_max ? 8 : (int)steps;
+            float factor = has_codes ? inv / (float)sub : 0.0f;
+            int q = factor != 0.0f ? (int)rintf(x[part] * factor) : 0, sum16 = cu_sum_of_lanes(q, 16);
+            row[256 * block + 32 * part + lane] = (char)q;
+            if (lane == 0)
+                s->sub[part] = (int16_t)sub;
+            if (lane % 16 == 0)
+                s->sum16[2 * part + lane / 16] = (int16_t)(sub * sum16);
+        }
+        if (lane == 0)
+            s->d = has_codes ? amax / top : fits ? 0.0f : amax;
+    }
+}
+
+static __device__ inline void cu_row_act(const struct cu_act_args *a, int64_t i, struct cu_crew crew)
+{
+    if (a->act == QUANT_ACT_Q8X32)
+        cu_act_x32(a, i, crew);
+    else if (a->act == QUANT_ACT_Q8X256)
+        cu_act_x256(a, i, crew);
+    else
+        for (int64_t k = crew.me; k < a->width; k += crew.n)
+            reinterpret_cast<float *>(static_cast<char *>(a->out) + (uint64_t)i * a->out_stride)[k] =
+                cu_act_value(a, i, k);
 }
 
 #endif

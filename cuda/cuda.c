@@ -50,7 +50,8 @@ struct cuda {
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
     struct cu_card card;
-    char *scratch; /* view */
+    bool can_overlap; /* kernels may be brought up before the one ahead has ended */
+    char *scratch;    /* view */
     uint64_t scratch_bytes;
 };
 
@@ -580,6 +581,7 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .scratch = c->scratch,
                         .prefill = c->opts.prefill,
                         .card = c->card,
+                        .can_overlap = c->can_overlap,
                         .ops = ops,
                         .n_ops = n_ops};
     const uint64_t launched = cu_launched;
@@ -722,7 +724,8 @@ static int count_gpus(int *n)
     return failed(e, "looking for GPUs");
 }
 
-static int find_gpu(int ordinal)
+/* *capability: 90 for 9.0 */
+static int find_gpu(int ordinal, int *capability)
 {
     int n = 0, major = 0, minor = 0, rc = count_gpus(&n);
 
@@ -737,7 +740,8 @@ static int find_gpu(int ordinal)
         e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
     if (e)
         return failed(e, "choosing the GPU");
-    if (major * 10 + minor < 75)
+    *capability = major * 10 + minor;
+    if (*capability < 75)
         return err(ERR_UNSUPPORTED, "CUDA: GPU %d has compute capability %d.%d; 7.5 is the least", ordinal, major,
                    minor);
     return 0;
@@ -746,7 +750,7 @@ static int find_gpu(int ordinal)
 int cuda_memory(int ordinal, uint64_t *free_bytes, uint64_t *total_bytes)
 {
     size_t free_now = 0, total = 0;
-    int rc = find_gpu(ordinal);
+    int capability = 0, rc = find_gpu(ordinal, &capability);
 
     if (rc == 0)
         rc = failed(cudaMemGetInfo(&free_now, &total), "asking for its memory");
@@ -850,7 +854,8 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
         return err(ERR_NOMEM, "the CUDA device: %zu bytes", sizeof *c);
     c->device.ops = &cuda_device_ops;
     c->opts = *opts;
-    int rc = find_gpu(opts->ordinal);
+    int capability = 0, rc = find_gpu(opts->ordinal, &capability);
+    c->can_overlap = capability >= 90;
     if (rc == 0)
         rc = make_slots(c);
     if (rc == 0)

@@ -30,8 +30,42 @@ static inline void cu_key_add(struct cu_key *key, const void *p, size_t bytes)
     }
 }
 
-/* If launches are noted: that one of a kernel is. Padding between arguments is nobody's: cleared where the compiler can do it, as gcc
- * and nvcc do; elsewhere it may make equal launches look different, which costs time. D: dim3. */
+/* Padding between arguments is nobody's: cleared where the compiler can do it, as gcc and nvcc do; elsewhere it may make equal launches
+ * look different, which costs time. */
+template <typename A> static inline void cu_clear_padding(A *args)
+{
+#ifdef __has_builtin
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(args);
+#endif
+#endif
+    (void)args;
+}
+
+/* Compilers do not know which member of a union is there. */
+static inline void cu_clear_padding(struct cu_row_op *op)
+{
+    switch (op->kind) {
+    case CU_ROW_ROPE:
+        return cu_clear_padding(&op->u.rope);
+    case CU_ROW_ROUTE:
+        return cu_clear_padding(&op->u.route);
+    case CU_ROW_APPEND:
+        return cu_clear_padding(&op->u.append);
+    case CU_ROW_ACT:
+        return cu_clear_padding(&op->u.act);
+    default:
+        return cu_clear_padding(&op->u.rows);
+    }
+}
+
+static inline void cu_clear_padding(struct cu_chain *chain)
+{
+    for (int i = 0; i < chain->n_ops; i++)
+        cu_clear_padding(&chain->op[i]);
+}
+
+/* If launches are noted: that one of a kernel is. D: dim3. */
 template <typename A, typename D>
 static inline bool cu_note(void (*kernel)(A), D grid, D block, size_t bytes, const A &args)
 {
@@ -40,11 +74,7 @@ static inline bool cu_note(void (*kernel)(A), D grid, D block, size_t bytes, con
     A copy = args;
     const uint64_t head[] = {
         sizeof args, reinterpret_cast<uint64_t>(kernel), grid.x, grid.y, grid.z, block.x, block.y, block.z, bytes};
-#ifdef __has_builtin
-#if __has_builtin(__builtin_clear_padding)
-    __builtin_clear_padding(&copy);
-#endif
-#endif
+    cu_clear_padding(&copy);
     cu_key_add(cu_noting, head, sizeof head);
     cu_key_add(cu_noting, &copy, sizeof copy);
     cu_noting->n++;
@@ -62,9 +92,27 @@ static inline cudaError_t cu_launch(void (*kernel)(A), dim3 grid, dim3 block, si
 {
     if (cu_note(kernel, grid, block, bytes, args))
         return cudaSuccess;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {grid, block, bytes, stream, &early, cu_overlap == CU_OVERLAP_REST ? 1u : 0u};
+    void *arg = const_cast<void *>(static_cast<const void *>(&args));
     cu_launched++;
-    kernel<<<grid, block, bytes, stream>>>(args);
-    return cudaGetLastError();
+    cu_overlap = cu_overlap == CU_OVERLAP_FIRST ? CU_OVERLAP_REST : cu_overlap;
+    cudaError_t e = cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(kernel), &arg);
+    if (e)
+        cudaGetLastError(); /* told once */
+    return e;
+}
+
+/* The first thing of every kernel, but for what needs nothing of the kernels before it: the next one may be brought up, and goes on from
+ * here when those before it have ended and what they wrote can be read. A thread may call it again. */
+static __device__ inline void cu_await()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 #define CU_STRIP(...) __VA_ARGS__
@@ -77,6 +125,8 @@ static inline cudaError_t cu_launch(void (*kernel)(A), dim3 grid, dim3 block, si
 
 /* At most so many threads a block; so many blocks at once on a multiprocessor should have registers. */
 #define CU_BOUNDS(n_threads, n_blocks) __launch_bounds__(n_threads, n_blocks)
+/* An argument that a kernel indexes: where it lies, not copied for each thread. */
+#define CU_ARGS __grid_constant__
 
 #define CU_ALL_LANES 0xffffffffu
 /* The pointer, of which the compiler learns that it is one into device memory: one that was read from there could be any. */
@@ -149,6 +199,7 @@ static __device__ inline uint16_t cu_f32_to_half(float x)
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define CU_BOUNDS(n_threads, n_blocks)
+#define CU_ARGS
 #define CU_GLOBAL(p) (p)
 #define CU_UNROLL
 #define CU_UNROLL_BY(n)
@@ -201,6 +252,11 @@ template <typename T> static inline T cu_shfl_xor(T x, int mask)
 {
     const T *all = static_cast<const T *>(emu_warp(&x, sizeof x));
     return all[(threadIdx.x % 32) ^ (unsigned)mask];
+}
+
+/* Kernels of a stream run one after another here. */
+static inline void cu_await()
+{
 }
 
 static inline void cu_syncwarp()

@@ -1,4 +1,4 @@
-/* Keys and values into pages, and attention over pages, in the order of cpu/kern_ref.c: pages of 64 keys are folded one after
+/* Attention over pages, in the order of cpu/kern_ref.c: pages of 64 keys are folded one after
  * another into (o, m, l), which begin anew with each segment; segments are merged in ascending order. A block has some rows of
  * one sequence and one KV head; what the heads that share it and the rows have in common is read once.
  * Few rows: a block for each segment, states through device memory, cu_attn_merge. Many rows: a block walks all segments.
@@ -8,129 +8,24 @@
 
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
+#include "cuda/kv.cuh"
 #include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
 
-enum { THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, SHARED_BYTES = 48 * 1024 };
-
-static __device__ inline int step_row(const struct cu_step *s, int i)
-{
-    return s->out_row ? s->out_row[i] : i;
-}
-
-static __device__ inline const void *const *page_table(const struct cu_step *s, int row, int group)
-{
-    return s->page[s->seq[row] * DEVICE_MAX_GROUPS + group];
-}
-
-/* Rows of a cache type, anywhere at an even address. */
-template <int TYPE> struct kv;
-
-template <> struct kv<QUANT_F16> {
-    static __device__ __host__ inline int row_bytes(int head_dim)
-    {
-        return 2 * head_dim;
-    }
-
-    /* x[j] = element first + j * STEP; all N lie in one block of 32. */
-    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
-    {
-        const uint16_t *h = reinterpret_cast<const uint16_t *>(row) + first;
-        for (int j = 0; j < N; j++)
-            x[j] = cu_half_to_f32(h[j * STEP]);
-    }
-
-    /* Four elements from `first` on, which lie at a multiple of 8 bytes. */
-    static __device__ inline void read_four(const char *row, int first, float *x)
-    {
-        struct alignas(8) four {
-            uint16_t h[4];
-        } all = *reinterpret_cast<const struct four *>(row + 2 * first);
-        for (int j = 0; j < 4; j++)
-            x[j] = cu_half_to_f32(all.h[j]);
-    }
-};
-
-template <> struct kv<QUANT_Q8_0> {
-    static __device__ __host__ inline int row_bytes(int head_dim)
-    {
-        return head_dim / 32 * 34;
-    }
-
-    template <int N, int STEP> static __device__ inline void read(const char *row, int first, float *x)
-    {
-        const uint8_t *block = reinterpret_cast<const uint8_t *>(row) + first / 32 * 34;
-        float d = cu_half_at(block);
-        for (int j = 0; j < N; j++)
-            x[j] = d * code(block[2 + first % 32 + j * STEP]);
-    }
-
-    static __device__ inline void read_four(const char *row, int first, float *x)
-    {
-        const uint16_t *block = reinterpret_cast<const uint16_t *>(row) + first / 32 * 17;
-        const uint16_t *codes = block + 1 + first % 32 / 2;
-        float d = cu_half_to_f32(block[0]);
-        for (int j = 0; j < 4; j++)
-            x[j] = d * code((uint8_t)(codes[j / 2] >> j % 2 * 8));
-    }
-
-  private:
-    /* (float)(int8_t)byte by one exact sum: conversions run at a quarter of its rate. 2^23 + 128 is taken from 2^23 + 128 + code. */
-    static __device__ inline float code(uint8_t byte)
-    {
-        return cu_f32_of_bits(0x4b000000u | (byte ^ 0x80u)) - 8388736.0f;
-    }
-};
-
-/* ---- append ---- */
-
-/* A thread for each element of a row of keys, then of values: blockIdx.y is the row, blockIdx.z 0 for keys. */
-template <int TYPE> static __global__ void append(const struct cu_append_args a)
-{
-    bool is_v = blockIdx.z != 0;
-    int dim = is_v ? a.p.head_dim_v : a.p.head_dim_k, e = (int)(blockIdx.x * THREADS + threadIdx.x);
-    int row = step_row(&a.step, (int)blockIdx.y), head = e / dim, i = e % dim, pos = a.step.pos[row];
-    const void *page = page_table(&a.step, row, a.p.group)[pos / PAGE];
-    bool is_in = head < a.p.n_head_kv && page; /* no page: the position lies in the host's memory */
-    const float *from = is_v ? a.v + blockIdx.y * a.v_stride : a.k + blockIdx.y * a.k_stride;
-    float x = is_in ? from[e] : 0.0f;
-    int64_t row_bytes = kv<TYPE>::row_bytes(dim);
-    char *out = static_cast<char *>(const_cast<void *>(page)) + (is_v ? a.p.v_off : a.p.k_off) +
-                ((int64_t)head * PAGE + pos % PAGE) * row_bytes;
-
-    if (TYPE == QUANT_F16) {
-        if (is_in)
-            reinterpret_cast<uint16_t *>(out)[i] = cu_f32_to_half(x);
-        return;
-    }
-    float amax = fabsf(x); /* a NaN does not count */
-    amax = amax == amax ? amax : 0.0f;
-    for (int step = 16; step; step /= 2)
-        amax = cu_max(cu_shfl_xor(amax, step), amax);
-    if (!is_in)
-        return;
-    float f = amax > 0.0f ? 127.0f / amax : 0.0f;
-    uint8_t *block = reinterpret_cast<uint8_t *>(out) + i / 32 * 34;
-    block[2 + i % 32] = (uint8_t)(int8_t)rintf(cu_min(cu_max(x * f, -127.0f), 127.0f));
-    if (i % 32 == 0)
-        *reinterpret_cast<uint16_t *>(block) = cu_f32_to_half(amax / 127.0f);
-}
-
-cudaError_t cu_kv_append(const struct cu_append_args *a, cudaStream_t stream)
-{
-    int dim = a->p.head_dim_k > a->p.head_dim_v ? a->p.head_dim_k : a->p.head_dim_v;
-    dim3 grid((unsigned)((a->p.n_head_kv * dim + THREADS - 1) / THREADS), (unsigned)a->n, 2);
-
-    if (a->p.kv_type == QUANT_F16)
-        return CU_LAUNCH((append<QUANT_F16>), grid, dim3(THREADS), 0, stream, *a);
-    return CU_LAUNCH((append<QUANT_Q8_0>), grid, dim3(THREADS), 0, stream, *a);
-}
+enum { MERGE_THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, SHARED_BYTES = 48 * 1024 };
 
 /* ---- how a block is cut ---- */
+
+/* Threads of a block of N queries at most. With few of them a page is little work but for its latency, which more warps hide. */
+static constexpr int threads_of(int n)
+{
+    return n == 8 || n == 16 ? 256 : 128;
+}
 
 /* A block of N queries at most, and W columns of values: what each of its threads has.
  * Scores: 4 of the 16 lanes of Q_SCORE queries x K_SCORE keys. Values: VEC columns each of N_VEC groups, of Q_VALUE queries. */
 template <int N, int W> struct cut {
+    static constexpr int THREADS = threads_of(N);
     static constexpr int N_KEYS = N == 32 ? 16 : 32; /* that are scored at once */
     static constexpr int Q_SCORE = 4, Q_GROUPS = N / Q_SCORE, K_GROUPS = THREADS / 4 / Q_GROUPS,
                          K_SCORE = N_KEYS / K_GROUPS;
@@ -179,7 +74,7 @@ static int tile_len(const struct shape *s, int n_chunks)
 static void cut_shared(struct shape *s, const struct op_attn *p, int tile_keys, int n_stages)
 {
     int most = larger(p->head_dim_k, p->head_dim_v), n_chunks = (p->head_dim_k + CHUNK - 1) / CHUNK;
-    int row_bytes = p->kv_type == QUANT_F16 ? kv<QUANT_F16>::row_bytes(most) : kv<QUANT_Q8_0>::row_bytes(most);
+    int row_bytes = p->kv_type == QUANT_F16 ? cu_kv<QUANT_F16>::row_bytes(most) : cu_kv<QUANT_Q8_0>::row_bytes(most);
     int table_bytes = s->n_q * (int)sizeof(struct table<4>) / 4;
 
     s->tile_keys = tile_keys;
@@ -262,7 +157,7 @@ static __device__ inline int n_group(const struct block *b)
 
 static __device__ inline int pos_of(const struct block *b, int i)
 {
-    return b->j->a.step.pos[step_row(&b->j->a.step, i)];
+    return b->j->a.step.pos[cu_step_row(&b->j->a.step, i)];
 }
 
 static __device__ inline int first_seen(const struct block *b, int pos)
@@ -282,24 +177,24 @@ static __device__ inline bool sees(const struct block *b, int pos, int first, in
 
 /* ---- tiles on their way ---- */
 
-/* The tiles of pages [page, end), for each page those of its keys, then those of its values. */
+/* The tiles of pages [page, end), for each page those of its keys, then those of its values. T: threads of the block. */
 struct fetch {
     int page, end, key;
     bool is_v;
     int stage; /* where the next one goes */
 };
 
-template <int TYPE> static __device__ inline void fetch_tile(const struct block *b, struct fetch *f)
+template <int TYPE, int T> static __device__ inline void fetch_tile(const struct block *b, struct fetch *f)
 {
     const struct shape *s = &b->j->shape;
     const struct op_attn *p = &b->j->a.p;
 
     if (f->page < f->end) {
-        int row_bytes = kv<TYPE>::row_bytes(f->is_v ? p->head_dim_v : p->head_dim_k);
+        int row_bytes = cu_kv<TYPE>::row_bytes(f->is_v ? p->head_dim_v : p->head_dim_k);
         const char *src = static_cast<const char *>(b->page[f->page]) + (f->is_v ? p->v_off : p->k_off) +
                           (int64_t)(b->head * PAGE + f->key) * row_bytes;
         char *dst = raw_of(b, f->stage);
-        for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += THREADS * 16)
+        for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += T * 16)
             cu_async_copy16(dst + at, src + at);
         f->key += s->tile_keys;
         if (f->key == PAGE) {
@@ -329,10 +224,10 @@ static __device__ inline int spread(int i)
 }
 
 /* A lane has four neighbours of a chunk; a warp has 4 chunks of 2 keys, which fill all banks. */
-template <int TYPE> static __device__ inline void convert_keys(const struct block *b, const char *raw)
+template <int TYPE, int T> static __device__ inline void convert_keys(const struct block *b, const char *raw)
 {
-    const int step = THREADS / 16;
-    int dim = b->j->a.p.head_dim_k, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    const int step = T / 16;
+    int dim = b->j->a.p.head_dim_k, row_bytes = cu_kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
     int lane = (int)threadIdx.x & 3, first_key = (int)threadIdx.x / 32 * 2 + ((int)threadIdx.x >> 2 & 1);
 
     for (int at = ((int)threadIdx.x >> 3 & 3) * CHUNK; at < dim; at += 4 * CHUNK) {
@@ -342,22 +237,22 @@ template <int TYPE> static __device__ inline void convert_keys(const struct bloc
             CU_UNROLL_BY(2)
             for (int key = first_key; key < n_keys; key += step, row += step * row_bytes, out += step * CHUNK) {
                 struct cu_floats<4> x;
-                kv<TYPE>::template read<4, 4>(row, at + lane, x.x);
+                cu_kv<TYPE>::template read<4, 4>(row, at + lane, x.x);
                 *reinterpret_cast<struct cu_floats<4> *>(out) = x;
             }
             continue;
         }
         for (int key = first_key; key < n_keys; key += step, row += step * row_bytes, out += step * CHUNK)
             for (int j = 0; at + lane + 4 * j < dim; j++)
-                kv<TYPE>::template read<1, 1>(row, at + lane + 4 * j, out + j);
+                cu_kv<TYPE>::template read<1, 1>(row, at + lane + 4 * j, out + j);
     }
 }
 
 /* A thread has four columns of every so many keys. */
-template <int TYPE, int W> static __device__ inline void convert_values(const struct block *b, const char *raw)
+template <int TYPE, int W, int T> static __device__ inline void convert_values(const struct block *b, const char *raw)
 {
-    const int n_rows = THREADS * 4 / W;
-    int dim = b->j->a.p.head_dim_v, row_bytes = kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    const int n_rows = T * 4 / W;
+    int dim = b->j->a.p.head_dim_v, row_bytes = cu_kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
     int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
     const char *row = raw + first_key * row_bytes;
     float *out = tile_of(b) + first_key * W + c;
@@ -366,29 +261,29 @@ template <int TYPE, int W> static __device__ inline void convert_values(const st
         CU_UNROLL_BY(4)
         for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W) {
             struct cu_floats<4> x;
-            kv<TYPE>::read_four(row, col, x.x);
+            cu_kv<TYPE>::read_four(row, col, x.x);
             *reinterpret_cast<struct cu_floats<4> *>(out) = x;
         }
         return;
     }
     for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W)
         for (int j = 0; j < 4 && col + j < dim; j++)
-            kv<TYPE>::template read<1, 1>(row, col + j, out + j);
+            cu_kv<TYPE>::template read<1, 1>(row, col + j, out + j);
 }
 
 /* The oldest tile on its way into floats, and the next one on its way into its place. */
-template <int TYPE, int W> static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
+template <int TYPE, int W, int T> static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
 {
     const char *raw = raw_of(b, f->stage);
 
     wait_for_oldest(b->j->shape.n_stages);
     __syncthreads(); /* all threads' copies are there, and nobody reads the tile before */
     if (is_v)
-        convert_values<TYPE, W>(b, raw);
+        convert_values<TYPE, W, T>(b, raw);
     else
-        convert_keys<TYPE>(b, raw);
+        convert_keys<TYPE, T>(b, raw);
     __syncthreads();
-    fetch_tile<TYPE>(b, f);
+    fetch_tile<TYPE, T>(b, f);
 }
 
 /* ---- a page ---- */
@@ -500,11 +395,11 @@ template <int N, int W> static __device__ inline void score_tile(const struct bl
     }
 }
 
-/* Scores into weights, m and l of queries v0, v0 + THREADS / 32, ..: a warp has Q of them; old[v] = what o is to be multiplied
+/* Scores into weights, m and l of queries v0, v0 + n_warps, ..: a warp has Q of them; old[v] = what o is to be multiplied
  * by. A query that sees nothing of the page stays. Of zeros of either sign any may be the largest: both weigh the same. */
 template <int Q, int N> static __device__ inline void weigh_some(const struct block *b, int first, int v0)
 {
-    const int n_warps = THREADS / 32;
+    const int n_warps = threads_of(N) / 32;
     struct table<N> *t = table_of<N>(b);
     int lane = (int)threadIdx.x % 32;
     float low[Q], high[Q], m[Q], sum[Q];
@@ -562,7 +457,7 @@ template <int Q, int N> static __device__ inline void weigh_some(const struct bl
 
 template <int N> static __device__ inline void weigh(const struct block *b, int first)
 {
-    const int n_warps = THREADS / 32, n_at_once = N / n_warps < 4 ? N / n_warps : 4;
+    const int n_warps = threads_of(N) / 32, n_at_once = N / n_warps < 4 ? N / n_warps : 4;
 
     for (int v0 = (int)threadIdx.x / 32; v0 < N; v0 += n_warps * n_at_once) {
         weigh_some<n_at_once, N>(b, first, v0);
@@ -659,13 +554,13 @@ static __device__ inline void fold_page(const struct block *b, int page, struct 
     place<N, W> mine;
 
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
-        take_tile<TYPE, W>(b, f, false);
+        take_tile<TYPE, W, threads_of(N)>(b, f, false);
         score_tile<N, W>(b, first, k0);
     }
     __syncthreads();
     weigh<N>(b, first);
     for (int k0 = 0; k0 < PAGE; k0 += tile_keys) {
-        take_tile<TYPE, W>(b, f, true);
+        take_tile<TYPE, W, threads_of(N)>(b, f, true);
         if (k0 == 0 && mine.is_in())
             scale(t->old, mine, o);
         if (is_whole)
@@ -808,14 +703,14 @@ template <int N> static __device__ inline void begin_rows(struct block *b, int i
 
     b->i0 = i0;
     b->n_q = n_rows * n_group(b);
-    b->page = page_table(&a->step, step_row(&a->step, i0), a->p.group);
-    for (int v = (int)threadIdx.x / 32; v < b->n_q; v += THREADS / 32) {
+    b->page = cu_page_table(&a->step, cu_step_row(&a->step, i0), a->p.group);
+    for (int v = (int)threadIdx.x / 32; v < b->n_q; v += threads_of(N) / 32) {
         const float *q = a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride +
                          (int64_t)(b->head * n_group(b) + v % n_group(b)) * dim;
         for (int i = (int)threadIdx.x % 32; i < dim; i += 32)
             queries_of<N>(b)[(i / CHUNK * N + v) * CHUNK + spread(i % CHUNK)] = q[i];
     }
-    for (int v = (int)threadIdx.x; v < N; v += THREADS) {
+    for (int v = (int)threadIdx.x; v < N; v += threads_of(N)) {
         t->m[v] = t->ms[v] = -CU_INFINITY;
         t->l[v] = t->ls[v] = 0.0f;
         t->pos[v] = v < b->n_q ? pos_of(b, i0 + v / n_group(b)) : -1;
@@ -854,7 +749,7 @@ template <int TYPE, int N, int W> static __device__ inline void walk(const struc
         return;
     reset<N, W>(&o);
     for (int i = 0; i < b->j->shape.n_stages; i++)
-        fetch_tile<TYPE>(b, &f);
+        fetch_tile<TYPE, threads_of(N)>(b, &f);
     for (; page < end; page++) {
         fold_page<TYPE, N, W>(b, page, &f, &o);
         if (!b->j->a.states && ((page + 1) % (SEGMENT / PAGE) == 0 || page + 1 == end))
@@ -868,9 +763,9 @@ template <int TYPE, int N, int W> static __device__ inline void walk(const struc
 /* Rows of the tile from `first` to `end` that are of one sequence. */
 static __device__ inline int run_of_rows(const struct cu_attn_args *a, int first, int end)
 {
-    int n = 1, seq = a->step.seq[step_row(&a->step, first)];
+    int n = 1, seq = a->step.seq[cu_step_row(&a->step, first)];
 
-    while (first + n < end && a->step.seq[step_row(&a->step, first + n)] == seq)
+    while (first + n < end && a->step.seq[cu_step_row(&a->step, first + n)] == seq)
         n++;
     return n;
 }
@@ -884,11 +779,13 @@ static __device__ inline int tile_begin(const struct cu_attn_args *a)
 }
 
 /* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
-template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(THREADS, N == 32 ? 4 : 3) attn(const struct job j)
+template <int TYPE, int N, int W> static __global__ void 
+CU_BOUNDS(threads_of(N), N == 32 ? 4 : threads_of(N) == 128 ? 3 : 2) attn(const struct job j)
 {
     CU_SHARED_DYN(char, shared);
-    struct block b = block_of(&j, shared);
 
+    cu_await();
+    struct block b = block_of(&j, shared);
     int begin = tile_begin(&j.a), end = begin + j.a.tile_rows < j.a.n ? begin + j.a.tile_rows : j.a.n;
     for (int first = begin, n; first < end; first += n) {
         n = run_of_rows(&j.a, first, end);
@@ -900,7 +797,7 @@ template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(THREADS, N ==
 
 template <int TYPE, int N, int W> static cudaError_t launch(const struct job *j, dim3 grid, cudaStream_t stream)
 {
-    return CU_LAUNCH((attn<TYPE, N, W>), grid, dim3(THREADS), (size_t)j->shape.bytes, stream, *j);
+    return CU_LAUNCH((attn<TYPE, N, W>), grid, dim3(threads_of(N)), (size_t)j->shape.bytes, stream, *j);
 }
 
 template <int TYPE, int N> static cudaError_t launch_width(const struct job *j, dim3 grid, cudaStream_t stream)
@@ -947,7 +844,8 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
 /* blockIdx: x the row, y the head. */
 static __global__ void merge(const struct cu_attn_args a)
 {
-    int pos = a.step.pos[step_row(&a.step, (int)blockIdx.x)], dim = a.p.head_dim_v;
+    cu_await();
+    int pos = a.step.pos[cu_step_row(&a.step, (int)blockIdx.x)], dim = a.p.head_dim_v;
     int seen = a.p.window && pos - a.p.window + 1 > 0 ? pos - a.p.window + 1 : 0;
     int left = pos / SEGMENT - seen / SEGMENT + 1 - a.first, n = left < a.n_segments ? left : a.n_segments;
     float *sum = a.sums + blockIdx.x * a.sum_stride + (int64_t)blockIdx.y * (dim + 2);
@@ -955,7 +853,7 @@ static __global__ void merge(const struct cu_attn_args a)
     float m = a.first ? sum[dim] : -CU_INFINITY, l = a.first ? sum[dim + 1] : 0.0f;
 
     __syncthreads();                                            /* before the first thread writes m and l */
-    for (int c = (int)threadIdx.x; c < dim + 1; c += THREADS) { /* one more than columns: that thread keeps m and l */
+    for (int c = (int)threadIdx.x; c < dim + 1; c += MERGE_THREADS) { /* one more than columns: that thread keeps m and l */
         float o = a.first && c < dim ? sum[c] : 0.0f, mc = m, lc = l;
         CU_UNROLL_BY(4)
         for (int i = 0; i < n; i++) {
@@ -976,5 +874,5 @@ static __global__ void merge(const struct cu_attn_args a)
 
 cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream)
 {
-    return CU_LAUNCH((merge), dim3((unsigned)a->n, (unsigned)a->p.n_head), dim3(THREADS), 0, stream, *a);
+    return CU_LAUNCH((merge), dim3((unsigned)a->n, (unsigned)a->p.n_head), dim3(MERGE_THREADS), 0, stream, *a);
 }

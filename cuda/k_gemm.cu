@@ -25,6 +25,7 @@ uint64_t cu_half_bytes(int64_t n)
 static __global__ void to_halves(const struct cu_act_args a)
 {
     CU_SHARED_DYN(float, part); /* (THREADS / 32) */
+    cu_await();
     const float *x = a.x + blockIdx.x * a.x_stride;
     char *row = static_cast<char *>(a.out) + blockIdx.x * a.out_stride;
     float mine = 0.0f, amax = 0.0f;
@@ -379,6 +380,7 @@ static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(c
     typedef shape<TYPE, MANY> S;
     CU_SHARED_DYN(
         char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
+    cu_await();
     struct block<S> b = block_of<S>(&a, shared);
     int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS,
         tok0 = warp % S::WARPS_TOK * S::WARP_TOK;

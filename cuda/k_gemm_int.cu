@@ -68,7 +68,7 @@ static __device__ inline void fetch_w(const struct cu_mat_args *a, const struct 
         struct cu_group w;
         if (g >= n)
             continue;
-        row = row < a->n_rows ? row : a->n_rows - 1;
+        row = row < k->n_rows ? row : k->n_rows - 1;
         block::group(k->w + (uint64_t)row * a->w_stride + (uint64_t)(unsigned)(at / PER) * block::BYTES, at % PER,
                      a->books, &w);
         store16(&s->w[r][32 * g], w.q);
@@ -276,7 +276,7 @@ static __device__ inline void put_tile(const struct cu_mat_args *a, const struct
             CU_UNROLL
             for (int i = 0; i < 4; i++) {
                 int row = (int)blockIdx.x * ROWS + p->lane_row + 16 * m + i / 2 * 8, tok = p->lane_tok + 8 * n + i % 2;
-                if (row < a->n_rows && tok < k->n)
+                if (row < k->n_rows && tok < k->n)
                     cu_put(a, k, k->first + tok, row, t->acc[m][n][i]);
             }
         }
@@ -286,7 +286,10 @@ static __device__ inline void put_tile(const struct cu_mat_args *a, const struct
 template <int TYPE> static __global__ void gemm_int(const struct cu_mat_args a)
 {
     CU_SHARED_DYN(struct stage, s);
+    cu_await();
     struct cu_work k = cu_work_of(&a);
+    if ((int)blockIdx.x * ROWS >= k.n_rows)
+        return;
     struct place p = place_of(&k);
     struct tile t = {};
     int n_groups = (int)a.n_cols / 32;
@@ -306,7 +309,7 @@ template <int TYPE> static __global__ void gemm_int(const struct cu_mat_args a)
 
 template <int TYPE> static cudaError_t launch(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((a->n_rows + ROWS - 1) / ROWS), cu_n_tiles(a), a->dst2 ? 2 : 1);
+    dim3 grid((unsigned)((cu_most_rows(a) + ROWS - 1) / ROWS), cu_n_tiles(a), 1 + (unsigned)a->n_more);
     return CU_LAUNCH((gemm_int<TYPE>), grid, dim3(THREADS), sizeof(struct stage), stream, *a);
 }
 

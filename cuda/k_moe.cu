@@ -9,7 +9,7 @@ enum { N_FORM = 4 };
 
 /* Where things lie in scratch. */
 struct layout {
-    uint64_t x_off[N_FORM], x_bytes[N_FORM]; /* (n_rows) in each form that gate and up read; 0: form not used */
+    uint64_t x_off[N_FORM], x_bytes[N_FORM]; /* (n_rows) in each form that gate and up read; 0: not used, or floats, as x is */
     uint64_t gate_off, up_off;               /* (n_slots, n_ff) floats, by place */
     uint64_t h_off, h_bytes;                 /* (n_slots) in the form that down reads */
     uint64_t total_bytes;
@@ -34,7 +34,7 @@ static struct layout layout_of(const struct cu_moe_args *a)
 
     for (int i = CU_GATE; i <= CU_UP; i++) {
         enum quant_act form = form_of(a->type[i]);
-        if (l.x_bytes[form])
+        if (form == QUANT_ACT_F32 || l.x_bytes[form])
             continue;
         l.x_bytes[form] = cu_act_bytes(form, a->n_embd);
         l.x_off[form] = place(&l, (uint64_t)a->n_rows * l.x_bytes[form]);
@@ -62,13 +62,14 @@ static cudaError_t gate_and_up(const struct cu_moe_args *a, const struct layout 
     for (int i = CU_GATE; i <= (at_once ? CU_GATE : CU_UP) && !e; i++) {
         struct cu_mat_args m = cu_mat_of_expert(a, i);
         enum quant_act form = form_of(a->type[i]);
-        m.x = s + l->x_off[form];
-        m.x_stride = l->x_bytes[form];
+        m.x = form == QUANT_ACT_F32 ? static_cast<const void *>(a->x) : s + l->x_off[form];
+        m.x_stride = form == QUANT_ACT_F32 ? (uint64_t)a->x_stride * sizeof(float) : l->x_bytes[form];
         m.x_row = a->slot;
         m.x_div = a->k;
         m.dst = to[i];
-        m.dst2 = at_once ? to[CU_UP] : NULL;
         m.dst_stride = a->n_ff;
+        m.n_more = at_once;
+        m.more[0] = {NULL, to[CU_UP], m.dst_stride, m.n_rows};
         e = cu_gemv(&m, stream);
     }
     return e;

@@ -69,14 +69,15 @@ static cudaError_t hidden(const struct cu_moe_args *a, const struct layout *l, c
         m.dst_stride = a->n_ff;
         e = cu_gemm(&m, stream);
     }
-    struct cu_rows_args glu = {};
-    glu.n = a->n_place;
-    glu.width = glu.dst_stride = glu.a_stride = glu.b_stride = a->n_ff;
-    glu.dst = to[0];
-    glu.a = to[0];
-    glu.b = to[1];
-    glu.act = a->act;
-    return e ? e : cu_glu(&glu, stream);
+    struct cu_row_op op = {};
+    struct cu_rows_args *glu = &op.u.rows;
+    op.kind = CU_ROW_GLU;
+    glu->width = glu->dst_stride = glu->a_stride = glu->b_stride = a->n_ff;
+    glu->dst = to[0];
+    glu->a = to[0];
+    glu->b = to[1];
+    glu->act = a->act;
+    return e ? e : cu_row_alone(&op, a->n_place, stream);
 }
 
 cudaError_t cu_moe_gemm(const struct cu_moe_args *a, cudaStream_t stream)

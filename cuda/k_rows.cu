@@ -1,14 +1,19 @@
-/* Ops whose row i of the result needs row i of the arguments and nothing else of the step, by the arithmetic of cpu/kern_ref.c. */
+/* Kernels for ops whose row i of the result needs row i of the arguments and nothing else of the step (what they do: rows.cuh, act.cuh,
+ * kv.cuh), alone or several in one launch; and what a step says, fetched from pinned memory. */
 #include "cuda/launch.h"
 
+#include "cuda/act.cuh"
 #include "cuda/dequant.cuh"
 #include "cuda/device.cuh"
-#include "cuda/math.cuh"
+#include "cuda/kv.cuh"
+#include "cuda/rows.cuh"
 
 __thread uint64_t cu_launched;
 __thread struct cu_key *cu_noting;
+__thread enum cu_overlap cu_overlap;
 
-enum { THREADS = 256, NORM_CHUNK = 4096, N_LANE = 16 };
+/* CHAIN: threads of a block that has a row to itself. */
+enum { THREADS = 256, CHAIN = 512 };
 
 static dim3 grid_of(int64_t width, int n)
 {
@@ -20,120 +25,161 @@ static __device__ inline int64_t column()
     return (int64_t)blockIdx.x * THREADS + threadIdx.x;
 }
 
-/* The step's row that an op's row stands for. */
-static __device__ inline int step_row(const struct cu_step *s, int i)
+/* ---- one op ---- */
+
+static bool is_wide_norm(const struct cu_row_op *op)
 {
-    return s->out_row ? s->out_row[i] : i;
+    return op->kind == CU_ROW_NORM && op->u.rows.len > CU_NORM_NARROW;
 }
 
-/* ---- elementwise: one thread an element, blockIdx.y the row ---- */
+static size_t shared_bytes(const struct cu_row_op *op)
+{
+    if (is_wide_norm(op))
+        return (CU_NORM_CHUNK + CU_N_LANE) * sizeof(float);
+    return op->kind == CU_ROW_ROUTE ? cu_route_shared_bytes(&op->u.route) : 0;
+}
 
-struct f_add {
-    static __device__ inline float of(const struct cu_rows_args *, float a, float b)
-    {
-        return a + b;
+template <int KIND>
+static __device__ inline void do_row(const struct cu_row_op *op, int64_t i, struct cu_crew crew, float *shared)
+{
+    if (KIND == CU_ROW_COMBINE)
+        cu_row_combine(&op->u.rows, i, crew);
+    else if (KIND == CU_ROW_NORM && op->u.rows.len > CU_NORM_NARROW)
+        cu_norm_wide(&op->u.rows, i, crew, shared);
+    else if (KIND == CU_ROW_NORM)
+        cu_norm_narrow(&op->u.rows, i, crew);
+    else if (KIND == CU_ROW_ROPE)
+        cu_row_rope(&op->u.rope, i, crew);
+    else if (KIND == CU_ROW_ROUTE)
+        cu_row_route(&op->u.route, i, crew, shared);
+    else if (KIND == CU_ROW_APPEND)
+        cu_row_append(&op->u.append, i, crew);
+    else if (KIND == CU_ROW_ACT)
+        cu_row_act(&op->u.act, i, crew);
+    else
+        cu_row_elements<KIND < CU_ROW_COMBINE ? KIND : (int)CU_ROW_ADD>(&op->u.rows, i, crew);
+}
+
+#define ROW_KINDS(F)                                                                                                     \
+    F(CU_ROW_ADD)                                                                                                         \
+    F(CU_ROW_ADD_BIAS)                                                                                                    \
+    F(CU_ROW_SCALE)                                                                                                       \
+    F(CU_ROW_SOFTCAP)                                                                                                     \
+    F(CU_ROW_GLU) F(CU_ROW_GATE) F(CU_ROW_COMBINE) F(CU_ROW_NORM) F(CU_ROW_ROPE) F(CU_ROW_ROUTE) F(CU_ROW_APPEND) F(CU_ROW_ACT)
+
+/* blockIdx.y is the row. */
+template <int KIND> static __global__ void row(const struct cu_row_op op)
+{
+    CU_SHARED_DYN(float, shared);
+    struct cu_crew crew = {(int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x), (int)blockIdx.x,
+                           (int)gridDim.x};
+
+    cu_await();
+    do_row<KIND>(&op, blockIdx.y, crew, shared);
+}
+
+/* Threads that have something to do for a row. */
+static int64_t threads_of(const struct cu_row_op *op)
+{
+    const struct op_attn *p = &op->u.append.p;
+
+    switch (op->kind) {
+    case CU_ROW_NORM:
+        return op->u.rows.width / op->u.rows.len * (is_wide_norm(op) ? (int)THREADS : (int)CU_N_LANE);
+    case CU_ROW_ROPE:
+        return (int64_t)op->u.rope.p.n_rot / 2 * op->u.rope.p.n_head;
+    case CU_ROW_ROUTE:
+        return 32;
+    case CU_ROW_APPEND:
+        return (int64_t)p->n_head_kv * (p->head_dim_k > p->head_dim_v ? p->head_dim_k : p->head_dim_v);
+    case CU_ROW_ACT:
+        return op->u.act.act == QUANT_ACT_Q8X256 ? op->u.act.width / 8 : op->u.act.width;
+    default:
+        return op->u.rows.width;
     }
-};
+}
 
-struct f_scale {
-    static __device__ inline float of(const struct cu_rows_args *p, float a, float)
-    {
-        return a * (p->w ? p->w[0] : p->f);
+cudaError_t cu_row_alone(const struct cu_row_op *op, int n_rows, cudaStream_t stream)
+{
+    dim3 grid = grid_of(threads_of(op), n_rows), block(op->kind == CU_ROW_ROUTE ? 32 : THREADS);
+
+    switch (op->kind) {
+#define CASE(KIND) \
+    case KIND:     \
+        return CU_LAUNCH((row<KIND>), grid, block, shared_bytes(op), stream, *op);
+        ROW_KINDS(CASE)
+#undef CASE
+    default:
+        return cudaErrorInvalidValue;
     }
-};
+}
 
-struct f_softcap {
-    static __device__ inline float of(const struct cu_rows_args *p, float a, float)
-    {
-        return cu_softcap(a, p->f);
+uint64_t cu_act_bytes(enum quant_act act, int64_t n)
+{
+    uint64_t n_elem = (uint64_t)n;
+
+    if (act == QUANT_ACT_Q8X32)
+        return cu_up16(n_elem + n_elem / 32 * sizeof(struct cu_act_s32));
+    if (act == QUANT_ACT_Q8X256)
+        return cu_up16(n_elem + n_elem / 256 * sizeof(struct cu_act_s256));
+    return cu_up16(n_elem * sizeof(float));
+}
+
+cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream)
+{
+    struct cu_row_op op = {};
+
+    op.kind = CU_ROW_ACT;
+    op.u.act = *a;
+    return cu_row_alone(&op, a->n_rows, stream);
+}
+
+/* ---- several ---- */
+
+static __global__ void CU_BOUNDS(CHAIN, 1) chain(const CU_ARGS struct cu_chain c)
+{
+    CU_SHARED_DYN(float, shared);
+    struct cu_crew crew = {(int)threadIdx.x, (int)blockDim.x, 0, 1};
+
+    cu_await();
+    for (int i = 0; i < c.n_ops; i++) {
+        if (i)
+            __syncthreads();
+        switch (c.op[i].kind) {
+#define CASE(KIND)                                           \
+    case KIND:                                               \
+        do_row<KIND>(&c.op[i], blockIdx.x, crew, shared);    \
+        break;
+            ROW_KINDS(CASE)
+#undef CASE
+        default:
+            break;
+        }
     }
-};
+}
 
-struct f_glu {
-    static __device__ inline float of(const struct cu_rows_args *p, float a, float b)
-    {
-        return cu_glu_of(p->act, a, b);
+cudaError_t cu_chain(const struct cu_chain *c, cudaStream_t stream)
+{
+    size_t bytes = 0;
+    int64_t n_threads = 32;
+
+    for (int i = 0; i < c->n_ops; i++) {
+        size_t more = shared_bytes(&c->op[i]);
+        int64_t wanted = (threads_of(&c->op[i]) + 31) / 32 * 32;
+        bytes = more > bytes ? more : bytes;
+        n_threads = wanted > n_threads ? wanted : n_threads;
     }
-};
-
-struct f_gate {
-    static __device__ inline float of(const struct cu_rows_args *, float a, float b)
-    {
-        return a * cu_sigmoid(b);
-    }
-};
-
-/* Where the second argument comes from. */
-enum second { NONE, SAME, WEIGHT, SCALAR };
-
-template <typename F, int SECOND> static __global__ void elementwise(const struct cu_rows_args p)
-{
-    int64_t c = column(), i = blockIdx.y;
-
-    if (c >= p.width)
-        return;
-    float b = 0.0f;
-    if (SECOND == SAME)
-        b = p.b[i * p.b_stride + c];
-    if (SECOND == WEIGHT)
-        b = p.w[c];
-    if (SECOND == SCALAR)
-        b = p.b[i * p.b_stride];
-    p.dst[i * p.dst_stride + c] = F::of(&p, p.a[i * p.a_stride + c], b);
+    return CU_LAUNCH((chain), dim3((unsigned)c->n_rows), dim3(n_threads < CHAIN ? (unsigned)n_threads : (unsigned)CHAIN),
+                     bytes, stream, *c);
 }
 
-cudaError_t cu_add(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_add, SAME>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-cudaError_t cu_add_bias(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_add, WEIGHT>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-cudaError_t cu_scale(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_scale, NONE>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-cudaError_t cu_softcap(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_softcap, NONE>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-cudaError_t cu_glu(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_glu, SAME>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-cudaError_t cu_gate(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((elementwise<f_gate, SCALAR>), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-static __global__ void combine(const struct cu_rows_args p)
-{
-    int64_t c = column(), i = blockIdx.y;
-
-    if (c >= p.width)
-        return;
-    const float *gates = p.b + i * p.b_stride, *rows = p.a + i * p.len * p.a_stride + c;
-    float acc = rows[0] * gates[0];
-    for (int64_t rank = 1; rank < p.len; rank++)
-        acc = fmaf(gates[rank], rows[rank * p.a_stride], acc);
-    p.dst[i * p.dst_stride + c] = acc;
-}
-
-cudaError_t cu_combine(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((combine), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
-}
+/* ---- rows of the step ---- */
 
 static __global__ void get_rows(const struct cu_rows_args p)
 {
     int64_t c = column(), i = blockIdx.y;
 
+    cu_await();
     if (c < p.width)
         p.dst[i * p.dst_stride + c] = p.a[p.row[i] * p.a_stride + c];
 }
@@ -143,43 +189,6 @@ cudaError_t cu_get_rows(const struct cu_rows_args *a, cudaStream_t stream)
     return CU_LAUNCH((get_rows), grid_of(a->width, a->n), dim3(THREADS), 0, stream, *a);
 }
 
-/* ---- norm ---- */
-
-/* A block for each group. The sum of squares has 16 lanes whose order is fixed, so only 16 threads add; all of them fetch. */
-static __global__ void rms_norm(const struct cu_rows_args p)
-{
-    CU_SHARED_DYN(float, x); /* (NORM_CHUNK), then the lanes */
-    float *lane = x + NORM_CHUNK, sum = 0.0f;
-    const float *a = p.a + blockIdx.y * p.a_stride + blockIdx.x * p.len;
-    float *dst = p.dst + blockIdx.y * p.dst_stride + blockIdx.x * p.len;
-
-    for (int64_t first = 0; first < p.len; first += NORM_CHUNK) {
-        int64_t n = p.len - first < NORM_CHUNK ? p.len - first : (int64_t)NORM_CHUNK;
-        for (int64_t k = threadIdx.x; k < n; k += blockDim.x)
-            x[k] = a[first + k];
-        __syncthreads();
-        if (threadIdx.x < N_LANE)
-            for (int64_t k = threadIdx.x; k < n; k += N_LANE)
-                sum = fmaf(x[k], x[k], sum);
-        __syncthreads();
-    }
-    if (threadIdx.x < N_LANE)
-        lane[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0)
-        lane[0] = 1.0f / sqrtf(cu_tree16(lane) / (float)p.len + p.f);
-    __syncthreads();
-    for (int64_t k = threadIdx.x; k < p.len; k += blockDim.x)
-        dst[k] = a[k] * lane[0] * p.w[k];
-}
-
-cudaError_t cu_rms_norm(const struct cu_rows_args *a, cudaStream_t stream)
-{
-    unsigned n_threads = a->len <= 128 ? 32 : THREADS;
-    return CU_LAUNCH((rms_norm), dim3((unsigned)(a->width / a->len), (unsigned)a->n), dim3(n_threads),
-                     (NORM_CHUNK + N_LANE) * sizeof(float), stream, *a);
-}
-
 /* ---- embed ---- */
 
 /* A thread for each 32 elements. */
@@ -187,9 +196,10 @@ template <int TYPE> static __global__ void embed(const struct cu_embed_args p)
 {
     int64_t at = column();
 
+    cu_await();
     if (at >= p.width / 32)
         return;
-    int32_t token = p.step.token[step_row(&p.step, (int)blockIdx.y)];
+    int32_t token = p.step.token[cu_step_row(&p.step, (int)blockIdx.y)];
     float *dst = p.dst + blockIdx.y * p.dst_stride + 32 * at, x[32];
     cu_row<TYPE>::load32(static_cast<const char *>(p.w) + (uint64_t)token * p.w_stride, at, p.books, x);
     for (int e = 0; e < 32; e++)
@@ -216,9 +226,10 @@ static __global__ void rope_table(const struct cu_rope_table_args p)
 {
     int k = (int)column();
 
+    cu_await();
     if (k >= p.n_freq)
         return;
-    double angle = p.step.pos[step_row(&p.step, (int)blockIdx.y)] * p.freq[k];
+    double angle = p.step.pos[cu_step_row(&p.step, (int)blockIdx.y)] * p.freq[k];
     float *dst = p.dst + blockIdx.y * p.dst_stride;
     dst[k] = (float)(cos(angle) * (double)p.mscale);
     dst[p.n_freq + k] = (float)(sin(angle) * (double)p.mscale);
@@ -227,150 +238,6 @@ static __global__ void rope_table(const struct cu_rope_table_args p)
 cudaError_t cu_rope_table(const struct cu_rope_table_args *a, cudaStream_t stream)
 {
     return CU_LAUNCH((rope_table), grid_of(a->n_freq, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-/* A thread for each pair. */
-static __global__ void rope(const struct cu_rope_args p)
-{
-    int half = p.p.n_rot / 2, at = (int)column();
-
-    if (at >= half * p.p.n_head)
-        return;
-    int head = at / half, i = at % half;
-    float *x = p.x + blockIdx.y * p.x_stride + (int64_t)head * p.p.head_dim + i * (p.p.neox ? 1 : 2);
-    const float *table = p.table + blockIdx.y * p.table_stride;
-    float c = table[i], s = table[half + i];
-    int apart = p.p.neox ? half : 1;
-    float a = x[0], b = x[apart];
-    x[0] = a * c - b * s;
-    x[apart] = a * s + b * c;
-}
-
-cudaError_t cu_rope(const struct cu_rope_args *a, cudaStream_t stream)
-{
-    return CU_LAUNCH((rope), grid_of((int64_t)a->p.n_rot / 2 * a->p.n_head, a->n), dim3(THREADS), 0, stream, *a);
-}
-
-/* ---- route: a warp for each row ---- */
-
-/* Like exp_sum of kern_ref.c over n values of shared memory. */
-static __device__ inline float exp_sum(float *x, float m, int n)
-{
-    float sum = 0.0f;
-
-    for (int e = (int)threadIdx.x; e < n; e += 32)
-        x[e] = cu_exp(x[e] - m);
-    cu_syncwarp();
-    if (threadIdx.x < N_LANE)
-        for (int e = (int)threadIdx.x; e < n; e += N_LANE)
-            sum += x[e];
-    sum = cu_tree16_shfl(sum);
-    float lower = cu_shfl_xor(sum, 16);
-    return threadIdx.x < N_LANE ? sum : lower;
-}
-
-static __device__ inline void softmax(float *x, int n)
-{
-    float m = -CU_INFINITY;
-
-    for (int e = (int)threadIdx.x; e < n; e += 32)
-        m = cu_max(x[e], m);
-    for (int step = 16; step; step /= 2)
-        m = cu_max(cu_shfl_xor(m, step), m);
-    float sum = exp_sum(x, m, n);
-    for (int e = (int)threadIdx.x; e < n; e += 32)
-        x[e] /= sum;
-    cu_syncwarp();
-}
-
-/* What the selection compares: a NaN loses against everything, of equals the lower id comes first; id < 0: none. */
-static __device__ inline bool is_before(float a, int a_id, float b, int b_id)
-{
-    if (a_id < 0 || b_id < 0)
-        return a_id >= 0;
-    if (a > b || (a == a && b != b))
-        return true;
-    return !(b > a || (b == b && a != a)) && a_id < b_id;
-}
-
-/* The best that is not taken; all lanes get its id. */
-static __device__ inline int pick(const float *select, const char *taken, int n)
-{
-    float best = 0.0f;
-    int id = -1;
-
-    for (int e = (int)threadIdx.x; e < n; e += 32)
-        if (!taken[e] && is_before(select[e], e, best, id)) {
-            best = select[e];
-            id = e;
-        }
-    for (int step = 16; step; step /= 2) {
-        float other = cu_shfl_xor(best, step);
-        int other_id = cu_shfl_xor(id, step);
-        if (is_before(other, other_id, best, id)) {
-            best = other;
-            id = other_id;
-        }
-    }
-    return id;
-}
-
-/* The gates (k) in shared memory: one thread, in the order of the reference. */
-static __device__ inline void weigh(const struct op_route *p, float *gates)
-{
-    if (p->normalize) {
-        float sum = 0.0f;
-        for (int r = 0; r < p->k; r++)
-            sum += gates[r];
-        sum = sum < 6.103515625e-5f ? 6.103515625e-5f : sum;
-        for (int r = 0; r < p->k; r++)
-            gates[r] /= sum;
-    }
-    for (int r = 0; r < p->k; r++)
-        gates[r] *= p->scale;
-}
-
-static __global__ void route(const struct cu_route_args a)
-{
-    CU_SHARED_DYN(float, score); /* (n_expert), gates (k), select (n_expert) if there is a bias, taken (n_expert) */
-    int n = a.p.n_expert, lane = (int)threadIdx.x;
-    float *gates = score + n, *select = a.bias ? gates + a.p.k : score;
-    char *taken = reinterpret_cast<char *>(gates + a.p.k + (a.bias ? n : 0));
-    const float *logits = a.logits + blockIdx.x * a.logits_stride;
-
-    for (int e = lane; e < n; e += 32) {
-        score[e] = a.p.fn == OP_ROUTE_SIGMOID ? cu_sigmoid(logits[e]) : logits[e];
-        taken[e] = 0;
-    }
-    cu_syncwarp();
-    if (a.p.fn == OP_ROUTE_SOFTMAX)
-        softmax(score, n);
-    if (a.bias)
-        for (int e = lane; e < n; e += 32)
-            select[e] = score[e] + a.bias[e];
-    cu_syncwarp();
-    for (int rank = 0; rank < a.p.k; rank++) {
-        int id = pick(select, taken, n);
-        if (lane == 0) {
-            a.ids[blockIdx.x * a.ids_stride + rank] = id;
-            gates[rank] = score[id];
-            taken[id] = 1;
-        }
-        cu_syncwarp();
-    }
-    if (a.p.fn == OP_ROUTE_SOFTMAX_TOPK)
-        softmax(gates, a.p.k);
-    if (lane == 0)
-        weigh(&a.p, gates);
-    cu_syncwarp();
-    for (int r = lane; r < a.p.k; r += 32)
-        a.gates[blockIdx.x * a.gates_stride + r] = gates[r];
-}
-
-cudaError_t cu_route(const struct cu_route_args *a, cudaStream_t stream)
-{
-    size_t n = (size_t)a->p.n_expert, bytes = ((a->bias ? 2 : 1) * n + (size_t)a->p.k) * sizeof(float) + n;
-    return CU_LAUNCH((route), dim3((unsigned)a->n), dim3(32), bytes, stream, *a);
 }
 
 /* ---- from the host's memory ---- */
@@ -383,6 +250,7 @@ static __global__ void pull(const struct cu_pull_args a)
 {
     uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x;
 
+    cu_await();
     if (i < a.n_bytes / sizeof(struct word16))
         static_cast<struct word16 *>(a.dst)[i] = static_cast<const struct word16 *>(a.src)[i];
 }

@@ -28,6 +28,12 @@ struct cu_key {
 /* Where this thread's launches are noted instead of made; NULL: they are made. */
 extern __thread struct cu_key *cu_noting;
 
+/* May the next launch of this thread begin before the kernel ahead of it has ended? Each kernel then waits by itself (cu_await in
+ * device.cuh). Where it may (CU_OVERLAP_FIRST), the first launch is still an ordinary one, so that kernels may read at once what was
+ * there before it: weights, and what a step says. Only for GPUs of compute capability 9.0 or more. */
+enum cu_overlap { CU_OVERLAP_NONE, CU_OVERLAP_FIRST, CU_OVERLAP_REST };
+extern __thread enum cu_overlap cu_overlap;
+
 /* ---- rows ------------------------------------------------------------------------------------------------------------ */
 
 /* A step's rows in device memory, as struct rows has them. */
@@ -50,14 +56,6 @@ struct cu_rows_args {
     enum op_act act;
     const int32_t *row; /* get_rows: (n) */
 };
-cudaError_t cu_rms_norm(const struct cu_rows_args *a, cudaStream_t stream);
-cudaError_t cu_add(const struct cu_rows_args *a, cudaStream_t stream);      /* dst = a + b */
-cudaError_t cu_add_bias(const struct cu_rows_args *a, cudaStream_t stream); /* dst = a + w */
-cudaError_t cu_scale(const struct cu_rows_args *a, cudaStream_t stream);    /* dst = a * (w ? w[0] : f) */
-cudaError_t cu_softcap(const struct cu_rows_args *a, cudaStream_t stream);
-cudaError_t cu_glu(const struct cu_rows_args *a, cudaStream_t stream);
-cudaError_t cu_gate(const struct cu_rows_args *a, cudaStream_t stream);    /* b (n, 1) */
-cudaError_t cu_combine(const struct cu_rows_args *a, cudaStream_t stream); /* a (n*len, width), b (n, len) */
 cudaError_t cu_get_rows(const struct cu_rows_args *a, cudaStream_t stream);
 
 /* Bytes from pinned host memory, read over the bus where it lies; both 16-byte aligned, n_bytes a multiple of 16. */
@@ -106,8 +104,6 @@ struct cu_rope_args {
     const float *table;
     int64_t x_stride, table_stride;
 };
-cudaError_t cu_rope(const struct cu_rope_args *a, cudaStream_t stream);
-
 #define CU_ROUTE_MAX_EXPERTS 4096
 struct cu_route_args {
     struct op_route p;
@@ -117,8 +113,6 @@ struct cu_route_args {
     float *gates;
     int64_t logits_stride, ids_stride, gates_stride; /* in elements */
 };
-cudaError_t cu_route(const struct cu_route_args *a, cudaStream_t stream);
-
 /* ---- attention ------------------------------------------------------------------------------------------------------- */
 
 /* Keys and values of n rows into their pages. */
@@ -129,8 +123,6 @@ struct cu_append_args {
     const float *k, *v;
     int64_t k_stride, v_stride;
 };
-cudaError_t cu_kv_append(const struct cu_append_args *a, cudaStream_t stream);
-
 /* Rows of q over the pages. With states: segments [first, first + n_segments) of each row's, counted from the first it sees,
  * go each to a state of their own, for cu_attn_merge; else all are folded and merged where they are computed. Segments whose first
  * page is NULL are left out then. With windows and states a tile is one row. */
@@ -164,13 +156,61 @@ struct cu_act_args {
     enum quant_act act;
     int n_rows;
     int64_t width;
-    const float *x, *up; /* up: cu_act alone; strides of both are x_stride floats */
+    const float *x, *up; /* up: not for cu_half; strides of both are x_stride floats */
     int64_t x_stride;
     enum op_act glu;
     void *out;
     uint64_t out_stride; /* bytes */
 };
+
+/* ---- ops of single rows ---------------------------------------------------------------------------------------------- */
+
+/* What needs row i of its arguments and nothing else of the step. */
+enum cu_row_kind {
+    CU_ROW_ADD,      /* rows: dst = a + b */
+    CU_ROW_ADD_BIAS, /* dst = a + w */
+    CU_ROW_SCALE,    /* dst = a * (w ? w[0] : f) */
+    CU_ROW_SOFTCAP,
+    CU_ROW_GLU,     /* dst = act(a) * b */
+    CU_ROW_GATE,    /* dst = a * sigmoid(b); b (n, 1) */
+    CU_ROW_COMBINE, /* a (n*len, width), b (n, len) */
+    CU_ROW_NORM,    /* groups of len */
+    CU_ROW_ROPE,
+    CU_ROW_ROUTE,
+    CU_ROW_APPEND,
+    CU_ROW_ACT,
+    CU_N_ROW_KIND
+};
+
+struct cu_row_op {
+    enum cu_row_kind kind;
+    union {
+        struct cu_rows_args rows;
+        struct cu_rope_args rope;
+        struct cu_route_args route;
+        struct cu_append_args append;
+        struct cu_act_args act;
+    } u;
+};
+
+/* A launch takes longer than what it does to one row: in short steps a block runs several ops, one after another, each over all of
+ * its row. All of ops [0, n_ops) have the same n_rows rows; what is behind them is zero. */
+#define CU_CHAIN_OPS 8
+struct cu_chain {
+    int n_ops, n_rows;
+    struct cu_row_op op[CU_CHAIN_OPS];
+};
+
+/* A thread for each element of all rows, or so: for many rows, or one op alone. */
+cudaError_t cu_row_alone(const struct cu_row_op *op, int n_rows, cudaStream_t stream);
+
+/* A block for each row. */
+cudaError_t cu_chain(const struct cu_chain *chain, cudaStream_t stream);
+
+/* cu_row_alone() of CU_ROW_ACT. */
 cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream);
+
+/* ---- products -------------------------------------------------------------------------------------------------------- */
 
 /* One expert's matrices, and what their products are multiplied by. */
 struct cu_expert {
@@ -182,6 +222,15 @@ struct cu_expert {
 struct cu_tile {
     int32_t expert, first, n;
 };
+
+/* A matrix beside another one. */
+struct cu_mat_more {
+    const void *w; /* dense */
+    float *dst;
+    int64_t dst_stride; /* floats */
+    int n_rows;
+};
+#define CU_MAT_MORE 2
 
 /* dst[place][row] = x[place] . w[row], by the arithmetic of cpu/kern.h. Dense: tiles is NULL, and places 0..n_place-1 are the
  * rows. Of experts: tiles of at most tile_tok places, whose x row and dst row may be looked up. */
@@ -203,7 +252,9 @@ struct cu_mat_args {
     int which;                      /* of cu_expert.w */
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
     int x_div;                      /* x_row's numbers are divided by this; 0 as 1 */
-    float *dst2;                    /* but for cu_gemm: products with the expert's next matrix, of the same type and shape; NULL: none */
+    /* But for cu_gemm: products of the same rows with further matrices of the same type, columns and stride; of an expert: with its next. */
+    struct cu_mat_more more[CU_MAT_MORE];
+    int n_more;
 };
 /* Places that share one reading of the weights: tile_tok is 1, CU_GEMV_TOK, or CU_GEMM_INT_TOK, with which products of quantized types
  * go through cu_gemm_int. */

@@ -26,15 +26,24 @@ static __device__ inline float cu_amax_of_warp(float x)
 struct cu_work {
     const uint8_t *w;
     float *dst;
+    int64_t dst_stride;
+    int n_rows;
     float scale;
     int first, n; /* places */
 };
 
 static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
 {
-    struct cu_work k = {static_cast<const uint8_t *>(a->w), blockIdx.z ? a->dst2 : a->dst, 1.0f,
+    struct cu_work k = {static_cast<const uint8_t *>(a->w), a->dst, a->dst_stride, a->n_rows, 1.0f,
                         (int)blockIdx.y * a->tile_tok, a->tile_tok};
 
+    for (int i = 0; i < CU_MAT_MORE; i++) /* indexed by what the compiler knows: arguments stay where they are */
+        if ((int)blockIdx.z == i + 1) {
+            k.w = static_cast<const uint8_t *>(a->more[i].w);
+            k.dst = a->more[i].dst;
+            k.dst_stride = a->more[i].dst_stride;
+            k.n_rows = a->more[i].n_rows;
+        }
     if (a->tiles) {
         struct cu_tile t = a->tiles[blockIdx.y];
         int which = a->which + (int)blockIdx.z;
@@ -57,7 +66,16 @@ static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int pl
 
 static __device__ inline void cu_put(const struct cu_mat_args *a, const struct cu_work *k, int place, int row, float x)
 {
-    k->dst[(a->dst_row ? a->dst_row[place] : place) * a->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
+    k->dst[(a->dst_row ? a->dst_row[place] : place) * k->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
+}
+
+/* Rows of the matrix that has most. */
+static inline int cu_most_rows(const struct cu_mat_args *a)
+{
+    int most = a->n_rows;
+    for (int i = 0; i < a->n_more; i++)
+        most = a->more[i].n_rows > most ? a->more[i].n_rows : most;
+    return most;
 }
 
 static inline unsigned cu_n_tiles(const struct cu_mat_args *a)

@@ -16,6 +16,39 @@ enum { GEMV_ROWS = 2 * CU_GEMV_TOK };
  * as with 64. */
 enum { MOE_GEMM_ROWS = 16 };
 
+/* Rows of a step, and their width, up to which ops of single rows share a launch. */
+enum { CHAIN_ROWS = 8, CHAIN_WIDTH = 8192 };
+
+/* ---- ops of single rows ---- */
+
+/* Launch what waits. */
+static cudaError_t chain_flush(const struct ops_run *r, struct cu_chain *c)
+{
+    cudaError_t e = cudaSuccess;
+
+    if (c->n_ops == 1)
+        e = cu_row_alone(&c->op[0], c->n_rows, r->stream);
+    else if (c->n_ops)
+        e = cu_chain(c, r->stream);
+    *c = (struct cu_chain){.n_ops = 0};
+    return e;
+}
+
+/* Launch an op over n rows that are `width` wide, or let it wait for the next ones. */
+static cudaError_t chain_add(const struct ops_run *r, struct cu_chain *c, const struct cu_row_op *op, int n, int64_t width)
+{
+    bool may_wait = n <= CHAIN_ROWS && width <= CHAIN_WIDTH;
+    cudaError_t e = cudaSuccess;
+
+    if (c->n_ops == CU_CHAIN_OPS || c->n_rows != n || !may_wait)
+        e = chain_flush(r, c);
+    if (e || !may_wait)
+        return e ? e : cu_row_alone(op, n, r->stream);
+    c->n_rows = n;
+    c->op[c->n_ops++] = *op;
+    return cudaSuccess;
+}
+
 static int n_of(const struct ops_run *r, const struct op *op)
 {
     return op->rows == OP_ROWS_OUT ? r->rows->n_out : r->rows->n;
@@ -113,68 +146,75 @@ static struct cu_rows_args rows_of(const struct ops_run *r, const struct op *op)
     return x;
 }
 
-static cudaError_t rms_norm(const struct ops_run *r, const struct op *op)
+static cudaError_t add_rows(const struct ops_run *r, struct cu_chain *c, enum cu_row_kind kind, struct cu_rows_args x)
+{
+    struct cu_row_op row = {.kind = kind, .u.rows = x};
+    return chain_add(r, c, &row, x.n, x.width);
+}
+
+static cudaError_t rms_norm(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rows_args x = rows_of(r, op);
     x.f = op->p.norm.eps;
     x.len = op->w[0]->ne[0];
-    return cu_rms_norm(&x, r->stream);
+    return add_rows(r, c, CU_ROW_NORM, x);
 }
 
-static cudaError_t add(const struct ops_run *r, const struct op *op)
+static cudaError_t add(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
-    struct cu_rows_args x = rows_of(r, op);
-    return cu_add(&x, r->stream);
+    return add_rows(r, c, CU_ROW_ADD, rows_of(r, op));
 }
 
-static cudaError_t add_bias(const struct ops_run *r, const struct op *op)
+static cudaError_t add_bias(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
-    struct cu_rows_args x = rows_of(r, op);
-    return cu_add_bias(&x, r->stream);
+    return add_rows(r, c, CU_ROW_ADD_BIAS, rows_of(r, op));
 }
 
-static cudaError_t scale(const struct ops_run *r, const struct op *op)
-{
-    struct cu_rows_args x = rows_of(r, op);
-    x.f = op->p.scale.f;
-    return cu_scale(&x, r->stream);
-}
-
-static cudaError_t softcap(const struct ops_run *r, const struct op *op)
+static cudaError_t scale(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rows_args x = rows_of(r, op);
     x.f = op->p.scale.f;
-    return cu_softcap(&x, r->stream);
+    return add_rows(r, c, CU_ROW_SCALE, x);
 }
 
-static cudaError_t glu(const struct ops_run *r, const struct op *op)
+static cudaError_t softcap(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_rows_args x = rows_of(r, op);
+    x.f = op->p.scale.f;
+    return add_rows(r, c, CU_ROW_SOFTCAP, x);
+}
+
+static cudaError_t glu(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rows_args x = rows_of(r, op);
     x.act = op->p.glu.act;
-    return cu_glu(&x, r->stream);
+    return add_rows(r, c, CU_ROW_GLU, x);
 }
 
-static cudaError_t gate(const struct ops_run *r, const struct op *op)
+static cudaError_t gate(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
-    struct cu_rows_args x = rows_of(r, op);
-    return cu_gate(&x, r->stream);
+    return add_rows(r, c, CU_ROW_GATE, rows_of(r, op));
 }
 
-static cudaError_t combine(const struct ops_run *r, const struct op *op)
+/* A launch of its own: of the ranks' rows a single block would read too much. */
+static cudaError_t combine(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rows_args x = rows_of(r, op);
     x.len = op->src[1]->ne[0];
-    return cu_combine(&x, r->stream);
+    struct cu_row_op row = {.kind = CU_ROW_COMBINE, .u.rows = x};
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_row_alone(&row, x.n, r->stream);
 }
 
-static cudaError_t get_rows(const struct ops_run *r, const struct op *op)
+static cudaError_t get_rows(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rows_args x = rows_of(r, op);
     x.row = r->out_row;
-    return cu_get_rows(&x, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_get_rows(&x, r->stream);
 }
 
-static cudaError_t embed(const struct ops_run *r, const struct op *op)
+static cudaError_t embed(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     const struct tensor *w = op->w[0];
     struct cu_embed_args x = {.books = r->books, .type = w->type, .w = w->data, .w_stride = w->stride[1]};
@@ -185,10 +225,11 @@ static cudaError_t embed(const struct ops_run *r, const struct op *op)
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     x.f = op->p.scale.f;
-    return cu_embed(&x, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_embed(&x, r->stream);
 }
 
-static cudaError_t rope_table(const struct ops_run *r, const struct op *op)
+static cudaError_t rope_table(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rope_table_args x = {.step = step_of(r, op), .n = n_of(r, op), .mscale = op->p.rope_table.mscale};
 
@@ -196,19 +237,21 @@ static cudaError_t rope_table(const struct ops_run *r, const struct op *op)
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     memcpy(x.freq, op->p.rope_table.freq, (size_t)x.n_freq * sizeof *x.freq);
-    return cu_rope_table(&x, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_rope_table(&x, r->stream);
 }
 
-static cudaError_t rope(const struct ops_run *r, const struct op *op)
+static cudaError_t rope(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_rope_args x = {.p = op->p.rope, .n = n_of(r, op), .x = op->dst[0]->data, .table = op->src[1]->data};
 
     x.x_stride = stride_of(op->dst[0]);
     x.table_stride = stride_of(op->src[1]);
-    return cu_rope(&x, r->stream);
+    struct cu_row_op row = {.kind = CU_ROW_ROPE, .u.rope = x};
+    return chain_add(r, c, &row, x.n, op->dst[0]->ne[0]);
 }
 
-static cudaError_t route(const struct ops_run *r, const struct op *op)
+static cudaError_t route(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_route_args x = {.p = op->p.route, .n = n_of(r, op), .logits = op->src[0]->data};
 
@@ -218,12 +261,13 @@ static cudaError_t route(const struct ops_run *r, const struct op *op)
     x.logits_stride = stride_of(op->src[0]);
     x.ids_stride = stride_of(op->dst[0]);
     x.gates_stride = stride_of(op->dst[1]);
-    return cu_route(&x, r->stream);
+    struct cu_row_op row = {.kind = CU_ROW_ROUTE, .u.route = x};
+    return chain_add(r, c, &row, x.n, x.p.n_expert);
 }
 
 /* ---- attention ---- */
 
-static cudaError_t kv_append(const struct ops_run *r, const struct op *op)
+static cudaError_t kv_append(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_append_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
 
@@ -231,7 +275,8 @@ static cudaError_t kv_append(const struct ops_run *r, const struct op *op)
     x.v = op->src[1]->data;
     x.k_stride = stride_of(op->src[0]);
     x.v_stride = stride_of(op->src[1]);
-    return cu_kv_append(&x, r->stream);
+    struct cu_row_op row = {.kind = CU_ROW_APPEND, .u.append = x};
+    return chain_add(r, c, &row, x.n, op->src[0]->ne[0]);
 }
 
 static uint64_t attn_scratch(const struct op *op, int n_rows)
@@ -255,11 +300,11 @@ static int most_segments(const struct ops_run *r, const struct op *op, int n)
     return most;
 }
 
-static cudaError_t attention(const struct ops_run *r, const struct op *op)
+static cudaError_t attention(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
     int n_segments = x.n <= SPLIT_ROWS ? most_segments(r, op, x.n) : 1;
-    cudaError_t e = cudaSuccess;
+    cudaError_t e = chain_flush(r, c);
 
     x.tile_rows = cu_attn_tile_rows(&x.p);
     x.q = op->src[0]->data;
@@ -267,7 +312,7 @@ static cudaError_t attention(const struct ops_run *r, const struct op *op)
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     if (n_segments == 1)
-        return cu_attn(&x, r->stream);
+        return e ? e : cu_attn(&x, r->stream);
     x.tile_rows = 1;
     x.n_segments = n_segments < SPLIT_SEGMENTS ? n_segments : SPLIT_SEGMENTS;
     x.states = (float *)r->scratch;
@@ -295,7 +340,7 @@ static void place_states(struct cu_attn_args *x, const struct tensor *states)
     x->state_segment = x->n * x->state_row;
 }
 
-static cudaError_t attn_states(const struct ops_run *r, const struct op *op)
+static cudaError_t attn_states(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
 
@@ -303,10 +348,11 @@ static cudaError_t attn_states(const struct ops_run *r, const struct op *op)
     x.tile_rows = x.n <= SPLIT_ROWS ? 1 : cu_attn_tile_rows(&x.p);
     x.q = op->src[0]->data;
     x.q_stride = stride_of(op->src[0]);
-    return cu_attn(&x, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_attn(&x, r->stream);
 }
 
-static cudaError_t attn_merge(const struct ops_run *r, const struct op *op)
+static cudaError_t attn_merge(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op), .is_last = op->p.attn.is_last};
 
@@ -315,7 +361,8 @@ static cudaError_t attn_merge(const struct ops_run *r, const struct op *op)
     x.dst_stride = stride_of(op->dst[0]);
     x.sums = op->dst[1]->data;
     x.sum_stride = stride_of(op->dst[1]);
-    return cu_attn_merge(&x, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_attn_merge(&x, r->stream);
 }
 
 /* ---- matmul ---- */
@@ -325,14 +372,14 @@ static enum quant_act form_of(const struct tensor *w)
     return quant_info((int)w->type)->act;
 }
 
-/* Where each form of the activations lies in scratch; returns the bytes of all. */
+/* Where each form of the activations but floats lies in scratch; returns the bytes of all. */
 static uint64_t place_forms(const struct op *op, int n_rows, uint64_t off[N_FORM], bool is_used[N_FORM])
 {
     uint64_t bytes = 0;
 
     memset(is_used, 0, N_FORM * sizeof *is_used);
     for (int i = 0; i < op->n_w; i++)
-        is_used[form_of(op->w[i])] = true;
+        is_used[form_of(op->w[i])] = form_of(op->w[i]) != QUANT_ACT_F32; /* those are there */
     for (int form = 0; form < N_FORM; form++) {
         off[form] = bytes;
         if (is_used[form])
@@ -389,6 +436,17 @@ static struct cu_mat_args mat_of(const struct ops_run *r, const struct op *op, i
     return m;
 }
 
+/* Matrices from number i on that one launch can multiply beside m. */
+static void take_more(const struct ops_run *r, const struct op *op, int i, int first, struct cu_mat_args *m)
+{
+    for (; i < op->n_w && m->n_more < CU_MAT_MORE; i++) {
+        struct cu_mat_args next = mat_of(r, op, i, first, m->n_place);
+        if (next.type != m->type || next.w_stride != m->w_stride)
+            return;
+        m->more[m->n_more++] = (struct cu_mat_more){next.w, next.dst, next.dst_stride, next.n_rows};
+    }
+}
+
 static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, int n, void *halves)
 {
     struct cu_act_args x = act_of(op, 0, n, QUANT_ACT_F32, halves);
@@ -405,26 +463,33 @@ static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, i
     return e;
 }
 
-static cudaError_t matmul(const struct ops_run *r, const struct op *op)
+static cudaError_t matmul(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     uint64_t off[N_FORM];
     bool is_used[N_FORM];
     int first = n_gemm_rows(r, op), n = n_of(r, op) - first;
     uint64_t bytes = place_forms(op, n, off, is_used);
-    cudaError_t e = first ? matmul_halves(r, op, first, r->scratch + bytes) : cudaSuccess;
+    cudaError_t e = first ? chain_flush(r, c) : cudaSuccess;
 
+    if (first && !e)
+        e = matmul_halves(r, op, first, r->scratch + bytes);
     if (n == 0)
         return e;
     for (int form = 0; form < N_FORM && !e; form++)
         if (is_used[form]) {
             struct cu_act_args x = act_of(op, first, n, (enum quant_act)form, r->scratch + off[form]);
-            e = cu_act(&x, r->stream);
+            struct cu_row_op row = {.kind = CU_ROW_ACT, .u.act = x};
+            e = chain_add(r, c, &row, n, x.width);
         }
-    for (int i = 0; i < op->n_w && !e; i++) {
+    e = e ? e : chain_flush(r, c);
+    for (int i = 0, n_taken; i < op->n_w && !e; i += n_taken) {
         struct cu_mat_args m = mat_of(r, op, i, first, n);
-        m.x = r->scratch + off[form_of(op->w[i])];
-        m.x_stride = cu_act_bytes(form_of(op->w[i]), m.n_cols);
+        enum quant_act form = form_of(op->w[i]);
+        m.x = is_used[form] ? (const void *)(r->scratch + off[form]) : tensor_row(op->src[0], first);
+        m.x_stride = is_used[form] ? cu_act_bytes(form, m.n_cols) : op->src[0]->stride[1];
         m.tile_tok = ops_tile_tok(n, n, 1);
+        take_more(r, op, i + 1, first, &m);
+        n_taken = 1 + m.n_more;
         e = cu_gemv(&m, r->stream);
     }
     return e;
@@ -479,7 +544,7 @@ static cudaError_t moe_slots(struct cu_moe_args x, const struct ops_slots *s,
     return s->n_place ? launch(&x, stream) : cudaSuccess;
 }
 
-static cudaError_t moe(const struct ops_run *r, const struct op *op)
+static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
     struct cu_moe_args x = moe_of(op, n_of(r, op));
 
@@ -490,7 +555,8 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op)
     x.dst_stride = stride_of(op->dst[0]);
     x.experts = r->experts;
     x.scratch = r->scratch;
-    cudaError_t e = moe_slots(x, &r->dots, cu_moe, r->stream);
+    cudaError_t e = chain_flush(r, c);
+    e = e ? e : moe_slots(x, &r->dots, cu_moe, r->stream);
     return e ? e : moe_slots(x, &r->gemm, cu_moe_gemm, r->stream);
 }
 
@@ -509,7 +575,8 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
     return dots > gemm ? dots : gemm;
 }
 
-typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op);
+/* What is not an op of single rows launches what waits before itself. */
+typedef cudaError_t launch_fn(const struct ops_run *r, const struct op *op, struct cu_chain *c);
 
 static launch_fn *const fns[OP_N_KIND] = {
     [OP_EMBED] = embed,
@@ -535,11 +602,15 @@ static launch_fn *const fns[OP_N_KIND] = {
 
 cudaError_t ops_launch(const struct ops_run *run, const char **what)
 {
+    struct cu_chain chain = {.n_ops = 0};
     cudaError_t e = cudaSuccess;
 
+    cu_overlap = run->can_overlap ? CU_OVERLAP_FIRST : CU_OVERLAP_NONE;
     for (const struct op *op = run->ops; op < run->ops + run->n_ops && !e; op++) {
         *what = device_op_name(op->kind);
-        e = n_of(run, op) ? fns[op->kind](run, op) : cudaSuccess;
+        e = n_of(run, op) ? fns[op->kind](run, op, &chain) : cudaSuccess;
     }
+    e = e ? e : chain_flush(run, &chain);
+    cu_overlap = CU_OVERLAP_NONE;
     return e;
 }

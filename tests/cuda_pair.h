@@ -90,7 +90,7 @@ static inline void same_memory(struct pair *p, const char *what)
     }
 }
 
-enum { MAX_OPS = 8 };
+enum { MAX_OPS = 16 };
 
 /* An op with the device's addresses; t: room for its tensors. */
 static inline struct op moved(const struct pair *p, const struct op *op, struct tensor t[3 * OP_MAX_IO])

@@ -60,7 +60,10 @@ static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
     if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
         return 0;
     ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    return ns_of((double)a->w_stride * a->n_rows * (a->dst2 ? 2 : 1), GPU_RATE);
+    int n_rows = a->n_rows;
+    for (int i = 0; i < a->n_more; i++)
+        n_rows += a->more[i].n_rows;
+    return ns_of((double)a->w_stride * n_rows, GPU_RATE);
 }
 
 static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)

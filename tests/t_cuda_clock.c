@@ -48,7 +48,10 @@ static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
     if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
         return 0;
     ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    return ns_of((double)a->w_stride * a->n_rows * (a->tiles ? a->n_tiles : 1) * (a->dst2 ? 2 : 1), GPU_RATE);
+    int n_rows = a->n_rows;
+    for (int i = 0; i < a->n_more; i++)
+        n_rows += a->more[i].n_rows;
+    return ns_of((double)a->w_stride * n_rows * (a->tiles ? a->n_tiles : 1), GPU_RATE);
 }
 
 static uint64_t experts_ns(const struct op *op, double rate)

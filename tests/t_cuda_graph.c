@@ -8,14 +8,15 @@
 /* ---- ops by hand ---- */
 
 /* N_ROWS: one more than a short step has. */
-enum { WIDTH = 64, N_ROWS = 9, N_OPS = 3 };
+enum { WIDTH = 64, N_ROWS = 9, N_OPS = 5, F_OP = 2 };
 
-/* y = ((x + x) * f) + x: three launches, of which each result can be told. */
+/* y = ((x + x) * f) + x, of which each result can be told. Ops of single rows share a launch, so that between two of them stands one that
+ * does not: 1 * y. F_OP has the factor. */
 static struct {
     struct device *dev;
     char *memory;
     void *scratch;
-    struct tensor x, y;
+    struct tensor x, y, ones;
     struct op ops[N_OPS];
 } hand;
 
@@ -31,7 +32,7 @@ static void hand_place(int piece)
 static void hand_open(bool no_graphs)
 {
     struct cuda_opts o = {.most = {.n_rows = 16, .n_seqs = 1, .n_ctx = 64}, .no_graphs = no_graphs};
-    float x[2 * 2 * WIDTH * N_ROWS];
+    float x[2 * 2 * WIDTH * N_ROWS + N_ROWS];
 
     ck_assert_msg(cuda_open(&o, &hand.dev) == 0, "%s", err_text());
     ck_assert_int_eq(hand.dev->ops->alloc(hand.dev, sizeof x, (void **)&hand.memory), 0);
@@ -39,11 +40,15 @@ static void hand_open(bool no_graphs)
     ck_assert_int_eq(hand.dev->ops->set_scratch(hand.dev, hand.scratch, 256), 0);
     for (int i = 0; i < 2 * 2 * WIDTH * N_ROWS; i++)
         x[i] = (float)(i % 101);
+    for (int i = 0; i < N_ROWS; i++)
+        x[2 * 2 * WIDTH * N_ROWS + i] = 1.0f;
     ck_assert_int_eq(hand.dev->ops->upload(hand.dev, hand.memory, x, sizeof x), 0);
     hand_place(0);
+    hand.ones = tensor_make(QUANT_F32, 1, N_ROWS, 1, hand.memory + 4 * TENSOR_BYTES);
     hand.ops[0] = (struct op){.kind = OP_ADD, .dst = {&hand.y}, .src = {&hand.x, &hand.x}};
-    hand.ops[1] = (struct op){.kind = OP_SCALE, .dst = {&hand.y}, .src = {&hand.y}, .p.scale.f = 3};
-    hand.ops[2] = (struct op){.kind = OP_ADD, .dst = {&hand.y}, .src = {&hand.y, &hand.x}};
+    hand.ops[1] = hand.ops[3] = (struct op){.kind = OP_COMBINE, .dst = {&hand.y}, .src = {&hand.y, &hand.ones}};
+    hand.ops[F_OP] = (struct op){.kind = OP_SCALE, .dst = {&hand.y}, .src = {&hand.y}, .p.scale.f = 3};
+    hand.ops[4] = (struct op){.kind = OP_ADD, .dst = {&hand.y}, .src = {&hand.y, &hand.x}};
 }
 
 static void hand_close(void)
@@ -75,7 +80,7 @@ static void hand_check(int n, int piece)
     for (int i = 0; i < WIDTH * N_ROWS; i++) {
         float x = (float)((piece * 2 * WIDTH * N_ROWS + i) % 101);
         float before = (float)(((piece * 2 + 1) * WIDTH * N_ROWS + i) % 101);
-        float want = i < n * WIDTH ? (x + x) * hand.ops[1].p.scale.f + x : before;
+        float want = i < n * WIDTH ? (x + x) * hand.ops[F_OP].p.scale.f + x : before;
         ck_assert_msg(got[i] == want, "element %d of %d rows: %g instead of %g", i, n, (double)got[i], (double)want);
     }
     for (int i = 0; i < WIDTH * N_ROWS; i++)
@@ -96,7 +101,7 @@ START_TEST(graph_is_replayed_for_other_launches)
                 for (int f = 3; f < 6; f++) {
                     uint64_t n_launches;
                     hand_place(piece);
-                    hand.ops[1].p.scale.f = (float)f;
+                    hand.ops[F_OP].p.scale.f = (float)f;
                     ck_assert_int_eq(hand_run(n_rows[i], &n_launches), 0);
                     ck_assert_uint_eq(n_launches, round ? 1 : N_OPS);
                     hand_check(n_rows[i], piece);
@@ -167,7 +172,7 @@ static uint64_t hand_run_by(int f)
 {
     uint64_t n_launches;
 
-    hand.ops[1].p.scale.f = (float)f;
+    hand.ops[F_OP].p.scale.f = (float)f;
     ck_assert_int_eq(hand_run(1, &n_launches), 0);
     return n_launches;
 }

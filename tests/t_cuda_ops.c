@@ -261,23 +261,78 @@ START_TEST(product_differs)
 }
 END_TEST
 
+/* Ops of single rows one after another, more than share a launch, each of them after another that it needs; then what a product takes.
+ * group: of the second norm. */
+static void chain_case(int n, int width, int group, enum quant_type type)
+{
+    enum { N_EXPERT = 24, K = 4, HEAD_DIM = 32 };
+    struct tensor x = t_apart(width, n, 5), y = t_apart(width, n, 1), z = t_make(QUANT_F32, width, n, 1),
+                  out = t_make(QUANT_F32, N_EXPERT, n, 1), ids = t_make(QUANT_I32, K, n, 1),
+                  gates = t_make(QUANT_F32, K, n, 1), one = t_make(QUANT_F32, 1, n, 1),
+                  table = t_make(QUANT_F32, HEAD_DIM, n, 1), by = t_make(QUANT_F32, width, 1, 1),
+                  by_group = t_make(QUANT_F32, group, 1, 1), w = t_codes(type, width, N_EXPERT, 1);
+    const struct op ops[] = {
+        {.kind = OP_ADD, .dst = {&y}, .src = {&x, &y}},
+        {.kind = OP_RMS_NORM, .dst = {&z}, .src = {&y}, .w = {&by}, .p.norm.eps = 1e-6f},
+        {.kind = OP_RMS_NORM, .dst = {&z}, .src = {&z}, .w = {&by_group}, .p.norm.eps = 1e-6f},
+        {.kind = OP_SCALE, .dst = {&z}, .src = {&z}, .p.scale.f = 3},
+        {.kind = OP_ADD_BIAS, .dst = {&z}, .src = {&z}, .w = {&by}},
+        {.kind = OP_ROPE, .dst = {&z}, .src = {&z, &table}, .p.rope = {width / HEAD_DIM, HEAD_DIM, HEAD_DIM, true}},
+        {.kind = OP_GLU, .dst = {&x}, .src = {&z, &y}},
+        {.kind = OP_GATE, .dst = {&x}, .src = {&x, &one}},
+        {.kind = OP_SOFTCAP, .dst = {&z}, .src = {&x}, .p.scale.f = 5},
+        {.kind = OP_MATMUL, .dst = {&out}, .src = {&z}, .w = {&w}, .n_w = 1},
+        {.kind = OP_ROUTE,
+         .dst = {&ids, &gates},
+         .src = {&out},
+         .p.route = {N_EXPERT, K, OP_ROUTE_SOFTMAX, true, 1}},
+    };
+
+    same_result(ops, sizeof ops / sizeof *ops, &(struct rows){.n = n}, "a chain");
+    struct tensor *all[] = {&z, &out, &ids, &gates, &one, &table, &by, &by_group, &w};
+    t_done(&x);
+    t_done(&y);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        t_free(all[i]);
+}
+
+START_TEST(rows_that_share_a_launch_differ)
+{
+    chain_case(1, 256, 32, QUANT_Q4_K);
+    chain_case(8, 256, 256, QUANT_Q8_0);
+    chain_case(9, 256, 32, QUANT_Q4_K); /* one more than share a launch */
+    chain_case(2, 2560, 512, QUANT_Q6_K);
+    chain_case(1, 8192, 128, QUANT_F32);
+    chain_case(1, 8448, 8448, QUANT_Q4_K); /* too wide to */
+}
+END_TEST
+
+/* Matrices of equal types share a launch, up to three. */
+static const enum quant_type shared[][4] = {{QUANT_F32, QUANT_Q8_0, QUANT_Q4_K, QUANT_Q6_K},
+                                            {QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K, QUANT_Q6_K},
+                                            {QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0},
+                                            {QUANT_F16, QUANT_F16, QUANT_F16, QUANT_F32}};
+enum { N_SHARED = sizeof shared / sizeof *shared };
+
 START_TEST(products_that_share_their_rows_differ)
 {
-    enum { N = 11 };
+    static const int n_rows[] = {1, 11, 90};
     static const int32_t out_row[] = {9, 2, 3};
-    static const enum quant_type types[4] = {QUANT_F32, QUANT_Q8_0, QUANT_Q4_K, QUANT_Q6_K};
+    const int N = n_rows[_i / N_SHARED];
+    const enum quant_type *types = shared[_i % N_SHARED];
     struct tensor x = t_make(QUANT_F32, 512, N, 1), w[4], y[4];
     struct op op = {.kind = OP_MATMUL, .src = {&x}, .n_w = 4};
 
     for (int i = 0; i < 4; i++) {
-        w[i] = t_codes(types[i], 512, 10 + 3 * i, 1);
+        w[i] = t_codes(types[i], 512, i == 1 ? 133 : 10 + 3 * i, 1);
         y[i] = t_make(QUANT_F32, w[i].ne[1], N, 1);
         op.dst[i] = &y[i];
         op.w[i] = &w[i];
     }
     same_result(&op, 1, &(struct rows){.n = N}, "four");
     op.rows = OP_ROWS_OUT;
-    same_result(&op, 1, &(struct rows){.n = N, .n_out = 3, .out_row = out_row}, "four of the rows that want logits");
+    if (N > 9)
+        same_result(&op, 1, &(struct rows){.n = N, .n_out = 3, .out_row = out_row}, "four of the rows that want logits");
     for (int i = 0; i < 4; i++) {
         t_free(&w[i]);
         t_free(&y[i]);
@@ -724,7 +779,8 @@ int main(void)
     tcase_add_test(tc, route_differs);
     tcase_add_test(tc, combine_or_get_rows_differs);
     tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
-    tcase_add_test(tc, products_that_share_their_rows_differ);
+    tcase_add_test(tc, rows_that_share_a_launch_differ);
+    tcase_add_loop_test(tc, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
     tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);

@@ -564,6 +564,14 @@ cudaError_t WRAP(cudaLaunchKernel)(const void *f, dim3 grid, dim3 block, void **
     return launch_fails() ? cudaErrorLaunchFailure : REAL(cudaLaunchKernel)(f, grid, block, args, bytes, stream);
 }
 
+cudaError_t REAL(cudaLaunchKernelExC)(const cudaLaunchConfig_t *config, const void *f, void **args);
+cudaError_t WRAP(cudaLaunchKernelExC)(const cudaLaunchConfig_t *config, const void *f, void **args);
+
+cudaError_t WRAP(cudaLaunchKernelExC)(const cudaLaunchConfig_t *config, const void *f, void **args)
+{
+    return launch_fails() ? cudaErrorLaunchFailure : REAL(cudaLaunchKernelExC)(config, f, args);
+}
+
 cudaError_t WRAP(__cudaLaunchKernel)(void *f, dim3 grid, dim3 block, void **args, size_t bytes, cudaStream_t stream)
 {
     return launch_fails() ? cudaErrorLaunchFailure : REAL(__cudaLaunchKernel)(f, grid, block, args, bytes, stream);
