@@ -171,6 +171,8 @@ int cpu_open(const struct cpu_opts *opts, struct device **out)
     int rc = isa_choose(opts->isa, &cpu->kern);
     if (rc == 0)
         rc = pool_open(opts->n_threads, opts->pin, &cpu->pool);
+    if (rc == 0 && opts->is_beside_gpu)
+        pool_stay_awake(cpu->pool);
     if (rc == 0 && opts->prefill == DEVICE_PREFILL_BLAS)
         rc = prepare_blas(cpu);
     if (rc < 0)

@@ -13,6 +13,7 @@ struct cpu_opts {
     const char *isa; /* NULL: the best the machine has; else the name of a kernel table ("ref", "avx2", …) */
     bool pin;        /* pin workers to cores of the allowed set through hwloc */
     enum device_prefill prefill;
+    bool is_beside_gpu; /* between two of its jobs a GPU has one: the team stays awake for longer */
 };
 
 /* Start the team. ERR_UNSUPPORTED for an ISA the machine lacks, ERR_NOMEM, ERR_LIMIT when threads cannot be made. */

@@ -18,6 +18,8 @@
  * fewer cores than threads the one waited for cannot run while we spin, so the spin is as good as none. */
 #define SPIN_NS 40000
 #define SPIN_CROWDED_NS 1000
+/* What a GPU of 200 GB/s takes for a layer's dense weights, and some more. */
+#define SPIN_BESIDE_NS 400000
 
 /* The largest CPU number + 1 that fits our masks; machines beyond it run unpinned. */
 #define MAX_CPUS 8192
@@ -51,7 +53,7 @@ struct pool {
     _Alignas(64) _Atomic int n_arrived;
     _Alignas(64) pool_fn *fn; /* NULL: go home */
     void *arg;
-    uint64_t spin_ns;
+    _Atomic uint64_t spin_ns;
     int n_threads, n_started;
     struct worker *workers; /* (n_threads), own */
     struct share *shares;   /* (n_threads), own */
@@ -254,6 +256,12 @@ out:
     else
         *out = pool;
     return rc;
+}
+
+void pool_stay_awake(struct pool *pool)
+{
+    if (pool->spin_ns == SPIN_NS)
+        pool->spin_ns = SPIN_BESIDE_NS;
 }
 
 void pool_close(struct pool *pool)

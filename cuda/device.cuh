@@ -105,6 +105,12 @@ static inline cudaError_t cu_launch(void (*kernel)(A), dim3 grid, dim3 block, si
     return e;
 }
 
+/* The line of memory that this lies in is on its way. */
+static __device__ inline void cu_prefetch(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 /* The first thing of every kernel, but for what needs nothing of the kernels before it: the next one may be brought up, and goes on from
  * here when those before it have ended and what they wrote can be read. A thread may call it again. */
 static __device__ inline void cu_await()
@@ -252,6 +258,10 @@ template <typename T> static inline T cu_shfl_xor(T x, int mask)
 {
     const T *all = static_cast<const T *>(emu_warp(&x, sizeof x));
     return all[(threadIdx.x % 32) ^ (unsigned)mask];
+}
+
+static inline void cu_prefetch(const void *)
+{
 }
 
 /* Kernels of a stream run one after another here. */

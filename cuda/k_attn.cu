@@ -17,7 +17,7 @@ enum { MERGE_THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMEN
 /* ---- how a block is cut ---- */
 
 /* Threads of a block of N queries at most. With few of them a page is little work but for its latency, which more warps hide. */
-static constexpr int threads_of(int n)
+static constexpr __host__ __device__ int threads_of(int n)
 {
     return n == 8 || n == 16 ? 256 : 128;
 }

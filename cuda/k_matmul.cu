@@ -200,85 +200,56 @@ template <int TYPE, int TOK> static cudaError_t launch_int(const struct cu_mat_a
     return CU_LAUNCH((gemv_int<TYPE, TOK>), grid, dim3(32 * n_warps), bytes, stream, *a);
 }
 
-/* ---- float dots: 16 lanes for each few weight rows ---- */
+/* ---- float dots: 16 lanes for each two weight rows ---- */
 
-/* A lane's weight rows, steps that are fetched at once, threads of a block. A matrix of few rows, such as a router's, keeps few
- * multiprocessors busy: there what counts is how long one row takes. */
-template <bool FEW> struct float_shape {
-    static constexpr int ROWS = FEW ? 1 : 2, AT_ONCE = FEW ? 32 : 16, N_THREADS = FEW ? 64 : (int)THREADS,
-                         BLOCK_ROWS = N_THREADS / 16 * ROWS;
-};
+enum { FLOAT_ROWS = 2, FLOAT_BLOCK = THREADS / 16 * FLOAT_ROWS, AT_ONCE = 16 };
 
-enum { FEW_ROWS = 1024 };
+/* N steps of a lane from column c on: loads before products, so that all are under way at once. */
+template <int TYPE, int N>
+static __device__ inline void add_products(const typename cu_float<TYPE>::word *const *w, const float *x, int c,
+                                           float *acc)
+{
+    typename cu_float<TYPE>::word part[FLOAT_ROWS][N];
+    float part_x[N];
 
-/* N steps of a lane of ROWS rows, from column c on. */
-template <int TYPE, int ROWS, int N> struct float_steps {
-    typedef cu_float<TYPE> type;
-    typename type::word w[ROWS][N];
-
-    __device__ inline void load(const typename type::word *const *row, int c)
-    {
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        part_x[i] = x[c + 16 * i];
         CU_UNROLL
-        for (int i = 0; i < N; i++) {
-            CU_UNROLL
-            for (int r = 0; r < ROWS; r++)
-                w[r][i] = row[r][c + 16 * i];
-        }
+        for (int r = 0; r < FLOAT_ROWS; r++)
+            part[r][i] = w[r][c + 16 * i];
     }
-    __device__ inline void add(const float *x, int c, float *acc) const
-    {
-        float part_x[N];
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
         CU_UNROLL
-        for (int i = 0; i < N; i++)
-            part_x[i] = x[c + 16 * i];
-        CU_UNROLL
-        for (int i = 0; i < N; i++) {
-            CU_UNROLL
-            for (int r = 0; r < ROWS; r++)
-                acc[r] = fmaf(type::value(w[r][i]), part_x[i], acc[r]);
-        }
+        for (int r = 0; r < FLOAT_ROWS; r++)
+            acc[r] = fmaf(cu_float<TYPE>::value(part[r][i]), part_x[i], acc[r]);
     }
-};
+}
 
-template <int TYPE, bool FEW> static __global__ void gemv_float(const struct cu_mat_args a)
+template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a)
 {
     typedef cu_float<TYPE> type;
-    typedef float_shape<FEW> shape;
-    const int ROWS = shape::ROWS, N = shape::AT_ONCE;
-    int lane = (int)threadIdx.x % 16, n_cols = (int)a.n_cols;
-    int first = (int)blockIdx.x * shape::BLOCK_ROWS + (int)threadIdx.x / 16 * ROWS;
+    int lane = (int)threadIdx.x % 16, first = (int)blockIdx.x * FLOAT_BLOCK + (int)threadIdx.x / 16 * FLOAT_ROWS;
     struct cu_work k = cu_work_of(&a);
-    if ((int)blockIdx.x * shape::BLOCK_ROWS >= k.n_rows)
-        return;
-    const typename type::word *w[ROWS];
-    float_steps<TYPE, ROWS, N> ahead = {};
+    const typename type::word *w[FLOAT_ROWS];
 
-    for (int r = 0; r < ROWS; r++) {
+    if ((int)blockIdx.x * FLOAT_BLOCK >= k.n_rows)
+        return;
+    cu_await();
+    for (int r = 0; r < FLOAT_ROWS; r++) {
         int row = first + r < k.n_rows ? first + r : k.n_rows - 1;
         w[r] = reinterpret_cast<const typename type::word *>(k.w + (uint64_t)row * a.w_stride);
     }
-    if (16 * N <= n_cols)
-        ahead.load(w, lane);
-    cu_await(); /* weights are there before any kernel of the call */
     for (int tok = 0; tok < k.n; tok++) {
         const float *x = static_cast<const float *>(cu_x_of(&a, k.first + tok));
-        float acc[ROWS] = {};
+        float acc[FLOAT_ROWS] = {};
         int c = lane;
-        if (16 * N <= n_cols) {
-            ahead.add(x, c, acc);
-            c += 16 * N;
-        }
-        for (; c + 16 * (N - 1) < n_cols; c += 16 * N) {
-            float_steps<TYPE, ROWS, N> next;
-            next.load(w, c);
-            next.add(x, c, acc);
-        }
-        for (; c < n_cols; c += 16) {
-            float_steps<TYPE, ROWS, 1> last;
-            last.load(w, c);
-            last.add(x, c, acc);
-        }
-        for (int r = 0; r < ROWS; r++) {
+        for (; c + 16 * (AT_ONCE - 1) < (int)a.n_cols; c += 16 * AT_ONCE)
+            add_products<TYPE, AT_ONCE>(w, x, c, acc);
+        for (; c < (int)a.n_cols; c += 16)
+            add_products<TYPE, 1>(w, x, c, acc);
+        for (int r = 0; r < FLOAT_ROWS; r++) {
             acc[r] = cu_tree16_shfl(acc[r]);
             if (lane == 0 && first + r < k.n_rows)
                 cu_put(&a, &k, k.first + tok, first + r, acc[r]);
@@ -286,12 +257,73 @@ template <int TYPE, bool FEW> static __global__ void gemv_float(const struct cu_
     }
 }
 
-template <int TYPE, bool FEW> static cudaError_t launch_float(const struct cu_mat_args *a, cudaStream_t stream)
+/* A matrix of few rows, such as a router's, for few places keeps few multiprocessors busy, however it is cut: there what counts is how
+ * long one row takes. All of a block bring two rows and x into shared memory, from where a warp multiplies them. */
+enum { FEW_ROWS = 1024, FEW_THREADS = 128, FEW_CHUNK = 2048, FEW_STRIDE = FEW_CHUNK + 16, FEW_BATCH = 16 };
+
+/* n elements, all of a thread's loads under way at once. */
+template <int TYPE>
+static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
 {
-    typedef float_shape<FEW> shape;
-    dim3 grid((unsigned)((cu_most_rows(a) + shape::BLOCK_ROWS - 1) / shape::BLOCK_ROWS), cu_n_tiles(a),
-              1 + (unsigned)a->n_more);
-    return CU_LAUNCH((gemv_float<TYPE, FEW>), grid, dim3((unsigned)shape::N_THREADS), 0, stream, *a);
+    for (int first = (int)threadIdx.x; first < n; first += FEW_BATCH * FEW_THREADS) {
+        typename cu_float<TYPE>::word part[FEW_BATCH];
+        CU_UNROLL
+        for (int i = 0; i < FEW_BATCH; i++)
+            if (first + i * FEW_THREADS < n)
+                part[i] = from[first + i * FEW_THREADS];
+        CU_UNROLL
+        for (int i = 0; i < FEW_BATCH; i++)
+            if (first + i * FEW_THREADS < n)
+                to[first + i * FEW_THREADS] = cu_float<TYPE>::value(part[i]);
+    }
+}
+
+template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_args a)
+{
+    CU_SHARED_DYN(float, shared); /* two rows, x; (FEW_STRIDE) each */
+    typedef typename cu_float<TYPE>::word word;
+    struct cu_work k = cu_work_of(&a);
+    int first = (int)blockIdx.x * 2, mine = (int)threadIdx.x / 16, lane = (int)threadIdx.x % 16;
+    int n_cols = (int)a.n_cols, n_rows = k.n_rows - first < 2 ? k.n_rows - first : 2;
+    const word *w = reinterpret_cast<const word *>(k.w + (uint64_t)first * a.w_stride);
+    const word *next = reinterpret_cast<const word *>(k.w + (uint64_t)(first + n_rows - 1) * a.w_stride);
+    float *x = shared + 2 * FEW_STRIDE;
+
+    if (n_rows <= 0)
+        return;
+    for (int tok = 0; tok < k.n; tok++) {
+        float acc = 0.0f;
+        for (int at = 0; at < n_cols; at += FEW_CHUNK) {
+            int n = n_cols - at < FEW_CHUNK ? n_cols - at : (int)FEW_CHUNK;
+            if (tok == 0 || n_cols > FEW_CHUNK) {
+                bring<TYPE>(w + at, n, shared);
+                bring<TYPE>(next + at, n, shared + FEW_STRIDE);
+            }
+            cu_await(); /* weights are there before any kernel of the call */
+            bring<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, k.first + tok)) + at, n, x);
+            __syncthreads();
+            CU_UNROLL_BY(16)
+            for (int c = lane; mine < 2 && c < n; c += 16)
+                acc = fmaf(shared[mine * FEW_STRIDE + c], x[c], acc);
+            __syncthreads();
+        }
+        if (threadIdx.x >= 32)
+            continue;
+        acc = cu_tree16_shfl(acc);
+        if (lane == 0 && mine < n_rows)
+            cu_put(&a, &k, k.first + tok, first + mine, acc);
+    }
+}
+
+template <int TYPE> static cudaError_t launch_float(const struct cu_mat_args *a, cudaStream_t stream)
+{
+    int most = cu_most_rows(a);
+    dim3 grid((unsigned)((most + FLOAT_BLOCK - 1) / FLOAT_BLOCK), cu_n_tiles(a), 1 + (unsigned)a->n_more);
+    dim3 few((unsigned)((most + 1) / 2), grid.y, grid.z);
+
+    if (most <= FEW_ROWS && a->tile_tok <= CU_GEMV_TOK)
+        return CU_LAUNCH((gemv_float_few<TYPE>), few, dim3(FEW_THREADS), 3 * FEW_STRIDE * sizeof(float), stream, *a);
+    return CU_LAUNCH((gemv_float<TYPE>), grid, dim3(THREADS), 0, stream, *a);
 }
 
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream)
@@ -305,10 +337,9 @@ cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream)
                                 : launch_int<QUANT_##NAME, CU_GEMV_TOK>(a, stream);
         CU_QUANT_TYPES(CASE)
 #undef CASE
-#define CASE(NAME)                                                                     \
-    case QUANT_##NAME:                                                                 \
-        return cu_most_rows(a) > FEW_ROWS ? launch_float<QUANT_##NAME, false>(a, stream) \
-                                    : launch_float<QUANT_##NAME, true>(a, stream);
+#define CASE(NAME)     \
+    case QUANT_##NAME: \
+        return launch_float<QUANT_##NAME>(a, stream);
         CU_FLOAT_TYPES(CASE)
 #undef CASE
     default:

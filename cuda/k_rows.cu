@@ -13,7 +13,7 @@ __thread struct cu_key *cu_noting;
 __thread enum cu_overlap cu_overlap;
 
 /* CHAIN: threads of a block that has a row to itself. */
-enum { THREADS = 256, CHAIN = 512 };
+enum { THREADS = 256, CHAIN = 512, LINE_FLOATS = 32 };
 
 static dim3 grid_of(int64_t width, int n)
 {
@@ -60,6 +60,16 @@ static __device__ inline void do_row(const struct cu_row_op *op, int64_t i, stru
         cu_row_elements<KIND < CU_ROW_COMBINE ? KIND : (int)CU_ROW_ADD>(&op->u.rows, i, crew);
 }
 
+/* Weights, which are there before any kernel of the call, on their way while that waits. */
+static __device__ inline void fetch_weights(const struct cu_row_op *op, struct cu_crew crew)
+{
+    if (op->kind != CU_ROW_NORM && op->kind != CU_ROW_ADD_BIAS)
+        return;
+    int64_t n = op->kind == CU_ROW_NORM ? op->u.rows.len : op->u.rows.width;
+    for (int64_t at = crew.me * (int64_t)LINE_FLOATS; at < n; at += crew.n * (int64_t)LINE_FLOATS)
+        cu_prefetch(op->u.rows.w + at);
+}
+
 #define ROW_KINDS(F)                                                                                                     \
     F(CU_ROW_ADD)                                                                                                         \
     F(CU_ROW_ADD_BIAS)                                                                                                    \
@@ -74,6 +84,7 @@ template <int KIND> static __global__ void row(const struct cu_row_op op)
     struct cu_crew crew = {(int)(blockIdx.x * blockDim.x + threadIdx.x), (int)(gridDim.x * blockDim.x), (int)blockIdx.x,
                            (int)gridDim.x};
 
+    fetch_weights(&op, crew);
     cu_await();
     do_row<KIND>(&op, blockIdx.y, crew, shared);
 }
@@ -141,6 +152,8 @@ static __global__ void CU_BOUNDS(CHAIN, 1) chain(const CU_ARGS struct cu_chain c
     CU_SHARED_DYN(float, shared);
     struct cu_crew crew = {(int)threadIdx.x, (int)blockDim.x, 0, 1};
 
+    for (int i = 0; i < c.n_ops; i++)
+        fetch_weights(&c.op[i], crew);
     cu_await();
     for (int i = 0; i < c.n_ops; i++) {
         if (i)

@@ -250,51 +250,47 @@ static __device__ inline void cu_softmax(float *x, int n)
     cu_syncwarp();
 }
 
-/* What the selection compares: a NaN loses against everything, of equals the lower id comes first; id < 0: none. */
-static __device__ inline bool cu_is_before(float a, int a_id, float b, int b_id)
+/* What the selection compares, as a number: a NaN loses against everything, of equals the lower id comes first. Never 0. */
+static __device__ inline uint64_t cu_rank_of(float x, int id)
 {
-    if (a_id < 0 || b_id < 0)
-        return a_id >= 0;
-    if (a > b || (a == a && b != b))
-        return true;
-    return !(b > a || (b == b && a != a)) && a_id < b_id;
+    uint32_t bits = cu_bits_of_f32(x + 0.0f); /* zeros of either sign are equal */
+    uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (uint64_t)(x == x ? order : 0) << 32 | (0xffffffffu - (uint32_t)id);
 }
 
-/* The best that is not taken; all lanes get its id. */
-static __device__ inline int cu_best_expert(const float *select, const char *taken, int n)
+/* The lane's best that is not taken; 0: none. */
+static __device__ inline uint64_t cu_lane_best(const float *select, const char *taken, int n)
 {
-    float best = 0.0f;
-    int id = -1;
+    uint64_t best = 0;
 
-    for (int e = (int)threadIdx.x; e < n; e += 32)
-        if (!taken[e] && cu_is_before(select[e], e, best, id)) {
-            best = select[e];
-            id = e;
-        }
+    CU_UNROLL_BY(4)
+    for (int e = (int)threadIdx.x; e < n; e += 32) {
+        uint64_t rank = taken[e] ? 0 : cu_rank_of(select[e], e);
+        best = rank > best ? rank : best;
+    }
+    return best;
+}
+
+/* The best of all lanes' best: its id. */
+static __device__ inline int cu_best_expert(uint64_t best)
+{
     for (int step = 16; step; step /= 2) {
-        float other = cu_shfl_xor(best, step);
-        int other_id = cu_shfl_xor(id, step);
-        if (cu_is_before(other, other_id, best, id)) {
-            best = other;
-            id = other_id;
-        }
+        uint32_t high = (uint32_t)cu_shfl_xor((int)(best >> 32), step), low = (uint32_t)cu_shfl_xor((int)best, step);
+        uint64_t other = (uint64_t)high << 32 | low;
+        best = other > best ? other : best;
     }
-    return id;
+    return (int)(0xffffffffu - (uint32_t)best);
 }
 
-/* The gates (k) in shared memory: one thread, in the order of the reference. */
-static __device__ inline void cu_weigh(const struct op_route *p, float *gates)
+/* The gates (k) in shared memory, a lane for each; all of them add up, in the order of the reference. */
+static __device__ inline float cu_weighed(const struct op_route *p, const float *gates, int r)
 {
-    if (p->normalize) {
-        float sum = 0.0f;
-        for (int r = 0; r < p->k; r++)
-            sum += gates[r];
-        sum = sum < 6.103515625e-5f ? 6.103515625e-5f : sum;
-        for (int r = 0; r < p->k; r++)
-            gates[r] /= sum;
-    }
-    for (int r = 0; r < p->k; r++)
-        gates[r] *= p->scale;
+    float gate = gates[r], sum = 0.0f;
+
+    for (int i = 0; p->normalize && i < p->k; i++)
+        sum += gates[i];
+    sum = sum < 6.103515625e-5f ? 6.103515625e-5f : sum;
+    return (p->normalize ? gate / sum : gate) * p->scale;
 }
 
 static inline __host__ __device__ size_t cu_route_shared_bytes(const struct cu_route_args *a)
@@ -325,22 +321,21 @@ static __device__ inline void cu_row_route(const struct cu_route_args *a, int64_
         for (int e = lane; e < n; e += 32)
             select[e] = score[e] + a->bias[e];
     cu_syncwarp();
+    uint64_t best = cu_lane_best(select, taken, n);
     for (int rank = 0; rank < a->p.k; rank++) {
-        int id = cu_best_expert(select, taken, n);
-        if (lane == 0) {
+        int id = cu_best_expert(best);
+        if (lane == id % 32) { /* whose it was */
             a->ids[i * a->ids_stride + rank] = id;
             gates[rank] = score[id];
             taken[id] = 1;
+            best = cu_lane_best(select, taken, n);
         }
-        cu_syncwarp();
     }
+    cu_syncwarp();
     if (a->p.fn == OP_ROUTE_SOFTMAX_TOPK)
         cu_softmax(gates, a->p.k);
-    if (lane == 0)
-        cu_weigh(&a->p, gates);
-    cu_syncwarp();
     for (int r = lane; r < a->p.k; r += 32)
-        a->gates[i * a->gates_stride + r] = gates[r];
+        a->gates[i * a->gates_stride + r] = cu_weighed(&a->p, gates, r);
 }
 
 #endif

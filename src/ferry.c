@@ -308,8 +308,11 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 static int open_cpu(const struct plan *p, struct device **out)
 {
     return cpu_open(
-        &(struct cpu_opts){
-            .n_threads = (int)p->n_threads, .isa = p->isa[0] ? p->isa : NULL, .pin = p->pin, .prefill = p->prefill},
+        &(struct cpu_opts){.n_threads = (int)p->n_threads,
+                           .isa = p->isa[0] ? p->isa : NULL,
+                           .pin = p->pin,
+                           .is_beside_gpu = p->has_gpu,
+                           .prefill = p->prefill},
         out);
 }
 

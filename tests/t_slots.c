@@ -394,6 +394,29 @@ START_TEST(slots_take_other_bytes_than_reckoned)
 }
 END_TEST
 
+/* Experts held elsewhere have slots where there is room for all, but not those of a layer that is held elsewhere whole; else only the
+ * others. */
+START_TEST(slots_are_kept_for_others_than_may_come)
+{
+    const int n_away[] = {0, 1, 1, N_EXPERT};
+    const uint64_t all = N_EXPERT * (SMALL + LARGE);
+    struct slot_shape s;
+
+    make_model(PLAN_IO_PREAD);
+    ck_assert_int_eq(slot_shape_init(&by_hand.m, n_away, all, &s), 0);
+    ck_assert_int_eq(s.class_of[3], -1);
+    ck_assert_int_eq(s.n_slots, 2 * N_EXPERT);
+    ck_assert_int_eq(s.n_experts, 2 * N_EXPERT);
+    ck_assert_uint_eq(s.bytes, all);
+    slot_shape_done(&s);
+    ck_assert_int_eq(slot_shape_init(&by_hand.m, n_away, all - 1, &s), 0);
+    ck_assert_int_eq(s.n_slots, 2 * (N_EXPERT - 1));
+    ck_assert_int_eq(s.n_experts, 2 * (N_EXPERT - 1));
+    ck_assert_uint_eq(s.bytes, all - SMALL - LARGE);
+    slot_shape_done(&s);
+}
+END_TEST
+
 /* ---- loans ---- */
 
 static const enum plan_io ios[] = {PLAN_IO_PREAD, PLAN_IO_URING};
@@ -857,6 +880,7 @@ int main(void)
     tcase_add_test(tc, half_life_does_not_follow_what_is_wanted);
     tcase_add_test(tc, moves_follow_chance_and_not_favourites);
     tcase_add_test(tc, slots_take_other_bytes_than_reckoned);
+    tcase_add_test(tc, slots_are_kept_for_others_than_may_come);
     tcase_add_loop_test(tc, loans_give_other_bytes_than_the_files, 0, 16);
     tcase_add_loop_test(tc, second_loan_takes_the_slots_of_the_first, 0, 2);
     tcase_add_test(tc, hints_harm_loans_or_help_none);

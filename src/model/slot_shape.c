@@ -52,6 +52,27 @@ static void add_layer(const struct model *m, int layer, int n_away, struct slot_
     s->n_experts += n_experts;
 }
 
+static int n_stacked(const struct model *m, int layer)
+{
+    int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
+    return stack < 0 ? 0 : (int)m->weights[stack].t.ne[2];
+}
+
+/* Slots for all experts of the layers of which not all are away; false: ram_bytes are too few. */
+static bool all_fit(const struct model *m, const int *n_away, uint64_t ram_bytes, struct slot_shape *s)
+{
+    uint64_t bytes = 0;
+
+    for (int layer = 0; layer < m->hp.n_layer; layer++)
+        add_layer(m, layer, n_away[layer] == n_stacked(m, layer) ? n_away[layer] : 0, s);
+    for (int i = 0; i < s->n_classes; i++)
+        bytes += (uint64_t)s->classes[i].n_experts * s->classes[i].slot_bytes;
+    if (bytes <= ram_bytes)
+        return true;
+    s->n_classes = s->n_experts = 0;
+    return false;
+}
+
 /* What is left beyond the least is shared in proportion, rounded down; then slot by slot while one fits. */
 static void share(struct slot_shape *s, uint64_t left_bytes)
 {
@@ -95,7 +116,8 @@ int slot_shape_init(const struct model *m, const int *n_away, uint64_t ram_bytes
         slot_shape_done(out);
         return err(ERR_NOMEM, "sizes of the experts of %zu layers", n);
     }
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
+    bool has_all = n_away && all_fit(m, n_away, ram_bytes, out);
+    for (int layer = 0; !has_all && layer < m->hp.n_layer; layer++)
         add_layer(m, layer, n_away ? n_away[layer] : 0, out);
     for (int i = 0; i < out->n_classes; i++) {
         struct slot_class *c = &out->classes[i];

@@ -27,7 +27,9 @@ struct slot_shape {
     uint64_t bytes; /* of all slots */
 };
 
-/* Slots for all experts but n_away[layer] (n_layer; NULL: none) of each layer, which are held elsewhere, whichever they are.
+/* Slots for all experts but n_away[layer] (n_layer; NULL: none) of each layer, which are held elsewhere, whichever they are. Where
+ * ram_bytes are enough, experts held elsewhere have slots, too, but for layers that are so whole: experts change places then without
+ * being read again.
  * Share ram_bytes among the classes, each by the bytes of its experts, none above what its experts fill. Every class gets at
  * least what one token needs of a layer; ram_bytes 0 means just that. ERR_NOMEM; ERR_LIMIT, with the numbers, when ram_bytes
  * are too few. A model without experts has no classes. On failure there is nothing to be done with *out. */

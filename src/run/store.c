@@ -156,44 +156,52 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     return rc;
 }
 
-/* The layer's experts that are not on the device, into host_ids. */
-static int away_of(struct store *s, int layer)
+/* Experts of the layer that the host should have, into host_ids: those that are not on the device, or, unless all are there, all. */
+static int wanted_of(struct store *s, int layer, bool all)
 {
     struct store_expert e;
     int n = 0, stack = s->model->layers[layer].w[ROLE_EXPERT_GATE];
     int n_expert = stack < 0 ? 0 : (int)s->model->weights[stack].t.ne[2];
 
+    all = all && store_gpu_n_experts(s->gpu, layer) < n_expert;
     for (int i = 0; i < n_expert; i++)
-        if (!store_gpu_find(s->gpu, layer, i, &e))
+        if (all || !store_gpu_find(s->gpu, layer, i, &e))
             s->host_ids[n++] = i;
     return n;
 }
 
-/* Where memory has room for all experts that the device has not, they are read now, as they are without a device: wanted one by one,
- * many a token would wait for one, and while any is on disk routers are asked ahead, which an H200 waited 150 us a layer for. */
+/* Is there a slot for each of them? n_wanted (n_layer): how many; *total_bytes: all of them. */
+static bool count_wanted(struct store *s, bool all, int *n_wanted, uint64_t *total_bytes)
+{
+    *total_bytes = 0;
+    for (int layer = 0; layer < s->model->hp.n_layer; layer++) {
+        n_wanted[layer] = wanted_of(s, layer, all);
+        *total_bytes += n_wanted[layer] ? (uint64_t)n_wanted[layer] * model_expert_bytes(s->model, layer) : 0;
+    }
+    return store_slots_have_room(s->slots, n_wanted);
+}
+
+/* Where memory has room for all experts, or for all that the device has not, they are read now, as they are without a device: wanted one
+ * by one, many a token would wait for one, and while any is on disk routers are asked ahead, which an H200 waited 150 us a layer for. */
 static int read_host_experts(struct store *s, const struct store_args *a)
 {
     const int n_layer = s->model->hp.n_layer;
     uint64_t total = 0, done = 0;
-    int rc = 0, *n_away = mem_zalloc((size_t)n_layer, sizeof *n_away, MEM_META);
+    int rc = 0, *n_wanted = mem_zalloc((size_t)n_layer, sizeof *n_wanted, MEM_META);
 
-    if (!n_away)
+    if (!n_wanted)
         return err(ERR_NOMEM, "numbers of experts of %d layers", n_layer);
-    for (int layer = 0; layer < n_layer; layer++) {
-        n_away[layer] = away_of(s, layer);
-        total += n_away[layer] ? (uint64_t)n_away[layer] * model_expert_bytes(s->model, layer) : 0;
-    }
-    bool has_room = store_slots_have_room(s->slots, n_away);
+    bool all = count_wanted(s, true, n_wanted, &total), has_room = all || count_wanted(s, false, n_wanted, &total);
     for (int layer = 0; has_room && layer < n_layer && !rc; layer++) {
-        if (!n_away[layer])
+        if (!n_wanted[layer])
             continue;
-        rc = store_slots_read(s->slots, layer, s->host_ids, away_of(s, layer));
-        done += (uint64_t)n_away[layer] * model_expert_bytes(s->model, layer);
+        rc = store_slots_read(s->slots, layer, s->host_ids, wanted_of(s, layer, all));
+        done += (uint64_t)n_wanted[layer] * model_expert_bytes(s->model, layer);
         if (!rc && a->progress && !a->progress(done, total, a->progress_arg))
             rc = err(ERR_CANCEL, "loading was stopped after %" PRIu64 " of %" PRIu64 " bytes of experts", done, total);
     }
     s->stats.load_bytes += store_slots_begin(s->slots);
-    mem_free(n_away);
+    mem_free(n_wanted);
     return rc;
 }
 

@@ -740,12 +740,12 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
 
 /* ---- while opening ---- */
 
-bool store_slots_have_room(const struct store_slots *s, const int *n_away)
+bool store_slots_have_room(const struct store_slots *s, const int *n_experts)
 {
     for (int class = 0; class < s->shape.n_classes; class ++) {
         int64_t n = 0;
         for (int layer = 0; layer < s->model->hp.n_layer; layer++)
-            n += s->shape.class_of[layer] == class ? n_away[layer] : 0;
+            n += s->shape.class_of[layer] == class ? n_experts[layer] : 0;
         if (n > s->shape.classes[class].n_slots)
             return false;
     }

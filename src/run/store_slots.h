@@ -21,8 +21,8 @@ struct store_slots_args {
 int store_slots_open(const struct store_slots_args *args, struct store_slots **out);
 void store_slots_close(struct store_slots *s); /* takes NULL; waits for what is in flight */
 
-/* Is there a slot for each of n_away[layer] experts of every layer? */
-bool store_slots_have_room(const struct store_slots *s, const int *n_away);
+/* Is there a slot for each of n_experts[layer] experts of every layer? */
+bool store_slots_have_room(const struct store_slots *s, const int *n_experts);
 
 /* While opening: read experts of a layer. Nobody wants them yet, so they are not counted as loans are. Errors as store_slots_next. */
 int store_slots_read(struct store_slots *s, int layer, const int32_t *ids, int n);
