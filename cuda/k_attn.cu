@@ -22,6 +22,12 @@ static constexpr __host__ __device__ int threads_of(int n)
     return n == 8 || n == 16 ? 256 : 128;
 }
 
+/* That should be on a multiprocessor at once. */
+static constexpr __host__ __device__ int blocks_of(int n)
+{
+    return n == 32 ? 4 : n == 4 ? 3 : 2;
+}
+
 /* A block of N queries at most, and W columns of values: what each of its threads has.
  * Scores: 4 of the 16 lanes of Q_SCORE queries x K_SCORE keys. Values: VEC columns each of N_VEC groups, of Q_VALUE queries. */
 template <int N, int W> struct cut {
@@ -272,7 +278,8 @@ template <int TYPE, int W, int T> static __device__ inline void convert_values(c
 }
 
 /* The oldest tile on its way into floats, and the next one on its way into its place. */
-template <int TYPE, int W, int T> static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
+template <int TYPE, int W, int T>
+static __device__ inline void take_tile(const struct block *b, struct fetch *f, bool is_v)
 {
     const char *raw = raw_of(b, f->stage);
 
@@ -779,8 +786,7 @@ static __device__ inline int tile_begin(const struct cu_attn_args *a)
 }
 
 /* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
-template <int TYPE, int N, int W> static __global__ void 
-CU_BOUNDS(threads_of(N), N == 32 ? 4 : threads_of(N) == 128 ? 3 : 2) attn(const struct job j)
+template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(threads_of(N), blocks_of(N)) attn(const struct job j)
 {
     CU_SHARED_DYN(char, shared);
 
@@ -852,8 +858,9 @@ static __global__ void merge(const struct cu_attn_args a)
     float *dst = a.dst + blockIdx.x * a.dst_stride + (int64_t)blockIdx.y * dim;
     float m = a.first ? sum[dim] : -CU_INFINITY, l = a.first ? sum[dim + 1] : 0.0f;
 
-    __syncthreads();                                            /* before the first thread writes m and l */
-    for (int c = (int)threadIdx.x; c < dim + 1; c += MERGE_THREADS) { /* one more than columns: that thread keeps m and l */
+    __syncthreads(); /* before the first thread writes m and l */
+    for (int c = (int)threadIdx.x; c < dim + 1;
+         c += MERGE_THREADS) { /* one more than columns: that thread keeps m and l */
         float o = a.first && c < dim ? sum[c] : 0.0f, mc = m, lc = l;
         CU_UNROLL_BY(4)
         for (int i = 0; i < n; i++) {

@@ -262,8 +262,7 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
 enum { FEW_ROWS = 1024, FEW_THREADS = 128, FEW_CHUNK = 2048, FEW_STRIDE = FEW_CHUNK + 16, FEW_BATCH = 16 };
 
 /* n elements, all of a thread's loads under way at once. */
-template <int TYPE>
-static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
+template <int TYPE> static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
 {
     for (int first = (int)threadIdx.x; first < n; first += FEW_BATCH * FEW_THREADS) {
         typename cu_float<TYPE>::word part[FEW_BATCH];

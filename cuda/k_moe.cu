@@ -9,9 +9,10 @@ enum { N_FORM = 4 };
 
 /* Where things lie in scratch. */
 struct layout {
-    uint64_t x_off[N_FORM], x_bytes[N_FORM]; /* (n_rows) in each form that gate and up read; 0: not used, or floats, as x is */
-    uint64_t gate_off, up_off;               /* (n_slots, n_ff) floats, by place */
-    uint64_t h_off, h_bytes;                 /* (n_slots) in the form that down reads */
+    uint64_t x_off[N_FORM],
+        x_bytes[N_FORM];       /* (n_rows) in each form that gate and up read; 0: not used, or floats, as x is */
+    uint64_t gate_off, up_off; /* (n_slots, n_ff) floats, by place */
+    uint64_t h_off, h_bytes;   /* (n_slots) in the form that down reads */
     uint64_t total_bytes;
 };
 

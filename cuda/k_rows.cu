@@ -42,6 +42,8 @@ static size_t shared_bytes(const struct cu_row_op *op)
 template <int KIND>
 static __device__ inline void do_row(const struct cu_row_op *op, int64_t i, struct cu_crew crew, float *shared)
 {
+    constexpr int ELEMENT = KIND < CU_ROW_COMBINE ? KIND : (int)CU_ROW_ADD; /* not used where it is no such */
+
     if (KIND == CU_ROW_COMBINE)
         cu_row_combine(&op->u.rows, i, crew);
     else if (KIND == CU_ROW_NORM && op->u.rows.len > CU_NORM_NARROW)
@@ -57,7 +59,7 @@ static __device__ inline void do_row(const struct cu_row_op *op, int64_t i, stru
     else if (KIND == CU_ROW_ACT)
         cu_row_act(&op->u.act, i, crew);
     else
-        cu_row_elements<KIND < CU_ROW_COMBINE ? KIND : (int)CU_ROW_ADD>(&op->u.rows, i, crew);
+        cu_row_elements<ELEMENT>(&op->u.rows, i, crew);
 }
 
 /* Weights, which are there before any kernel of the call, on their way while that waits. */
@@ -70,12 +72,13 @@ static __device__ inline void fetch_weights(const struct cu_row_op *op, struct c
         cu_prefetch(op->u.rows.w + at);
 }
 
-#define ROW_KINDS(F)                                                                                                     \
-    F(CU_ROW_ADD)                                                                                                         \
-    F(CU_ROW_ADD_BIAS)                                                                                                    \
-    F(CU_ROW_SCALE)                                                                                                       \
-    F(CU_ROW_SOFTCAP)                                                                                                     \
-    F(CU_ROW_GLU) F(CU_ROW_GATE) F(CU_ROW_COMBINE) F(CU_ROW_NORM) F(CU_ROW_ROPE) F(CU_ROW_ROUTE) F(CU_ROW_APPEND) F(CU_ROW_ACT)
+#define ROW_KINDS(F)   \
+    F(CU_ROW_ADD)      \
+    F(CU_ROW_ADD_BIAS) \
+    F(CU_ROW_SCALE)    \
+    F(CU_ROW_SOFTCAP)  \
+    F(CU_ROW_GLU)      \
+    F(CU_ROW_GATE) F(CU_ROW_COMBINE) F(CU_ROW_NORM) F(CU_ROW_ROPE) F(CU_ROW_ROUTE) F(CU_ROW_APPEND) F(CU_ROW_ACT)
 
 /* blockIdx.y is the row. */
 template <int KIND> static __global__ void row(const struct cu_row_op op)
@@ -159,9 +162,9 @@ static __global__ void CU_BOUNDS(CHAIN, 1) chain(const CU_ARGS struct cu_chain c
         if (i)
             __syncthreads();
         switch (c.op[i].kind) {
-#define CASE(KIND)                                           \
-    case KIND:                                               \
-        do_row<KIND>(&c.op[i], blockIdx.x, crew, shared);    \
+#define CASE(KIND)                                        \
+    case KIND:                                            \
+        do_row<KIND>(&c.op[i], blockIdx.x, crew, shared); \
         break;
             ROW_KINDS(CASE)
 #undef CASE
@@ -182,8 +185,8 @@ cudaError_t cu_chain(const struct cu_chain *c, cudaStream_t stream)
         bytes = more > bytes ? more : bytes;
         n_threads = wanted > n_threads ? wanted : n_threads;
     }
-    return CU_LAUNCH((chain), dim3((unsigned)c->n_rows), dim3(n_threads < CHAIN ? (unsigned)n_threads : (unsigned)CHAIN),
-                     bytes, stream, *c);
+    return CU_LAUNCH((chain), dim3((unsigned)c->n_rows),
+                     dim3(n_threads < CHAIN ? (unsigned)n_threads : (unsigned)CHAIN), bytes, stream, *c);
 }
 
 /* ---- rows of the step ---- */

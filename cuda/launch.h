@@ -252,7 +252,7 @@ struct cu_mat_args {
     int which;                      /* of cu_expert.w */
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
     int x_div;                      /* x_row's numbers are divided by this; 0 as 1 */
-    /* But for cu_gemm: products of the same rows with further matrices of the same type, columns and stride; of an expert: with its next. */
+    /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
     struct cu_mat_more more[CU_MAT_MORE];
     int n_more;
 };

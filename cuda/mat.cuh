@@ -34,8 +34,8 @@ struct cu_work {
 
 static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
 {
-    struct cu_work k = {static_cast<const uint8_t *>(a->w), a->dst, a->dst_stride, a->n_rows, 1.0f,
-                        (int)blockIdx.y * a->tile_tok, a->tile_tok};
+    struct cu_work k = {static_cast<const uint8_t *>(a->w), a->dst,     a->dst_stride, a->n_rows, 1.0f,
+                        (int)blockIdx.y * a->tile_tok,      a->tile_tok};
 
     for (int i = 0; i < CU_MAT_MORE; i++) /* indexed by what the compiler knows: arguments stay where they are */
         if ((int)blockIdx.z == i + 1) {

@@ -35,7 +35,8 @@ static cudaError_t chain_flush(const struct ops_run *r, struct cu_chain *c)
 }
 
 /* Launch an op over n rows that are `width` wide, or let it wait for the next ones. */
-static cudaError_t chain_add(const struct ops_run *r, struct cu_chain *c, const struct cu_row_op *op, int n, int64_t width)
+static cudaError_t chain_add(const struct ops_run *r, struct cu_chain *c, const struct cu_row_op *op, int n,
+                             int64_t width)
 {
     bool may_wait = n <= CHAIN_ROWS && width <= CHAIN_WIDTH;
     cudaError_t e = cudaSuccess;

@@ -181,8 +181,8 @@ static __device__ inline void cu_norm_narrow(const struct cu_rows_args *p, int64
             sum = fmaf(a[k], a[k], sum);
         sum = cu_tree16_shfl(sum);
         if (is_in)
-            cu_norm_scale(a, p->w, 1.0f / sqrtf(sum / (float)p->len + p->f), p->dst + i * p->dst_stride + at, p->len, lane,
-                          CU_N_LANE);
+            cu_norm_scale(a, p->w, 1.0f / sqrtf(sum / (float)p->len + p->f), p->dst + i * p->dst_stride + at, p->len,
+                          lane, CU_N_LANE);
     }
 }
 

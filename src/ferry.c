@@ -307,13 +307,12 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
 
 static int open_cpu(const struct plan *p, struct device **out)
 {
-    return cpu_open(
-        &(struct cpu_opts){.n_threads = (int)p->n_threads,
-                           .isa = p->isa[0] ? p->isa : NULL,
-                           .pin = p->pin,
-                           .is_beside_gpu = p->has_gpu,
-                           .prefill = p->prefill},
-        out);
+    return cpu_open(&(struct cpu_opts){.n_threads = (int)p->n_threads,
+                                       .isa = p->isa[0] ? p->isa : NULL,
+                                       .pin = p->pin,
+                                       .is_beside_gpu = p->has_gpu,
+                                       .prefill = p->prefill},
+                    out);
 }
 
 static int open_gpu(const struct plan *p, const struct model *m, struct device **out)

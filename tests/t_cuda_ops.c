@@ -282,10 +282,7 @@ static void chain_case(int n, int width, int group, enum quant_type type)
         {.kind = OP_GATE, .dst = {&x}, .src = {&x, &one}},
         {.kind = OP_SOFTCAP, .dst = {&z}, .src = {&x}, .p.scale.f = 5},
         {.kind = OP_MATMUL, .dst = {&out}, .src = {&z}, .w = {&w}, .n_w = 1},
-        {.kind = OP_ROUTE,
-         .dst = {&ids, &gates},
-         .src = {&out},
-         .p.route = {N_EXPERT, K, OP_ROUTE_SOFTMAX, true, 1}},
+        {.kind = OP_ROUTE, .dst = {&ids, &gates}, .src = {&out}, .p.route = {N_EXPERT, K, OP_ROUTE_SOFTMAX, true, 1}},
     };
 
     same_result(ops, sizeof ops / sizeof *ops, &(struct rows){.n = n}, "a chain");
@@ -332,7 +329,8 @@ START_TEST(products_that_share_their_rows_differ)
     same_result(&op, 1, &(struct rows){.n = N}, "four");
     op.rows = OP_ROWS_OUT;
     if (N > 9)
-        same_result(&op, 1, &(struct rows){.n = N, .n_out = 3, .out_row = out_row}, "four of the rows that want logits");
+        same_result(&op, 1, &(struct rows){.n = N, .n_out = 3, .out_row = out_row},
+                    "four of the rows that want logits");
     for (int i = 0; i < 4; i++) {
         t_free(&w[i]);
         t_free(&y[i]);
