@@ -31,7 +31,6 @@ struct async {
 
 struct fiber {
     void *sp;
-    enum state state;
     unsigned exchange_bytes;
     struct async async[MAX_ASYNC];
     int n_async, group;
@@ -40,6 +39,9 @@ struct fiber {
 struct emu_here emu_here;
 
 static struct fiber fibers[MAX_THREADS];
+/* Beside them, so that a look at all threads touches few lines: what each of them does, and how many of each warp are at an exchange. */
+static unsigned char states[MAX_THREADS];
+static unsigned char n_at_warp[MAX_THREADS / WARP];
 static char (*stacks)[STACK_BYTES]; /* made once, kept */
 static void *scheduler_sp;
 static struct fiber *current;
@@ -106,7 +108,7 @@ static void fiber_make(int t)
 
 static void leave(enum state state)
 {
-    current->state = state;
+    states[current - fibers] = (unsigned char)state;
     emu_grid_switch(&current->sp, scheduler_sp);
 }
 
@@ -176,25 +178,27 @@ static struct emu_dim dim_of(unsigned t, struct emu_dim d)
 
 static void fiber_run(int t)
 {
+    bool is_line = running->block.y == 1 && running->block.z == 1;
+
     current = &fibers[t];
-    emu_here.thread_idx = dim_of((unsigned)t, running->block);
+    emu_here.thread_idx = is_line ? (struct emu_dim){(unsigned)t, 0, 0} : dim_of((unsigned)t, running->block);
     emu_grid_switch(&scheduler_sp, current->sp);
 }
 
-/* Let a warp go on if all of it has come to an exchange. */
+/* Thread t has come to an exchange: let its warp go on if it was the last. */
 static void meet_warp(int t)
 {
     int first = t / WARP * WARP;
     unsigned bytes = fibers[first].exchange_bytes;
 
-    for (int i = first; i < first + WARP; i++)
-        if (fibers[i].state != AT_WARP)
-            return;
+    if (++n_at_warp[t / WARP] < WARP)
+        return;
+    n_at_warp[t / WARP] = 0;
     for (int i = first; i < first + WARP; i++) {
         if (fibers[i].exchange_bytes != bytes)
             emu_die("%s: lanes of a warp exchange %u and %u bytes", running->name, bytes, fibers[i].exchange_bytes);
         memcpy(taken + first * MAX_EXCHANGE + (unsigned)(i - first) * bytes, brought[i], bytes);
-        fibers[i].state = READY;
+        states[i] = READY;
     }
 }
 
@@ -202,7 +206,7 @@ static int count(int n, enum state state)
 {
     int n_in = 0;
     for (int t = 0; t < n; t++)
-        n_in += fibers[t].state == state;
+        n_in += states[t] == state;
     return n_in;
 }
 
@@ -210,32 +214,33 @@ static void stuck(int n)
 {
     int waits = 0, other = 0;
 
-    while (fibers[waits].state == RETURNED)
+    while (states[waits] == RETURNED)
         waits++;
-    while (other < n - 1 && fibers[other].state == fibers[waits].state)
+    while (other < n - 1 && states[other] == states[waits])
         other++;
     emu_die("%s: block (%u, %u, %u): thread %d %s, but thread %d %s", running->name, emu_here.block_idx.x,
-            emu_here.block_idx.y, emu_here.block_idx.z, waits, state_names[fibers[waits].state], other,
-            state_names[fibers[other].state]);
+            emu_here.block_idx.y, emu_here.block_idx.z, waits, state_names[states[waits]], other,
+            state_names[states[other]]);
 }
 
 /* Run the threads from meeting to meeting until all have returned. first: who goes first. */
 static void block_run(int n, int first)
 {
     for (int t = 0; t < n; t++) {
-        fibers[t].state = READY;
+        states[t] = READY;
         fibers[t].n_async = fibers[t].group = 0;
         fiber_make(t);
     }
+    memset(n_at_warp, 0, sizeof n_at_warp);
     for (;;) {
         bool moved = false;
         for (int i = 0; i < n; i++) {
-            int t = (i + first) % n;
-            if (fibers[t].state != READY)
+            int t = i + first < n ? i + first : i + first - n;
+            if (states[t] != READY)
                 continue;
             moved = true;
             fiber_run(t);
-            if (fibers[t].state == AT_WARP)
+            if (states[t] == AT_WARP)
                 meet_warp(t);
         }
         if (moved)
@@ -244,8 +249,7 @@ static void block_run(int n, int first)
             return;
         if (count(n, AT_BARRIER) != n)
             stuck(n);
-        for (int t = 0; t < n; t++)
-            fibers[t].state = READY;
+        memset(states, READY, (size_t)n);
     }
 }
 
