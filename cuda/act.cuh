@@ -31,6 +31,11 @@ static __device__ inline const struct cu_act_s256 *cu_act_s256_of(const void *ro
 
 /* ---- coding ---- */
 
+static __device__ inline int cu_larger(int a, int b)
+{
+    return a > b ? a : b;
+}
+
 static __device__ inline int cu_sum_of_lanes(int x, int n_lanes)
 {
     for (int step = n_lanes / 2; step; step /= 2)
@@ -91,7 +96,7 @@ static __device__ inline void cu_act_x32(const struct cu_act_args *a, int64_t i,
     }
 }
 
-/* A warp for each 256 values: a lane has one of each 32. */
+/* A warp for each 256 values: a lane has 8 neighbours, so that what it needs of others comes in few exchanges. */
 static __device__ inline void cu_act_x256(const struct cu_act_args *a, int64_t i, struct cu_crew crew)
 {
     const float top = 127.0f * 8, sub_max = 8.0f;
@@ -100,32 +105,40 @@ static __device__ inline void cu_act_x256(const struct cu_act_args *a, int64_t i
 
     for (int64_t block = crew.me / 32; block < a->width / 256; block += crew.n / 32) {
         struct cu_act_s256 *s = reinterpret_cast<struct cu_act_s256 *>(row + a->width) + block;
-        float x[8], mine[8];
-        uint32_t bits = 0;
+        float x[8];
+        int mine = 0, most, sum16 = 0; /* magnitudes as integers: a NaN is the largest */
+        struct alignas(8) eight {
+            uint8_t code[8];
+        } codes;
 
         CU_UNROLL
-        for (int part = 0; part < 8; part++)
-            x[part] = cu_act_value(a, i, 256 * block + 32 * part + lane);
+        for (int k = 0; k < 8; k++)
+            x[k] = cu_act_value(a, i, 256 * block + 8 * lane + k);
         CU_UNROLL
-        for (int part = 0; part < 8; part++) {
-            mine[part] = cu_amax_of_warp(x[part]);
-            uint32_t other = cu_bits_of_f32(mine[part]);
-            bits = other > bits ? other : bits;
-        }
-        float amax = cu_f32_of_bits(bits), inv = top / amax;
+        for (int k = 0; k < 8; k++)
+            mine = cu_larger(mine, (int)(cu_bits_of_f32(x[k]) & 0x7fffffff));
+        mine = cu_larger(mine, cu_shfl_xor(mine, 1));
+        mine = cu_larger(mine, cu_shfl_xor(mine, 2)); /* of 32 values */
+        most = cu_larger(mine, cu_shfl_xor(mine, 4));
+        most = cu_larger(most, cu_shfl_xor(most, 8));
+        most = cu_larger(most, cu_shfl_xor(most, 16)); /* of all */
+        float amax = cu_f32_of_bits((uint32_t)most), inv = top / amax;
         bool fits = cu_is_finite(amax), has_codes = fits && cu_is_finite(inv);
+        float steps = has_codes ? ceilf(cu_f32_of_bits((uint32_t)mine) * (sub_max / amax)) : 1.0f;
+        int sub = steps < 1.0f ? 1 : steps > sub_max ? 8 : (int)steps;
+        float factor = has_codes ? inv / (float)sub : 0.0f;
         CU_UNROLL
-        for (int part = 0; part < 8; part++) {
-            float steps = has_codes ? ceilf(mine[part] * (sub_max / amax)) : 1.0f;
-            int sub = steps < 1.0f ? 1 : steps > sub_max ? 8 : (int)steps;
-            float factor = has_codes ? inv / (float)sub : 0.0f;
-            int q = factor != 0.0f ? (int)rintf(x[part] * factor) : 0, sum16 = cu_sum_of_lanes(q, 16);
-            row[256 * block + 32 * part + lane] = (char)q;
-            if (lane == 0)
-                s->sub[part] = (int16_t)sub;
-            if (lane % 16 == 0)
-                s->sum16[2 * part + lane / 16] = (int16_t)(sub * sum16);
+        for (int k = 0; k < 8; k++) {
+            int q = factor != 0.0f ? (int)rintf(x[k] * factor) : 0;
+            codes.code[k] = (uint8_t)q;
+            sum16 += q;
         }
+        sum16 += cu_shfl_xor(sum16, 1);
+        *reinterpret_cast<struct eight *>(row + 256 * block + 8 * lane) = codes;
+        if (lane % 4 == 0)
+            s->sub[lane / 4] = (int16_t)sub;
+        if (lane % 2 == 0)
+            s->sum16[lane / 2] = (int16_t)(sub * sum16);
         if (lane == 0)
             s->d = has_codes ? amax / top : fits ? 0.0f : amax;
     }

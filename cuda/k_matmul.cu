@@ -259,22 +259,28 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
 
 /* A matrix of few rows, such as a router's, for few places keeps few multiprocessors busy, however it is cut: there what counts is how
  * long one row takes. All of a block bring two rows and x into shared memory, from where a warp multiplies them. */
-enum { FEW_ROWS = 1024, FEW_THREADS = 128, FEW_CHUNK = 2048, FEW_STRIDE = FEW_CHUNK + 16, FEW_BATCH = 16 };
+enum {
+    FEW_ROWS = 1024,
+    FEW_THREADS = 128,
+    FEW_CHUNK = 2048,
+    FEW_STRIDE = FEW_CHUNK + 16,
+    FEW_BATCH = FEW_CHUNK / FEW_THREADS
+};
 
-/* n elements, all of a thread's loads under way at once. */
+/* n elements, 1 to FEW_CHUNK, all of a thread's loads under way at once: a choice for each would hold them up, so that those behind the
+ * last bring that one again, to places that nobody reads. */
 template <int TYPE> static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
 {
-    for (int first = (int)threadIdx.x; first < n; first += FEW_BATCH * FEW_THREADS) {
-        typename cu_float<TYPE>::word part[FEW_BATCH];
-        CU_UNROLL
-        for (int i = 0; i < FEW_BATCH; i++)
-            if (first + i * FEW_THREADS < n)
-                part[i] = from[first + i * FEW_THREADS];
-        CU_UNROLL
-        for (int i = 0; i < FEW_BATCH; i++)
-            if (first + i * FEW_THREADS < n)
-                to[first + i * FEW_THREADS] = cu_float<TYPE>::value(part[i]);
+    typename cu_float<TYPE>::word part[FEW_BATCH];
+
+    CU_UNROLL
+    for (int i = 0; i < FEW_BATCH; i++) {
+        int at = (int)threadIdx.x + i * FEW_THREADS;
+        part[i] = from[at < n ? at : n - 1];
     }
+    CU_UNROLL
+    for (int i = 0; i < FEW_BATCH; i++)
+        to[(int)threadIdx.x + i * FEW_THREADS] = cu_float<TYPE>::value(part[i]);
 }
 
 template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_args a)
@@ -301,9 +307,8 @@ template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_ar
             cu_await(); /* weights are there before any kernel of the call */
             bring<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, k.first + tok)) + at, n, x);
             __syncthreads();
-            CU_UNROLL_BY(16)
-            for (int c = lane; mine < 2 && c < n; c += 16)
-                acc = fmaf(shared[mine * FEW_STRIDE + c], x[c], acc);
+            if (mine < 2)
+                acc = cu_lane_dot(shared + mine * FEW_STRIDE, x, lane, n, acc);
             __syncthreads();
         }
         if (threadIdx.x >= 32)

@@ -99,4 +99,19 @@ static __device__ inline float cu_tree16_shfl(float x)
     return x;
 }
 
+/* One of 16 lanes' products of n values in shared memory, onto acc: fetched 16 at a time, which a loop that asks each time would not do. */
+static __device__ inline float cu_lane_dot(const float *a, const float *b, int lane, int n, float acc)
+{
+    int k = lane;
+
+    for (; k + 16 * 15 < n; k += 16 * 16) {
+        CU_UNROLL
+        for (int i = 0; i < 16; i++)
+            acc = fmaf(a[k + 16 * i], b[k + 16 * i], acc);
+    }
+    for (; k < n; k += 16)
+        acc = fmaf(a[k], b[k], acc);
+    return acc;
+}
+
 #endif

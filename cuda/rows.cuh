@@ -202,9 +202,8 @@ static __device__ inline void cu_norm_wide(const struct cu_rows_args *p, int64_t
             for (int k = me; k < n; k += n_threads)
                 shared[k] = a[first + k];
             __syncthreads();
-            CU_UNROLL_BY(8)
-            for (int k = me; me < CU_N_LANE && k < n; k += CU_N_LANE)
-                sum = fmaf(shared[k], shared[k], sum);
+            if (me < CU_N_LANE)
+                sum = cu_lane_dot(shared, shared, me, n, sum);
             __syncthreads();
         }
         if (me < CU_N_LANE)
