@@ -325,7 +325,7 @@ template <int TYPE> static cudaError_t launch_float(const struct cu_mat_args *a,
     dim3 grid((unsigned)((most + FLOAT_BLOCK - 1) / FLOAT_BLOCK), cu_n_tiles(a), 1 + (unsigned)a->n_more);
     dim3 few((unsigned)((most + 1) / 2), grid.y, grid.z);
 
-    if (most <= FEW_ROWS && a->tile_tok <= CU_GEMV_TOK)
+    if (most <= FEW_ROWS && a->n_place <= CU_GEMV_TOK)
         return CU_LAUNCH((gemv_float_few<TYPE>), few, dim3(FEW_THREADS), 3 * FEW_STRIDE * sizeof(float), stream, *a);
     return CU_LAUNCH((gemv_float<TYPE>), grid, dim3(THREADS), 0, stream, *a);
 }

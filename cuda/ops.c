@@ -489,6 +489,8 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op, struct c
         m.x = is_used[form] ? (const void *)(r->scratch + off[form]) : tensor_row(op->src[0], first);
         m.x_stride = is_used[form] ? cu_act_bytes(form, m.n_cols) : op->src[0]->stride[1];
         m.tile_tok = ops_tile_tok(n, n, 1);
+        if (form == QUANT_ACT_F32 && m.tile_tok > CU_GEMV_TOK) /* there is no tile of them: more blocks */
+            m.tile_tok = CU_GEMV_TOK;
         take_more(r, op, i + 1, first, &m);
         n_taken = 1 + m.n_more;
         e = cu_gemv(&m, r->stream);

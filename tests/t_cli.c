@@ -533,7 +533,7 @@ END_TEST
 START_TEST(file_cut_short_under_its_mapping_dumps_core)
 {
     ck_assert_int_eq(
-        run("cp $M $T/m.gguf; { echo hi; for i in $(seq 300); do [ -s $T/first ] && break; sleep 0.1; done; "
+        run("cp $M $T/m.gguf; { echo hi; for i in $(seq 900); do [ -s $T/first ] && break; sleep 0.1; done; "
             ": >$T/m.gguf; echo again; } | $F chat $T/m.gguf --io mmap -n 3 -q >$T/first"),
         1);
     ck_assert(says(errors, "cut short"));
@@ -675,14 +675,16 @@ int main(void)
     tcase_add_test(t, dry_run_writes_or_lies);
     tcase_add_test(t, failed_quantization_leaves_or_takes_files);
 #ifndef HAVE_ASAN
-    tcase_add_test(t, no_memory_hangs_at_exit);
+    if (!getenv("FERRY_TESTS_VALGRIND")) /* nor does that */
+        tcase_add_test(t, no_memory_hangs_at_exit);
 #endif
     tcase_add_test(t, interrupt_keeps_what_was_said);
     suite_add_tcase(s, t);
     t = tcase_create("probe");
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 600);
-    tcase_add_test(t, probed_rates_are_used_by_all);
+    if (!getenv("FERRY_TESTS_VALGRIND")) /* it measures until it is steady, which it never is there */
+        tcase_add_test(t, probed_rates_are_used_by_all);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

@@ -7,6 +7,7 @@
 
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static uint64_t live_bytes(void)
@@ -54,6 +55,10 @@ END_TEST
 
 int main(void)
 {
+    if (getenv("FERRY_TESTS_VALGRIND")) {
+        puts("what is measured until it is steady has no end under valgrind");
+        return 77;
+    }
     Suite *s = suite_create("gauge");
     TCase *t = tcase_create("gauge");
 
