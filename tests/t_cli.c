@@ -670,7 +670,8 @@ int main(void)
     tcase_add_test(t, chat_keeps_its_cache_between_turns);
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
     tcase_add_test(t, prompt_is_cut_at_a_zero_byte);
-    tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
+    if (!getenv("FERRY_TESTS_VALGRIND")) /* it ends in the handler of a signal, and frees nothing */
+        tcase_add_test(t, file_cut_short_under_its_mapping_dumps_core);
     tcase_add_test(t, quantized_file_does_not_run);
     tcase_add_test(t, dry_run_writes_or_lies);
     tcase_add_test(t, failed_quantization_leaves_or_takes_files);
