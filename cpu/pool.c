@@ -18,8 +18,8 @@
  * fewer cores than threads the one waited for cannot run while we spin, so the spin is as good as none. */
 #define SPIN_NS 40000
 #define SPIN_CROWDED_NS 1000
-/* What a GPU of 200 GB/s takes for a layer's dense weights, and some more. */
-#define SPIN_BESIDE_NS 400000
+/* Where jobs come after something else: what a GPU of 200 GB/s takes for a layer's dense weights, and some more. */
+#define AWAKE_NS 400000
 
 /* The largest CPU number + 1 that fits our masks; machines beyond it run unpinned. */
 #define MAX_CPUS 8192
@@ -53,7 +53,8 @@ struct pool {
     _Alignas(64) _Atomic int n_arrived;
     _Alignas(64) pool_fn *fn; /* NULL: go home */
     void *arg;
-    _Atomic uint64_t spin_ns;
+    uint64_t spin_ns;
+    _Atomic uint64_t awake_ns; /* 0, or for how long to wait awake for a job where the last one came as soon */
     int n_threads, n_started;
     struct worker *workers; /* (n_threads), own */
     struct share *shares;   /* (n_threads), own */
@@ -143,12 +144,16 @@ static void *worker_main(void *arg)
 {
     struct worker *me = arg;
     struct pool *pool = me->pool;
+    uint64_t spin_ns = pool->spin_ns;
     uint32_t job = 0;
 
     if (me->cpu >= 0)
         pin_to(me->cpu);
     for (;;) {
-        signal_wait(&pool->job, job++, pool->spin_ns);
+        uint64_t from_ns = clock_ns();
+        signal_wait(&pool->job, job++, spin_ns);
+        uint64_t awake_ns = pool->awake_ns;
+        spin_ns = clock_ns() - from_ns < awake_ns ? awake_ns : pool->spin_ns;
         if (!pool->fn)
             return NULL;
         pool->fn(me->number, pool->arg);
@@ -261,7 +266,7 @@ out:
 void pool_stay_awake(struct pool *pool)
 {
     if (pool->spin_ns == SPIN_NS)
-        pool->spin_ns = SPIN_BESIDE_NS;
+        pool->awake_ns = AWAKE_NS;
 }
 
 void pool_close(struct pool *pool)

@@ -20,7 +20,8 @@ typedef void pool_fn(int worker, void *arg);
  * on, as long as there are enough. pool_close() ends them. ERR_ARG, ERR_NOMEM, ERR_LIMIT when a thread cannot be made. */
 int pool_open(int n_threads, bool pin, struct pool **out);
 
-/* Jobs come after something else that takes some 100 us: wait for them awake, where there is a core for each worker. */
+/* Jobs come after something else that takes some 100 us: wait for the next one awake as long as they do, where there is a core for each
+ * worker. Where they come later, waiting is as short as else. */
 void pool_stay_awake(struct pool *pool);
 
 /* End the threads and free the team. Takes NULL. Not from inside a job. */
