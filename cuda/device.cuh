@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -42,20 +43,28 @@ template <typename A> static inline void cu_clear_padding(A *args)
     (void)args;
 }
 
-/* Compilers do not know which member of a union is there. */
+/* Compilers do not know which member of a union is there: what is padding of it, what stands before the union, and what lies behind the
+ * member is nobody's. */
+template <typename A> static inline void cu_clear_beside(struct cu_row_op *op, A *member)
+{
+    memset(reinterpret_cast<char *>(&op->kind) + sizeof op->kind, 0, offsetof(struct cu_row_op, u) - sizeof op->kind);
+    memset(reinterpret_cast<char *>(&op->u) + sizeof *member, 0, sizeof op->u - sizeof *member);
+    cu_clear_padding(member);
+}
+
 static inline void cu_clear_padding(struct cu_row_op *op)
 {
     switch (op->kind) {
     case CU_ROW_ROPE:
-        return cu_clear_padding(&op->u.rope);
+        return cu_clear_beside(op, &op->u.rope);
     case CU_ROW_ROUTE:
-        return cu_clear_padding(&op->u.route);
+        return cu_clear_beside(op, &op->u.route);
     case CU_ROW_APPEND:
-        return cu_clear_padding(&op->u.append);
+        return cu_clear_beside(op, &op->u.append);
     case CU_ROW_ACT:
-        return cu_clear_padding(&op->u.act);
+        return cu_clear_beside(op, &op->u.act);
     default:
-        return cu_clear_padding(&op->u.rows);
+        return cu_clear_beside(op, &op->u.rows);
     }
 }
 
@@ -63,6 +72,7 @@ static inline void cu_clear_padding(struct cu_chain *chain)
 {
     for (int i = 0; i < chain->n_ops; i++)
         cu_clear_padding(&chain->op[i]);
+    memset(chain->op + chain->n_ops, 0, sizeof chain->op - (size_t)chain->n_ops * sizeof *chain->op);
 }
 
 /* If launches are noted: that one of a kernel is. D: dim3. */
