@@ -68,6 +68,8 @@ START_TEST(every_byte_of_a_gpu_has_a_purpose)
     /* The host has room for all, so that they may change places. */
     ck_assert_uint_eq(p.n_slots, N_EXPERTS);
     ck_assert_uint_eq(p.n_slot_experts, p.n_slots);
+    /* They are read at the start, those of the GPU twice. */
+    ck_assert_double_eq_tol(p.load_s, (double)(p.gpu.dense_bytes + p.gpu.expert_bytes + p.expert_bytes) / 2e9, 1e-9);
     ck_assert_uint_eq(p.dense_bytes, 3 * (128 + 1) * 2048 * sizeof(float)); /* routers, norms */
     ck_assert_uint_eq(p.kv_bytes, 0);
     ck_assert_uint_eq(p.stage_bytes, 8 * MIB + 12345 + 17 * EXPERT_BYTES); /* one of them moves, 16 are copied */

@@ -149,7 +149,9 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
 {
     const struct machine *m = in->machine;
     const double routed = routed_bytes(in->model);
-    const uint64_t load_bytes = p->gpu.dense_bytes + p->gpu.expert_bytes;
+    /* Experts that have slots for certain are read at the start (store.c). */
+    const uint64_t host_bytes = p->n_slots == p->n_slot_experts ? p->expert_bytes : 0;
+    const uint64_t load_bytes = p->gpu.dense_bytes + p->gpu.expert_bytes + host_bytes;
     struct shares share;
 
     p->decode_bytes_per_tok = model_decode_bytes(in->model);
