@@ -179,7 +179,6 @@ enum cu_row_kind {
     CU_ROW_ROUTE,
     CU_ROW_APPEND,
     CU_ROW_ACT,
-    CU_N_ROW_KIND
 };
 
 struct cu_row_op {

@@ -1,8 +1,8 @@
 /* Owns the device's memory for weights and says who lies where in it. A layer's places are those of its stacks' first matrices, all
  * equally large, so that any expert of the layer may lie in any of them; at open they are filled with the first experts. Then
  * experts move to where they are wanted: one at a time is copied over one that is wanted clearly less (evict_is_warmer()), through
- * pinned memory, piece by piece while the host has nothing else to do. Who loses his place is read by the host when he is wanted
- * again. */
+ * pinned memory, piece by piece while the host has nothing else to do. Who loses his place is in the host's
+ * slots, where those are enough for all, or is read when he is wanted again. */
 #include "src/run/store_gpu.h"
 
 #include "src/base/err.h"
