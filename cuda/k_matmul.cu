@@ -267,20 +267,29 @@ enum {
     FEW_BATCH = FEW_CHUNK / FEW_THREADS
 };
 
-/* n elements, 1 to FEW_CHUNK, all of a thread's loads under way at once: a choice for each would hold them up, so that those behind the
- * last bring that one again, to places that nobody reads. */
-template <int TYPE> static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
+/* n elements, 1 to BATCH for each thread, all of a thread's loads under way at once: a choice for each would hold them up, so that those
+ * behind the last bring that one again, to places that nobody reads. */
+template <int TYPE, int BATCH> static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
 {
-    typename cu_float<TYPE>::word part[FEW_BATCH];
+    typename cu_float<TYPE>::word part[BATCH];
 
     CU_UNROLL
-    for (int i = 0; i < FEW_BATCH; i++) {
+    for (int i = 0; i < BATCH; i++) {
         int at = (int)threadIdx.x + i * FEW_THREADS;
         part[i] = from[at < n ? at : n - 1];
     }
     CU_UNROLL
-    for (int i = 0; i < FEW_BATCH; i++)
+    for (int i = 0; i < BATCH; i++)
         to[(int)threadIdx.x + i * FEW_THREADS] = cu_float<TYPE>::value(part[i]);
+}
+
+/* n: 1 to FEW_CHUNK. The choice is one for the whole block. */
+template <int TYPE> static __device__ inline void bring_all(const typename cu_float<TYPE>::word *from, int n, float *to)
+{
+    if (n <= FEW_CHUNK / 8)
+        bring<TYPE, FEW_BATCH / 8>(from, n, to);
+    else
+        bring<TYPE, FEW_BATCH>(from, n, to);
 }
 
 template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_args a)
@@ -301,11 +310,11 @@ template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_ar
         for (int at = 0; at < n_cols; at += FEW_CHUNK) {
             int n = n_cols - at < FEW_CHUNK ? n_cols - at : (int)FEW_CHUNK;
             if (tok == 0 || n_cols > FEW_CHUNK) {
-                bring<TYPE>(w + at, n, shared);
-                bring<TYPE>(next + at, n, shared + FEW_STRIDE);
+                bring_all<TYPE>(w + at, n, shared);
+                bring_all<TYPE>(next + at, n, shared + FEW_STRIDE);
             }
             cu_await(); /* weights are there before any kernel of the call */
-            bring<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, k.first + tok)) + at, n, x);
+            bring_all<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, k.first + tok)) + at, n, x);
             __syncthreads();
             if (mine < 2)
                 acc = cu_lane_dot(shared + mine * FEW_STRIDE, x, lane, n, acc);

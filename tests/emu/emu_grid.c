@@ -29,26 +29,32 @@ struct async {
     int group;
 };
 
-struct fiber {
-    void *sp;
-    unsigned exchange_bytes;
+/* The copies of a thread that are under way. */
+struct copies {
     struct async async[MAX_ASYNC];
-    int n_async, group;
+    int n, group;
 };
 
 struct emu_here emu_here;
 
-static struct fiber fibers[MAX_THREADS];
-/* Beside them, so that a look at all threads touches few lines: what each of them does, and how many of each warp are at an exchange. */
+/* Of each thread, what switching looks at, close together. A fiber is made once and lives the lives of one thread of each block. */
+static void *sps[MAX_THREADS]; /* where its stack ends, while it does not run */
 static unsigned char states[MAX_THREADS];
-static unsigned char n_at_warp[MAX_THREADS / WARP];
+static struct copies copies[MAX_THREADS];
 static char (*stacks)[STACK_BYTES]; /* made once, kept */
-static void *scheduler_sp;
-static struct fiber *current;
+static int n_fibers;                /* so many are made */
+static int current;                 /* the thread that runs */
+static int n_threads;               /* of the block that runs */
 static const struct emu_launch *running;
 static char shared[EMU_MAX_SHARED + GUARD_BYTES] __attribute__((aligned(128)));
-/* What lanes bring to an exchange, and what they take away: a lane may bring its next before a slower one has looked. */
-static char brought[MAX_THREADS][MAX_EXCHANGE], taken[MAX_THREADS * MAX_EXCHANGE] __attribute__((aligned(16)));
+
+/* What lanes bring to an exchange, by turns in the one and in the other: nobody brings to the next but one before all have been at the
+ * next, and so have looked at this. */
+static struct exchange {
+    char brought[2][WARP * MAX_EXCHANGE] __attribute__((aligned(16)));
+    unsigned bytes; /* that each brings */
+    int n, turn;    /* so many lanes are there */
+} exchanges[MAX_THREADS / WARP];
 
 /* ---- switching ---- */
 
@@ -69,6 +75,8 @@ __asm__(".text\n"
         "    ret\n"
         ".size emu_grid_switch, .-emu_grid_switch\n");
 
+static void *scheduler_sp;
+
 static void fiber_make(int t)
 {
     /* Tops are shifted against each other, or all of them would meet in the same few sets of the L1 cache. */
@@ -78,7 +86,7 @@ static void fiber_make(int t)
     *--sp = (void *)(uintptr_t)thread_main;
     for (int i = 0; i < 6; i++)
         *--sp = NULL;
-    fibers[t].sp = sp;
+    sps[t] = sp;
 }
 
 #else
@@ -86,12 +94,11 @@ static void fiber_make(int t)
 #include <ucontext.h>
 
 static ucontext_t contexts[MAX_THREADS], scheduler_context;
+static void *scheduler_sp = &scheduler_context;
 
 static void emu_grid_switch(void **save_sp, void *load_sp)
 {
-    ucontext_t *from = save_sp == &scheduler_sp ? &scheduler_context : &contexts[current - fibers];
-    ucontext_t *to = save_sp == &scheduler_sp ? load_sp : &scheduler_context;
-    swapcontext(from, to);
+    swapcontext(*save_sp, load_sp);
 }
 
 static void fiber_make(int t)
@@ -101,23 +108,48 @@ static void fiber_make(int t)
     contexts[t].uc_stack.ss_size = STACK_BYTES;
     contexts[t].uc_link = &scheduler_context;
     makecontext(&contexts[t], thread_main, 0);
-    fibers[t].sp = &contexts[t];
+    sps[t] = &contexts[t];
 }
 
 #endif
 
+static struct emu_dim dim_of(unsigned t, struct emu_dim d)
+{
+    return (struct emu_dim){t % d.x, t / d.x % d.y, t / d.x / d.y};
+}
+
+/* Thread t goes on. save_sp: of who runs until now. */
+static void go_on(int t, void **save_sp)
+{
+    bool is_line = running->block.y == 1 && running->block.z == 1;
+
+    current = t;
+    emu_here.thread_idx = is_line ? (struct emu_dim){(unsigned)t, 0, 0} : dim_of((unsigned)t, running->block);
+    emu_grid_switch(save_sp, sps[t]);
+}
+
+/* The thread that runs does not go on: the one behind it does, without a way round by the scheduler, if it can. */
 static void leave(enum state state)
 {
-    states[current - fibers] = (unsigned char)state;
-    emu_grid_switch(&current->sp, scheduler_sp);
+    int me = current, next = me + 1 < n_threads ? me + 1 : 0;
+
+    states[me] = (unsigned char)state;
+    if (states[next] == READY)
+        go_on(next, &sps[me]);
+    else
+        emu_grid_switch(&sps[me], scheduler_sp);
 }
 
 static void thread_main(void)
 {
-    running->call(running->closure);
-    if (current->n_async)
-        emu_die("%s: a thread returned with copies under way", running->name);
-    leave(RETURNED);
+    for (;;) {
+        struct copies *c = &copies[current];
+        c->group = 0;
+        running->call(running->closure);
+        if (c->n)
+            emu_die("%s: a thread returned with copies under way", running->name);
+        leave(RETURNED);
+    }
 }
 
 /* ---- what kernels call ---- */
@@ -127,130 +159,124 @@ void emu_barrier(void)
     leave(AT_BARRIER);
 }
 
+/* The last lane that comes goes on at once. */
 const void *emu_warp(const void *mine, unsigned bytes)
 {
-    long t = current - fibers;
+    int me = current, first = me / WARP * WARP;
+    struct exchange *x = &exchanges[me / WARP];
+    char *brought = x->brought[x->turn];
 
     if (bytes > MAX_EXCHANGE)
         emu_die("%s: %u bytes in a warp exchange", running->name, bytes);
-    memcpy(brought[t], mine, bytes);
-    current->exchange_bytes = bytes;
-    leave(AT_WARP);
-    return taken + t / WARP * WARP * MAX_EXCHANGE;
+    if (x->n == 0)
+        x->bytes = bytes;
+    if (x->bytes != bytes)
+        emu_die("%s: lanes of a warp exchange %u and %u bytes", running->name, bytes, x->bytes);
+    memcpy(brought + (unsigned)(me - first) * bytes, mine, bytes);
+    if (++x->n < WARP) {
+        leave(AT_WARP);
+        return brought;
+    }
+    x->n = 0;
+    x->turn = !x->turn;
+    memset(states + first, READY, WARP);
+    return brought;
 }
 
 void emu_async_copy(void *dst, const void *src, unsigned bytes)
 {
+    struct copies *c = &copies[current];
+
     if (bytes != 4 && bytes != 8 && bytes != 16)
         emu_die("%s: an asynchronous copy of %u bytes", running->name, bytes);
     if ((uintptr_t)dst % bytes || (uintptr_t)src % bytes)
         emu_die("%s: an asynchronous copy of %u bytes that is not aligned to as many", running->name, bytes);
-    if (current->n_async == MAX_ASYNC)
+    if (c->n == MAX_ASYNC)
         emu_die("%s: more than %d asynchronous copies of a thread", running->name, MAX_ASYNC);
-    current->async[current->n_async++] = (struct async){dst, src, bytes, current->group};
+    c->async[c->n++] = (struct async){dst, src, bytes, c->group};
 }
 
 void emu_async_commit(void)
 {
-    current->group++;
+    copies[current].group++;
 }
 
 void emu_async_wait(int n_left)
 {
+    struct copies *c = &copies[current];
     int n = 0;
 
-    for (int i = 0; i < current->n_async; i++) {
-        struct async a = current->async[i];
-        if (a.group < current->group - n_left)
+    for (int i = 0; i < c->n; i++) {
+        struct async a = c->async[i];
+        if (a.group < c->group - n_left)
             memcpy(a.dst, a.src, a.bytes);
         else
-            current->async[n++] = a;
+            c->async[n++] = a;
     }
-    current->n_async = n;
+    c->n = n;
 }
 
 /* ---- one block ---- */
 
-static struct emu_dim dim_of(unsigned t, struct emu_dim d)
+static int count(enum state state)
 {
-    return (struct emu_dim){t % d.x, t / d.x % d.y, t / d.x / d.y};
+    int n = 0;
+    for (int t = 0; t < n_threads; t++)
+        n += states[t] == state;
+    return n;
 }
 
-static void fiber_run(int t)
-{
-    bool is_line = running->block.y == 1 && running->block.z == 1;
-
-    current = &fibers[t];
-    emu_here.thread_idx = is_line ? (struct emu_dim){(unsigned)t, 0, 0} : dim_of((unsigned)t, running->block);
-    emu_grid_switch(&scheduler_sp, current->sp);
-}
-
-/* Thread t has come to an exchange: let its warp go on if it was the last. */
-static void meet_warp(int t)
-{
-    int first = t / WARP * WARP;
-    unsigned bytes = fibers[first].exchange_bytes;
-
-    if (++n_at_warp[t / WARP] < WARP)
-        return;
-    n_at_warp[t / WARP] = 0;
-    for (int i = first; i < first + WARP; i++) {
-        if (fibers[i].exchange_bytes != bytes)
-            emu_die("%s: lanes of a warp exchange %u and %u bytes", running->name, bytes, fibers[i].exchange_bytes);
-        memcpy(taken + first * MAX_EXCHANGE + (unsigned)(i - first) * bytes, brought[i], bytes);
-        states[i] = READY;
-    }
-}
-
-static int count(int n, enum state state)
-{
-    int n_in = 0;
-    for (int t = 0; t < n; t++)
-        n_in += states[t] == state;
-    return n_in;
-}
-
-static void stuck(int n)
+static void stuck(void)
 {
     int waits = 0, other = 0;
 
     while (states[waits] == RETURNED)
         waits++;
-    while (other < n - 1 && states[other] == states[waits])
+    while (other < n_threads - 1 && states[other] == states[waits])
         other++;
     emu_die("%s: block (%u, %u, %u): thread %d %s, but thread %d %s", running->name, emu_here.block_idx.x,
             emu_here.block_idx.y, emu_here.block_idx.z, waits, state_names[states[waits]], other,
             state_names[states[other]]);
 }
 
-/* Run the threads from meeting to meeting until all have returned. first: who goes first. */
-static void block_run(int n, int first)
+/* The first thread from t on, all round, that can go on, or -1. */
+static int next_ready(int t)
 {
-    for (int t = 0; t < n; t++) {
-        states[t] = READY;
-        fibers[t].n_async = fibers[t].group = 0;
-        fiber_make(t);
-    }
-    memset(n_at_warp, 0, sizeof n_at_warp);
-    for (;;) {
-        bool moved = false;
-        for (int i = 0; i < n; i++) {
-            int t = i + first < n ? i + first : i + first - n;
-            if (states[t] != READY)
-                continue;
-            moved = true;
-            fiber_run(t);
-            if (states[t] == AT_WARP)
-                meet_warp(t);
-        }
-        if (moved)
+    const unsigned char *found = memchr(states + t, READY, (size_t)(n_threads - t));
+    if (!found)
+        found = memchr(states, READY, (size_t)t);
+    return found ? (int)(found - states) : -1;
+}
+
+/* Run the threads from meeting to meeting until all have returned. first: who goes first. */
+static void block_run(int first)
+{
+    memset(states, READY, (size_t)n_threads);
+    for (int next = first;;) {
+        go_on(next, &scheduler_sp);
+        next = next_ready(current);
+        if (next >= 0)
             continue;
-        if (count(n, RETURNED) == n)
+        if (count(RETURNED) == n_threads)
             return;
-        if (count(n, AT_BARRIER) != n)
-            stuck(n);
-        memset(states, READY, (size_t)n);
+        if (count(AT_BARRIER) != n_threads)
+            stuck();
+        memset(states, READY, (size_t)n_threads);
+        next = first;
     }
+}
+
+/* So many there are, at least. */
+static void fibers_make(int n)
+{
+    if (!stacks) {
+        stacks = mmap(NULL, sizeof *stacks * MAX_THREADS, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stacks == MAP_FAILED)
+            emu_die("no memory for the stacks of %d threads", MAX_THREADS);
+    }
+    for (; n_fibers < n; n_fibers++)
+        fiber_make(n_fibers);
 }
 
 /* Kernels that have asked for more shared memory, and how much. */
@@ -303,20 +329,16 @@ static unsigned gcd(unsigned a, unsigned b)
 
 void emu_grid_run(const struct emu_launch *l)
 {
-    unsigned n_threads = l->block.x * l->block.y * l->block.z, n_blocks = l->grid.x * l->grid.y * l->grid.z;
+    unsigned n = l->block.x * l->block.y * l->block.z, n_blocks = l->grid.x * l->grid.y * l->grid.z;
 
-    if (n_threads == 0 || n_threads > MAX_THREADS || n_threads % WARP)
-        emu_die("%s: %u threads in a block", l->name, n_threads);
+    if (n == 0 || n > MAX_THREADS || n % WARP)
+        emu_die("%s: %u threads in a block", l->name, n);
     if (l->grid.y > 65535 || l->grid.z > 65535)
         emu_die("%s: a grid of %u x %u x %u", l->name, l->grid.x, l->grid.y, l->grid.z);
     if (l->shared_bytes > most_shared(l->kernel))
         emu_die("%s: %zu bytes of shared memory", l->name, l->shared_bytes);
-    if (!stacks) {
-        stacks = mmap(NULL, sizeof *stacks * MAX_THREADS, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED)
-            emu_die("no memory for the stacks of %d threads", MAX_THREADS);
-    }
+    fibers_make((int)n);
+    n_threads = (int)n;
     running = l;
     emu_here.block_dim = l->block;
     emu_here.grid_dim = l->grid;
@@ -328,7 +350,7 @@ void emu_grid_run(const struct emu_launch *l)
     for (unsigned i = 0; i < n_blocks; i++) {
         emu_here.block_idx = dim_of(at, l->grid);
         shared_make(l->shared_bytes);
-        block_run((int)n_threads, (int)emu_random(n_threads));
+        block_run((int)emu_random(n));
         shared_check(l->shared_bytes);
         at = (unsigned)(((uint64_t)at + step) % n_blocks);
     }
