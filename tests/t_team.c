@@ -25,8 +25,9 @@ static void open_link(int *rank, int *n)
     *n = n_ranks;
 }
 
-static void close_link(void)
+static void close_link(int status)
 {
+    (void)status;
     closed = true;
 }
 
@@ -65,12 +66,24 @@ static bool look(int *from, size_t *n)
     return true;
 }
 
-static void take(void *p, size_t n)
+/* Of rank lost_rank no more messages come than those before message lost_at. */
+static int lost_rank = -1, lost_at;
+
+static bool take(void *p, size_t n)
 {
-    memcpy(p, box[n_taken++].bytes, n);
+    int i = n_taken++;
+    memcpy(p, box[i].bytes, n);
+    return box[i].from != lost_rank || i < lost_at;
 }
 
-static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes, is_done, look, take};
+static int lost(void)
+{
+    int k = n_taken > lost_at ? lost_rank : -1;
+    lost_rank = k >= 0 ? -1 : lost_rank;
+    return k;
+}
+
+static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes, is_done, look, take, lost};
 
 static uint64_t live_bytes(void)
 {
@@ -111,7 +124,7 @@ START_TEST(letters_are_lost_or_change)
     }
     n_slow = 3;
     ck_assert_int_eq(team_send(&t, 1, &(struct team_head){.kind = TEAM_END}, NULL, 0), 0);
-    team_close(&t, 0);
+    team_close(&t, true, 0);
     ck_assert(closed && !aborted);
     ck_assert_uint_eq(live_bytes(), before);
 }
@@ -131,8 +144,33 @@ START_TEST(rubbish_is_taken)
     ck_assert_int_eq(team_send(&t, 1, &(struct team_head){0}, "", (size_t)1 << 31), FERRY_ERR_LIMIT);
     ck_assert_int_eq(team_refuse("kind %d", 9), FERRY_ERR_STATE);
     ck_assert_str_eq(err_text(), "kind 9");
-    team_close(&t, 3);
+    team_close(&t, false, 3);
     ck_assert_int_eq(aborted, 3);
+}
+END_TEST
+
+START_TEST(loss_of_a_rank_is_not_told_once)
+{
+    struct team t = {0};
+    struct team_message m;
+    bool got;
+    ck_assert_int_eq(team_join(&t, &fake, 2), 0);
+    lost_rank = 1;
+    lost_at = 1;
+    put(&(struct team_head){.kind = TEAM_WANT, .number = 3}, sizeof(struct team_head), 1);
+    put(&(struct team_head){.kind = TEAM_WANT, .number = 4}, sizeof(struct team_head), 1); /* lost on its way */
+    ck_assert_int_eq(team_receive(&t, &m, &got), 0);
+    ck_assert(got && m.head.kind == TEAM_WANT && m.head.number == 3);
+    ck_assert_int_eq(team_receive(&t, &m, &got), 0);
+    ck_assert(got && m.head.kind == TEAM_LOST);
+    ck_assert_int_eq(m.from, 1);
+    ck_assert_uint_eq(m.n_bytes, 0);
+    ck_assert_int_eq(team_receive(&t, &m, &got), 0);
+    ck_assert(!got);
+    put(&(struct team_head){.kind = TEAM_LOST}, sizeof(struct team_head), 1);
+    ck_assert_int_eq(team_receive(&t, &m, &got), FERRY_ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "rank 1 says that it is lost"));
+    team_close(&t, true, 0);
 }
 END_TEST
 
@@ -142,16 +180,16 @@ START_TEST(another_launcher_or_module_is_taken)
     n_ranks = 1;
     ck_assert_int_eq(team_join(&t, &fake, 4), FERRY_ERR_STATE);
     ck_assert_ptr_nonnull(strstr(err_text(), "one of 4 processes, of which MPI knows 1"));
-    team_close(&t, 1);
+    team_close(&t, false, 1);
     t = (struct team){0};
     n_ranks = 2;
     fake.version++;
     ck_assert_int_eq(team_join(&t, &fake, 2), FERRY_ERR_UNSUPPORTED);
-    team_close(&t, 1);
+    team_close(&t, false, 1);
     ck_assert_int_eq(team_open(&t, &(struct conf){.n_ranks = 1}), 0);
     ck_assert(team_is_alone(&t));
     ck_assert_int_eq(team_hungriest(&t), 0);
-    team_close(&t, 0);
+    team_close(&t, true, 0);
 }
 END_TEST
 
@@ -175,7 +213,7 @@ START_TEST(failed_allocation_leaks_or_loses)
         mem_fail_nth(0);
         ck_assert(got && m.head.number == 5 && !strcmp(m.text, "text"));
         ck_assert_int_eq(n_told, reached);
-        team_close(&t, 0);
+        team_close(&t, true, 0);
         ck_assert_uint_eq(live_bytes(), before);
         ck_assert(reached || n > 2);
     }
@@ -199,7 +237,7 @@ START_TEST(the_wrong_one_is_fed)
     team_add_stats(&t, &st);
     ck_assert_uint_eq(st.n_running, 7);
     ck_assert_uint_eq(st.n_prompt, 310);
-    team_close(&t, 0);
+    team_close(&t, true, 0);
 }
 END_TEST
 
@@ -209,6 +247,7 @@ int main(void)
     TCase *t = tcase_create("team");
     tcase_add_test(t, letters_are_lost_or_change);
     tcase_add_test(t, rubbish_is_taken);
+    tcase_add_test(t, loss_of_a_rank_is_not_told_once);
     tcase_add_test(t, another_launcher_or_module_is_taken);
     tcase_add_test(t, failed_allocation_leaks_or_loses);
     tcase_add_test(t, the_wrong_one_is_fed);

@@ -37,6 +37,13 @@ uint64_t batch_out_done(const struct batch_out *o, uint64_t line)
     return line <= o->n_lines ? o->done[line] : 0;
 }
 
+bool batch_out_is_whole(const struct batch_out *o, uint64_t line)
+{
+    uint64_t all = o->n_records[line] < 64 ? (UINT64_C(1) << o->n_records[line]) - 1 : UINT64_MAX;
+
+    return (o->done[line] & all) == all;
+}
+
 static bool is_before(struct batch_key a, struct batch_key b)
 {
     return a.line != b.line ? a.line < b.line : a.index < b.index;

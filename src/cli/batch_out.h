@@ -46,6 +46,9 @@ int batch_out_expect(struct batch_out *o, uint64_t line, unsigned n_records);
 /* The records of a line that are there: bit i for record i. */
 uint64_t batch_out_done(const struct batch_out *o, uint64_t line);
 
+/* Is every record there that a line gives, which has been read? */
+bool batch_out_is_whole(const struct batch_out *o, uint64_t line);
+
 /* Write a record (a line of text), or keep it until its turn. ERR_IO: the disk is full, ...: it is not there. */
 int batch_out_add(struct batch_out *o, struct batch_key key, const char *text, size_t n_bytes);
 

@@ -4,11 +4,53 @@
 #include "src/cli/batch_record.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Of a rank that is given its lines: those that run, and half as many, so that it does not wait for rank 0's steps. What it has
  * cannot be given to another. */
 #define LINES_OF_RANK(n_batch) ((n_batch) + ((n_batch) + 1) / 2)
+
+/* ---- lines that were given away ---- */
+
+static int queue_put(struct batch_queue *q, uint64_t number, uint64_t there, const char *text, size_t n_bytes)
+{
+    struct batch_given *g = batch_in_zalloc(1, sizeof *g + n_bytes, "a line of the input");
+
+    if (!g)
+        return FERRY_ERR_NOMEM;
+    g->number = number;
+    g->there = there;
+    g->n_bytes = n_bytes;
+    memcpy(g->text, text, n_bytes);
+    if (!q->first)
+        q->end = &q->first;
+    *q->end = g;
+    q->end = &g->next;
+    q->n++;
+    return 0;
+}
+
+/* Take out the one that *at points to. */
+static struct batch_given *queue_take(struct batch_queue *q, struct batch_given **at)
+{
+    struct batch_given *g = *at;
+
+    if (!g)
+        return NULL;
+    *at = g->next;
+    if (!*at)
+        q->end = at;
+    q->n--;
+    g->next = NULL;
+    return g;
+}
+
+static void queue_drop(struct batch_queue *q)
+{
+    while (q->first)
+        ferry_free(queue_take(q, &q->first));
+}
 
 /* ---- rank 0 ---- */
 
@@ -16,9 +58,57 @@
 int batch_rank_give_line(struct batch_run *r, int to, uint64_t number, const char *text, size_t n_bytes)
 {
     struct team_head head = {.kind = TEAM_LINE, .number = number, .bits = batch_out_done(&r->out, number)};
+    int rc = queue_put(&r->held[to], number, head.bits, text, n_bytes);
 
     r->team.member[to].n_wanted--;
-    return team_send(&r->team, to, &head, text, n_bytes);
+    return rc ? rc : team_send(&r->team, to, &head, text, n_bytes);
+}
+
+struct batch_given *batch_rank_next_again(struct batch_run *r)
+{
+    return queue_take(&r->again, &r->again.first);
+}
+
+void batch_rank_drop_held(struct batch_run *r)
+{
+    for (int k = 0; r->held && k < r->team.n_ranks; k++)
+        queue_drop(&r->held[k]);
+    queue_drop(&r->again);
+    ferry_free(r->held);
+    r->held = NULL;
+}
+
+/* Rank k has sent a record of the line: does it hold it any longer? */
+static void let_go(struct batch_run *r, int k, uint64_t line)
+{
+    struct batch_given **at = &r->held[k].first;
+
+    if (!batch_out_is_whole(&r->out, line))
+        return;
+    while (*at && (*at)->number != line)
+        at = &(*at)->next;
+    ferry_free(queue_take(&r->held[k], at));
+}
+
+/* What rank k had is free again. */
+static void bear_loss(struct batch_run *r, int k)
+{
+    struct team_member *m = &r->team.member[k];
+    struct batch_queue *had = &r->held[k];
+
+    if ((!m->is_gone || had->n) && !r->conf->quiet)
+        fprintf(stderr, "\nferry: process %d of %d is lost; the others answer its %" PRIu64 " lines\n", k, r->team.n_ranks,
+                had->n);
+    m->is_gone = m->got_end = true;
+    m->n_wanted = 0;
+    if (!had->n)
+        return;
+    if (!r->again.first)
+        r->again.end = &r->again.first;
+    *r->again.end = had->first;
+    r->again.end = had->end;
+    r->again.n += had->n;
+    *had = (struct batch_queue){0};
 }
 
 /* A line of which nothing has begun; NULL: there is none. */
@@ -63,7 +153,7 @@ int batch_rank_share(struct batch_run *r, bool stopping)
         return 0;
     while (!rc && !stopping && (to = team_hungriest(&r->team)) && (g = find_untouched(r)))
         rc = give_group(r, to, g);
-    bool is_end = stopping || !find_untouched(r);
+    bool is_end = stopping || !(r->again.n || find_untouched(r));
     for (int k = 1; k < r->team.n_ranks && !rc; k++) {
         struct team_member *m = &r->team.member[k];
         if (m->got_end || (!is_end && !m->was_stopped))
@@ -109,7 +199,10 @@ static int take_record(struct batch_run *r, const struct team_message *m)
         batch_out_done(&r->out, key.line) >> key.index & 1)
         return team_refuse("rank %d sent a record of line %" PRIu64 " that was not asked for", m->from, key.line);
     r->n_failed += m->head.bits != 0;
-    return batch_out_add(&r->out, key, m->text, m->n_bytes);
+    rc = batch_out_add(&r->out, key, m->text, m->n_bytes);
+    if (!rc)
+        let_go(r, m->from, key.line);
+    return rc;
 }
 
 /* Messages of the others. */
@@ -124,7 +217,8 @@ int batch_rank_hear_others(struct batch_run *r)
         if (rc || !got)
             break;
         struct team_member *member = &r->team.member[m.from];
-        member->stats = m.head.stats;
+        if (m.head.kind != TEAM_LOST)
+            member->stats = m.head.stats;
         switch ((enum team_kind)m.head.kind) {
         case TEAM_READY:
             rc = compare_ranks(r, &m);
@@ -139,6 +233,10 @@ int batch_rank_hear_others(struct batch_run *r)
             member->is_gone = true;
             member->was_stopped = m.head.number != 0;
             member->n_wanted = 0;
+            queue_drop(&r->held[m.from]); /* one that was stopped leaves lines to another run */
+            break;
+        case TEAM_LOST:
+            bear_loss(r, m.from);
             break;
         default:
             rc = team_refuse("rank %d sent a message of kind %" PRIu64, m.from, m.head.kind);
@@ -167,36 +265,19 @@ bool batch_rank_was_other_stopped(const struct batch_run *r)
 
 static int keep_given(struct batch_run *r, const struct team_message *m)
 {
-    struct batch_given *g = batch_in_zalloc(1, sizeof *g + m->n_bytes, "a line of the input");
-
-    if (!g)
-        return FERRY_ERR_NOMEM;
-    g->number = m->head.number;
-    g->there = m->head.bits;
-    g->n_bytes = m->n_bytes;
-    memcpy(g->text, m->text, m->n_bytes);
-    *r->last_given = g;
-    r->last_given = &g->next;
-    r->n_given++;
     r->n_asked--;
-    return 0;
-}
-
-static struct batch_given *next_given(struct batch_run *r)
-{
-    struct batch_given *g = r->given;
-
-    r->given = g->next;
-    if (!r->given)
-        r->last_given = &r->given;
-    r->n_given--;
-    return g;
+    return queue_put(&r->given, m->head.number, m->head.bits, m->text, m->n_bytes);
 }
 
 void batch_rank_drop_given(struct batch_run *r)
 {
-    while (r->given)
-        ferry_free(next_given(r));
+    queue_drop(&r->given);
+}
+
+/* Of the losses one counts: rank 0 has the input and the output. */
+static int hear_of_loss(int who)
+{
+    return who ? 0 : team_refuse("process 0, which writes the answers, is lost: the same command goes on where it stopped");
 }
 
 /* Messages of rank 0; no_more: the end was among them. */
@@ -214,6 +295,8 @@ int batch_rank_hear_first(struct batch_run *r)
             r->no_more = true;
         else if (m.head.kind == TEAM_LINE && r->n_asked)
             rc = keep_given(r, &m);
+        else if (m.head.kind == TEAM_LOST)
+            rc = hear_of_loss(m.from);
         else
             rc = team_refuse("rank %d sent a message of kind %" PRIu64, m.from, m.head.kind);
     }
@@ -226,8 +309,8 @@ int batch_rank_take_given(struct batch_run *r)
     uint64_t most = LINES_OF_RANK(r->info.n_batch), held;
     int rc = 0;
 
-    while (!rc && r->given && batch_run_has_room(r)) {
-        struct batch_given *line = next_given(r);
+    while (!rc && r->given.n && batch_run_has_room(r)) {
+        struct batch_given *line = queue_take(&r->given, &r->given.first);
         struct batch_group *g = NULL;
         r->there = line->there;
         rc = batch_run_open_line(r, line->text, line->n_bytes, line->number, &g);
@@ -235,7 +318,7 @@ int batch_rank_take_given(struct batch_run *r)
             rc = batch_run_begin_line(r, g);
         ferry_free(line);
     }
-    held = r->n_flying + r->n_given + r->n_asked;
+    held = r->n_flying + r->given.n + r->n_asked;
     if (rc || r->no_more || held + (most + 7) / 8 > most)
         return rc;
     r->n_asked += most - held;
@@ -247,6 +330,9 @@ int batch_rank_say_hello(struct batch_run *r)
 {
     int rc = 0;
 
+    r->held = batch_in_zalloc((size_t)r->team.n_ranks, sizeof *r->held, "the lines of other ranks");
+    if (!r->held)
+        return FERRY_ERR_NOMEM;
     for (int k = 1; k < r->team.n_ranks && !rc; k++)
         rc = team_send(&r->team, k, &(struct team_head){.kind = TEAM_HELLO, .number = r->seq_tok}, NULL, 0);
     return rc;
@@ -259,6 +345,10 @@ int batch_rank_wait_for_hello(struct batch_run *r)
 
     while (!got) {
         int rc = team_receive(&r->team, &m, &got);
+        if (!rc && got && m.head.kind == TEAM_LOST) {
+            rc = hear_of_loss(m.from);
+            got = false;
+        }
         if (rc)
             return rc;
         if (!got)

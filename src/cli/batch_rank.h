@@ -12,14 +12,19 @@ extern "C" {
 
 /* All: codes of team_send and team_receive; ERR_STATE for a message that makes no sense. Rank 0, alone or not: */
 
-/* Before the model is loaded: what the others cannot know of the input. */
+/* Before the model is loaded: what the others cannot know of the input. ERR_NOMEM. */
 int batch_rank_say_hello(struct batch_run *r);
 
 /* Let rank `to` answer a line. */
 int batch_rank_give_line(struct batch_run *r, int to, uint64_t number, const char *text, size_t n_bytes);
 
-/* Take all messages. ERR_STATE: another rank has another model or options; ERR_IO: the output. */
+/* Take all messages. A rank that is lost leaves its lines to be answered again. ERR_STATE: another rank has another model or options;
+ * ERR_IO: the output. */
 int batch_rank_hear_others(struct batch_run *r);
+
+/* A line of a rank that is lost, or NULL; own: ferry_free(). */
+struct batch_given *batch_rank_next_again(struct batch_run *r);
+void batch_rank_drop_held(struct batch_run *r);
 
 /* The input is at its end, or (stopping) nothing more shall begin: who still wants lines is given those that wait here, and whoever
  * cannot get any more is told. */

@@ -210,7 +210,7 @@ static int refuse_line(struct batch_run *r, const struct batch_line *line, int c
     return rc;
 }
 
-/* Of a line that has just been read: what it is, or a record that says what is wrong with it. *g NULL: nothing is left to do. */
+/* Of a line that has just been read, or comes back from a rank that is lost: what it is, or a record that says what is wrong with it. *g NULL: nothing is left to do. */
 int batch_run_open_line(struct batch_run *r, const char *text, size_t n_bytes, uint64_t number, struct batch_group **g)
 {
     *g = batch_in_zalloc(1, sizeof **g, "a line of the input");
@@ -221,7 +221,7 @@ int batch_run_open_line(struct batch_run *r, const char *text, size_t n_bytes, u
         (*g)->line.n = 1; /* what it asked for is not known */
     if (bad)
         rc = is_of_line(bad) ? refuse_line(r, &(*g)->line, bad) : bad;
-    if (!r->team.rank && !rc) {
+    if (!r->team.rank && !rc && number > r->out.n_read) {
         r->n_read++;
         r->n_expected += batch_record_count(&(*g)->line);
         rc = batch_out_expect(&r->out, number, batch_record_count(&(*g)->line));

@@ -38,12 +38,18 @@ struct batch_pending {
     unsigned index;
 };
 
-/* A line that rank 0 gave to this one, until there is room for it. */
+/* A line that rank 0 has given away: kept by both sides until it is begun, or answered. */
 struct batch_given {
     struct batch_given *next; /* own */
     uint64_t number, there;
     size_t n_bytes;
     char text[];
+};
+
+/* First come, first taken. */
+struct batch_queue {
+    struct batch_given *first, **end; /* own; NULL end: nothing has been in it */
+    uint64_t n;
 };
 
 struct batch_run {
@@ -62,9 +68,11 @@ struct batch_run {
     bool no_more;     /* the input is at its end */
     uint64_t there;   /* of the line that is being taken: its records that are there already */
     uint32_t seq_tok; /* positions that a sequence is expected to take */
+    /* Rank 0: what each rank (n_ranks) has been given and not answered, and what nobody will answer who had it */
+    struct batch_queue *held, again;
     /* Of a rank that is given its lines */
-    struct batch_given *given, **last_given; /* own: first come, first taken */
-    uint64_t n_given, n_asked;
+    struct batch_queue given;
+    uint64_t n_asked;
     bool is_orderly;                  /* stopped or not, everything that the ranks have to say to each other is said */
     uint64_t n_read, n_expected;      /* lines read; records that they give */
     uint64_t n_had;                   /* records of earlier runs */
@@ -73,7 +81,7 @@ struct batch_run {
     struct term_progress progress;
 };
 
-/* Look at a line that was read; run->there says which of its records are there. One that is bad gets its records of error here.
+/* Look at a line that was read, or is taken again; run->there says which of its records are there. One that is bad gets its records of error here.
  * *g: own, NULL when nothing is left to do for it. ERR_NOMEM, ERR_IO. */
 int batch_run_open_line(struct batch_run *r, const char *text, size_t n_bytes, uint64_t number, struct batch_group **g);
 

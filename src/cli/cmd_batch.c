@@ -129,31 +129,39 @@ static void say_end(struct batch_run *r)
         fprintf(stderr, "ferry: %s\n", news);
 }
 
-/* Read on while somebody has room: others before oneself, because they have nothing else. */
+/* Have a line answered by rank `to`, which may be this one. */
+static int place_line(struct batch_run *r, int to, uint64_t number, const char *text, size_t n_bytes)
+{
+    struct batch_group *g = NULL;
+
+    r->there = batch_out_done(&r->out, number);
+    int rc = batch_run_open_line(r, text, n_bytes, number, &g);
+    if (!g || !to)
+        return g ? batch_run_begin_line(r, g) : rc;
+    batch_run_free_group(g);
+    return batch_rank_give_line(r, to, number, text, n_bytes);
+}
+
+/* Read on while somebody has room, what was lost first: others before oneself, because they have nothing else. */
 static int read_on(struct batch_run *r)
 {
     int rc = 0;
 
-    while (!rc && !r->no_more) {
+    while (!rc && (r->again.n || !r->no_more)) {
         int to = team_hungriest(&r->team);
         bool more;
-        struct batch_group *g = NULL;
         if (!to && !batch_run_has_room(r))
             break;
-        rc = batch_in_next(&r->in, &r->line, &more);
-        r->no_more = !more;
-        if (rc || !more)
-            break;
-        r->there = batch_out_done(&r->out, r->in.number);
-        rc = batch_run_open_line(r, text_str(&r->line), r->line.n_bytes, r->in.number, &g);
-        if (!g)
-            continue;
-        if (!to) {
-            rc = batch_run_begin_line(r, g);
+        struct batch_given *again = batch_rank_next_again(r);
+        if (again) {
+            rc = place_line(r, to, again->number, again->text, again->n_bytes);
+            ferry_free(again);
             continue;
         }
-        batch_run_free_group(g);
-        rc = batch_rank_give_line(r, to, r->in.number, text_str(&r->line), r->line.n_bytes);
+        rc = batch_in_next(&r->in, &r->line, &more);
+        r->no_more = !more;
+        if (!rc && more)
+            rc = place_line(r, to, r->in.number, text_str(&r->line), r->line.n_bytes);
     }
     return rc;
 }
@@ -183,7 +191,7 @@ static int work(struct batch_run *r)
             rc = read_on(r);
         if (!rc && (r->no_more || stopping))
             rc = batch_rank_share(r, stopping);
-        if (rc || (!r->n_flying && (r->no_more || stopping) && batch_rank_are_others_gone(r)))
+        if (rc || (!r->n_flying && ((r->no_more && !r->again.n) || stopping) && batch_rank_are_others_gone(r)))
             break;
         if (r->n_flying)
             rc = batch_run_poll(r);
@@ -212,7 +220,7 @@ static int work_for_first(struct batch_run *r)
             batch_rank_drop_given(r);
         else if (!rc)
             rc = batch_rank_take_given(r);
-        if (!rc && !said_bye && !r->n_flying && !r->n_given && (r->no_more || stopping)) {
+        if (!rc && !said_bye && !r->n_flying && !r->given.n && (r->no_more || stopping)) {
             rc = batch_run_tell(r, &(struct team_head){.kind = TEAM_BYE, .number = stopping}, NULL, 0);
             said_bye = true;
         }
@@ -375,6 +383,7 @@ static void close_all(struct batch_run *r)
         if (r->pending[i].id && --r->pending[i].group->n_left == 0)
             batch_run_free_group(r->pending[i].group);
     batch_rank_drop_given(r);
+    batch_rank_drop_held(r);
     json_decref(r->about);
     ferry_free(r->pending);
     ferry_free(r->profile);
@@ -406,7 +415,7 @@ static int explain(struct batch_run *r)
 
 int cmd_batch(const struct conf *conf)
 {
-    struct batch_run r = {.conf = conf, .last_given = &r.given};
+    struct batch_run r = {.conf = conf};
     struct conf silent = *conf;
 
     if (conf->explain)
@@ -428,6 +437,6 @@ int cmd_batch(const struct conf *conf)
     if (rc && r.team.rank)
         fprintf(stderr, "rank %d: ", r.team.rank);
     int status = rc ? term_fail(rc) : CONF_EXIT_DONE;
-    team_close(&r.team, r.is_orderly ? 0 : status);
+    team_close(&r.team, r.is_orderly, status);
     return status;
 }

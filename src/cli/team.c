@@ -89,9 +89,9 @@ static void drop_sent(struct team *t)
     }
 }
 
-void team_close(struct team *t, int status)
+void team_close(struct team *t, bool is_orderly, int status)
 {
-    if (t->link && status)
+    if (t->link && !is_orderly)
         t->link->abort(status);
     while (t->letters) {
         drop_sent(t);
@@ -99,7 +99,7 @@ void team_close(struct team *t, int status)
             team_rest();
     }
     if (t->link)
-        t->link->close();
+        t->link->close(status);
     text_done(&t->inbox);
     mem_free(t->member);
     /* The module stays loaded: MPI leaves handlers behind that run at exit. */
@@ -125,6 +125,16 @@ int team_send(struct team *t, int to, const struct team_head *head, const char *
     return 0;
 }
 
+static int hear_of_loss(struct team *t, struct team_message *out, bool *got)
+{
+    int who = t->link->lost();
+
+    *got = who >= 0;
+    if (*got)
+        *out = (struct team_message){.head.kind = TEAM_LOST, .from = who, .text = ""};
+    return 0;
+}
+
 int team_receive(struct team *t, struct team_message *out, bool *got)
 {
     size_t n;
@@ -132,14 +142,18 @@ int team_receive(struct team *t, struct team_message *out, bool *got)
     drop_sent(t);
     *got = t->link->look(&out->from, &n);
     if (!*got)
-        return 0;
+        return hear_of_loss(t, out, got);
     int rc = text_resize(&t->inbox, n);
     if (rc)
         return rc;
-    t->link->take(t->inbox.p, n);
+    *got = t->link->take(t->inbox.p, n);
+    if (!*got)
+        return hear_of_loss(t, out, got);
     if (n < sizeof out->head || out->from < 0 || out->from >= t->n_ranks)
         return err(ERR_FORMAT, "a message of %zu bytes from rank %d", n, out->from);
     memcpy(&out->head, t->inbox.p, sizeof out->head);
+    if (out->head.kind == TEAM_LOST)
+        return err(ERR_FORMAT, "rank %d says that it is lost", out->from);
     out->text = t->inbox.p + sizeof out->head;
     out->n_bytes = n - sizeof out->head;
     return 0;

@@ -23,7 +23,8 @@ enum team_kind {
     TEAM_LINE,      /* 0 to k: text is line `number`; bits: its records that are there already */
     TEAM_END,       /* 0 to k: there will be no more */
     TEAM_RECORD,    /* k to 0: text is record `index` of line `number`; bits: 1 if it says why there is no answer */
-    TEAM_BYE, /* k to 0: everything that it was given has been answered. number: 0, or 1 if it was asked to stop before */
+    TEAM_BYE,  /* k to 0: everything that it was given has been answered. number: 0, or 1 if it was asked to stop before */
+    TEAM_LOST, /* of the link: process `from` is gone, and says nothing more */
 };
 
 /* What every message begins with. Ranks are machines of one kind: bytes go as they lie. */
@@ -64,8 +65,8 @@ int team_open(struct team *t, const struct conf *conf);
 /* The same over this link, for tests. */
 int team_join(struct team *t, const struct team_link *link, uint32_t n_expected);
 
-/* status 0: wait until all that was sent has arrived, and for the others. Otherwise the whole job ends with it, at once. */
-void team_close(struct team *t, int status);
+/* is_orderly: wait until all that was sent has arrived, and for the others. Otherwise the whole job ends with the status, at once. */
+void team_close(struct team *t, bool is_orderly, int status);
 
 static inline bool team_is_alone(const struct team *t)
 {
@@ -75,7 +76,7 @@ static inline bool team_is_alone(const struct team *t)
 /* Send a copy; never waits. ERR_NOMEM, ERR_LIMIT (over INT_MAX bytes). */
 int team_send(struct team *t, int to, const struct team_head *head, const char *text, size_t n_bytes);
 
-/* Take a message, if there is one. ERR_NOMEM; ERR_FORMAT: it is none of ours. */
+/* Take a message, or learn (TEAM_LOST) that there will be none of a process, if there is one. ERR_NOMEM; ERR_FORMAT: it is none of ours. */
 int team_receive(struct team *t, struct team_message *out, bool *got);
 
 /* Set an error's text, for what another rank should not have sent. Returns ERR_STATE. */
