@@ -97,8 +97,8 @@ static void bear_loss(struct batch_run *r, int k)
     struct batch_queue *had = &r->held[k];
 
     if ((!m->is_gone || had->n) && !r->conf->quiet)
-        fprintf(stderr, "\nferry: process %d of %d is lost; the others answer its %" PRIu64 " lines\n", k, r->team.n_ranks,
-                had->n);
+        fprintf(stderr, "\nferry: process %d of %d is lost; the others answer its %" PRIu64 " lines\n", k,
+                r->team.n_ranks, had->n);
     m->is_gone = m->got_end = true;
     m->n_wanted = 0;
     if (!had->n)
@@ -277,7 +277,8 @@ void batch_rank_drop_given(struct batch_run *r)
 /* Of the losses one counts: rank 0 has the input and the output. */
 static int hear_of_loss(int who)
 {
-    return who ? 0 : team_refuse("process 0, which writes the answers, is lost: the same command goes on where it stopped");
+    return who ? 0
+               : team_refuse("process 0, which writes the answers, is lost: the same command goes on where it stopped");
 }
 
 /* Messages of rank 0; no_more: the end was among them. */

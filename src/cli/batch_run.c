@@ -210,7 +210,8 @@ static int refuse_line(struct batch_run *r, const struct batch_line *line, int c
     return rc;
 }
 
-/* Of a line that has just been read, or comes back from a rank that is lost: what it is, or a record that says what is wrong with it. *g NULL: nothing is left to do. */
+/* What a line is that has just been read, or comes back from a rank that is lost; or a record that says what is wrong with it. *g NULL:
+ * nothing is left to do. */
 int batch_run_open_line(struct batch_run *r, const char *text, size_t n_bytes, uint64_t number, struct batch_group **g)
 {
     *g = batch_in_zalloc(1, sizeof **g, "a line of the input");

@@ -81,8 +81,8 @@ struct batch_run {
     struct term_progress progress;
 };
 
-/* Look at a line that was read, or is taken again; run->there says which of its records are there. One that is bad gets its records of error here.
- * *g: own, NULL when nothing is left to do for it. ERR_NOMEM, ERR_IO. */
+/* Look at a line that was read, or is taken again; run->there says which of its records are there. One that is bad gets its records of
+ * error here. *g: own, NULL when nothing is left to do for it. ERR_NOMEM, ERR_IO. */
 int batch_run_open_line(struct batch_run *r, const char *text, size_t n_bytes, uint64_t number, struct batch_group **g);
 
 /* Submit what a line asks; takes the group. Needs batch_run_has_room(). ERR_NOMEM, ERR_IO. */

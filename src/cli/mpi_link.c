@@ -10,18 +10,18 @@
 #endif
 #endif
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(struct team_request), "a request has room for MPI's");
 
 extern const struct team_link mpi_link;
 
+enum { MOST_RANKS = 65536 };
 enum fate { PRESENT, LOST, LOST_AND_SAID };
 
 static MPI_Message looked_at;
-static enum fate *fates; /* own: (n) of each rank */
-static int me, n, last;  /* rank; ranks; the one whose message came last */
+static unsigned char fates[MOST_RANKS];
+static int me, n, last; /* rank; ranks; the one whose message came last */
 
 #ifdef MPIX_ERR_PROC_FAILED
 /* Called for each error: what is no loss of a process ends the job. */
@@ -46,9 +46,8 @@ static void open_link(int *rank, int *n_ranks)
     MPI_Comm_size(MPI_COMM_WORLD, n_ranks);
     me = *rank;
     n = *n_ranks;
-    fates = calloc((size_t)n, sizeof *fates);
-    if (!fates) {
-        fprintf(stderr, "ferry: no memory for the fates of %d ranks\n", n);
+    if (n > MOST_RANKS) {
+        fprintf(stderr, "ferry: %d processes; the most is %d\n", n, MOST_RANKS);
         MPI_Abort(MPI_COMM_WORLD, 1);
     }
 #ifdef MPIX_ERR_PROC_FAILED
@@ -73,8 +72,6 @@ static void close_link(int status)
     if (me == 0 && is_any_lost())
         MPI_Abort(MPI_COMM_WORLD, status);
     MPI_Finalize();
-    free(fates);
-    fates = NULL;
 }
 
 static void abort_link(int status)
