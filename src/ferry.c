@@ -302,7 +302,24 @@ static int make_plan(struct ferry_engine *e, const struct ferry_engine_opts *o)
     if (o->plan_path)
         return load_plan(e, o, &wish);
     struct plan_in in = plan_inputs(e, &opts, wish.is_gpu);
-    return o->n_batch ? batch_plan(o, &in, &batch, &e->plan) : plan_make(&in, &e->plan);
+    if (!o->n_batch)
+        return plan_make(&in, &e->plan);
+    rc = batch_plan(o, &in, &batch, &e->plan);
+    if (!rc && batch.has_rates)
+        e->batch = batch.points[batch.chosen];
+    return rc;
+}
+
+/* What work is held against. */
+static void watch_plan(struct ferry_engine *e)
+{
+    struct plan expected = e->plan;
+
+    if (!plan_is_measured(&e->plan, &e->machine))
+        return;
+    if (e->plan.kv_tok)
+        plan_batch_expect(&e->batch, &expected);
+    refit_init(&e->refit, &expected, e->model->hp.n_expert_used);
 }
 
 static int open_cpu(const struct plan *p, struct device **out)
@@ -458,8 +475,8 @@ int ferry_engine_open(const char *model_path, const struct ferry_engine_opts *op
         rc = make_plan(e, &o);
     if (rc == 0)
         rc = open_rooms(e, &o);
-    if (rc == 0 && plan_is_measured(&e->plan, &e->machine))
-        refit_init(&e->refit, &e->plan, e->model->hp.n_expert_used);
+    if (rc == 0)
+        watch_plan(e);
     if (rc < 0) {
         ferry_engine_close(e);
         return rc;
@@ -786,6 +803,16 @@ int ferry_session_logits(struct ferry_session *fs, const int32_t *tokens, size_t
     return session_logits(fs->s, tokens, n, prompt, out);
 }
 
+void ferry_see(struct ferry_engine *e, const struct tune_seen *before, const struct tune_seen *after)
+{
+    e->seen.n_tok += after->n_tok - before->n_tok;
+    e->seen.ns += after->ns - before->ns;
+    e->seen.disk_bytes += after->disk_bytes - before->disk_bytes;
+    e->seen.disk_wait_ns += after->disk_wait_ns - before->disk_wait_ns;
+    if (refit_feed(&e->refit, &e->seen))
+        exec_set_pace(e->exec, &e->refit.pace);
+}
+
 /* What sessions have generated and the store has read so far. */
 static struct tune_seen look(const struct ferry_session *fs)
 {
@@ -805,14 +832,10 @@ int ferry_session_step(struct ferry_session *fs, int32_t *token)
     int rc = session_step(fs->s, token);
     struct tune_seen after = look(fs);
 
-    if (rc < 0 || after.n_tok == before.n_tok) /* the first token of an answer was computed with its prompt */
+    /* The first token of an answer was computed with its prompt. Beside a batch's steps nothing was predicted. */
+    if (rc < 0 || after.n_tok == before.n_tok || e->plan.kv_tok)
         return rc;
-    e->seen.n_tok += after.n_tok - before.n_tok;
-    e->seen.ns += after.ns - before.ns;
-    e->seen.disk_bytes += after.disk_bytes - before.disk_bytes;
-    e->seen.disk_wait_ns += after.disk_wait_ns - before.disk_wait_ns;
-    if (refit_feed(&e->refit, &e->seen))
-        exec_set_pace(e->exec, &e->refit.pace);
+    ferry_see(e, &before, &after);
     return 0;
 }
 

@@ -363,6 +363,10 @@ struct ferry_batch_stats {
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
 
+/* How steps in which n_batch answers each went on by a token, and no prompt was run, compare with what the plan predicted of them: one
+ * line into buf; "" when nothing was predicted or there were none. What the engine made of that: ferry_engine_refit. Returns buf. */
+const char *ferry_batch_review(const struct ferry_batch *batch, char *buf, size_t buf_bytes);
+
 /* ---- results that survive ---- */
 
 /* A file of lines, each a record. A run that was killed, lost its power or filled the disk leaves whole lines and at most one

@@ -8,6 +8,7 @@
 #include "src/model/model.h"
 #include "src/run/cache.h"
 #include "src/run/jobs.h"
+#include "src/run/store.h"
 
 struct ferry_batch {
     struct ferry_engine *engine; /* view */
@@ -121,6 +122,33 @@ static void describe(struct job *job, struct ferry_answer *out)
                                  .own = job};
 }
 
+static struct tune_seen look(const struct ferry_batch *b, const struct jobs_stats *s)
+{
+    struct store_stats st;
+
+    store_stats(b->engine->store, &st);
+    return (struct tune_seen){
+        .n_tok = s->n_drawn, .ns = s->step_ns, .disk_bytes = st.disk_bytes, .disk_wait_ns = st.disk_wait_ns};
+}
+
+/* A step. Those in which each sequence of the plan drew a token, and nothing else was run, are held against what was predicted. */
+static int step(struct ferry_batch *b)
+{
+    struct ferry_engine *e = b->engine;
+    struct jobs_stats before, after;
+
+    jobs_stats(b->jobs, &before);
+    struct tune_seen from = look(b, &before);
+    int rc = jobs_step(b->jobs);
+    jobs_stats(b->jobs, &after);
+    struct tune_seen to = look(b, &after);
+    bool is_full = after.n_drawn - before.n_drawn == e->plan.n_seq && after.n_prompt == before.n_prompt &&
+                   after.n_rerun == before.n_rerun;
+    if (!rc && is_full)
+        ferry_see(e, &from, &to);
+    return rc;
+}
+
 int ferry_batch_poll(struct ferry_batch *b, struct ferry_answer **out)
 {
     struct jobs_stats s;
@@ -131,7 +159,7 @@ int ferry_batch_poll(struct ferry_batch *b, struct ferry_answer **out)
     if (!a)
         return err(ERR_NOMEM, "an answer");
     jobs_stats(b->jobs, &s);
-    int rc = s.n_finished ? 0 : jobs_step(b->jobs);
+    int rc = s.n_finished ? 0 : step(b);
     struct job *job = rc < 0 ? NULL : jobs_take(b->jobs);
     if (!job) {
         mem_free(a);
@@ -163,6 +191,20 @@ int ferry_batch_cancel(struct ferry_batch *b, uint64_t id)
 void ferry_batch_interrupt(struct ferry_batch *b)
 {
     jobs_interrupt(b->jobs);
+}
+
+const char *ferry_batch_review(const struct ferry_batch *b, char *buf, size_t buf_bytes)
+{
+    const struct ferry_engine *e = b->engine;
+    struct plan expected = e->plan;
+    struct tune t;
+
+    buf[0] = '\0';
+    if (!plan_is_measured(&e->plan, &e->machine))
+        return buf;
+    plan_batch_expect(&e->batch, &expected);
+    tune_compare(&expected, &e->seen, &t);
+    return tune_text(&expected, &t, buf, buf_bytes);
 }
 
 void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *out)

@@ -78,6 +78,18 @@ START_TEST(point_says_what_is_not_so)
 END_TEST
 
 /* Too little memory for the experts: more pages leave fewer slots, and the disk has its share. */
+START_TEST(full_step_is_expected_otherwise_than_predicted)
+{
+    const struct plan_batch_point at = {
+        .n_seq = 8, .missed_bytes = 800, .memory_s = 0.5, .disk_s = 4, .compute_s = 2, .tok_per_s = 2};
+    struct plan p = {.decode_tok_per_s = 7, .decode_dense_s = 7, .decode_expert_s = 7, .missed_bytes_per_tok = 7};
+    plan_batch_expect(&at, &p);
+    ck_assert_double_eq(p.decode_tok_per_s, 2);
+    ck_assert_double_eq(p.decode_dense_s + p.decode_expert_s, 0.25); /* of a token; the half second that is left is waited */
+    ck_assert_uint_eq(p.missed_bytes_per_tok, 100);
+}
+END_TEST
+
 START_TEST(pages_take_nothing_from_slots)
 {
     uint64_t ram = all_experts() / 2 + 300 * MIB;
@@ -359,6 +371,7 @@ int main(void)
     tcase_set_timeout(t, 60);
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, point_says_what_is_not_so);
+    tcase_add_test(t, full_step_is_expected_otherwise_than_predicted);
     tcase_add_test(t, pages_take_nothing_from_slots);
     tcase_add_test(t, mapping_passes_for_memory);
     tcase_add_test(t, more_sequences_than_requests);

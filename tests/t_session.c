@@ -322,6 +322,73 @@ START_TEST(trials_change_words)
 }
 END_TEST
 
+/* Answers of a batch of equally long ones, all of whose steps but the first are full: (n) each. */
+static void run_batch(struct ferry_engine *e, int n_new, int32_t *words, char *review, size_t review_bytes)
+{
+    enum { N_SEQ = 4 };
+    struct ferry_batch *b = NULL;
+    uint64_t id[N_SEQ];
+
+    ck_assert_msg(ferry_batch_make(e, &b) == 0, "%s", ferry_error());
+    for (int i = 0; i < N_SEQ; i++) {
+        struct ferry_request q;
+        ferry_request_init(&q);
+        q.tokens = ids + 5 * i;
+        q.n_tokens = 10;
+        q.max_tokens = (uint32_t)n_new;
+        q.ignore_eos = true;
+        ck_assert_msg(ferry_batch_submit(b, &q, &id[i]) == 0, "%s", ferry_error());
+    }
+    for (int n = 0; n < N_SEQ;) {
+        struct ferry_answer *a = NULL;
+        ck_assert_msg(ferry_batch_poll(b, &a) == 0, "%s", ferry_error());
+        for (int i = 0; a && i < N_SEQ; i++)
+            if (a->id == id[i]) {
+                ck_assert_uint_eq(a->n_tokens, (size_t)n_new);
+                memcpy(words + i * n_new, a->tokens, (size_t)n_new * sizeof *words);
+                n++;
+            }
+        ferry_answer_free(a);
+    }
+    ferry_batch_review(b, review, review_bytes);
+    ferry_batch_free(b);
+}
+
+/* The same in a batch, where full steps are held against the plan of it. */
+START_TEST(trials_in_a_batch_change_words)
+{
+    enum { N_NEW = 100, N_ROUNDS = 20 };
+    struct ferry_engine_opts o = small_opts();
+    const char profile[] = TEST_BUILD_DIR "/t_session-batch-profile";
+    static int32_t words[2][4 * N_NEW];
+    struct ferry_engine *e = NULL;
+    char text[1024] = "", review[1024] = "";
+
+    write_profile(profile);
+    o.n_batch = 4;
+    for (int k = 0; k < 2; k++) {
+        o.io = k ? "uring" : "pread";
+        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
+        o.profile_path = k ? profile : NULL;
+        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+        if (k && rc == FERRY_ERR_UNSUPPORTED)
+            break; /* no io_uring here; t_ring is skipped and says so */
+        ck_assert_msg(rc == 0, "%s", ferry_error());
+        clock_pretend(k ? hasty : NULL);
+        for (int round = 0; round < (k ? N_ROUNDS : 1); round++) {
+            run_batch(e, N_NEW, words[k], review, sizeof review);
+            ck_assert_int_eq(memcmp(words[0], words[k], sizeof words[0]), 0);
+        }
+        clock_pretend(NULL);
+        ferry_engine_refit(e, text, sizeof text);
+        ferry_engine_close(e);
+        ck_assert_msg(!k || strstr(text, "; tried") != NULL, "%s", text);
+        ck_assert_msg(k ? strstr(review, "predicted ") != NULL : !review[0], "%s", review);
+    }
+    unlink(profile);
+}
+END_TEST
+
 /* Sums over a written timeline: bytes of reads that ended, and spans by name. */
 static uint64_t sum_timeline(const char *path, int *n_reads, int *n_steps)
 {
@@ -677,6 +744,7 @@ int main(void)
     tcase_add_loop_test(t, bits_depend_on_experts_being_read_when_wanted, 0, N_STREAMED);
     tcase_add_test(t, look_ahead_changes_words_or_reads_nothing);
     tcase_add_test(t, trials_change_words);
+    tcase_add_test(t, trials_in_a_batch_change_words);
     tcase_add_test(t, traces_tell_other_things_than_the_counters);
     tcase_add_test(t, joint_stack_of_gate_and_up_changes_bits);
     tcase_add_test(t, q8_0_cache_loses_the_thread);

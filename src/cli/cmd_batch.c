@@ -99,7 +99,7 @@ static void say_end(struct batch_run *r)
     struct ferry_batch_stats st;
     struct state s = state_of(r);
     uint32_t n_seen = 0;
-    char news[256];
+    char news[1024];
 
     if (r->conf->json) {
         say_json(r, true);
@@ -125,6 +125,10 @@ static void say_end(struct batch_run *r)
     if (st.n_spill_failed)
         fprintf(stderr, " (failed %" PRIu64 " times)", st.n_spill_failed);
     fputs("]\n", stderr);
+    if (ferry_batch_review(r->batch, news, sizeof news)[0])
+        fprintf(stderr, "[steps of %" PRIu32 " answers at once: %s]\n", r->info.n_batch, news);
+    if (ferry_engine_refit(r->engine, news, sizeof news)[0])
+        fprintf(stderr, "[%s]\n", news);
     if (ferry_engine_gpu_news(r->engine, &n_seen, news, sizeof news)[0])
         fprintf(stderr, "ferry: %s\n", news);
 }
