@@ -85,7 +85,8 @@ START_TEST(full_step_is_expected_otherwise_than_predicted)
     struct plan p = {.decode_tok_per_s = 7, .decode_dense_s = 7, .decode_expert_s = 7, .missed_bytes_per_tok = 7};
     plan_batch_expect(&at, &p);
     ck_assert_double_eq(p.decode_tok_per_s, 2);
-    ck_assert_double_eq(p.decode_dense_s + p.decode_expert_s, 0.25); /* of a token; the half second that is left is waited */
+    ck_assert_double_eq(p.decode_dense_s + p.decode_expert_s,
+                        0.25); /* of a token; the half second that is left is waited */
     ck_assert_uint_eq(p.missed_bytes_per_tok, 100);
 }
 END_TEST
