@@ -101,6 +101,7 @@ static void bear_loss(struct batch_run *r, int k)
                 r->team.n_ranks, had->n);
     m->is_gone = m->got_end = true;
     m->n_wanted = 0;
+    m->stats.n_running = 0;
     if (!had->n)
         return;
     if (!r->again.first)
