@@ -5,7 +5,7 @@
 #define KERN_MATH_AVX2
 #include "cpu/kern_math.h"
 
-#include "cpu/kern_mat.h"
+#include "cpu/kern_avx2_mat.h"
 
 #include <assert.h>
 #include <math.h>
@@ -209,6 +209,7 @@ static void q8_0_write(const float *x, uint8_t *out, int64_t n)
 
     for (; n > 0; n -= 32, x += 32, out += 34) {
         __m256 v[4], m = _mm256_setzero_ps();
+        AVX2_UNROLL
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(x + i * V);
             m = kern_v_max(kern_v_abs(v[i]), m);
@@ -219,6 +220,7 @@ static void q8_0_write(const float *x, uint8_t *out, int64_t n)
         uint16_t d = quant_f32_to_f16(amax / 127.0f);
         __m256 f = _mm256_set1_ps(amax > 0.0f ? 127.0f / amax : 0.0f);
         __m256i q[4];
+        AVX2_UNROLL
         for (int i = 0; i < 4; i++)
             q[i] = _mm256_cvtps_epi32(
                 kern_v_min(kern_v_max(_mm256_mul_ps(v[i], f), _mm256_set1_ps(-127.0f)), _mm256_set1_ps(127.0f)));
@@ -275,25 +277,31 @@ static void kv_read_avx2(enum quant_type type, const void *in, float *x, int64_t
 enum { TILE = 8, QUAD = 4 };
 
 /* q . k for four rows of n floats, n_stride apart. */
-static inline __m128 dot_quad(const float *q, const float *k, int64_t n)
+AVX2_INLINE __m128 dot_quad(const float *q, const float *k, int64_t n)
 {
     __m256 lo[QUAD], hi[QUAD], s[QUAD];
     int64_t i = 0;
 
+    AVX2_UNROLL
     for (int r = 0; r < QUAD; r++)
         lo[r] = hi[r] = _mm256_setzero_ps();
     for (; i + 2 * V <= n; i += 2 * V) {
         __m256 q_lo = _mm256_loadu_ps(q + i), q_hi = _mm256_loadu_ps(q + i + V);
+        AVX2_UNROLL
         for (int r = 0; r < QUAD; r++) {
             lo[r] = _mm256_fmadd_ps(q_lo, _mm256_loadu_ps(k + r * n + i), lo[r]);
             hi[r] = _mm256_fmadd_ps(q_hi, _mm256_loadu_ps(k + r * n + i + V), hi[r]);
         }
     }
-    for (int r = 0; r < QUAD && i < n; r++) {
-        lo[r] = fma_n(q + i, k + r * n + i, lo[r], n - i);
-        if (n - i > V)
-            hi[r] = fma_n(q + i + V, k + r * n + i + V, hi[r], n - i - V);
+    if (i < n) {
+        AVX2_UNROLL
+        for (int r = 0; r < QUAD; r++) {
+            lo[r] = fma_n(q + i, k + r * n + i, lo[r], n - i);
+            if (n - i > V)
+                hi[r] = fma_n(q + i + V, k + r * n + i + V, hi[r], n - i - V);
+        }
     }
+    AVX2_UNROLL
     for (int r = 0; r < QUAD; r++)
         s[r] = _mm256_add_ps(lo[r], hi[r]);
     /* The tree of all four at once: lanes l and l+4 of rows (0 | 1) and (2 | 3), then l+2, then l+1. */
@@ -347,19 +355,22 @@ static float weigh(const struct kern_attn_args *args, float *p, float *m_run, fl
     return shrink;
 }
 
-/* o = fmaf(p[key], v_key, o), keys ascending, for 32 elements of the head, or n of fewer. */
-static inline void add_rows_32(const float *p, const float *v, int n_keys, int64_t stride, float *o)
+/* o = fmaf(p[key], v_key, o), keys ascending, for N vectors of the head, at most 8, or n elements of fewer. */
+AVX2_INLINE void add_rows_v(const int N, const float *p, const float *v, int n_keys, int64_t stride, float *o)
 {
-    __m256 acc[4];
+    __m256 acc[8];
 
-    for (int i = 0; i < 4; i++)
+    AVX2_UNROLL
+    for (int i = 0; i < N; i++)
         acc[i] = _mm256_loadu_ps(o + i * V);
     for (int key = 0; key < n_keys; key++, v += stride) {
         __m256 f = _mm256_broadcast_ss(p + key);
-        for (int i = 0; i < 4; i++)
+        AVX2_UNROLL
+        for (int i = 0; i < N; i++)
             acc[i] = _mm256_fmadd_ps(f, _mm256_loadu_ps(v + i * V), acc[i]);
     }
-    for (int i = 0; i < 4; i++)
+    AVX2_UNROLL
+    for (int i = 0; i < N; i++)
         _mm256_storeu_ps(o + i * V, acc[i]);
 }
 
@@ -380,8 +391,10 @@ static void add_rows(const struct kern_attn_args *args, const float *v, int begi
         const float *pq = p + q * DEVICE_PAGE_TOK + begin;
         float *o = args->o + q * args->o_stride;
         int64_t i = 0;
-        for (; i + 32 <= n; i += 32)
-            add_rows_32(pq, v + i, end - begin, n, o + i);
+        for (; i + 8 * V <= n; i += 8 * V)
+            add_rows_v(8, pq, v + i, end - begin, n, o + i);
+        for (; i + 4 * V <= n; i += 4 * V)
+            add_rows_v(4, pq, v + i, end - begin, n, o + i);
         for (; i < n; i += V)
             add_rows_n(pq, v + i, end - begin, n, o + i, n - i);
     }

@@ -1,5 +1,5 @@
 /* AVX2 activation quantization: the same bytes as kern_ref_act.c. */
-#include "cpu/kern_mat.h"
+#include "cpu/kern_avx2_mat.h"
 
 #include <float.h>
 #include <immintrin.h>
@@ -90,10 +90,12 @@ static float top_of(const float *x, int n, float amax)
 
     _Static_assert(KERN_ACT_N_TOP == 4, "one lane each");
     _mm_storeu_ps(inv, _mm_div_ps(_mm_loadu_ps(tops), _mm_set1_ps(amax)));
+    AVX2_UNROLL
     for (int i = 0; i < 4; i++)
         lo[i] = hi[i] = _mm256_setzero_ps();
     for (int k = 0; k < n; k += 16) {
         __m256 a = _mm256_loadu_ps(x + k), b = _mm256_loadu_ps(x + k + 8);
+        AVX2_UNROLL
         for (int i = 0; i < 4; i++) {
             lo[i] = add_sq_err(lo[i], a, inv[i]);
             hi[i] = add_sq_err(hi[i], b, inv[i]);
