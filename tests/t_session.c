@@ -284,25 +284,35 @@ static void write_profile(const char *path)
     ferry_free(text);
 }
 
+/* k 0: everything in memory, nothing predicted; 1: slots for three quarters of the experts, and predictions that are wrong. NULL: no
+ * io_uring here; t_ring is skipped and says so. */
+static struct ferry_engine *open_for_trials(int k, uint32_t n_batch, const char *profile)
+{
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = NULL;
+
+    o.n_batch = n_batch;
+    o.io = k ? "uring" : "pread";
+    o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
+    o.profile_path = k ? profile : NULL;
+    int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+    ck_assert_msg(rc == 0 || (k && rc == FERRY_ERR_UNSUPPORTED), "%s", ferry_error());
+    return e;
+}
+
 /* Trials change how experts are read at every few tokens, and no word. */
 START_TEST(trials_change_words)
 {
     enum { N_NEW = 40, N_ROUNDS = 60 };
-    struct ferry_engine_opts o = small_opts();
     const char profile[] = TEST_BUILD_DIR "/t_session-profile";
     static int32_t words[2][N_NEW];
-    struct ferry_engine *e = NULL;
     char text[1024] = "";
 
     write_profile(profile);
     for (int k = 0; k < 2; k++) {
-        o.io = k ? "uring" : "pread";
-        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
-        o.profile_path = k ? profile : NULL;
-        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
-        if (k && rc == FERRY_ERR_UNSUPPORTED)
-            break; /* no io_uring here; t_ring is skipped and says so */
-        ck_assert_msg(rc == 0, "%s", ferry_error());
+        struct ferry_engine *e = open_for_trials(k, 0, profile);
+        if (!e)
+            break;
         clock_pretend(k ? hasty : NULL);
         struct ferry_session *s = session_of(e);
         for (int round = 0; round < (k ? N_ROUNDS : 1); round++) {
@@ -358,22 +368,15 @@ static void run_batch(struct ferry_engine *e, int n_new, int32_t *words, char *r
 START_TEST(trials_in_a_batch_change_words)
 {
     enum { N_NEW = 100, N_ROUNDS = 20 };
-    struct ferry_engine_opts o = small_opts();
     const char profile[] = TEST_BUILD_DIR "/t_session-batch-profile";
     static int32_t words[2][4 * N_NEW];
-    struct ferry_engine *e = NULL;
     char text[1024] = "", review[1024] = "";
 
     write_profile(profile);
-    o.n_batch = 4;
     for (int k = 0; k < 2; k++) {
-        o.io = k ? "uring" : "pread";
-        o.expert_ram_bytes = k ? slots_of("qwen3moe", UINT32_MAX) * 3 / 4 : 0;
-        o.profile_path = k ? profile : NULL;
-        int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
-        if (k && rc == FERRY_ERR_UNSUPPORTED)
-            break; /* no io_uring here; t_ring is skipped and says so */
-        ck_assert_msg(rc == 0, "%s", ferry_error());
+        struct ferry_engine *e = open_for_trials(k, 4, profile);
+        if (!e)
+            break;
         clock_pretend(k ? hasty : NULL);
         for (int round = 0; round < (k ? N_ROUNDS : 1); round++) {
             run_batch(e, N_NEW, words[k], review, sizeof review);
