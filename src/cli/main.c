@@ -38,7 +38,9 @@ static const struct conf_command commands[] = {
      "second one stops at once.\n"
      "Under mpirun or srun, where ferry was built --with-mpi, rank 0 reads the input and writes the output, and all "
      "ranks "
-     "answer; the loss of one ends the job, and the same command goes on.\n"
+     "answer. When one is lost, an MPI with fault tolerance goes on without it (Open MPI 5: --with-ft ulfm; not "
+     "without rank 0); "
+     "any other ends the job, and the same command goes on.\n"
      "Each answer is bit for bit what ferry run says alone, whatever runs beside it. Without a seed of its own, answer "
      "i (from 0) of line l has the seed --seed + 64 (l - 1) + i.",
      "ferry batch model.gguf -i prompts.jsonl -o answers.jsonl --temp 0 -n 200\n"
