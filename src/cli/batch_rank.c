@@ -23,9 +23,7 @@ static int queue_put(struct batch_queue *q, uint64_t number, uint64_t there, con
     g->there = there;
     g->n_bytes = n_bytes;
     memcpy(g->text, text, n_bytes);
-    if (!q->first)
-        q->end = &q->first;
-    *q->end = g;
+    *(q->first ? q->end : &q->first) = g;
     q->end = &g->next;
     q->n++;
     return 0;
@@ -40,10 +38,21 @@ static struct batch_given *queue_take(struct batch_queue *q, struct batch_given 
         return NULL;
     *at = g->next;
     if (!*at)
-        q->end = at;
+        q->end = at; /* means nothing where it was the only one */
     q->n--;
     g->next = NULL;
     return g;
+}
+
+/* All of `from` behind what is in q. */
+static void queue_move(struct batch_queue *q, struct batch_queue *from)
+{
+    if (!from->first)
+        return;
+    *(q->first ? q->end : &q->first) = from->first;
+    q->end = from->end;
+    q->n += from->n;
+    *from = (struct batch_queue){0};
 }
 
 static void queue_drop(struct batch_queue *q)
@@ -102,14 +111,7 @@ static void bear_loss(struct batch_run *r, int k)
     m->is_gone = m->got_end = true;
     m->n_wanted = 0;
     m->stats.n_running = 0;
-    if (!had->n)
-        return;
-    if (!r->again.first)
-        r->again.end = &r->again.first;
-    *r->again.end = had->first;
-    r->again.end = had->end;
-    r->again.n += had->n;
-    *had = (struct batch_queue){0};
+    queue_move(&r->again, had);
 }
 
 /* A line of which nothing has begun; NULL: there is none. */

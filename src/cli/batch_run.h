@@ -48,7 +48,7 @@ struct batch_given {
 
 /* First come, first taken. */
 struct batch_queue {
-    struct batch_given *first, **end; /* own; NULL end: nothing has been in it */
+    struct batch_given *first, **end; /* own; end: where the next one is linked, if there is a first */
     uint64_t n;
 };
 
