@@ -146,6 +146,22 @@ AVX2_INLINE __m128i avx2_load16(const uint8_t *p)
     return _mm_loadu_si128((const __m128i *)p);
 }
 
+/* Ask for `bytes` at p, for soon; or for what lies AVX2_FAR_BYTES behind p, from the second-level cache: it has more lines
+ * under way than the first. */
+#define AVX2_FAR_BYTES (24 * 1024)
+
+AVX2_INLINE void avx2_fetch(const void *p, const int bytes)
+{
+    for (int i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+}
+
+AVX2_INLINE void avx2_fetch_far(const void *p, const int bytes)
+{
+    for (int i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)p + AVX2_FAR_BYTES + i, _MM_HINT_T1);
+}
+
 /* Fetch what comes next at the place of the block at `off`, a few lines at a time among the packing: a row's part is too
  * short for a hardware prefetcher, and more than two dozen misses at once stall the core. */
 AVX2_INLINE void avx2_prefetch(const struct avx2_pack *p, int64_t off, const int block_bytes)

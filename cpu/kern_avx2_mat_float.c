@@ -58,6 +58,7 @@ AVX2_INLINE float fold(__m256 a, __m256 b)
 AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int64_t n, float *const dst[TOKS],
                       const int R, const int T, const enum form form)
 {
+    const int bytes = form == FORM_F32 ? 4 : 2;
     __m256 acc[ROWS][TOKS][2];
     AVX2_UNROLL
     for (int r = 0; r < R; r++)
@@ -65,19 +66,24 @@ AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int
     for (int t = 0; t < T; t++)
         acc[r][t][0] = acc[r][t][1] = _mm256_setzero_ps();
     int64_t k = 0;
-    for (; k + 16 <= n; k += 16)
+    for (; k + 16 <= n; k += 16) {
+        if (T == 1) { /* as avx2_vec_prefetch does */
+            avx2_fetch(w[0] + (n + k) * bytes * R, 16 * bytes * R);
+            avx2_fetch_far(w[0] + k * bytes * R, 16 * bytes * R);
+        }
         AVX2_UNROLL
-    for (int half = 0; half < 2; half++) {
-        __m256 xv[TOKS];
-        AVX2_UNROLL
-        for (int t = 0; t < T; t++)
-            xv[t] = _mm256_loadu_ps(x[t] + k + half * 8);
-        AVX2_UNROLL
-        for (int r = 0; r < R; r++) {
-            __m256 wv = load8(w[r], k + half * 8, form);
+        for (int half = 0; half < 2; half++) {
+            __m256 xv[TOKS];
             AVX2_UNROLL
             for (int t = 0; t < T; t++)
-                acc[r][t][half] = _mm256_fmadd_ps(wv, xv[t], acc[r][t][half]);
+                xv[t] = _mm256_loadu_ps(x[t] + k + half * 8);
+            AVX2_UNROLL
+            for (int r = 0; r < R; r++) {
+                __m256 wv = load8(w[r], k + half * 8, form);
+                AVX2_UNROLL
+                for (int t = 0; t < T; t++)
+                    acc[r][t][half] = _mm256_fmadd_ps(wv, xv[t], acc[r][t][half]);
+            }
         }
     }
     AVX2_UNROLL

@@ -1,4 +1,6 @@
-/* AVX-512 matmul of F32, F16 and BF16 weights: the 16 lanes of a sum are one vector (kern.h). */
+/* AVX-512 matmul of F32, F16 and BF16 weights: the 16 lanes of a sum are one vector (kern.h). One token waits for memory, which
+ * the fewer rows of AVX2 get more out of. */
+#include "cpu/kern_avx2_mat.h"
 #include "cpu/kern_avx512_mat.h"
 
 #include <string.h>
@@ -45,13 +47,11 @@ struct block {
     const float *x[TOKS];
     float *dst[TOKS];
     int64_t n;
-    int64_t ahead; /* bytes to the rows that come next, for prefetching; 0: none */
 };
 
 /* R rows times T tokens. */
 AVX512_INLINE void dots(const struct block *b, const int R, const int T, const enum form form)
 {
-    const int bytes = form == FORM_F32 ? 4 : 2;
     __m512 acc[ROWS][TOKS];
     int64_t k = 0;
     AVX512_UNROLL
@@ -67,8 +67,6 @@ AVX512_INLINE void dots(const struct block *b, const int R, const int T, const e
         AVX512_UNROLL
         for (int r = 0; r < R; r++) {
             __m512 wv = load16(b->w[r], k, form);
-            if (T == 1)
-                _mm_prefetch(b->w[r] + b->ahead + k * bytes, _MM_HINT_T0);
             AVX512_UNROLL
             for (int t = 0; t < T; t++)
                 acc[r][t] = _mm512_fmadd_ps(wv, xv[t], acc[r][t]);
@@ -103,7 +101,7 @@ AVX512_INLINE void all_tokens(const struct kern_mat_args *a, int row, int n_row,
                               const enum form form)
 {
     for (int tok = 0, n_tok; tok < a->n_tok; tok += n_tok) {
-        struct block b = {.n = a->n_cols, .ahead = ROWS * (int64_t)a->w_stride};
+        struct block b = {.n = a->n_cols};
         n_tok = a->n_tok - tok < TOKS ? 1 : TOKS;
         memcpy(b.w, w, sizeof b.w);
         for (int t = 0; t < n_tok; t++) {
@@ -153,15 +151,24 @@ AVX512_INLINE void mat_float(const struct kern_mat_args *a, const enum form form
 
 void kern_avx512_mat_f32(const struct kern_mat_args *a)
 {
-    mat_float(a, FORM_F32);
+    if (a->n_tok == 1)
+        kern_avx2_mat_f32(a);
+    else
+        mat_float(a, FORM_F32);
 }
 
 void kern_avx512_mat_f16(const struct kern_mat_args *a)
 {
-    mat_float(a, FORM_F16);
+    if (a->n_tok == 1)
+        kern_avx2_mat_f16(a);
+    else
+        mat_float(a, FORM_F16);
 }
 
 void kern_avx512_mat_bf16(const struct kern_mat_args *a)
 {
-    mat_float(a, FORM_BF16);
+    if (a->n_tok == 1)
+        kern_avx2_mat_bf16(a);
+    else
+        mat_float(a, FORM_BF16);
 }

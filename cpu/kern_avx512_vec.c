@@ -8,7 +8,7 @@
 #include <stdbool.h>
 
 #include "cpu/kern_act.h"
-#include "cpu/kern_avx2_mat.h"
+#include "cpu/kern_avx2_vec.h"
 #include "quant/blocks.h"
 
 enum { ROWS = 8 };
@@ -36,17 +36,6 @@ AVX512_INLINE void store_rows(const struct kern_mat_args *a, int first, __m256 a
 {
     int n = a->n_rows - first;
     _mm256_mask_storeu_ps(a->dst + first, n < ROWS ? (__mmask8)((1u << n) - 1) : 0xff, acc);
-}
-
-/* Fetch what the next 8 rows will read, in the order of memory: so the prefetcher of the second-level cache sees one stream
- * and runs ahead, which it does not for 8 streams as short as rows are. The step at `off` has a share of `bytes` for each of
- * its rows; a burst of more would fill the queue of misses. */
-AVX512_INLINE void fetch(const struct kern_mat_args *a, const uint8_t *const row[ROWS], int64_t off, int r,
-                         const int bytes)
-{
-    const char *p = (const char *)row[0] + (int64_t)a->w_stride * ROWS + off * ROWS + r * bytes;
-    for (int i = 0; i < bytes; i += 64)
-        _mm_prefetch(p + i, _MM_HINT_T0);
 }
 
 /* 16 bytes of each of 8 rows; out[i] has bytes 4i..4i+3 of row r in lane r. */
@@ -213,7 +202,7 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
             __m512i xsum = _mm512_permutexvar_epi32(sum_place, xs);
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, 2 * f.bytes);
+                avx2_vec_prefetch(a, ROWS, row, off, r, 2 * f.bytes, f.n_bits == 8 && !f.has_levels);
                 __m512i part;
                 s[r] = _mm512_setzero_si512();
                 avx512_dot_step(&s[r], &part, codes32(f, row[r] + off, row[r] + next, levels), xv, 0,
@@ -297,7 +286,7 @@ static void vec_nvfp4(const struct kern_mat_args *a)
             __m256i head[4];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, sizeof(struct block_nvfp4));
+                avx2_vec_prefetch(a, ROWS, row, off, r, sizeof(struct block_nvfp4), false);
                 s[r] = avx512_dot7(_mm512_setzero_si512(), codes_nvfp4(row[r] + off + OFF(nvfp4, qs)), xv);
             }
             sum_quarters(s, u);
@@ -473,7 +462,7 @@ static void vec_q2_k(const struct kern_mat_args *a)
             __m512i s[ROWS], m[ROWS];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, bytes);
+                avx2_vec_prefetch(a, ROWS, row, off, r, bytes, false);
                 __m256i min;
                 s[r] = dot_q2_k(row[r] + off, x.q + b * 256, &x.s[b], sub, &min);
                 m[r] = _mm512_zextsi256_si512(min);
@@ -504,7 +493,7 @@ AVX512_INLINE void run_256(const struct kern_mat_args *a, const int bytes, row_d
             __m256i head[4];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                fetch(a, row, off, r, bytes);
+                avx2_vec_prefetch(a, ROWS, row, off, r, bytes, false);
                 s[r] = dot(row[r] + off, x.q + b * 256, &x.s[b], sub);
             }
             rows8(row, is_d_first ? off : off + bytes - 16, head);
