@@ -138,7 +138,7 @@ AVX2_INLINE void run_k4(const struct kern_mat_args *a, const int bytes, const in
             __m256i s[4], sub = avx2_sub_of(&x.s[b]);
             AVX2_UNROLL
             for (int r = 0; r < 4; r++) {
-                avx2_vec_prefetch(a, 4, row, off, r, bytes, true);
+                avx2_vec_prefetch(a, 4, row, off, r, bytes);
                 const uint8_t *p = row[r] + off;
                 __m256i two = _mm256_mullo_epi16(_mm256_cvtepu8_epi16(h.scale[r / 2]), sub); /* rows r, r ^ 1 */
                 __m256i scale =
@@ -201,7 +201,7 @@ AVX2_INLINE int half_q6_k(const uint8_t *p)
 
 void kern_avx2_vec_q6_k(const struct kern_mat_args *a)
 {
-    avx2_vec_256(a, sizeof(struct block_q6_k), dot_q6_k, half_q6_k, 1, true);
+    avx2_vec_256(a, sizeof(struct block_q6_k), dot_q6_k, half_q6_k, 1);
 }
 
 /* A row's block of Q3_K; codes are taken 4 too large. */
@@ -231,7 +231,7 @@ AVX2_INLINE int half_q3_k(const uint8_t *p)
 
 void kern_avx2_vec_q3_k(const struct kern_mat_args *a)
 {
-    avx2_vec_256(a, sizeof(struct block_q3_k), dot_q3_k, half_q3_k, 1, false);
+    avx2_vec_256(a, sizeof(struct block_q3_k), dot_q3_k, half_q3_k, 1);
 }
 
 /* A row's block of TQ2_0; codes are taken 1 too large. */
@@ -252,7 +252,7 @@ AVX2_INLINE int half_tq2_0(const uint8_t *p)
 
 void kern_avx2_vec_tq2_0(const struct kern_mat_args *a)
 {
-    avx2_vec_256(a, sizeof(struct block_tq2_0), dot_tq2_0, half_tq2_0, 1, false);
+    avx2_vec_256(a, sizeof(struct block_tq2_0), dot_tq2_0, half_tq2_0, 1);
 }
 
 /* A row's block of Q2_K, and the sums of its minima. */
@@ -283,7 +283,7 @@ void kern_avx2_vec_q2_k(const struct kern_mat_args *a)
             __m256i s[4], m[4];
             AVX2_UNROLL
             for (int r = 0; r < 4; r++) {
-                avx2_vec_prefetch(a, 4, row, off, r, sizeof(struct block_q2_k), false);
+                avx2_vec_prefetch(a, 4, row, off, r, sizeof(struct block_q2_k));
                 s[r] = dot_q2_k(row[r] + off, (struct avx2_x256){x.q + b * 256, &x.s[b]}, &m[r]);
             }
             int64_t at = off + OFF(q2_k, d);
@@ -350,7 +350,7 @@ AVX2_INLINE void run_32(const struct kern_mat_args *a, const struct vec_32 f)
             __m256i s[8], xv = avx2_load32(x.q + b * 32), xsum = _mm256_set1_epi32(x.s[b].sum);
             AVX2_UNROLL
             for (int r = 0; r < 8; r++) {
-                avx2_vec_prefetch(a, 8, row, off, r, f.bytes, f.n_bits == 8 && !f.table);
+                avx2_vec_prefetch(a, 8, row, off, r, f.bytes);
                 __m256i w = codes_of(f, row[r] + off + f.qs);
                 __m256i prod = f.n_bits == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(xv, w))
                                              : _mm256_maddubs_epi16(w, xv);

@@ -22,14 +22,13 @@ AVX2_INLINE void avx2_vec_rows(const struct kern_mat_args *a, int first, const i
 
 /* Fetch what the next N rows will read, in the order of memory: so the prefetcher of the second-level cache sees one stream
  * and runs ahead, which it does not for N streams as short as rows are. The step at `off` has a share of `bytes` for each
- * of its rows; a burst of more would fill the queue of misses. is_fast: of kernels that would wait for memory even so. */
+ * of its rows; a burst of more would fill the queue of misses. */
 AVX2_INLINE void avx2_vec_prefetch(const struct kern_mat_args *a, const int N, const uint8_t *const row[], int64_t off,
-                                   int r, const int bytes, const bool is_fast)
+                                   int r, const int bytes)
 {
     const uint8_t *p = row[0] + off * N + r * bytes;
     avx2_fetch(p + a->w_stride * (uint64_t)N, bytes);
-    if (is_fast)
-        avx2_fetch_far(p, bytes);
+    avx2_fetch_far(p, bytes);
 }
 
 AVX2_INLINE void avx2_vec_store(const struct kern_mat_args *a, int first, const int N, const float *acc)
@@ -68,10 +67,10 @@ struct avx2_x256 {
 };
 
 /* Blocks of 256 without minima, 4 rows side by side. dot: the integer sums of a block in 8 lanes; half: the bits of its
- * scale, which counts `factor` times. is_fast: see avx2_vec_prefetch. */
+ * scale, which counts `factor` times. */
 AVX2_INLINE void avx2_vec_256(const struct kern_mat_args *a, const int bytes,
                               __m256i (*const dot)(const uint8_t *block, struct avx2_x256 x),
-                              int (*const half)(const uint8_t *block), const float factor, const bool is_fast)
+                              int (*const half)(const uint8_t *block), const float factor)
 {
     struct kern_act_x256 x = kern_act_x256(a->x, a->n_cols);
     for (int first = 0; first < a->n_rows; first += 4) {
@@ -85,7 +84,7 @@ AVX2_INLINE void avx2_vec_256(const struct kern_mat_args *a, const int bytes,
             __m128i d = _mm_setzero_si128();
             AVX2_UNROLL
             for (int r = 0; r < 4; r++) {
-                avx2_vec_prefetch(a, 4, row, off, r, bytes, is_fast);
+                avx2_vec_prefetch(a, 4, row, off, r, bytes);
                 s[r] = dot(row[r] + off, (struct avx2_x256){x.q + b * 256, &x.s[b]});
             }
             d = _mm_insert_epi16(d, half(row[0] + off), 0);

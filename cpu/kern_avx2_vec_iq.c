@@ -346,10 +346,10 @@ AVX2_INLINE int half_tq1_0(const uint8_t *p)
     return avx2_u16_at(p + OFF(tq1_0, d));
 }
 
-#define VEC(type, half, factor)                                                             \
-    void kern_avx2_vec_##type(const struct kern_mat_args *a)                                \
-    {                                                                                       \
-        avx2_vec_256(a, (int)sizeof(struct block_##type), dot_##type, half, factor, false); \
+#define VEC(type, half, factor)                                                      \
+    void kern_avx2_vec_##type(const struct kern_mat_args *a)                         \
+    {                                                                                \
+        avx2_vec_256(a, (int)sizeof(struct block_##type), dot_##type, half, factor); \
     }
 VEC(iq4_xs, half_first, 1)
 VEC(iq1_s, half_first, 0.125f)

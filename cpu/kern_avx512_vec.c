@@ -202,7 +202,7 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
             __m512i xsum = _mm512_permutexvar_epi32(sum_place, xs);
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                avx2_vec_prefetch(a, ROWS, row, off, r, 2 * f.bytes, f.n_bits == 8 && !f.has_levels);
+                avx2_vec_prefetch(a, ROWS, row, off, r, 2 * f.bytes);
                 __m512i part;
                 s[r] = _mm512_setzero_si512();
                 avx512_dot_step(&s[r], &part, codes32(f, row[r] + off, row[r] + next, levels), xv, 0,
@@ -286,7 +286,7 @@ static void vec_nvfp4(const struct kern_mat_args *a)
             __m256i head[4];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                avx2_vec_prefetch(a, ROWS, row, off, r, sizeof(struct block_nvfp4), false);
+                avx2_vec_prefetch(a, ROWS, row, off, r, sizeof(struct block_nvfp4));
                 s[r] = avx512_dot7(_mm512_setzero_si512(), codes_nvfp4(row[r] + off + OFF(nvfp4, qs)), xv);
             }
             sum_quarters(s, u);
@@ -462,7 +462,7 @@ static void vec_q2_k(const struct kern_mat_args *a)
             __m512i s[ROWS], m[ROWS];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                avx2_vec_prefetch(a, ROWS, row, off, r, bytes, false);
+                avx2_vec_prefetch(a, ROWS, row, off, r, bytes);
                 __m256i min;
                 s[r] = dot_q2_k(row[r] + off, x.q + b * 256, &x.s[b], sub, &min);
                 m[r] = _mm512_zextsi256_si512(min);
@@ -493,7 +493,7 @@ AVX512_INLINE void run_256(const struct kern_mat_args *a, const int bytes, row_d
             __m256i head[4];
             AVX512_UNROLL
             for (int r = 0; r < ROWS; r++) {
-                avx2_vec_prefetch(a, ROWS, row, off, r, bytes, false);
+                avx2_vec_prefetch(a, ROWS, row, off, r, bytes);
                 s[r] = dot(row[r] + off, x.q + b * 256, &x.s[b], sub);
             }
             rows8(row, is_d_first ? off : off + bytes - 16, head);
