@@ -161,17 +161,17 @@ START_TEST(half_life_does_not_follow_what_is_wanted)
         half = adapt_loan(one, step, 0, ids, 6);
         ck_assert_int_eq(adapt_loan(many, step, 1, ids, 6), 1);
     }
-    ck_assert_int_eq(half, 2);
+    ck_assert_int_ge(half, 2);
     for (; step < 330; step++) {
         want_new_ones(step, ids);
         half = adapt_loan(one, step, 0, ids, 6);
     }
-    ck_assert_int_ne(half, 2);
+    ck_assert_int_lt(half, 2);
     for (; step < 600; step++) {
         want_favourites(&x, ids);
         half = adapt_loan(one, step, 0, ids, 6);
     }
-    ck_assert_int_eq(half, 2);
+    ck_assert_int_ge(half, 2);
     adapt_close(many);
     adapt_close(one);
 }

@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-const int adapt_half_steps[ADAPT_N] = {1, 4, 16};
+const int adapt_half_steps[ADAPT_N] = {1, 4, 16, 64};
 
 /* Until something is known. */
 enum { FIRST = 1 };

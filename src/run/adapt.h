@@ -1,5 +1,5 @@
 /* How fast uses of experts shall fade (evict.h) is different for every model, text and number of slots. So the slots of some layers are
- * simulated with a fast, a usual and a slow half-life at once, and the one that has missed least of late is used for all: dynamic
+ * simulated with several half-lives at once, and the one that has missed least of late is used for all: dynamic
  * selection by sampled shadow directories (Qureshi, Jaleel, Patt, Steely, Emer: Adaptive Insertion Policies for High Performance
  * Caching, ISCA 2007, whose sets are layers here). A pure function of the loans, so that a recorded trace can be replayed. */
 #ifndef FERRY_RUN_ADAPT_H
@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { ADAPT_N = 3 };
+enum { ADAPT_N = 4 };
 
 /* Steps after which a use counts half: near recency, which is best where a text keeps to some experts for a while; and near frequency,
  * best where slots are few and the router has favourites. Between them nothing lies that one of them does not come close to
