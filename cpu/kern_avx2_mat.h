@@ -162,15 +162,16 @@ AVX2_INLINE void avx2_fetch_far(const void *p, const int bytes)
         _mm_prefetch((const char *)p + AVX2_FAR_BYTES + i, _MM_HINT_T1);
 }
 
-/* Fetch what comes next at the place of the block at `off`, a few lines at a time among the packing: a row's part is too
- * short for a hardware prefetcher, and more than two dozen misses at once stall the core. */
+/* Fetch what comes next at the place of the block at `off` into the second-level cache, a few lines at a time among the
+ * packing: a row's part is too short for a hardware prefetcher, and the first-level cache has two dozen lines under way at
+ * most and drops them before they are packed (8 tokens: 1.3 to 1.6 times the speed on Zen 4). */
 AVX2_INLINE void avx2_prefetch(const struct avx2_pack *p, int64_t off, const int block_bytes)
 {
     if (block_bytes < 64 && (off & 63) >= block_bytes)
         return; /* the line was begun by the block before */
     for (int i = 0; i < block_bytes; i += 64)
         for (int r = 0; r < 8; r++)
-            _mm_prefetch((const char *)p->row[r] + p->ahead + off + i, _MM_HINT_T0);
+            _mm_prefetch((const char *)p->row[r] + p->ahead + off + i, _MM_HINT_T1);
 }
 
 /* One sum, right now, in its own register: left alone, gcc 12 gathers all products of an unrolled loop first, to add them
