@@ -364,6 +364,8 @@ static int run_first(struct batch_run *r)
 
     r->seq_tok = rc ? 0 : expected_tok(r);
     if (!rc)
+        rc = batch_rank_make_held(r);
+    if (!rc)
         rc = batch_rank_say_hello(r);
     if (!rc)
         rc = open_engine(r);
