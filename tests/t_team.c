@@ -83,7 +83,8 @@ static int lost(void)
     return k;
 }
 
-static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes, is_done, look, take, lost};
+static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes,
+                                is_done,           look,      take,       lost};
 
 static uint64_t live_bytes(void)
 {
