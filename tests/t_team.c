@@ -86,6 +86,16 @@ static int lost(void)
 static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes,
                                 is_done,           look,      take,       lost};
 
+/* Under valgrind all tests are in one process. */
+static void setup(void)
+{
+    n_sent = n_taken = n_slow = aborted = lost_at = 0;
+    n_ranks = 2;
+    closed = false;
+    lost_rank = -1;
+    fake.version = TEAM_LINK_VERSION;
+}
+
 static uint64_t live_bytes(void)
 {
     uint64_t n = 0;
@@ -246,6 +256,7 @@ int main(void)
 {
     Suite *suite = suite_create("team");
     TCase *t = tcase_create("team");
+    tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_test(t, letters_are_lost_or_change);
     tcase_add_test(t, rubbish_is_taken);
     tcase_add_test(t, loss_of_a_rank_is_not_told_once);
