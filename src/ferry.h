@@ -367,6 +367,12 @@ void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats
  * line into buf; "" when nothing was predicted or there were none. What the engine made of that: ferry_engine_refit. Returns buf. */
 const char *ferry_batch_review(const struct ferry_batch *batch, char *buf, size_t buf_bytes);
 
+/* The same as numbers; 0: nothing was predicted; there were none. */
+struct ferry_batch_speed {
+    double predicted_tok_per_s, measured_tok_per_s;
+};
+void ferry_batch_speed(const struct ferry_batch *batch, struct ferry_batch_speed *out);
+
 /* ---- results that survive ---- */
 
 /* A file of lines, each a record. A run that was killed, lost its power or filled the disk leaves whole lines and at most one

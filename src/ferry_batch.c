@@ -193,18 +193,32 @@ void ferry_batch_interrupt(struct ferry_batch *b)
     jobs_interrupt(b->jobs);
 }
 
+/* Full steps against what was predicted of them. */
+static void compare(const struct ferry_engine *e, struct plan *expected, struct tune *out)
+{
+    *expected = e->plan;
+    expected->decode_tok_per_s = 0;
+    if (plan_is_measured(&e->plan, &e->machine))
+        plan_batch_expect(&e->batch, expected);
+    tune_compare(expected, &e->seen, out);
+}
+
 const char *ferry_batch_review(const struct ferry_batch *b, char *buf, size_t buf_bytes)
 {
-    const struct ferry_engine *e = b->engine;
-    struct plan expected = e->plan;
+    struct plan expected;
     struct tune t;
 
-    buf[0] = '\0';
-    if (!plan_is_measured(&e->plan, &e->machine))
-        return buf;
-    plan_batch_expect(&e->batch, &expected);
-    tune_compare(&expected, &e->seen, &t);
+    compare(b->engine, &expected, &t);
     return tune_text(&expected, &t, buf, buf_bytes);
+}
+
+void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *out)
+{
+    struct plan expected;
+    struct tune t;
+
+    compare(b->engine, &expected, &t);
+    *out = (struct ferry_batch_speed){t.predicted_tok_per_s, t.measured_tok_per_s};
 }
 
 void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *out)

@@ -1,5 +1,7 @@
 /* ferry batch as its users meet it: requests in, records out, and the same command again after whatever ended the run. The model
  * is tests/data/cli/tiny.gguf, which says nonsense. */
+#include "tests/profile_maker.h"
+
 #include <check.h>
 #include <jansson.h>
 #include <math.h>
@@ -362,6 +364,40 @@ START_TEST(progress_is_no_json)
 }
 END_TEST
 
+/* Of a saved plan nothing is predicted. */
+static const struct {
+    const char *with;
+    bool has_profile, is_predicted;
+} runs[] = {{"", false, false}, {"", true, true}, {"--plan $T/p.json", true, false}};
+
+/* Answers that are equally long, so that all steps but the first are full; the other witness is what --explain says. */
+START_TEST(prediction_is_not_reported)
+{
+    char path[512], line[512];
+    double explained = 0;
+    must_run(
+        "for i in 1 2; do echo '{\"prompt\":\"tale '$i'\",\"max_tokens\":30,\"ignore_eos\":true}'; done >$T/in; "
+        "mkdir $T/ferry; $F plan $M --ctx 256 --threads 1 --no-pin --save $T/p.json; "
+        "sed -i 's/\"sessions\": *1/\"kv_tok\":512,\"sessions\":2/; s/\"logit_rows\": *1/\"logit_rows\":2/' $T/p.json");
+    snprintf(path, sizeof path, "%s/ferry/machine.json", folder);
+    if (runs[_i].has_profile)
+        write_profile(path, TEST_DATA_DIR "/cli/tiny.gguf");
+    must_run("$B -o $T/o -s 2 --explain | sed -n 's/^>.* //p'");
+    ck_assert_int_eq(sscanf(out, "%lf", &explained), runs[_i].has_profile);
+    snprintf(line, sizeof line, "$B -o $T/o -s 2 --json -q %s; tail -n 1 $T/err", runs[_i].with);
+    must_run(line);
+    json_t *o = json_loads(out, 0, NULL), *full = json_object_get(o, "full_steps");
+    const json_t *predicted = json_object_get(full, "predicted_tokens_per_s");
+    ck_assert_int_eq(json_integer_value(json_object_get(full, "answers")), 2);
+    ck_assert(json_number_value(json_object_get(full, "tokens_per_s")) > 0);
+    if (runs[_i].is_predicted) /* in six digits */
+        ck_assert_msg(fabs(json_number_value(predicted) / explained - 1) < 1e-5, "not %g: %s", explained, out);
+    else
+        ck_assert_msg(json_is_null(predicted), "%s", out);
+    json_decref(o);
+}
+END_TEST
+
 /* 64 prompts of 960 equal tokens and three of their own, as the run's last line of progress counts them. */
 START_TEST(shared_beginning_is_run_for_each)
 {
@@ -587,6 +623,7 @@ int main(void)
     tcase_add_test(t, spilled_run_differs);
     tcase_add_test(t, stdin_differs_from_a_file);
     tcase_add_test(t, progress_is_no_json);
+    tcase_add_loop_test(t, prediction_is_not_reported, 0, (int)(sizeof runs / sizeof *runs));
     tcase_add_test(t, shared_beginning_is_run_for_each);
     tcase_add_test(t, score_differs_from_the_answers_logprobs);
     tcase_add_test(t, vector_depends_on_the_form);

@@ -1,6 +1,5 @@
-/* Files and staging buffers, with a system that fails, reads short and changes files under the reader. */
+/* Files, with a system that fails, reads short and changes files under the reader. */
 #include "io/file.h"
-#include "io/stage.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
 
@@ -26,11 +25,6 @@ static void make_file(size_t n)
         ck_assert_int_eq(write(fd, &byte, 1), 1);
     }
     close(fd);
-}
-
-static uint64_t live_bytes(void)
-{
-    return mem_live_bytes(MEM_META) + mem_live_bytes(MEM_STAGE);
 }
 
 /* The system's files, broken on request. */
@@ -193,7 +187,7 @@ START_TEST(open_that_fails_names_path_and_reason_and_leaks_nothing)
 {
     struct broken no_open = {.open_errno = EACCES}, no_stat = {.identify_errno = EIO};
     struct file_ops ops1 = ops_of(&no_open), ops2 = ops_of(&no_stat);
-    uint64_t before = live_bytes();
+    uint64_t before = mem_live_bytes(MEM_META);
     struct file *f;
 
     ck_assert_int_eq(file_open("/nowhere/x.gguf", NULL, &f), ERR_IO);
@@ -212,7 +206,7 @@ START_TEST(open_that_fails_names_path_and_reason_and_leaks_nothing)
         ck_assert_int_eq(file_open(path, NULL, &f), ERR_NOMEM);
     }
     mem_fail_nth(0);
-    ck_assert_uint_eq(live_bytes(), before);
+    ck_assert_uint_eq(mem_live_bytes(MEM_META), before);
     ck_assert_int_eq(file_open(path, NULL, &f), 0);
     file_close(f);
     unlink(path);
@@ -297,88 +291,6 @@ START_TEST(map_shows_the_file_or_says_why_not)
 }
 END_TEST
 
-START_TEST(stage_gives_aligned_slots_that_come_back)
-{
-    struct stage *s;
-    uint64_t before = live_bytes();
-
-    ck_assert_int_eq(stage_open(NULL, 3, 5000, &s), 0);
-    ck_assert_uint_ge(mem_live_bytes(MEM_STAGE), 3 * 8192);
-    for (int i = 0; i < 3; i++) {
-        int slot = stage_take(s);
-        ck_assert_int_eq(slot, i);
-        ck_assert_uint_eq((uintptr_t)stage_slot(s, slot) % STAGE_ALIGN, 0);
-        memset(stage_slot(s, slot), i, 5000);
-    }
-    ck_assert_ptr_eq(stage_slot(s, 0), stage_base(s));
-    ck_assert_int_eq(((char *)stage_slot(s, 1))[0], 1);
-    ck_assert_int_eq(stage_take(s), -1);
-    stage_hold(s, 1);
-    stage_release(s, 1);
-    ck_assert_int_eq(stage_n_free(s), 0);
-    stage_release(s, 1);
-    ck_assert_int_eq(stage_n_free(s), 1);
-    ck_assert_int_eq(stage_take(s), 1);
-    for (int i = 0; i < 3; i++)
-        stage_release(s, i);
-    stage_close(s);
-    stage_close(NULL);
-    ck_assert_uint_eq(live_bytes(), before);
-}
-END_TEST
-
-struct odd_memory {
-    uint64_t live_bytes;
-    int is_empty;
-};
-
-/* As bad as an allocator may be: one byte beside every boundary. */
-static void *odd_alloc(void *ctx, uint64_t bytes)
-{
-    struct odd_memory *m = ctx;
-    if (m->is_empty)
-        return NULL;
-    m->live_bytes += bytes;
-    return (char *)malloc(bytes + 1) + 1;
-}
-
-static void odd_free(void *ctx, void *p, uint64_t bytes)
-{
-    struct odd_memory *m = ctx;
-    m->live_bytes -= bytes;
-    free((char *)p - 1);
-}
-
-START_TEST(stage_takes_its_memory_from_the_allocator_it_is_given)
-{
-    struct odd_memory m = {0};
-    struct stage_alloc alloc = {&m, odd_alloc, odd_free};
-    struct stage *s;
-    uint64_t before = live_bytes();
-
-    ck_assert_int_eq(stage_open(&alloc, 2, 4096, &s), 0);
-    ck_assert_uint_eq(m.live_bytes, stage_bytes(2, 4096));
-    memset(stage_base(s), 1, 2 * 4096); /* inside the allocation, or ASan speaks up */
-    ck_assert_uint_eq((uintptr_t)stage_base(s) % STAGE_ALIGN, 0);
-    stage_close(s);
-    ck_assert_uint_eq(m.live_bytes, 0);
-    m.is_empty = 1;
-    ck_assert_int_eq(stage_open(&alloc, 2, 4096, &s), ERR_NOMEM);
-    ck_assert_ptr_null(s);
-    ck_assert_ptr_nonnull(strstr(err_text(), "2 slots of 4096 bytes"));
-    ck_assert_int_eq(stage_open(NULL, 0, 4096, &s), ERR_ARG);
-    ck_assert_int_eq(stage_open(NULL, 2, 0, &s), ERR_ARG);
-    ck_assert_int_eq(stage_open(NULL, 2, UINT64_MAX / 2, &s), ERR_LIMIT);
-    ck_assert_int_eq(stage_open(NULL, 2, UINT64_MAX, &s), ERR_LIMIT);
-    for (uint64_t n = 1; n <= 2; n++) {
-        mem_fail_nth(n);
-        ck_assert_int_eq(stage_open(NULL, 2, 4096, &s), ERR_NOMEM);
-    }
-    mem_fail_nth(0);
-    ck_assert_uint_eq(live_bytes(), before);
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("io");
@@ -394,8 +306,6 @@ int main(void)
     tcase_add_test(tc, fifo_without_a_writer_is_waited_for);
     tcase_add_test(tc, truncated_replaced_and_rewritten_files_are_noticed);
     tcase_add_test(tc, map_shows_the_file_or_says_why_not);
-    tcase_add_test(tc, stage_gives_aligned_slots_that_come_back);
-    tcase_add_test(tc, stage_takes_its_memory_from_the_allocator_it_is_given);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -91,6 +91,15 @@ START_TEST(full_step_is_expected_otherwise_than_predicted)
 }
 END_TEST
 
+/* As of a saved plan, or where a rate is not known. */
+START_TEST(nothing_predicted_divides_by_zero)
+{
+    struct plan p = {.decode_tok_per_s = 7, .decode_dense_s = 7};
+    plan_batch_expect(&(struct plan_batch_point){0}, &p);
+    ck_assert_double_eq(p.decode_tok_per_s, 0);
+}
+END_TEST
+
 START_TEST(pages_take_nothing_from_slots)
 {
     uint64_t ram = all_experts() / 2 + 300 * MIB;
@@ -373,6 +382,7 @@ int main(void)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, point_says_what_is_not_so);
     tcase_add_test(t, full_step_is_expected_otherwise_than_predicted);
+    tcase_add_test(t, nothing_predicted_divides_by_zero);
     tcase_add_test(t, pages_take_nothing_from_slots);
     tcase_add_test(t, mapping_passes_for_memory);
     tcase_add_test(t, more_sequences_than_requests);

@@ -1,9 +1,9 @@
 /* The io_uring reader against the file's bytes, with answers of the system replaced by short ones and errors. Skipped
  * where io_uring is not to be had. */
 #include "io/ring.h"
-#include "io/stage.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/base/size.h"
 
 #include <check.h>
 #include <errno.h>
@@ -87,8 +87,46 @@ static struct ring_args args_of(const struct ring_file *file, struct fault *faul
     return (struct ring_args){.depth = DEPTH, .files = file, .n_files = 1, .fault = answer, .fault_arg = fault};
 }
 
+/* Where reads go: n slots in one piece of memory. */
+struct slots {
+    char *base; /* own */
+    uint64_t slot_bytes;
+    int n;
+    bool is_taken[DEPTH];
+};
+
+static void make_slots(struct slots *s, int n, uint64_t bytes)
+{
+    *s = (struct slots){.slot_bytes = size_up(bytes, RING_ALIGN), .n = n};
+    s->base = mem_map((uint64_t)n * s->slot_bytes, MEM_STAGE);
+    ck_assert_ptr_nonnull(s->base);
+}
+
+static void drop_slots(struct slots *s)
+{
+    for (int i = 0; i < s->n; i++)
+        ck_assert(!s->is_taken[i]);
+    mem_unmap(s->base, (uint64_t)s->n * s->slot_bytes, MEM_STAGE);
+}
+
+/* -1: all are taken. */
+static int take_slot(struct slots *s)
+{
+    for (int i = 0; i < s->n; i++)
+        if (!s->is_taken[i]) {
+            s->is_taken[i] = true;
+            return i;
+        }
+    return -1;
+}
+
+static void *slot_at(const struct slots *s, int i)
+{
+    return s->base + (uint64_t)i * s->slot_bytes;
+}
+
 /* n random reads, up to DEPTH at once; returns how many failed. Each good one is compared with the truth. */
-static int read_random(struct ring *r, struct stage *s, int n)
+static int read_random(struct ring *r, struct slots *s, int n)
 {
     struct {
         uint64_t off, bytes;
@@ -98,13 +136,13 @@ static int read_random(struct ring *r, struct stage *s, int n)
     while (n_started < n || slots_busy) {
         struct ring_read batch[DEPTH];
         int n_batch = 0, slot;
-        while (n_started < n && (slot = stage_take(s)) >= 0) {
+        while (n_started < n && (slot = take_slot(s)) >= 0) {
             want[slot].off = (uint64_t)rand() % FILE_BYTES;
             want[slot].bytes = (uint64_t)rand() % MAX_READ + 1;
             if (rand() % 8 == 0 || want[slot].bytes > FILE_BYTES - want[slot].off)
                 want[slot].bytes = FILE_BYTES - want[slot].off < MAX_READ ? FILE_BYTES - want[slot].off : MAX_READ;
             batch[n_batch++] =
-                (struct ring_read){0, want[slot].off, want[slot].bytes, stage_slot(s, slot), (uint64_t)slot};
+                (struct ring_read){0, want[slot].off, want[slot].bytes, slot_at(s, slot), (uint64_t)slot};
             n_started++;
             slots_busy++;
         }
@@ -120,7 +158,8 @@ static int read_random(struct ring *r, struct stage *s, int n)
                 n_failed++;
             else
                 ck_assert_mem_eq(done[i].data, truth + want[got].off, want[got].bytes);
-            stage_release(s, (int)got);
+            ck_assert(s->is_taken[got]);
+            s->is_taken[got] = false;
             slots_busy--;
         }
     }
@@ -134,24 +173,24 @@ START_TEST(random_reads_equal_the_file)
     struct fault none = {0};
     struct ring_args args = args_of(&file, &none);
     struct ring *r;
-    struct stage *s;
+    struct slots s;
     struct ring_info info;
     uint64_t before = live_bytes();
     int n_open = n_open_files();
 
     srand(SEED);
     make_file();
-    ck_assert_int_eq(stage_open(NULL, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ), &s), 0);
+    make_slots(&s, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ));
     args.is_buffered = _i == 1;
-    args.arena = _i == 2 ? stage_base(s) : NULL;
-    args.arena_bytes = stage_bytes(DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ)) - STAGE_ALIGN;
+    args.arena = _i == 2 ? s.base : NULL;
+    args.arena_bytes = DEPTH * s.slot_bytes;
     ck_assert_int_eq(ring_open(&args, &r), 0);
     ring_info(r, &info);
     ck_assert(_i != 1 || info.n_direct == 0);
     ck_assert(_i == 2 || !info.has_fixed_arena);
-    ck_assert_int_eq(read_random(r, s, 300), 0);
+    ck_assert_int_eq(read_random(r, &s, 300), 0);
     ring_close(r);
-    stage_close(s);
+    drop_slots(&s);
     drop_file();
     ck_assert_uint_eq(live_bytes(), before);
     ck_assert_int_eq(n_open_files(), n_open);
@@ -169,21 +208,21 @@ START_TEST(short_and_interrupted_answers_are_resumed)
     struct ring_args args = args_of(&file, &fault);
     struct ring_info info;
     struct ring *r;
-    struct stage *s;
+    struct slots s;
     uint64_t n_faults = 0;
 
     srand(SEED + (unsigned)_i);
     make_file();
     args.is_buffered = _i >= N_PASSING;
-    ck_assert_int_eq(stage_open(NULL, 1, ring_slot_bytes(1, MAX_READ), &s), 0);
+    make_slots(&s, 1, ring_slot_bytes(1, MAX_READ));
     ck_assert_int_eq(ring_open(&args, &r), 0);
     for (int i = 0; i < 20; i++) {
         /* Aligned and at least 12288 bytes, so that no cut is less than a block on its way. */
-        struct ring_read read = {0, (uint64_t)(i * 8192), (uint64_t)(12288 + rand() % 150000), stage_slot(s, 0), 5};
+        struct ring_read read = {0, (uint64_t)(i * 8192), (uint64_t)(12288 + rand() % 150000), slot_at(&s, 0), 5};
         struct ring_done done;
         int n_done;
         fault.countdown = 1 + i % 2;
-        memset(stage_slot(s, 0), 0, MAX_READ);
+        memset(slot_at(&s, 0), 0, MAX_READ);
         ck_assert_int_eq(ring_submit(r, &read, 1), 0);
         ck_assert_int_eq(ring_wait(r, 1, &done, 1, &n_done), 0);
         ck_assert_int_eq(n_done, 1);
@@ -196,7 +235,7 @@ START_TEST(short_and_interrupted_answers_are_resumed)
     ck_assert_uint_eq(info.n_repeats, _i % N_PASSING >= FIRST_REPEATED ? n_faults : 0);
     ck_assert_uint_ge(n_faults, 10);
     ring_close(r);
-    stage_close(s);
+    drop_slots(&s);
     drop_file();
 }
 END_TEST
@@ -208,17 +247,17 @@ START_TEST(failed_read_names_file_offset_and_reason_and_spares_the_others)
     struct ring_args args = args_of(&file, &fault);
     struct ring_info info;
     struct ring *r;
-    struct stage *s;
+    struct slots s;
 
     srand(SEED);
     make_file();
-    ck_assert_int_eq(stage_open(NULL, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ), &s), 0);
+    make_slots(&s, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ));
     ck_assert_int_eq(ring_open(&args, &r), 0);
-    ck_assert_int_eq(read_random(r, s, 40), 1);
+    ck_assert_int_eq(read_random(r, &s, 40), 1);
     ck_assert_ptr_nonnull(strstr(err_text(), path));
     ck_assert_ptr_nonnull(strstr(err_text(), "Input/output error"));
 
-    struct ring_read read = {0, 123456, 1000, stage_slot(s, 0), 0};
+    struct ring_read read = {0, 123456, 1000, slot_at(&s, 0), 0};
     struct ring_done done;
     int n_done;
     fault.countdown = 1;
@@ -228,9 +267,9 @@ START_TEST(failed_read_names_file_offset_and_reason_and_spares_the_others)
     ck_assert_ptr_nonnull(strstr(err_text(), "reading 1000 bytes at offset 123456: Input/output error"));
     ring_info(r, &info);
     ck_assert_uint_eq(info.n_repeats, 2);
-    ck_assert_int_eq(read_random(r, s, 20), 0);
+    ck_assert_int_eq(read_random(r, &s, 20), 0);
     ring_close(r);
-    stage_close(s);
+    drop_slots(&s);
     drop_file();
 }
 END_TEST
@@ -241,23 +280,23 @@ START_TEST(file_cut_after_opening_ends_in_an_error)
     struct fault none = {0};
     struct ring_args args = args_of(&file, &none);
     struct ring *r;
-    struct stage *s;
+    struct slots s;
     struct ring_done done;
     int n_done;
 
     make_file();
     args.is_buffered = _i;
-    ck_assert_int_eq(stage_open(NULL, 1, ring_slot_bytes(0, 100000), &s), 0);
+    make_slots(&s, 1, ring_slot_bytes(0, 100000));
     ck_assert_int_eq(ring_open(&args, &r), 0);
     ck_assert_int_eq(truncate(path, 50001), 0);
-    struct ring_read read = {0, 4096, 100000, stage_slot(s, 0), 0};
+    struct ring_read read = {0, 4096, 100000, slot_at(&s, 0), 0};
     ck_assert_int_eq(ring_submit(r, &read, 1), 0);
     ck_assert_int_eq(ring_wait(r, 1, &done, 1, &n_done), 0);
     ck_assert_int_eq(n_done, 1);
     ck_assert_int_eq(done.rc, ERR_IO);
     ck_assert_msg(strstr(err_text(), "100000 bytes at offset 4096: the file ends at 50001") != NULL, "%s", err_text());
     ring_close(r);
-    stage_close(s);
+    drop_slots(&s);
     drop_file();
 }
 END_TEST
@@ -268,29 +307,29 @@ START_TEST(impossible_reads_are_refused_before_any_is_started)
     struct fault none = {0};
     struct ring_args args = args_of(&file, &none);
     struct ring *r;
-    struct stage *s;
+    struct slots s;
 
     make_file();
-    ck_assert_int_eq(stage_open(NULL, 1, 8192, &s), 0);
+    make_slots(&s, 1, 8192);
     ck_assert_int_eq(ring_open(&args, &r), 0);
     struct ring_read reads[DEPTH + 1];
     for (int i = 0; i <= DEPTH; i++)
-        reads[i] = (struct ring_read){0, 0, 1, stage_slot(s, 0), 0};
+        reads[i] = (struct ring_read){0, 0, 1, slot_at(&s, 0), 0};
     ck_assert_int_eq(ring_submit(r, reads, DEPTH + 1), ERR_LIMIT);
     reads[1].file = 1;
     ck_assert_int_eq(ring_submit(r, reads, 2), ERR_ARG);
-    reads[1] = (struct ring_read){0, FILE_BYTES - 1, 2, stage_slot(s, 0), 0};
+    reads[1] = (struct ring_read){0, FILE_BYTES - 1, 2, slot_at(&s, 0), 0};
     ck_assert_int_eq(ring_submit(r, reads, 2), ERR_ARG);
     ck_assert_ptr_nonnull(strstr(err_text(), "2 bytes at offset 3000076 of a file of 3000077"));
-    reads[1] = (struct ring_read){0, UINT64_MAX, 2, stage_slot(s, 0), 0};
+    reads[1] = (struct ring_read){0, UINT64_MAX, 2, slot_at(&s, 0), 0};
     ck_assert_int_eq(ring_submit(r, reads, 2), ERR_ARG);
-    reads[1] = (struct ring_read){0, 0, 0, stage_slot(s, 0), 0};
+    reads[1] = (struct ring_read){0, 0, 0, slot_at(&s, 0), 0};
     ck_assert_int_eq(ring_submit(r, reads, 2), ERR_ARG);
-    reads[1] = (struct ring_read){0, 0, 1, (char *)stage_slot(s, 0) + 8, 0};
+    reads[1] = (struct ring_read){0, 0, 1, (char *)slot_at(&s, 0) + 8, 0};
     ck_assert_int_eq(ring_submit(r, reads, 2), ERR_ARG);
     ck_assert_int_eq(ring_n_in_flight(r), 0);
     ring_close(r);
-    stage_close(s);
+    drop_slots(&s);
     args.depth = 0;
     ck_assert_int_eq(ring_open(&args, &r), ERR_ARG);
     drop_file();
@@ -463,21 +502,21 @@ START_TEST(memory_that_cannot_be_locked_stops_reading)
     struct ring_args args = args_of(&file, &none);
     struct ring_info info;
     struct ring *r;
-    struct stage *s;
+    struct slots s;
 
     srand(SEED);
     make_file();
-    ck_assert_int_eq(stage_open(NULL, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ), &s), 0);
-    args.arena = stage_base(s);
-    args.arena_bytes = stage_bytes(DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ)) - STAGE_ALIGN;
+    make_slots(&s, DEPTH, ring_slot_bytes(RING_ALIGN - 1, MAX_READ));
+    args.arena = s.base;
+    args.arena_bytes = DEPTH * s.slot_bytes;
     if (forbid(SYS_io_uring_register, ENOMEM)) {
         ck_assert_int_eq(ring_open(&args, &r), 0);
         ring_info(r, &info);
         ck_assert(!info.has_fixed_arena && !info.has_fixed_files);
-        ck_assert_int_eq(read_random(r, s, 100), 0);
+        ck_assert_int_eq(read_random(r, &s, 100), 0);
         ring_close(r);
     }
-    stage_close(s);
+    drop_slots(&s);
     drop_file();
 }
 END_TEST

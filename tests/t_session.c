@@ -6,7 +6,7 @@
 #include "src/base/mem.h"
 #include "src/ferry.h"
 #include "src/model/slot_shape.h"
-#include "src/plan/machine.h"
+#include "tests/profile_maker.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -257,33 +257,6 @@ static uint64_t hasty(void)
     return __atomic_add_fetch(&now_ns, 20000000, __ATOMIC_RELAXED);
 }
 
-/* A profile of this machine by which everything takes next to no time, so that the plan's predictions are wrong. */
-static void write_profile(const char *path)
-{
-    struct machine m;
-    struct machine_disk disk = {.is_direct = true, .n_rates = 1, .rates = {{4096, 1, 1e10}}};
-    char *text;
-    FILE *f = fopen(path, "w");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(machine_find(&m), 0);
-    const char *const *isa = cpu_isa_names();
-    while (!cpu_isa_has(*isa))
-        isa++;
-    strcpy(m.isa, *isa);
-    m.mem_bytes_per_s = 1e11;
-    for (int type = 0; type < QUANT_ID_END; type++)
-        if (quant_info(type))
-            m.kernels[type] = (struct machine_kernel){1e11, 1e13, 1e13};
-    for (int kind = 0; kind < OP_N_KIND; kind++)
-        m.ops[kind] = (struct machine_op){1e-9, 1e-12};
-    ck_assert_int_eq(machine_disk_id(model_path("qwen3moe"), disk.id), 0);
-    machine_disk_put(&m, &disk);
-    ck_assert_int_eq(machine_to_json(&m, &text), 0);
-    fputs(text, f);
-    fclose(f);
-    ferry_free(text);
-}
-
 /* k 0: everything in memory, nothing predicted; 1: slots for three quarters of the experts, and predictions that are wrong. NULL: no
  * io_uring here; t_ring is skipped and says so. */
 static struct ferry_engine *open_for_trials(int k, uint32_t n_batch, const char *profile)
@@ -308,7 +281,7 @@ START_TEST(trials_change_words)
     static int32_t words[2][N_NEW];
     char text[1024] = "";
 
-    write_profile(profile);
+    write_profile(profile, model_path("qwen3moe"));
     for (int k = 0; k < 2; k++) {
         struct ferry_engine *e = open_for_trials(k, 0, profile);
         if (!e)
@@ -372,7 +345,7 @@ START_TEST(trials_in_a_batch_change_words)
     static int32_t words[2][4 * N_NEW];
     char text[1024] = "", review[1024] = "";
 
-    write_profile(profile);
+    write_profile(profile, model_path("qwen3moe"));
     for (int k = 0; k < 2; k++) {
         struct ferry_engine *e = open_for_trials(k, 4, profile);
         if (!e)

@@ -1,7 +1,9 @@
-/* Messages between ranks, over a link that lives in this process: what arrives is what was sent, in its order, and whatever is
- * wrong is said. Over MPI: tests/batch_mpi. */
+/* Messages between ranks and the lines that they give each other, over a link that lives in this process: what arrives is what was
+ * sent, in its order, and whatever is wrong is said. Over MPI: tests/batch_mpi. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/batch_rank.h"
+#include "src/cli/json_room.h"
 #include "src/cli/team.h"
 
 #include <check.h>
@@ -83,7 +85,18 @@ static int lost(void)
     return k;
 }
 
-static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes, is_done, look, take, lost};
+static struct team_link fake = {TEAM_LINK_VERSION, open_link, close_link, abort_link, send_bytes,
+                                is_done,           look,      take,       lost};
+
+/* Under valgrind all tests are in one process. */
+static void setup(void)
+{
+    n_sent = n_taken = n_slow = aborted = lost_at = 0;
+    n_ranks = 2;
+    closed = false;
+    lost_rank = -1;
+    fake.version = TEAM_LINK_VERSION;
+}
 
 static uint64_t live_bytes(void)
 {
@@ -241,16 +254,145 @@ START_TEST(the_wrong_one_is_fed)
 }
 END_TEST
 
+/* ---- lines ---- */
+
+static const struct conf conf = {.temperature = 0.8,
+                                 .top_k = 40,
+                                 .top_p = 0.95,
+                                 .repeat_penalty = 1,
+                                 .n_tokens = 8,
+                                 .normalize = "l2",
+                                 .quiet = true};
+
+/* Both ranks in one: what rank 0 gives comes back to be taken. */
+static int give_and_take(struct batch_run *r, uint64_t number)
+{
+    int rc = batch_rank_give_line(r, 1, number, "{\"a\":1}", 7);
+
+    return rc ? rc : batch_rank_hear_first(r);
+}
+
+static void drop_lines(struct batch_run *r)
+{
+    batch_rank_drop_given(r);
+    batch_rank_drop_held(r);
+    team_close(&r->team, true, 0);
+}
+
+static uint64_t last_of(const struct batch_queue *q)
+{
+    const struct batch_given *g = q->first;
+    while (g->next)
+        g = g->next;
+    return g->number;
+}
+
+/* What each allocation is for, as its failure says, and how many lines are held and given by then. */
+static const struct {
+    const char *says;
+    uint64_t n_held, n_given;
+} short_of[] = {
+    {"the lines of other ranks: 2 x ", 0, 0}, {"a line of the input: 1 x ", 0, 0},
+    {"a message of 7 bytes", 1, 0},           {"a text of ", 1, 0},
+    {"a line of the input: 1 x ", 1, 0},      {NULL, 1, 1},
+};
+
+START_TEST(line_without_memory_leaks_or_is_half_in_a_queue)
+{
+    uint64_t before = live_bytes();
+    struct batch_run r = {.conf = &conf, .n_asked = 2};
+    ck_assert_int_eq(team_join(&r.team, &fake, 2), 0);
+    mem_fail_nth((uint64_t)_i + 1);
+    int rc = batch_rank_make_held(&r);
+    if (!rc)
+        rc = give_and_take(&r, 7);
+    uint64_t n_calls = mem_n_calls();
+    mem_fail_nth(0);
+    if (short_of[_i].says) {
+        ck_assert_int_eq(rc, FERRY_ERR_NOMEM);
+        ck_assert_msg(strstr(err_text(), short_of[_i].says) != NULL, "%s", err_text());
+        ck_assert_uint_eq(n_calls, (uint64_t)_i + 1);
+    } else {
+        ck_assert_int_eq(rc, 0);
+        ck_assert_uint_eq(n_calls, (uint64_t)_i); /* nothing was left out above */
+    }
+    ck_assert_uint_eq(r.held ? r.held[1].n : 0, short_of[_i].n_held);
+    ck_assert_uint_eq(r.given.n, short_of[_i].n_given);
+    ck_assert(r.held || batch_rank_make_held(&r) == 0);
+    ck_assert_int_eq(give_and_take(&r, 8), 0);
+    ck_assert_uint_eq(r.held[1].n, short_of[_i].n_held + 1);
+    ck_assert_uint_eq(last_of(&r.held[1]), 8);
+    ck_assert_uint_eq(last_of(&r.given), 8);
+    drop_lines(&r);
+    ck_assert_uint_eq(live_bytes(), before);
+}
+END_TEST
+
+/* A line that waits at rank 0, with memory that fails at its nth use from then on; whether it was reached. */
+static bool give_up_without(uint64_t n, struct ferry_engine *e, struct ferry_batch *b)
+{
+    static const char text[] = "{\"prompt\":\"hello\"}";
+    struct batch_pending pending[BATCH_MAX_N] = {{0}};
+    struct batch_run r = {.conf = &conf, .engine = e, .batch = b, .pending = pending, .n_pending = BATCH_MAX_N};
+    struct batch_group *g = mem_zalloc(1, sizeof *g, MEM_OTHER);
+    ck_assert_int_eq(team_join(&r.team, &fake, 2), 0);
+    ck_assert_int_eq(batch_rank_make_held(&r), 0);
+    ck_assert_int_eq(batch_line_read(&conf, text, sizeof text - 1, 1, &g->line), 0);
+    ck_assert_msg(batch_run_begin_line(&r, g) == 0 && r.n_flying == 1, "%s", err_text());
+    r.team.member[1].n_wanted = 1;
+    mem_fail_nth(n);
+    int rc = batch_rank_share(&r, false);
+    bool reached = mem_n_calls() >= n;
+    mem_fail_nth(0);
+    ck_assert_int_eq(rc, reached ? FERRY_ERR_NOMEM : 0);
+    ck_assert_msg(!reached || strstr(err_text(), " bytes") != NULL, "%s", err_text());
+    ck_assert_uint_ge(r.n_flying + r.held[1].n, 1); /* it is not gone */
+    ck_assert(reached || (!r.n_flying && r.held[1].first->number == 1 && r.team.member[1].got_end));
+    if (r.n_flying) {
+        batch_run_withdraw(&r, g);
+        batch_run_free_group(g);
+    }
+    drop_lines(&r);
+    return reached;
+}
+
+START_TEST(line_that_is_given_up_leaks_or_is_lost)
+{
+    struct ferry_engine_opts o;
+    struct ferry_engine *e;
+    struct ferry_batch *b;
+    ferry_engine_opts_init(&o);
+    o.n_ctx = 64;
+    o.n_threads = 1;
+    o.no_pin = true;
+    o.n_batch = 2;
+    ck_assert_msg(ferry_engine_open(TEST_DATA_DIR "/cli/tiny.gguf", &o, &e) == 0, "%s", err_text());
+    ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+    uint64_t before = live_bytes(), n = 1;
+    for (; give_up_without(n, e, b); n++)
+        ck_assert_uint_eq(live_bytes(), before);
+    ck_assert_uint_eq(live_bytes(), before);
+    ck_assert_uint_gt(n, 4);
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+}
+END_TEST
+
 int main(void)
 {
+    json_room_begin();
     Suite *suite = suite_create("team");
     TCase *t = tcase_create("team");
+    tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_test(t, letters_are_lost_or_change);
     tcase_add_test(t, rubbish_is_taken);
     tcase_add_test(t, loss_of_a_rank_is_not_told_once);
     tcase_add_test(t, another_launcher_or_module_is_taken);
     tcase_add_test(t, failed_allocation_leaks_or_loses);
     tcase_add_test(t, the_wrong_one_is_fed);
+    tcase_add_loop_test(t, line_without_memory_leaks_or_is_half_in_a_queue, 0,
+                        (int)(sizeof short_of / sizeof *short_of));
+    tcase_add_test(t, line_that_is_given_up_leaks_or_is_lost);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

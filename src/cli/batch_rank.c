@@ -63,6 +63,21 @@ static void queue_drop(struct batch_queue *q)
 
 /* ---- rank 0 ---- */
 
+int batch_rank_make_held(struct batch_run *r)
+{
+    r->held = batch_in_zalloc((size_t)r->team.n_ranks, sizeof *r->held, "the lines of other ranks");
+    return r->held ? 0 : FERRY_ERR_NOMEM;
+}
+
+void batch_rank_drop_held(struct batch_run *r)
+{
+    for (int k = 0; r->held && k < r->team.n_ranks; k++)
+        queue_drop(&r->held[k]);
+    queue_drop(&r->again);
+    ferry_free(r->held);
+    r->held = NULL;
+}
+
 /* Let rank `to` answer it. */
 int batch_rank_give_line(struct batch_run *r, int to, uint64_t number, const char *text, size_t n_bytes)
 {
@@ -76,15 +91,6 @@ int batch_rank_give_line(struct batch_run *r, int to, uint64_t number, const cha
 struct batch_given *batch_rank_next_again(struct batch_run *r)
 {
     return queue_take(&r->again, &r->again.first);
-}
-
-void batch_rank_drop_held(struct batch_run *r)
-{
-    for (int k = 0; r->held && k < r->team.n_ranks; k++)
-        queue_drop(&r->held[k]);
-    queue_drop(&r->again);
-    ferry_free(r->held);
-    r->held = NULL;
 }
 
 /* Rank k has sent a record of the line: does it hold it any longer? */
@@ -334,9 +340,6 @@ int batch_rank_say_hello(struct batch_run *r)
 {
     int rc = 0;
 
-    r->held = batch_in_zalloc((size_t)r->team.n_ranks, sizeof *r->held, "the lines of other ranks");
-    if (!r->held)
-        return FERRY_ERR_NOMEM;
     for (int k = 1; k < r->team.n_ranks && !rc; k++)
         rc = team_send(&r->team, k, &(struct team_head){.kind = TEAM_HELLO, .number = r->seq_tok}, NULL, 0);
     return rc;

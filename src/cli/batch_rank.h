@@ -12,6 +12,10 @@ extern "C" {
 
 /* All: codes of team_send and team_receive; ERR_STATE for a message that makes no sense. Rank 0, alone or not: */
 
+/* Room for what each rank will have been given and not answered. ERR_NOMEM. */
+int batch_rank_make_held(struct batch_run *r);
+void batch_rank_drop_held(struct batch_run *r); /* with what is in there, and what waits to be answered again */
+
 /* Before the model is loaded: what the others cannot know of the input. ERR_NOMEM. */
 int batch_rank_say_hello(struct batch_run *r);
 
@@ -24,7 +28,6 @@ int batch_rank_hear_others(struct batch_run *r);
 
 /* A line of a rank that is lost, or NULL; own: ferry_free(). */
 struct batch_given *batch_rank_next_again(struct batch_run *r);
-void batch_rank_drop_held(struct batch_run *r);
 
 /* The input is at its end, or (stopping) nothing more shall begin: who still wants lines is given those that wait here, and whoever
  * cannot get any more is told. */

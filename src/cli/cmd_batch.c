@@ -57,6 +57,21 @@ static struct state state_of(const struct batch_run *r)
     return out;
 }
 
+static json_t *rate(double tok_per_s)
+{
+    return tok_per_s > 0 ? json_real(tok_per_s) : json_null();
+}
+
+/* Steps of as many answers as run at once here, which is what the plan predicts. A run's tokens_per_s is of all steps and ranks. */
+static json_t *full_steps(const struct batch_run *r)
+{
+    struct ferry_batch_speed speed;
+
+    ferry_batch_speed(r->batch, &speed);
+    return json_pack("{s:I, s:o, s:o}", "answers", (json_int_t)r->info.n_batch, "tokens_per_s",
+                     rate(speed.measured_tok_per_s), "predicted_tokens_per_s", rate(speed.predicted_tok_per_s));
+}
+
 static void say_json(struct batch_run *r, bool end)
 {
     struct ferry_batch_stats st;
@@ -73,6 +88,7 @@ static void say_json(struct batch_run *r, bool end)
                   "generated_tokens", (json_int_t)st.n_generated, "preempted", (json_int_t)st.n_preempted,
                   "rerun_tokens", (json_int_t)st.n_rerun, "spilled", (json_int_t)st.n_spilled, "end", end);
     json_object_set_new(o, "seconds_left", s.left_s >= 0 ? json_real(s.left_s) : json_null());
+    json_object_set_new(o, "full_steps", full_steps(r));
     json_dumpf(o, stderr, JSON_COMPACT | JSON_REAL_PRECISION(6));
     fputc('\n', stderr);
     json_decref(o);
@@ -363,6 +379,8 @@ static int run_first(struct batch_run *r)
     int rc = batch_in_open(&r->in, r->conf->input);
 
     r->seq_tok = rc ? 0 : expected_tok(r);
+    if (!rc)
+        rc = batch_rank_make_held(r);
     if (!rc)
         rc = batch_rank_say_hello(r);
     if (!rc)

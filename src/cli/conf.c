@@ -174,7 +174,8 @@ const struct conf_option conf_options[] = {
     {"json", 0, CONF_FLAG, "run info eval bench plan probe quantize", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
      "the report as JSON on stdout"},
     {"json", 0, CONF_FLAG, "batch", AT(json), 0, NULL, NULL, NULL, NULL, 0, 0,
-     "progress as JSON on stderr, an object a second"},
+     "progress as JSON on stderr, an object a second; full_steps: steps in which all --sequences answers go on, as the "
+     "plan predicts and as measured"},
     {"quiet", 'q', CONF_FLAG, ENGINES " probe quantize", AT(quiet), 0, NULL, NULL, NULL, NULL, 0, 0,
      "no progress and no statistics on stderr"},
     {NULL, 0, CONF_FLAG, NULL, 0, 0, NULL, NULL, NULL, NULL, 0, 0, NULL},

@@ -214,6 +214,8 @@ int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts
 void plan_batch_expect(const struct plan_batch_point *at, struct plan *plan)
 {
     plan->decode_tok_per_s = at->tok_per_s;
+    if (at->tok_per_s <= 0)
+        return;
     plan->decode_dense_s = fmax(at->memory_s, at->compute_s) / at->n_seq;
     plan->decode_expert_s = 0; /* they are in there */
     plan->missed_bytes_per_tok = at->missed_bytes / at->n_seq;

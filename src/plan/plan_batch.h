@@ -51,7 +51,8 @@ struct plan_batch {
 int plan_batch_make(const struct plan_in *in, const struct plan_batch_opts *opts, struct plan_batch *out,
                     struct plan *plan);
 
-/* The plan as tune.h and refit.h are to see it: a token of a step in which all sequences are answered, and no prompt is run. */
+/* The plan as tune.h and refit.h are to see it: a token of a step in which all sequences are answered, and no prompt is run.
+ * Of zeros (a saved plan, rates that are not known) nothing is expected: decode_tok_per_s is 0. */
 void plan_batch_expect(const struct plan_batch_point *at, struct plan *plan);
 
 /* The curve as text for a person. Caller frees with mem_free. ERR_NOMEM. */
