@@ -149,9 +149,9 @@ static struct page page_of(const struct walk *w, const struct op *op, int i, int
     };
 }
 
-/* Fold keys [begin, end) of the page that starts at position `first` into row i's state. */
-static void fold(const struct walk *w, const struct op *op, int i, int head, const struct page *page, int64_t first,
-                 struct span span, float *s, float *scratch)
+/* Fold keys [begin, end) of the page that starts at position `first` into row i's state. next: the page that follows; NULL: none. */
+static void fold(const struct walk *w, const struct op *op, int i, int head, const struct page *page,
+                 const struct page *next, int64_t first, struct span span, float *s, float *scratch)
 {
     const struct op_attn *p = &op->p.attn;
     struct kern_attn_args args = {
@@ -166,6 +166,8 @@ static void fold(const struct walk *w, const struct op *op, int i, int head, con
         .kv_type = page->type,
         .k = page->k,
         .v = page->v,
+        .next_k = next ? next->k : NULL,
+        .next_v = next ? next->v : NULL,
         .key_begin = (int)max64(0, span.begin - first),
         .key_end = (int)min64(DEVICE_PAGE_TOK, span.end - first),
         .o = state_o(s),
@@ -233,7 +235,7 @@ static void fold_block(const struct walk *w, const struct op *op, int begin, int
         page = (struct page){QUANT_F32, own->k, own->v};
     }
     for (int i = begin; i < end; i++)
-        fold(w, op, i, head, &page, first, visible(w, op, i), own->state + (i - begin) * len, own->scratch);
+        fold(w, op, i, head, &page, NULL, first, visible(w, op, i), own->state + (i - begin) * len, own->scratch);
 }
 
 static void run_block(const struct walk *w, int worker, const struct op *op, int begin, int end, int head)
@@ -319,13 +321,17 @@ static void run_segment(const struct walk *w, int worker, const struct op *op, i
 {
     struct span span = visible(w, op, i);
     int64_t begin = max64(span.begin / DEVICE_PAGE_TOK, segment * PAGES_PER_SEGMENT);
-    int64_t end = min64((span.end + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK, (segment + 1) * PAGES_PER_SEGMENT);
+    int64_t n_pages = (span.end + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK;
+    int64_t end = min64(n_pages, (segment + 1) * PAGES_PER_SEGMENT);
     struct own own = own_of(w, worker, &op->p.attn);
 
     state_reset(&op->p.attn, state);
     for (int64_t number = begin; number < end; number++) {
-        struct page page = page_of(w, op, i, head, number);
-        fold(w, op, i, head, &page, number * DEVICE_PAGE_TOK, span, state, own.scratch);
+        struct page page = page_of(w, op, i, head, number), next = page;
+        bool has_next = number + 1 < n_pages; /* also that of the next segment, which this worker is likely to run */
+        if (has_next)
+            next = page_of(w, op, i, head, number + 1);
+        fold(w, op, i, head, &page, has_next ? &next : NULL, number * DEVICE_PAGE_TOK, span, state, own.scratch);
     }
 }
 

@@ -290,13 +290,16 @@ static void scores(const struct kern_attn_args *args, const float *k, int begin,
             p[q * DEVICE_PAGE_TOK + begin] = dot_avx512(args->q + q * args->q_stride, k, args->head_dim_k);
 }
 
-/* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). */
-static const float *page_rows(enum quant_type type, const void *page, int key, int end, int head_dim, float *buf)
+/* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). Those of the next page are fetched. */
+static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int head_dim,
+                              float *buf)
 {
     if (type == QUANT_F32)
         return (const float *)page + (int64_t)key * head_dim;
-    const char *rows = (const char *)page + (uint64_t)key * quant_row_bytes(type, head_dim);
-    kv_read_avx512(type, rows, buf, (int64_t)(end - key) * head_dim);
+    uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
+    for (uint64_t i = off; next && i < (uint64_t)end * row_bytes; i += 64)
+        _mm_prefetch((const char *)next + i, _MM_HINT_T1);
+    kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
     return buf;
 }
 
@@ -381,7 +384,7 @@ static void attn_page_avx512(const struct kern_attn_args *args)
     memset(p, 0, (size_t)args->n_q * DEVICE_PAGE_TOK * sizeof *p);
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + TILE < args->key_end ? key + TILE : args->key_end;
-        scores(args, page_rows(args->kv_type, args->k, key, end, args->head_dim_k, rows), key, end, p);
+        scores(args, page_rows(args->kv_type, args->k, args->next_k, key, end, args->head_dim_k, rows), key, end, p);
     }
     for (int q = 0; q < args->n_q; q++) {
         float shrink = weigh(args, p + q * DEVICE_PAGE_TOK, &args->m[q], &args->l[q]);
@@ -389,7 +392,7 @@ static void attn_page_avx512(const struct kern_attn_args *args)
     }
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + step < args->key_end ? key + step : args->key_end;
-        add_rows(args, page_rows(args->kv_type, args->v, key, end, args->head_dim_v, rows), key, end, p);
+        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->head_dim_v, rows), key, end, p);
     }
 }
 
