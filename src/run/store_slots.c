@@ -28,6 +28,11 @@ enum { N_MATRICES = 3 };
 /* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
 enum { AHEAD_PART = 2 };
 
+/* Reads in flight at most where all of the next layer's experts are hinted at, as behind a chunk of a prompt: nobody starts more until
+ * that layer's loan, so they have to last for its attention. */
+enum { LAYER_READS = 128 };
+_Static_assert((int)LAYER_READS >= (int)PLAN_MAX_READS, "the ring holds both");
+
 /* What a device copies from is held until the next loan: a quarter at most, beside what is read ahead. */
 enum { KEEP_PART = 4 };
 
@@ -107,7 +112,7 @@ static int open_ring(struct store_slots *s, const struct store_slots_args *a)
     for (int i = 0; i < a->n_files; i++)
         files[i] = (struct ring_file){.path = file_path(a->files[i]), .then = file_identity(a->files[i])};
     /* The arena is not registered: the kernel would clear and pin all of it before the first token. */
-    int rc = ring_open(&(struct ring_args){.depth = PLAN_MAX_READS,
+    int rc = ring_open(&(struct ring_args){.depth = LAYER_READS,
                                            .files = files,
                                            .n_files = a->n_files,
                                            .fault = a->args->read_fault,
@@ -567,10 +572,11 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
 static void submit_hints(struct store_slots *s)
 {
     int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
+    int n_reads = s->n_hints == n_stacked(s, s->hint_layer) ? LAYER_READS : s->n_reads;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && s->next_hint < s->n_hints &&
-           s->n_ahead < most && submit_hint(s, s->hints[s->next_hint], &rc))
+    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= n_reads && s->next_hint < s->n_hints && s->n_ahead < most &&
+           submit_hint(s, s->hints[s->next_hint], &rc))
         s->next_hint++;
 }
 
