@@ -269,7 +269,8 @@ enum {
 
 /* n elements, 1 to BATCH for each thread, all of a thread's loads under way at once: a choice for each would hold them up, so that those
  * behind the last bring that one again, to places that nobody reads. */
-template <int TYPE, int BATCH> static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
+template <int TYPE, int BATCH>
+static __device__ inline void bring(const typename cu_float<TYPE>::word *from, int n, float *to)
 {
     typename cu_float<TYPE>::word part[BATCH];
 

@@ -17,9 +17,9 @@ struct ferry_engine {
     struct machine machine;
     struct plan plan;
     struct plan_batch_point batch; /* with plan.kv_tok: what was predicted of it; tok_per_s 0: nothing */
-    struct model *model; /* own, as all below */
-    struct tok *tok;     /* NULL: ids only */
-    struct trace *trace; /* NULL: not kept */
+    struct model *model;           /* own, as all below */
+    struct tok *tok;               /* NULL: ids only */
+    struct trace *trace;           /* NULL: not kept */
     struct store *store;
     struct device *device;
     struct device *host; /* the CPU beside a GPU that holds some of the experts; otherwise NULL */

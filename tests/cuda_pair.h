@@ -83,8 +83,8 @@ static inline void same_memory(struct pair *p, const char *what)
             memcpy(&a, got + at, n);
             memcpy(&b, m->host + at, n);
             if (memcmp(&a, &b, n) && !(n == 4 && isnan(a) && isnan(b)))
-                ck_abort_msg("%s: byte %d of %d of memory %d: %.9g instead of %.9g", what, (int)at, (int)m->bytes, i, (double)a,
-                             (double)b);
+                ck_abort_msg("%s: byte %d of %d of memory %d: %.9g instead of %.9g", what, (int)at, (int)m->bytes, i,
+                             (double)a, (double)b);
         }
         mem_free(got);
     }

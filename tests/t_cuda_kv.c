@@ -83,7 +83,8 @@ static void must_equal(const float *want, const float *got, int n_rows)
 {
     for (int i = 0; i < n_rows * N_VOCAB; i++)
         if (memcmp(&want[i], &got[i], sizeof *want))
-            ck_abort_msg("row %d, logit %d: %.9g instead of %.9g", i / N_VOCAB, i % N_VOCAB, (double)got[i], (double)want[i]);
+            ck_abort_msg("row %d, logit %d: %.9g instead of %.9g", i / N_VOCAB, i % N_VOCAB, (double)got[i],
+                         (double)want[i]);
 }
 
 START_TEST(context_beyond_the_gpu_changes_bits)

@@ -23,7 +23,7 @@ enum team_kind {
     TEAM_LINE,      /* 0 to k: text is line `number`; bits: its records that are there already */
     TEAM_END,       /* 0 to k: there will be no more */
     TEAM_RECORD,    /* k to 0: text is record `index` of line `number`; bits: 1 if it says why there is no answer */
-    TEAM_BYE,  /* k to 0: everything that it was given has been answered. number: 0, or 1 if it was asked to stop before */
+    TEAM_BYE, /* k to 0: everything that it was given has been answered. number: 0, or 1 if it was asked to stop before */
     TEAM_LOST, /* of the link: process `from` is gone, and says nothing more */
 };
 

@@ -65,9 +65,10 @@ struct machine {
     uint64_t vram_total_bytes,
         vram_free_bytes; /* of the GPU that shall compute; 0: none, or not known. Whoever lists devices says */
     /* Measured by probe or described; 0: not known */
-    double gpu_bytes_per_s, pcie_bytes_per_s; /* described alone, and kept in the profile: of the GPU's memory, of the way to it */
-    double mem_bytes_per_s;                   /* read by all cores */
-    double disk_bytes_per_s;                  /* of the model's file system: large reads, many in flight */
+    double gpu_bytes_per_s,
+        pcie_bytes_per_s;    /* described alone, and kept in the profile: of the GPU's memory, of the way to it */
+    double mem_bytes_per_s;  /* read by all cores */
+    double disk_bytes_per_s; /* of the model's file system: large reads, many in flight */
     int n_mem, n_disks;
     struct machine_mem mem[MACHINE_MAX_MEM]; /* by rising n_threads */
     struct machine_kernel kernels[QUANT_ID_END];

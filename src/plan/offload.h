@@ -33,7 +33,7 @@ double offload_seconds(const struct offload_cost *c, double n_calls, double mib,
 
 struct offload_expert {
     double mib;
-    int rows;     /* tokens of the step that chose it */
+    int rows;       /* tokens of the step that chose it */
     bool on_disk;   /* it has to be read before anything else */
     bool is_pinned; /* it can be copied from where it lies, without staging */
 };

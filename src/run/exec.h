@@ -63,8 +63,8 @@ struct exec_stats {
         n_host_rows;              /* a chosen expert's for a token; of them, computed by the host beside a device */
     struct moe_split_stats split; /* zeros without a host beside the device, as the following */
     struct landing_stats landing;
-    uint64_t n_launches; /* of a device with memory of its own */
-    struct tier tier;    /* whether it computes experts */
+    uint64_t n_launches;                                         /* of a device with memory of its own */
+    struct tier tier;                                            /* whether it computes experts */
     uint64_t n_dev_segments, n_host_segments, n_staged_segments; /* of KV pages that a row saw in a layer: attn.h */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);

@@ -97,8 +97,8 @@ uint64_t emu_busy_ns(enum emu_engine engine);
 /* ---- between the parts of the emulator ---- */
 
 #define EMU_MAX_SHARED (227 * 1024) /* most shared memory that a block may have */
-bool emu_fails(void); /* counts a call of the runtime: is it the one that fails? */
-int emu_gpu(void);    /* the one chosen */
+bool emu_fails(void);               /* counts a call of the runtime: is it the one that fails? */
+int emu_gpu(void);                  /* the one chosen */
 void emu_check_stream(cudaStream_t stream);
 void emu_queue_kernel(const struct emu_launch *launch, cudaStream_t stream, bool is_inner);
 bool emu_graph_is_capturing(void);
