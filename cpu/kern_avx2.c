@@ -333,8 +333,8 @@ static const float *page_rows(enum quant_type type, const void *page, const void
     if (type == QUANT_F32)
         return (const float *)page + (int64_t)key * head_dim;
     uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
-    for (uint64_t i = off; next && i < (uint64_t)end * row_bytes; i += 64)
-        _mm_prefetch((const char *)next + i, _MM_HINT_T1);
+    if (next)
+        avx2_fetch_l2((const char *)next + off, (end - key) * (int)row_bytes);
     kv_read_avx2(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
     return buf;
 }

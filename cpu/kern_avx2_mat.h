@@ -146,21 +146,22 @@ AVX2_INLINE __m128i avx2_load16(const uint8_t *p)
     return _mm_loadu_si128((const __m128i *)p);
 }
 
-/* Ask for `bytes` at p, for soon; or for what lies AVX2_FAR_BYTES behind p, from the second-level cache: it has more lines
- * under way than the first. */
-#define AVX2_FAR_BYTES (24 * 1024)
-
+/* Ask for `bytes` at p, for soon. */
 AVX2_INLINE void avx2_fetch(const void *p, const int bytes)
 {
     for (int i = 0; i < bytes; i += 64)
         _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }
 
-AVX2_INLINE void avx2_fetch_far(const void *p, const int bytes)
+/* Ask the second-level cache for them, which has more lines under way than the first. */
+AVX2_INLINE void avx2_fetch_l2(const void *p, const int bytes)
 {
     for (int i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)p + AVX2_FAR_BYTES + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)p + i, _MM_HINT_T1);
 }
+
+/* How far ahead, where one row after another is read in the order of memory. */
+#define AVX2_FAR_BYTES (24 * 1024)
 
 /* Fetch what comes next at the place of the block at `off` into the second-level cache, a few lines at a time among the
  * packing: a row's part is too short for a hardware prefetcher, and the first-level cache has two dozen lines under way at

@@ -69,7 +69,7 @@ AVX2_INLINE void dots(const char *const w[ROWS], const float *const x[TOKS], int
     for (; k + 16 <= n; k += 16) {
         if (T == 1) { /* as avx2_vec_prefetch does */
             avx2_fetch(w[0] + (n + k) * bytes * R, 16 * bytes * R);
-            avx2_fetch_far(w[0] + k * bytes * R, 16 * bytes * R);
+            avx2_fetch_l2(w[0] + k * bytes * R + AVX2_FAR_BYTES, 16 * bytes * R);
         }
         AVX2_UNROLL
         for (int half = 0; half < 2; half++) {

@@ -28,7 +28,7 @@ AVX2_INLINE void avx2_vec_prefetch(const struct kern_mat_args *a, const int N, c
 {
     const uint8_t *p = row[0] + off * N + r * bytes;
     avx2_fetch(p + a->w_stride * (uint64_t)N, bytes);
-    avx2_fetch_far(p, bytes);
+    avx2_fetch_l2(p + AVX2_FAR_BYTES, bytes);
 }
 
 AVX2_INLINE void avx2_vec_store(const struct kern_mat_args *a, int first, const int N, const float *acc)

@@ -15,22 +15,7 @@ enum { ROWS = 8 };
 
 #define OFF(type, member) ((int64_t)offsetof(struct block_##type, member))
 
-AVX512_INLINE __m256i load32(const void *p)
-{
-    return _mm256_loadu_si256((const __m256i *)p);
-}
-
 /* ---- rows ---- */
-
-/* 8 rows from `first`; those past the last repeat it, and their sums are thrown away. */
-AVX512_INLINE void rows_from(const struct kern_mat_args *a, int first, const uint8_t *row[ROWS])
-{
-    AVX512_UNROLL
-    for (int r = 0; r < ROWS; r++) {
-        int at = first + r < a->n_rows ? first + r : a->n_rows - 1;
-        row[r] = (const uint8_t *)a->w + (uint64_t)at * a->w_stride;
-    }
-}
 
 AVX512_INLINE void store_rows(const struct kern_mat_args *a, int first, __m256 acc)
 {
@@ -163,7 +148,7 @@ AVX512_INLINE struct avx512_codes codes32(const struct form32 f, const uint8_t *
 {
     p0 += f.qs, p1 += f.qs;
     if (f.n_bits == 8 && !f.has_levels) {
-        __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(load32(p0)), load32(p1), 1);
+        __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(avx2_load32(p0)), avx2_load32(p1), 1);
         return avx512_codes_signed(_mm512_xor_si512(q, _mm512_set1_epi8((char)0x80)));
     }
     __m512i q = f.n_bits == 5 ? codes5(p0, p1) : codes4(p0, p1);
@@ -193,7 +178,7 @@ AVX512_INLINE void run_32(const struct kern_mat_args *a, const struct form32 f, 
         const uint8_t *row[ROWS];
         __m256 acc = _mm256_setzero_ps();
         int64_t off = 0;
-        rows_from(a, first, row);
+        avx2_vec_rows(a, first, ROWS, row);
         for (int64_t b = 0; b < n_block; b += 2, off += 2 * f.bytes) {
             bool is_pair = b + 1 < n_block; /* else the second block is the first again, and its sums are not used */
             int64_t next = is_pair ? off + f.bytes : off;
@@ -260,7 +245,8 @@ AVX512_INLINE __m512 two_scales(__m256i heads, const int k)
 /* Low nibbles of 8 bytes, then their high ones, in each quarter. */
 AVX512_INLINE __m512i codes_nvfp4(const uint8_t *p)
 {
-    __m512i v = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), _mm512_castsi256_si512(load32(p)));
+    __m512i v =
+        _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), _mm512_castsi256_si512(avx2_load32(p)));
     v = avx512_low4(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)));
     return _mm512_shuffle_epi8(avx512_fp4_levels(), v);
 }
@@ -280,7 +266,7 @@ static void vec_nvfp4(const struct kern_mat_args *a)
         const uint8_t *row[ROWS];
         __m256 acc = _mm256_setzero_ps();
         int64_t off = 0;
-        rows_from(a, first, row);
+        avx2_vec_rows(a, first, ROWS, row);
         for (int64_t b = 0; b < a->n_cols / 64; b++, off += (int64_t)sizeof(struct block_nvfp4)) {
             __m512i s[ROWS], u[2], xv = avx512_load(x.q + b * 64), more = too_much_nvfp4(xv);
             __m256i head[4];
@@ -347,7 +333,7 @@ AVX512_INLINE __m512i add_chunk(__m512i acc, __m512i q, __m512i x, __m512i facto
 /* Where to begin, with codes 2^log2_off too large. */
 AVX512_INLINE __m512i less_off(__m256i scale, const struct kern_act_s256 *xs, const int log2_off)
 {
-    __m256i sum = _mm256_slli_epi32(_mm256_madd_epi16(scale, load32(xs->sum16)), log2_off);
+    __m256i sum = _mm256_slli_epi32(_mm256_madd_epi16(scale, avx2_load32(xs->sum16)), log2_off);
     return _mm512_zextsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), sum));
 }
 
@@ -425,7 +411,7 @@ AVX512_INLINE __m512i dot_iq4_xs(const uint8_t *p, const int8_t *x, const struct
     (void)xs;
     AVX512_UNROLL
     for (int c = 0; c < 4; c++) {
-        __m512i v = _mm512_castsi256_si512(load32(p + OFF(iq4_xs, qs) + c * 32)), xv = avx512_load(x + c * 64);
+        __m512i v = _mm512_castsi256_si512(avx2_load32(p + OFF(iq4_xs, qs) + c * 32)), xv = avx512_load(x + c * 64);
         v = avx512_low4(_mm512_srlv_epi32(_mm512_shuffle_i32x4(v, v, 0x50), shift));
         __mmask64 is_neg = _mm512_testn_epi8_mask(v, _mm512_set1_epi8(8));
         xv = _mm512_mask_sub_epi8(xv, is_neg, _mm512_setzero_si512(), xv);
@@ -441,7 +427,7 @@ AVX512_INLINE __m512i dot_q2_k(const uint8_t *p, const int8_t *x, const struct k
     __m128i v = avx512_load16(p + OFF(q2_k, scales)), mask4 = _mm_set1_epi8(15);
     __m256i scale = _mm256_cvtepu8_epi16(_mm_and_si128(v, mask4));
     __m512i factors = factors16(_mm256_mullo_epi16(scale, sub.by16)), sum = _mm512_setzero_si512();
-    *min = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(v, 4), mask4)), load32(xs->sum16));
+    *min = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(v, 4), mask4)), avx2_load32(xs->sum16));
     AVX512_UNROLL
     for (int c = 0; c < 4; c++)
         sum = add_chunk(sum, crumbs(p + OFF(q2_k, qs), c), avx512_load(x + c * 64), factors, c);
@@ -456,7 +442,7 @@ static void vec_q2_k(const struct kern_mat_args *a)
         const uint8_t *row[ROWS];
         __m256 acc = _mm256_setzero_ps();
         int64_t off = 0;
-        rows_from(a, first, row);
+        avx2_vec_rows(a, first, ROWS, row);
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct subs sub = subs_of(&x.s[b]);
             __m512i s[ROWS], m[ROWS];
@@ -486,7 +472,7 @@ AVX512_INLINE void run_256(const struct kern_mat_args *a, const int bytes, row_d
         const uint8_t *row[ROWS];
         __m256 acc = _mm256_setzero_ps();
         int64_t off = 0;
-        rows_from(a, first, row);
+        avx2_vec_rows(a, first, ROWS, row);
         for (int64_t b = 0; b < a->n_cols / 256; b++, off += bytes) {
             struct subs sub = subs_of(&x.s[b]);
             __m512i s[ROWS];

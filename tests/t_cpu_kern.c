@@ -341,7 +341,10 @@ static void fold_pages(const struct kern_table *t, const struct page_case *c, co
     memset(out, 0, (size_t)(c->n_q * (c->head_dim_v + 2)) * sizeof *out);
     for (int i = 0; i < c->n_q; i++)
         args.m[i] = -INFINITY;
+    args.next_k = k;
+    args.next_v = v;
     t->attn_page(&args);
+    args.next_k = args.next_v = NULL;
     args.key_begin = 0; /* a second page with all keys on top */
     args.key_end = DEVICE_PAGE_TOK;
     t->attn_page(&args);
