@@ -667,9 +667,49 @@ START_TEST(whole_layer_is_read_ahead_at_once)
     store_close(s);
     if (!is_refused(rc)) {
         ck_assert_int_eq(rc, 0);
-        ck_assert_uint_eq(n_begun_of(N_EXPERT - 1), 1);
-        ck_assert_uint_eq(n_begun_of(N_EXPERT), N_EXPERT / 2); /* as many as may be held ahead: half of the slots */
+        ck_assert_uint_eq(n_begun_of(N_EXPERT / 2), 1);
+        ck_assert_uint_eq(n_begun_of(N_EXPERT / 2 + 1),
+                          N_EXPERT / 2); /* as many as may be held ahead: half of the slots */
+        ck_assert_uint_eq(n_begun_of(N_EXPERT), N_EXPERT / 2);
     }
+    unlink(by_hand.path);
+}
+END_TEST
+
+/* Behind a prompt's layer that did not want nearly all experts, those that loans of the next layer have wanted most often. */
+START_TEST(prompt_is_not_led_by_what_was_wanted_before)
+{
+    static const int32_t three[] = {1, 4, 6}, two[] = {4, 6}, last[] = {7};
+    static float x[AHEAD_PROMPT_ROWS][16];
+    const struct tensor rows = tensor_make(QUANT_F32, 16, AHEAD_PROMPT_ROWS, 1, x);
+    const int32_t *guessed;
+    int32_t ids[N_EXPERT];
+    struct ahead a;
+    struct store *s;
+    int n;
+
+    make_model(PLAN_IO_PREAD);
+    write_file();
+    by_hand.plan.slot_ram_bytes = ALL;
+    ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
+    ck_assert_int_eq(ahead_init(&by_hand.m, s, 2, &a), 0);
+    ck_assert_int_eq(store_favourites(s, 2, N_EXPERT, ids), 0);
+    ck_assert_int_eq(walk(s, 2, last, 1, 1, &n), 0);
+    ck_assert_int_eq(walk(s, 2, three, 3, 3, &n), 0);
+    ck_assert_int_eq(walk(s, 2, two, 2, 2, &n), 0);
+    ck_assert_int_eq(walk(s, 2, two + 1, 1, 1, &n), 0);
+    ck_assert_int_eq(store_favourites(s, 2, N_EXPERT, ids), 4);
+    ck_assert_int_eq(ids[0], 6);
+    ck_assert_int_eq(ids[1], 4);
+    ck_assert_int_eq(ids[2], 1); /* as often as the 7 */
+    ck_assert_int_eq(ids[3], 7);
+    ck_assert_int_eq(store_favourites(s, 3, N_EXPERT, ids), 0);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, AHEAD_PROMPT_ROWS, 2}, &guessed), 2);
+    ck_assert_int_eq(guessed[0], 6);
+    ck_assert_int_eq(guessed[1], 4);
+    ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, AHEAD_PROMPT_ROWS - 1, 2}, &guessed), 0);
+    ahead_done(&a);
+    store_close(s);
     unlink(by_hand.path);
 }
 END_TEST
@@ -926,6 +966,7 @@ int main(void)
     tcase_add_loop_test(tc, loans_give_other_bytes_than_the_files, 0, 16);
     tcase_add_loop_test(tc, second_loan_takes_the_slots_of_the_first, 0, 2);
     tcase_add_test(tc, hints_harm_loans_or_help_none);
+    tcase_add_test(tc, prompt_is_not_led_by_what_was_wanted_before);
     tcase_add_test(tc, whole_layer_is_read_ahead_at_once);
     tcase_add_test(tc, guess_is_not_the_routers_likelier_half);
     tcase_add_loop_test(tc, failed_read_gives_a_wrong_expert_or_stops_the_store, 0, 4);

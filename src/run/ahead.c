@@ -16,22 +16,22 @@ static bool is_floats(const struct model *m, int w)
 }
 
 /* A layer's weight as float32 in the host's memory, copied to *room if it is not there already; *out NULL: none, or of another type. */
-static int take_floats(const struct ahead *a, const struct store *store, int w, float **room, const float **out)
+static int take_floats(const struct ahead *a, int w, float **room, const float **out)
 {
     *out = NULL;
     if (!is_floats(a->model, w))
         return 0;
     if (!a->copies) {
-        *out = store_weight(store, w);
+        *out = store_weight(a->store, w);
         return 0;
     }
     float *copy = *room;
     *room += layout_weight_bytes(&a->model->weights[w]) / sizeof *copy;
     *out = copy;
-    return store_copy_weight(store, w, copy);
+    return store_copy_weight(a->store, w, copy);
 }
 
-static int take_routers(struct ahead *a, const struct store *store)
+static int take_routers(struct ahead *a)
 {
     float *room = a->copies;
     int rc = 0;
@@ -40,9 +40,9 @@ static int take_routers(struct ahead *a, const struct store *store)
         const int *w = a->model->layers[layer].w;
         if (w[ROLE_ROUTER] < 0)
             continue;
-        rc = take_floats(a, store, w[ROLE_ROUTER], &room, &a->router[layer]);
+        rc = take_floats(a, w[ROLE_ROUTER], &room, &a->router[layer]);
         if (!rc)
-            rc = take_floats(a, store, w[ROLE_FFN_NORM], &room, &a->norm[layer]);
+            rc = take_floats(a, w[ROLE_FFN_NORM], &room, &a->norm[layer]);
     }
     return rc;
 }
@@ -53,7 +53,7 @@ int ahead_init(const struct model *m, const struct store *store, int n_likely, s
     size_t n_layer = (size_t)hp->n_layer;
     bool is_copied = store_has_device(store);
 
-    *out = (struct ahead){.model = m, .n_likely = n_likely};
+    *out = (struct ahead){.model = m, .store = store, .n_likely = n_likely};
     if (!hp->n_expert)
         return 0;
     out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
@@ -66,7 +66,7 @@ int ahead_init(const struct model *m, const struct store *store, int n_likely, s
     out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
     bool has_room =
         out->router && out->norm && (out->copies || !is_copied) && out->x && out->kept && out->score && out->ids;
-    int rc = has_room ? take_routers(out, store) : err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
+    int rc = has_room ? take_routers(out) : err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
     if (rc)
         ahead_done(out);
     return rc;
@@ -165,7 +165,9 @@ int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **
         return 0;
     if (ahead_asks_router(from))
         return ask_router(a, from);
-    return is_nearly_all(a, from->n_ids) ? take_all(a) : 0;
+    if (is_nearly_all(a, from->n_ids))
+        return take_all(a);
+    return from->n_rows < AHEAD_PROMPT_ROWS ? 0 : store_favourites(a->store, from->layer + 1, from->n_ids, a->ids);
 }
 
 void ahead_keep(struct ahead *a, struct ahead_from *from, struct tensor *rows)

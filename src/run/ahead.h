@@ -14,12 +14,14 @@ extern "C" {
 
 struct store;
 
-/* The router is asked for steps of so many rows. Larger ones (prompts) want nearly all experts, or so many that a few wrong ones
- * cost more than the little time that the disk has left. */
-#define AHEAD_MAX_ROWS 4
+/* The router is asked for steps of so many rows. Prompts, from so many rows on, want nearly all experts, or those that prompts have wanted
+ * before: with independent choices 7 to 9 of 10 of these are wanted again. Between the two, wrong guesses cost more than the little
+ * time that the disk has left. */
+enum { AHEAD_MAX_ROWS = 4, AHEAD_PROMPT_ROWS = 64 };
 
 struct ahead {
     const struct model *model; /* view */
+    const struct store *store; /* view */
     int n_likely;              /* of a row's experts so many are named, the likeliest; may be changed between steps */
     const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
     const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
@@ -30,7 +32,7 @@ struct ahead {
     int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
-/* The store is looked at, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
+/* The store is looked at, now and by guesses, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
  * nothing. */
 int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
@@ -42,9 +44,10 @@ struct ahead_from {
     int n_rows, n_ids;      /* n_ids: different experts chosen */
 };
 
-/* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many; all of
- * them after a layer that wanted nearly all; 0 when nothing can be said: many rows that did not, no such layer, a router of
- * another kind than F32 without selection bias. */
+/* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
+ * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted, of those
+ * wanted most so far. 0 when nothing can be said: other numbers of rows, no such layer, a router of another kind than F32 without
+ * selection bias. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
 /* Would ahead_guess ask the router, which takes its time? Otherwise it only counts. */

@@ -488,6 +488,11 @@ void store_hint(struct store *s, int layer, const int32_t *ids, int n)
         store_slots_hint(s->slots, layer, ids, n);
 }
 
+int store_favourites(const struct store *s, int layer, int n, int32_t *ids)
+{
+    return s->slots ? store_slots_favourites(s->slots, layer, n, ids) : 0;
+}
+
 void store_set_reads(struct store *s, int n)
 {
     if (s->slots)

@@ -115,6 +115,10 @@ bool store_keep(struct store *s, const struct store_lease *lease, int expert);
  * are resident, or are read by pread, it does nothing. What was read stays at least until that loan begins. ids are copied. */
 void store_hint(struct store *s, int layer, const int32_t *ids, int n);
 
+/* Experts of a layer that loans of the host's have wanted so far, those of most loans first: at most n of them into ids. Returns how many;
+ * 0 where none have slots. */
+int store_favourites(const struct store *s, int layer, int n, int32_t *ids);
+
 /* Between loans: so many reads in flight at most from now on, PLAN_LEAST_READS to PLAN_MAX_READS. Without slots it does nothing. */
 void store_set_reads(struct store *s, int n);
 

@@ -28,7 +28,7 @@ enum { N_MATRICES = 3 };
 /* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
 enum { AHEAD_PART = 2 };
 
-/* Reads in flight at most where all of the next layer's experts are hinted at, as behind a chunk of a prompt: nobody starts more until
+/* Reads in flight at most where most of the next layer's experts are hinted at, as behind a chunk of a prompt: nobody starts more until
  * that layer's loan, so they have to last for its attention. */
 enum { LAYER_READS = 128 };
 _Static_assert((int)LAYER_READS >= (int)PLAN_MAX_READS, "the ring holds both");
@@ -572,7 +572,7 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
 static void submit_hints(struct store_slots *s)
 {
     int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
-    int n_reads = s->n_hints == n_stacked(s, s->hint_layer) ? LAYER_READS : s->n_reads;
+    int n_reads = 2 * s->n_hints > n_stacked(s, s->hint_layer) ? LAYER_READS : s->n_reads;
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
     while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= n_reads && s->next_hint < s->n_hints && s->n_ahead < most &&
@@ -824,6 +824,22 @@ void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int 
             s->hints[s->n_hints++] = ids[i];
     }
     s->hint_layer = layer;
+}
+
+int store_slots_favourites(const struct store_slots *s, int layer, int n, int32_t *ids)
+{
+    const uint32_t *n_uses = s->n_uses + s->layer_first[layer];
+    int n_ids = 0;
+
+    for (int expert = 0; n > 0 && expert < n_stacked(s, layer); expert++) {
+        if (!n_uses[expert] || (n_ids == n && n_uses[expert] <= n_uses[ids[n - 1]]))
+            continue;
+        int at = n_ids < n ? n_ids++ : n - 1;
+        for (; at > 0 && n_uses[ids[at - 1]] < n_uses[expert]; at--)
+            ids[at] = ids[at - 1];
+        ids[at] = expert;
+    }
+    return n_ids;
 }
 
 void store_slots_set_reads(struct store_slots *s, int n)

@@ -37,6 +37,7 @@ int store_slots_next(struct store_slots *s, struct store_lease *lease, bool wait
 bool store_slots_peek(const struct store_slots *s, int layer, int expert, struct store_expert *out);
 bool store_slots_keep(struct store_slots *s, int layer, int expert);
 void store_slots_hint(struct store_slots *s, int layer, const int32_t *ids, int n);
+int store_slots_favourites(const struct store_slots *s, int layer, int n, int32_t *ids);
 void store_slots_set_reads(struct store_slots *s, int n);
 void store_slots_release(struct store_slots *s, const struct store_lease *lease);
 
