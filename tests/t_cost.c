@@ -151,6 +151,27 @@ START_TEST(reading_hides_behind_computing)
 }
 END_TEST
 
+/* What reads takes cores and memory, too: computing is slower meanwhile. */
+START_TEST(disk_that_reads_slows_computing)
+{
+    opts.expert_ram_bytes = 288 * SLOT_BYTES; /* of 384 */
+    struct plan before = make();
+    machine.disks[0].token_share = 0.8;
+    machine.disks[0].many_share = 0.6;
+    struct plan p = make();
+
+    ck_assert_uint_eq(p.n_slots, 288);
+    NEAR(1 / p.decode_tok_per_s, fact("token_hits_75_share_80"));
+    NEAR(PLAN_PROMPT_TOK / p.prefill_tok_per_s, fact("prompt_512_hits_75_share_60"));
+    ck_assert_double_lt(p.decode_tok_per_s, before.decode_tok_per_s);
+    ck_assert_double_lt(p.prefill_tok_per_s, before.prefill_tok_per_s);
+    ck_assert_double_eq_tol(machine_beside_disk_s(&machine, true, 1, 0.5), 1.1, 1e-12);
+    ck_assert_double_eq_tol(machine_beside_disk_s(&machine, true, 1, 5), 1.25, 1e-12); /* all of it beside the disk */
+    machine.disk = -1;
+    ck_assert_double_eq(machine_beside_disk_s(&machine, true, 1, 5), 1); /* nothing is known */
+}
+END_TEST
+
 START_TEST(half_the_threads_compute_half_as_fast)
 {
     struct plan both = make();
@@ -199,9 +220,8 @@ START_TEST(router_finds_what_a_simulated_cache_finds)
         snprintf(key, sizeof key, "hits_%d_%d", (int)lrint(100 * skews[_i]), slots[i]);
         double hits = cost_router_hits(&r, slots[i] / 128.0);
         ck_assert_double_eq_tol(hits, fact(key), 1e-6);
-        /* Eight routers were simulated: their mean is off by 0.02 or so, the approximation by 0.03 at the largest skew. */
-        strcat(key, "_simulated");
-        ck_assert_double_eq_tol(hits, fact(key), 0.05);
+        strcat(key, "_simulated"); /* eight runs: their mean is off by 0.01 or so, the approximation by 0.03 */
+        ck_assert_double_eq_tol(hits, fact(key), 0.04);
     }
     snprintf(key, sizeof key, "distinct_%d_100", (int)lrint(100 * skews[_i]));
     ck_assert_double_eq_tol(cost_router_distinct(&r, 100), fact(key), 1e-6);
@@ -411,6 +431,7 @@ int main(void)
     tcase_set_timeout(t, 60);
     tcase_add_test(t, step_is_the_sum_of_its_ops);
     tcase_add_test(t, reading_hides_behind_computing);
+    tcase_add_test(t, disk_that_reads_slows_computing);
     tcase_add_test(t, half_the_threads_compute_half_as_fast);
     tcase_add_test(t, what_was_not_measured_is_not_predicted);
     tcase_add_loop_test(t, router_finds_what_a_simulated_cache_finds, 0, 3);

@@ -221,18 +221,26 @@ START_TEST(bound_process_has_the_cores_it_is_bound_to)
 }
 END_TEST
 
-START_TEST(disk_rate_is_measured_on_file_and_folder)
+/* A file of 3 MiB. */
+static void put_big(char path[512])
 {
-    char path[512], *big = calloc(1, 3 * MIB);
-    struct machine_disk disk;
-    int n_left = 0;
+    char *big = calloc(1, 3 * MIB);
 
-    snprintf(path, sizeof path, "%s/file", root);
+    snprintf(path, 512, "%s/file", root);
     FILE *f = fopen(path, "wb");
     ck_assert_ptr_nonnull(f);
     ck_assert_uint_eq(fwrite(big, 1, 3 * MIB, f), 3 * MIB);
     fclose(f);
     free(big);
+}
+
+START_TEST(disk_rate_is_measured_on_file_and_folder)
+{
+    char path[512];
+    struct machine_disk disk;
+    int n_left = 0;
+
+    put_big(path);
     ck_assert_msg(machine_disk_measure(path, &disk) == 0, "%s", err_text());
     ck_assert_int_gt(disk.n_rates, 4);
     for (int i = 0; i < disk.n_rates; i++)
@@ -255,6 +263,52 @@ START_TEST(disk_rate_is_measured_on_file_and_folder)
         n_left += e->d_name[0] != '.' || strlen(e->d_name) > 2;
     closedir(d);
     ck_assert_int_eq(n_left, 0);
+}
+END_TEST
+
+static uint64_t live_bytes(void)
+{
+    uint64_t sum = 0;
+
+    for (int tag = 0; tag < MEM_N_TAG; tag++)
+        sum += mem_live_bytes((enum mem_tag)tag);
+    return sum;
+}
+
+/* Goes and rests as often as one likes; what cannot be read any more is said when it rests. */
+START_TEST(reader_goes_and_rests)
+{
+    struct machine_reader *r;
+    char path[512];
+    uint64_t before_bytes = live_bytes();
+    int rc = ERR_NOMEM;
+
+    put_big(path);
+    for (uint64_t n = 1; rc; n++) {
+        ck_assert_uint_lt(n, 10);
+        mem_fail_nth(n);
+        rc = machine_reader_open(path, 100 * MIB, &r);
+        ck_assert(rc == 0 || (rc == ERR_NOMEM && !r && live_bytes() == before_bytes));
+    }
+    mem_fail_nth(0);
+    ck_assert_int_eq(machine_reader_rest(r), 0);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(machine_reader_go(r), 0);
+        ck_assert_int_eq(machine_reader_rest(r), 0);
+    }
+    ck_assert_int_eq(truncate(path, 0), 0);
+    ck_assert_int_eq(machine_reader_go(r), 0);
+    usleep(100000);
+    ck_assert_int_eq(machine_reader_rest(r), ERR_IO);
+    ck_assert_ptr_nonnull(strstr(err_text(), path));
+    ck_assert_int_eq(machine_reader_go(r), 0);
+    machine_reader_close(r); /* while it reads */
+    machine_reader_close(NULL);
+    ck_assert_uint_eq(live_bytes(), before_bytes);
+    ck_assert_int_eq(machine_reader_open(path, 0, &r), ERR_ARG);
+    unlink(path);
+    ck_assert_int_eq(machine_reader_open(path, 0, &r), ERR_IO);
+    ck_assert_ptr_null(r);
 }
 END_TEST
 
@@ -306,8 +360,12 @@ static struct machine invented(void)
     m.kernels[QUANT_Q4_K] = (struct machine_kernel){40e9, 600e9, 900e9};
     m.kernels[QUANT_NVFP4] = (struct machine_kernel){1, 2, 3};
     m.ops[OP_ATTENTION] = (struct machine_op){1e-6, 2.5e-11};
-    const struct machine_disk disk = {
-        .id = "ef53-1", .is_direct = true, .n_rates = 3, .rates = {{MIB, 1, 1e9}, {MIB, 9, 3e9}, {128 * KIB, 4, 5e8}}};
+    const struct machine_disk disk = {.id = "ef53-1",
+                                      .is_direct = true,
+                                      .token_share = 0.75,
+                                      .many_share = 0.9375,
+                                      .n_rates = 3,
+                                      .rates = {{MIB, 1, 1e9}, {MIB, 9, 3e9}, {128 * KIB, 4, 5e8}}};
     machine_disk_put(&m, &disk);
     machine_identify(&m);
     return m;
@@ -335,6 +393,8 @@ START_TEST(profile_comes_back_whole)
     ck_assert_int_eq(back.n_disks, 1);
     ck_assert_str_eq(back.disks[0].id, "ef53-1");
     ck_assert(back.disks[0].is_direct);
+    ck_assert_double_eq(back.disks[0].token_share, 0.75);
+    ck_assert_double_eq(back.disks[0].many_share, 0.9375);
     ck_assert_int_eq(back.disks[0].n_rates, 3);
     ck_assert_double_eq(back.disks[0].rates[1].bytes_per_s, 3e9);
     ck_assert_double_eq(back.gpu_bytes_per_s, 0); /* nobody described a GPU */
@@ -493,6 +553,7 @@ int main(void)
     tcase_add_test(t, this_machine_is_found);
     tcase_add_test(t, bound_process_has_the_cores_it_is_bound_to);
     tcase_add_test(t, disk_rate_is_measured_on_file_and_folder);
+    tcase_add_test(t, reader_goes_and_rests);
     tcase_add_loop_test(t, nodes_of_a_machine_are_miscounted, 0, 3);
     tcase_add_test(t, profile_comes_back_whole);
     tcase_add_test(t, described_gpu_is_forgotten);

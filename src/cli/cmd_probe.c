@@ -15,7 +15,7 @@
 /* Far more than any cache, and no burden to a machine with little memory free. */
 #define READ_BYTES GIB
 #define READ_LEAST_BYTES (64 * MIB)
-enum { N_REPS = 9 };
+enum { N_REPS = 9, N_PASSES = 7 };
 
 /* Weights that kernels are measured with: several times the last cache of most machines. */
 #define POOL_BYTES (128 * MIB)
@@ -62,9 +62,12 @@ static int measure_kernels(const struct conf *conf, struct probe *p)
 {
     uint64_t bytes = p->machine.l3_bytes > POOL_BYTES / 4 ? 4 * p->machine.l3_bytes : POOL_BYTES;
 
+    bytes = least(bytes, p->machine.ram_free_bytes / 4);
     if (!conf->quiet)
         fprintf(stderr, "kernels: ");
-    int rc = gauge_run(&p->machine, least(bytes, p->machine.ram_free_bytes / 4));
+    int rc = gauge_run(&p->machine, bytes, N_PASSES);
+    if (!rc && conf->model)
+        rc = gauge_beside_disk(&p->machine, bytes, conf->model);
     if (!conf->quiet)
         fprintf(stderr, rc ? "failed\n" : "done\n");
     return rc;
@@ -155,6 +158,9 @@ static void print_disk(const struct machine *m, bool is_new)
         printf("  %d %.2f", d->rates[i].depth, d->rates[i].bytes_per_s / 1e9);
     }
     printf("  GB/s\n");
+    if (d->token_share > 0 && d->many_share > 0)
+        printf("           while it reads, matmuls have %.0f %% of their speed with one row, %.0f %% with many\n",
+               100 * d->token_share, 100 * d->many_share);
 }
 
 static void print_text(const struct probe *p)

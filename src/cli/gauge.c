@@ -1,5 +1,5 @@
-/* Owns the measuring: a made model's ops, memory full of numbers for their weights, and the clock. A rate is that of the
- * fastest of a few runs, since whatever else the machine does can only slow them down. */
+/* Owns the measuring: a made model's ops, memory full of numbers for their weights, and the clock. What counts is the middle of
+ * some moments, seconds apart: the best one of a machine that is shared promises what no run keeps. */
 #include "src/cli/gauge.h"
 
 #include "cpu/cpu.h"
@@ -12,11 +12,10 @@
 #include "src/plan/cost.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
-    N_REPS = 3,
-    N_PASSES = 2, /* seconds apart, so that what disturbs one leaves another alone */
     MANY = MACHINE_MANY_ROWS,
     N_IN = 2048,  /* columns of the matrices: the width of many models, a multiple of every block */
     N_OUT = 1024, /* rows */
@@ -24,10 +23,22 @@ enum {
     N_TINY = 64, /* ops that do next to nothing, to see what an op costs by itself */
     N_SAME = 8,  /* runs of one op in a list */
     MAX_EXPERTS = 64,
+    N_TURNS = 12,
+    SHARE_OPS = 24, /* weights that no cache holds, for many rows */
 };
 
+/* Of computing alone, and of computing while a disk reads. */
+#define SPELL_NS UINT64_C(80000000)
+
+/* How a matmul of a type is timed: rows, matrices at most and theirs. Workers wait for each other after each matrix: with many rows that
+ * is to be as rare as in a prompt's step. */
+static const struct {
+    int n_rows, n_ops, n_out;
+} type_steps[] = {{1, MAX_OPS, N_OUT}, {MACHINE_FEW_ROWS, 4, 4 * N_OUT}, {MANY, 1, 4 * N_OUT}};
+enum { N_TYPE_STEPS = sizeof type_steps / sizeof *type_steps };
+
 /* One matrix of the largest type. */
-#define LEAST_POOL_BYTES ((uint64_t)N_IN * N_OUT * sizeof(float))
+#define LEAST_POOL_BYTES ((uint64_t)N_IN * 4 * N_OUT * sizeof(float))
 
 /* All ops there are but the rare ones: a dense layer, then one with experts and a shared one. */
 static const struct shape shape = {.name = "gauge",
@@ -60,6 +71,9 @@ struct gauge {
     int32_t *slot;             /* (MANY * n_used) */
     struct op_expert *experts; /* (MAX_OPS) */
     struct kv_seq seq;
+    int pass, n_passes;
+    /* Seconds of a list in each pass: of matmuls, and of other ops with one row and with MANY */
+    double type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES], op_s[OP_N_KIND][2][GAUGE_MAX_PASSES];
 };
 
 /* ---- set-up ---- */
@@ -145,8 +159,7 @@ static int open_gauge(struct gauge *g, struct machine *m, uint64_t pool_bytes)
 
 /* ---- the clock ---- */
 
-/* Seconds of one run of the first n_ops of the list with n_rows rows. */
-static int time_ops(struct gauge *g, int n_ops, int n_rows, double *out_s)
+static int run_ops(struct gauge *g, int n_ops, int n_rows)
 {
     const struct rows rows = {.n = n_rows,
                               .n_out = 1,
@@ -156,18 +169,32 @@ static int time_ops(struct gauge *g, int n_ops, int n_rows, double *out_s)
                               .seq = g->ids + 2 * (size_t)MANY,
                               .out_row = g->ids + 3 * (size_t)MANY,
                               .seqs = &g->seq};
-    uint64_t best_ns = UINT64_MAX;
+    return g->dev->ops->run(g->dev, g->ops, n_ops, &rows);
+}
 
-    for (int rep = 0; rep <= N_REPS; rep++) { /* one more: the first finds caches and pages cold */
-        uint64_t start_ns = clock_ns();
-        int rc = g->dev->ops->run(g->dev, g->ops, n_ops, &rows);
-        uint64_t ns = clock_ns() - start_ns;
-        if (rc)
-            return rc;
-        best_ns = ns < best_ns ? ns : best_ns;
-    }
-    *out_s = (double)best_ns * 1e-9;
-    return 0;
+/* Seconds of one run of the first n_ops of the list with n_rows rows, when another has warmed caches and woken threads. */
+static int time_ops(struct gauge *g, int n_ops, int n_rows, double *out_s)
+{
+    int rc = run_ops(g, n_ops, n_rows);
+    if (rc)
+        return rc;
+    uint64_t start_ns = clock_ns();
+    rc = run_ops(g, n_ops, n_rows);
+    *out_s = (double)(clock_ns() - start_ns) * 1e-9;
+    return rc;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Of what the passes gave (n_passes), which it sorts. */
+static double middle(const struct gauge *g, double *s)
+{
+    qsort(s, (size_t)g->n_passes, sizeof *s, by_value);
+    return s[g->n_passes / 2];
 }
 
 /* ---- matmul ---- */
@@ -178,7 +205,7 @@ static int list_matmuls(struct gauge *g, enum quant_type type, int n_out, int n)
     uint64_t bytes = quant_row_bytes(type, N_IN) * (uint64_t)n_out, room_bytes = size_up(bytes, 64);
 
     g->x = tensor_make(QUANT_F32, N_IN, MANY, 1, (char *)g->arena + g->program->reg_off[ARCH_X]);
-    g->y = tensor_make(QUANT_F32, n_out, MANY, 1, (char *)g->arena + g->program->reg_off[ARCH_H]);
+    g->y = tensor_make(QUANT_F32, n_out, MANY, 1, (char *)g->arena + g->program->reg_off[ARCH_Y]); /* the widest */
     int n_fit = (int)(g->pool_bytes / room_bytes);
     n = n < n_fit ? n : n_fit;
     n = n < MAX_OPS ? n : MAX_OPS;
@@ -192,58 +219,61 @@ static int list_matmuls(struct gauge *g, enum quant_type type, int n_out, int n)
     return n;
 }
 
-/* What a matmul costs beside its weights, and what calling the device costs. */
+/* One op that does next to nothing, and many. */
 static int gauge_tiny(struct gauge *g)
 {
-    double one_s, all_s;
+    double *s[2] = {&g->op_s[OP_MATMUL][0][g->pass], &g->op_s[OP_MATMUL][1][g->pass]};
 
     int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
-    int rc = time_ops(g, 1, 1, &one_s);
-    if (!rc)
-        rc = time_ops(g, n, 1, &all_s);
-    if (rc)
-        return rc;
-    double op_s = (all_s - one_s) / (n - 1);
+    int rc = time_ops(g, 1, 1, s[0]);
+    return rc ? rc : time_ops(g, n, 1, s[1]);
+}
+
+/* What a matmul costs beside its weights, and what calling the device costs. */
+static void settle_tiny(struct gauge *g)
+{
+    int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
+    double one_s = middle(g, g->op_s[OP_MATMUL][0]), op_s = (middle(g, g->op_s[OP_MATMUL][1]) - one_s) / (n - 1);
+
     g->m->ops[OP_MATMUL].op_s = op_s > 0 ? op_s : 0;
     g->m->run_s = one_s > op_s ? one_s - op_s : 0;
-    return 0;
 }
 
 static int gauge_type(struct gauge *g, enum quant_type type)
 {
-    const struct {
-        int n_rows, n_ops;
-    } steps[] = {{1, MAX_OPS}, {MACHINE_FEW_ROWS, 16}, {MANY, 2}};
-    double s[3], weights[3];
-
-    for (int i = 0; i < 3; i++) {
-        int n = list_matmuls(g, type, N_OUT, steps[i].n_ops);
-        if (!g->dev->ops->can(&g->ops[0]))
-            return 0;
-        int rc = time_ops(g, n, steps[i].n_rows, &s[i]);
-        if (rc)
-            return rc;
-        double own_s = g->m->run_s + n * g->m->ops[OP_MATMUL].op_s;
-        s[i] = s[i] > 2 * own_s ? s[i] - own_s : s[i] / 2;
-        weights[i] = (double)n * N_IN * N_OUT;
-    }
-    struct machine_kernel *k = &g->m->kernels[type];
-    k->token_bytes_per_s = fmax(k->token_bytes_per_s, weights[0] / N_IN * (double)quant_row_bytes(type, N_IN) / s[0]);
-    k->few_ops_per_s = fmax(k->few_ops_per_s, 2 * weights[1] * MACHINE_FEW_ROWS / s[1]);
-    k->many_ops_per_s = fmax(k->many_ops_per_s, 2 * weights[2] * MANY / s[2]);
-    return 0;
-}
-
-static int gauge_types(struct gauge *g)
-{
     int rc = 0;
 
-    for (int i = 0; i < N_PASSES * QUANT_ID_END && !rc; i++) {
-        const struct quant_info *info = quant_info(i % QUANT_ID_END);
-        if (info && info->act != QUANT_ACT_NONE)
-            rc = gauge_type(g, info->type);
+    for (int i = 0; i < N_TYPE_STEPS && !rc; i++) {
+        int n = list_matmuls(g, type, type_steps[i].n_out, type_steps[i].n_ops);
+        if (!g->dev->ops->can(&g->ops[0]))
+            return 0;
+        rc = time_ops(g, n, type_steps[i].n_rows, &g->type_s[type][i][g->pass]);
     }
     return rc;
+}
+
+static void settle_type(struct gauge *g, enum quant_type type)
+{
+    double weights_per_s[N_TYPE_STEPS];
+
+    for (int i = 0; i < N_TYPE_STEPS; i++) {
+        int n = list_matmuls(g, type, type_steps[i].n_out, type_steps[i].n_ops);
+        double s = middle(g, g->type_s[type][i]), own_s = g->m->run_s + n * g->m->ops[OP_MATMUL].op_s;
+        if (s <= 0) /* the device cannot */
+            return;
+        weights_per_s[i] = (double)n * N_IN * type_steps[i].n_out / (s > 2 * own_s ? s - own_s : s / 2);
+    }
+    g->m->kernels[type] = (struct machine_kernel){
+        .token_bytes_per_s = weights_per_s[0] / N_IN * (double)quant_row_bytes(type, N_IN),
+        .few_ops_per_s = 2 * weights_per_s[1] * MACHINE_FEW_ROWS,
+        .many_ops_per_s = 2 * weights_per_s[2] * MANY,
+    };
+}
+
+static bool is_weight(int type)
+{
+    const struct quant_info *info = quant_info(type);
+    return info && info->act != QUANT_ACT_NONE;
 }
 
 /* ---- the other ops ---- */
@@ -286,56 +316,145 @@ static int list_op(struct gauge *g, const struct op *op, int n_rows)
     return N_SAME;
 }
 
-/* Seconds of one op without the weights that it reads. */
-static int time_op(struct gauge *g, const struct op *op, int n_rows, double *out_s)
+/* One of each kind. */
+static const struct op *next_op(const struct gauge *g, bool *is_done, int *i)
 {
-    int n = list_op(g, op, n_rows);
-    int rc = time_ops(g, n, n_rows, out_s);
-
-    *out_s = (*out_s - g->m->run_s) / n;
-    if (op->kind == OP_MOE) {
-        for (int e = 0; e < g->ops[0].p.moe.n_experts; e++)
-            for (int i = 0; i < 3; i++)
-                *out_s -= cost_matmul_s(g->m, g->m->n_cores, op->w[i], g->experts[e].n);
+    for (; *i < g->program->n_ops; ++*i) {
+        const struct op *op = &g->program->ops[*i];
+        if (op->rows != OP_ROWS_ALL || op->kind == OP_MATMUL || op->kind == OP_GET_ROWS || is_done[op->kind])
+            continue;
+        is_done[op->kind] = true;
+        return op;
     }
-    return rc;
+    return NULL;
 }
 
 static int gauge_op(struct gauge *g, const struct op *op)
 {
-    struct machine_op *out = &g->m->ops[op->kind];
-    double one_s, many_s;
-
-    int rc = time_op(g, op, 1, &one_s);
-    if (!rc)
-        rc = time_op(g, op, MANY, &many_s);
-    if (rc)
-        return rc;
-    double one = cost_op_units(op, 1, 0), many = cost_op_units(op, MANY, 0);
-    out->unit_s = many_s > one_s ? (many_s - one_s) / (many - one) : 0;
-    out->op_s = one_s > one * out->unit_s ? one_s - one * out->unit_s : 0;
-    return 0;
+    int rc = time_ops(g, list_op(g, op, 1), 1, &g->op_s[op->kind][0][g->pass]);
+    return rc ? rc : time_ops(g, list_op(g, op, MANY), MANY, &g->op_s[op->kind][1][g->pass]);
 }
 
-int gauge_run(struct machine *m, uint64_t pool_bytes)
+/* Seconds of one op, of a list that took list_s, without the weights that it reads. */
+static double own_s(struct gauge *g, const struct op *op, int n_rows, double list_s)
+{
+    int n = list_op(g, op, n_rows);
+    double s = (list_s - g->m->run_s) / n;
+
+    if (op->kind != OP_MOE)
+        return s;
+    for (int e = 0; e < g->ops[0].p.moe.n_experts; e++)
+        for (int i = 0; i < 3; i++)
+            s -= cost_matmul_s(g->m, g->m->n_cores, op->w[i], g->experts[e].n);
+    return s;
+}
+
+static void settle_op(struct gauge *g, const struct op *op)
+{
+    struct machine_op *out = &g->m->ops[op->kind];
+    double one_s = own_s(g, op, 1, middle(g, g->op_s[op->kind][0]));
+    double many_s = own_s(g, op, MANY, middle(g, g->op_s[op->kind][1]));
+    double one = cost_op_units(op, 1, 0), many = cost_op_units(op, MANY, 0);
+
+    out->unit_s = many_s > one_s ? (many_s - one_s) / (many - one) : 0;
+    out->op_s = one_s > one * out->unit_s ? one_s - one * out->unit_s : 0;
+}
+
+static int run_pass(struct gauge *g)
+{
+    bool is_done[OP_N_KIND] = {false};
+    int i = 0;
+
+    int rc = gauge_tiny(g);
+    for (int type = 0; type < QUANT_ID_END && !rc; type++)
+        rc = is_weight(type) ? gauge_type(g, (enum quant_type)type) : 0;
+    for (const struct op *op; !rc && (op = next_op(g, is_done, &i));)
+        rc = gauge_op(g, op);
+    return rc;
+}
+
+static void settle(struct gauge *g)
+{
+    bool is_done[OP_N_KIND] = {false};
+    int i = 0;
+
+    settle_tiny(g);
+    for (int type = 0; type < QUANT_ID_END; type++)
+        if (is_weight(type))
+            settle_type(g, (enum quant_type)type);
+    for (const struct op *op; (op = next_op(g, is_done, &i));)
+        settle_op(g, op);
+}
+
+int gauge_run(struct machine *m, uint64_t pool_bytes, int n_passes)
 {
     struct gauge g;
-    bool is_done[OP_N_KIND] = {[OP_MATMUL] = true, [OP_GET_ROWS] = true};
 
+    if (n_passes < 1 || n_passes > GAUGE_MAX_PASSES)
+        return err(ERR_ARG, "kernels measured %d times; 1 to %d can be", n_passes, GAUGE_MAX_PASSES);
     memset(m->kernels, 0, sizeof m->kernels);
     memset(m->ops, 0, sizeof m->ops);
     int rc = open_gauge(&g, m, pool_bytes > LEAST_POOL_BYTES ? pool_bytes : LEAST_POOL_BYTES);
+    for (g.n_passes = n_passes; !rc && g.pass < n_passes; g.pass++)
+        rc = run_pass(&g);
     if (!rc)
-        rc = gauge_tiny(&g);
-    if (!rc)
-        rc = gauge_types(&g);
-    for (int i = 0; !rc && i < g.program->n_ops; i++) {
-        const struct op *op = &g.program->ops[i];
-        if (op->rows != OP_ROWS_ALL || is_done[op->kind])
-            continue;
-        is_done[op->kind] = true;
-        rc = gauge_op(&g, op);
+        settle(&g);
+    close_gauge(&g);
+    return rc;
+}
+
+/* ---- beside a disk that reads ---- */
+
+/* Seconds of a run of the list of n_ops matmuls with n_rows rows, on average over a while. */
+static int spend(struct gauge *g, int n_rows, int n_ops, double *out_s)
+{
+    uint64_t start_ns = clock_ns(), ns = 0;
+    int n = 0, rc = 0;
+
+    for (; !rc && ns < SPELL_NS; n++) {
+        rc = run_ops(g, n_ops, n_rows);
+        ns = clock_ns() - start_ns;
     }
+    *out_s = (double)ns * 1e-9 / n;
+    return rc;
+}
+
+/* The speed of matmuls while the disk reads, as a share of that while it does not; by turns, since machines change from second to second. */
+static int gauge_share(struct gauge *g, struct machine_reader *reader, int n_rows, int n_ops, double *out)
+{
+    double alone_s = 0, beside_s = 0, s = 0;
+    int rc = 0;
+
+    n_ops = list_matmuls(g, QUANT_Q4_K, N_OUT, n_ops);
+    for (int turn = 0; turn < N_TURNS && !rc; turn++) {
+        rc = spend(g, n_rows, n_ops, &s);
+        alone_s += s;
+        if (!rc)
+            rc = machine_reader_go(reader);
+        if (!rc)
+            rc = spend(g, n_rows, n_ops, &s);
+        beside_s += s;
+        int rest_rc = machine_reader_rest(reader);
+        rc = rc ? rc : rest_rc;
+    }
+    *out = fmin(alone_s / beside_s, 1);
+    return rc;
+}
+
+int gauge_beside_disk(struct machine *m, uint64_t pool_bytes, const char *path)
+{
+    struct machine_disk *disk = &m->disks[m->disk];
+    struct machine_reader *reader = NULL;
+    struct gauge g;
+
+    int rc = open_gauge(&g, m, pool_bytes > LEAST_POOL_BYTES ? pool_bytes : LEAST_POOL_BYTES);
+    if (!rc)
+        rc = machine_reader_open(path, 4 * g.pool_bytes, &reader);
+    if (!rc)
+        rc = gauge_share(&g, reader, 1, MAX_OPS, &disk->token_share);
+    if (!rc)
+        rc = gauge_share(&g, reader, MANY, SHARE_OPS, &disk->many_share);
+    machine_reader_close(reader);
     close_gauge(&g);
     return rc;
 }

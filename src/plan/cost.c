@@ -114,7 +114,7 @@ static double token_layer_s(const struct cost_args *a, const struct experts *x)
         if (a->plan->io == PLAN_IO_PREAD)
             s += disk_s;
         else if (n)
-            s = fmax(s, disk_s + x->compute_s / k);
+            s = fmax(machine_beside_disk_s(a->machine, true, s, disk_s), disk_s + x->compute_s / k);
         if (x->hits <= 0)
             chance = n == k;
         sum += chance * s;
@@ -128,7 +128,10 @@ static double token_layer_s(const struct cost_args *a, const struct experts *x)
 static double prompt_layer_s(const struct cost_args *a, const struct experts *x)
 {
     double disk_s = read_s(a, x, x->n * (1 - x->hits));
-    return a->plan->io == PLAN_IO_PREAD ? x->compute_s + disk_s : fmax(x->compute_s, disk_s);
+
+    if (a->plan->io == PLAN_IO_PREAD)
+        return x->compute_s + disk_s;
+    return fmax(machine_beside_disk_s(a->machine, false, x->compute_s, disk_s), disk_s);
 }
 
 /* Of experts that a prompt chunk wants, slots keep those that they hold (evict.h). A token finds what is wanted most. */
@@ -259,8 +262,10 @@ static void add_ops(const struct cost_args *a, const struct cost_router *router,
     }
     out->dense_s += runs_s(a);
     out->s += runs_s(a);
-    if (a->n_rows > 1 && a->plan->look_ahead) /* the next layer's are read while this one is computed */
-        out->s = fmax(out->dense_s + out->expert_s, out->disk_s);
+    if (a->n_rows > 1 && a->plan->look_ahead) { /* the next layer's are read while this one is computed */
+        double compute_s = out->dense_s + out->expert_s;
+        out->s = fmax(machine_beside_disk_s(a->machine, false, compute_s, out->disk_s), out->disk_s);
+    }
 }
 
 int cost_step(const struct cost_args *a, struct cost_step *out)

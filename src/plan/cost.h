@@ -31,8 +31,8 @@ struct cost_router {
 int cost_router_init(int n_expert, int k, double skew, struct cost_router *out); /* ERR_NOMEM */
 void cost_router_done(struct cost_router *r);
 
-/* The share of wanted experts found in slots for `share` of all, least recently used going first (Che's approximation, IEEE JSAC
- * 20(7), 2002). */
+/* The share of wanted experts found in slots for `share` of all, those with the least faded counts of uses going first, as in the store
+ * (run/evict.h), long after the start: a slot has who is above the count that as many as there are slots exceed, on average. */
 double cost_router_hits(const struct cost_router *r, double share);
 
 /* Different experts that n_rows tokens want, on average. */

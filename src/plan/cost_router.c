@@ -10,6 +10,12 @@
 /* Bisection halves an interval of some ten units as often as doubles can tell. */
 enum { N_HALVINGS = 60 };
 
+/* Of the half-lives that the store counts uses with (run/adapt.h), the one that it comes to take where wishes do not drift. */
+enum { FADE_STEPS = 64 };
+
+/* Of a count: those that are always or never wanted have none, and still have to be told apart somehow. */
+#define LEAST_VARIANCE 1e-12
+
 /* Chance that a normal number is above x. */
 static double normal_above(double x)
 {
@@ -75,21 +81,42 @@ double cost_router_distinct(const struct cost_router *r, double n_rows)
     return sum;
 }
 
-/* Che: an expert is there if it was wanted within the last T tokens, T being such that the slots are full. */
+/* A faded count of uses, half for every FADE_STEPS tokens since, is a sum of many small terms: normal, with this mean and spread. */
+struct count {
+    double mean, spread;
+};
+
+static struct count count_of(double chosen)
+{
+    const double fade = exp2(-1.0 / FADE_STEPS);
+    double variance = chosen * (1 - chosen) / (1 - fade * fade);
+    return (struct count){chosen / (1 - fade), sqrt(fmax(variance, LEAST_VARIANCE))};
+}
+
+/* How likely an expert's count is above the least of those that lie in slots. */
+static double chance_of_slot(double chosen, double least)
+{
+    struct count count = count_of(chosen);
+    return normal_above((least - count.mean) / count.spread);
+}
+
 double cost_router_hits(const struct cost_router *r, double share)
 {
-    double lo = 0, hi = 1e9, sum = 0;
+    struct count most = count_of(1), widest = count_of(0.5);
+    double lo = -10 * widest.spread, hi = most.mean + 10 * widest.spread, sum = 0;
 
     if (share >= 1)
         return 1;
     for (int i = 0; i < N_HALVINGS; i++) {
-        double mid = sqrt((lo + 1) * (hi + 1)) - 1; /* T is anything from 1 to millions */
-        if (cost_router_distinct(r, mid) > share * r->n_expert)
-            hi = mid;
-        else
+        double mid = 0.5 * (lo + hi), n_slots = 0;
+        for (int e = 0; e < r->n_expert; e++)
+            n_slots += chance_of_slot(r->chosen[e], mid);
+        if (n_slots > share * r->n_expert)
             lo = mid;
+        else
+            hi = mid;
     }
     for (int e = 0; e < r->n_expert; e++)
-        sum += r->chosen[e] * (1 - pow(1 - r->chosen[e], lo));
+        sum += r->chosen[e] * chance_of_slot(r->chosen[e], hi);
     return sum / r->k;
 }

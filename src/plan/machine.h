@@ -45,6 +45,9 @@ struct machine_disk_rate {
 struct machine_disk {
     char id[40];    /* names it (machine_disk_id()) */
     bool is_direct; /* O_DIRECT works; without it, rates may be those of the page cache */
+    /* While it reads, matmuls of one row and of many have this share of their speed: what reads takes processors and memory, too. 0: not
+     * known */
+    double token_share, many_share;
     int n_rates;
     struct machine_disk_rate rates[MACHINE_MAX_DISK_RATE];
 };
@@ -98,6 +101,15 @@ void machine_identify(struct machine *m);
  * file under 1 MiB. */
 int machine_disk_measure(const char *path, struct machine_disk *out);
 
+/* Reads that go on in the background, of the disk of `path` (a file or folder as above), as fast as it gives, so that one can see what
+ * else a machine does meanwhile. It goes into some ram_bytes of memory, 32 MiB at least, in turn: caches hide what it costs if that is
+ * little. After _rest nothing reads until the next _go. ERR_IO (of what was read, too), ERR_NOMEM, ERR_ARG. */
+struct machine_reader;
+int machine_reader_open(const char *path, uint64_t ram_bytes, struct machine_reader **out); /* nothing reads yet */
+int machine_reader_go(struct machine_reader *r);
+int machine_reader_rest(struct machine_reader *r);
+void machine_reader_close(struct machine_reader *r); /* NULL is fine */
+
 /* A name for the file system that a file or folder is on, which stays the same as long as that is mounted. ERR_IO. */
 int machine_disk_id(const char *path, char id[40]);
 
@@ -110,6 +122,10 @@ void machine_disk_use(struct machine *m, const char *id);
 /* The model's disk, read in such blocks with so many in flight: between what was measured. disk_bytes_per_s where that is all
  * that is known; 0: nothing is. */
 double machine_disk_at(const struct machine *m, double block_bytes, double depth);
+
+/* Seconds that computing takes which would take compute_s by itself, if the model's disk reads for disk_s of it. is_token: one row at a
+ * time. */
+double machine_beside_disk_s(const struct machine *m, bool is_token, double compute_s, double disk_s);
 
 /* Memory read by n threads: between what was measured. */
 double machine_mem_at(const struct machine *m, int n_threads);

@@ -38,15 +38,17 @@ _Static_assert(sizeof steps <= sizeof((struct machine_disk *)0)->rates, "a disk'
 
 struct disk_job {
     int fd;
-    uint64_t block_bytes, n_blocks, end_ns;
+    uint64_t block_bytes, n_blocks;
     uint64_t most; /* blocks that are read at most */
+    atomic_uint_fast64_t end_ns;
     atomic_uint_fast64_t *next, n_read;
     atomic_int error; /* errno of a read that failed */
 };
 
 struct disk_worker {
     struct disk_job *job;
-    char *buf; /* view: (MAX_BLOCK_BYTES) */
+    char *buf; /* view: (n_places * MAX_BLOCK_BYTES), filled in turn */
+    int n_places;
 };
 
 /* Places far apart that come back late: steps of the golden ratio go round all blocks. */
@@ -61,10 +63,13 @@ static void *read_blocks(void *arg)
     struct disk_worker *w = arg;
     struct disk_job *job = w->job;
 
-    while (!atomic_load(&job->error) && clock_ns() < job->end_ns && atomic_load(&job->n_read) < job->most) {
+    for (int i = 0;
+         !atomic_load(&job->error) && clock_ns() < atomic_load(&job->end_ns) && atomic_load(&job->n_read) < job->most;
+         i = (i + 1) % w->n_places) {
         uint64_t off = place_of(job, atomic_fetch_add(job->next, 1));
+        char *place = w->buf + (uint64_t)i * MAX_BLOCK_BYTES;
         for (uint64_t done = 0; done < job->block_bytes;) {
-            ssize_t n = pread(job->fd, w->buf + done, job->block_bytes - done, (off_t)(off + done));
+            ssize_t n = pread(job->fd, place + done, job->block_bytes - done, (off_t)(off + done));
             if (n <= 0 && !(n < 0 && errno == EINTR)) {
                 atomic_store(&job->error, n < 0 ? errno : EIO);
                 return NULL;
@@ -76,26 +81,44 @@ static void *read_blocks(void *arg)
     return NULL;
 }
 
+/* Threads that read until end_ns, which may be set meanwhile. */
+struct disk_readers {
+    pthread_t threads[MAX_THREADS];
+    struct disk_worker workers[MAX_THREADS];
+    int n;
+};
+
+/* Into buf (n_threads * n_places * MAX_BLOCK_BYTES). */
+static void start_readers(struct disk_job *job, int n_threads, char *buf, int n_places, struct disk_readers *r)
+{
+    atomic_store(&job->n_read, 0);
+    for (r->n = 0; r->n < n_threads; r->n++) {
+        r->workers[r->n] = (struct disk_worker){job, buf + (uint64_t)(r->n * n_places) * MAX_BLOCK_BYTES, n_places};
+        if (pthread_create(&r->threads[r->n], NULL, read_blocks, &r->workers[r->n]))
+            break;
+    }
+}
+
+/* 0 or an errno. */
+static int join_readers(struct disk_job *job, struct disk_readers *r)
+{
+    for (int i = 0; i < r->n; i++)
+        pthread_join(r->threads[i], NULL);
+    return r->n ? atomic_load(&job->error) : EAGAIN;
+}
+
 /* One block size with one number of threads, for ns; 0 or an errno. */
 static int read_step(struct disk_job *job, int n_threads, uint64_t ns_of_step, char *buf, double *bytes_per_s)
 {
-    pthread_t threads[MAX_THREADS];
-    struct disk_worker workers[MAX_THREADS];
-    int n_made = 0;
+    struct disk_readers readers;
     uint64_t start_ns = clock_ns();
 
-    job->end_ns = start_ns + ns_of_step;
-    atomic_store(&job->n_read, 0);
-    for (; n_made < n_threads; n_made++) {
-        workers[n_made] = (struct disk_worker){job, buf + (uint64_t)n_made * MAX_BLOCK_BYTES};
-        if (pthread_create(&threads[n_made], NULL, read_blocks, &workers[n_made]))
-            break;
-    }
-    for (int i = 0; i < n_made; i++)
-        pthread_join(threads[i], NULL);
+    atomic_store(&job->end_ns, start_ns + ns_of_step);
+    start_readers(job, n_threads, buf, 1, &readers);
+    int reason = join_readers(job, &readers);
     uint64_t ns = clock_ns() - start_ns;
     *bytes_per_s = (double)(atomic_load(&job->n_read) * job->block_bytes) * 1e9 / (double)(ns ? ns : 1);
-    return n_made ? atomic_load(&job->error) : EAGAIN;
+    return reason;
 }
 
 static struct disk_job job_of(int fd, uint64_t file_bytes, uint64_t block_bytes, atomic_uint_fast64_t *next)
@@ -127,9 +150,6 @@ static int measure(int fd, uint64_t file_bytes, const char *path, struct machine
     double rate;
     int reason = 0;
 
-    if (file_bytes < MAX_BLOCK_BYTES)
-        return err(ERR_ARG, "%s: %" PRIu64 " bytes are too few to measure a disk with; 1 MiB at least", path,
-                   file_bytes);
     char *buf = mem_map(MAX_THREADS * MAX_BLOCK_BYTES, MEM_STAGE);
     if (!buf)
         return err(ERR_NOMEM, "reading the disk: %" PRIu64 " bytes", MAX_THREADS * MAX_BLOCK_BYTES);
@@ -195,31 +215,115 @@ int machine_disk_id(const char *path, char id[40])
     return 0;
 }
 
-int machine_disk_measure(const char *path, struct machine_disk *out)
+/* A file, or one made in a folder, for reading past the page cache where that can be. */
+static int open_disk(const char *path, int *fd, uint64_t *bytes, bool *is_direct)
 {
     struct stat st;
+    int rc = 0;
+
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (*fd < 0 || fstat(*fd, &st))
+        return err(ERR_IO, "%s: %s", path, strerror(errno));
+    *bytes = (uint64_t)st.st_size;
+    if (S_ISDIR(st.st_mode)) {
+        close(*fd);
+        rc = make_file(path, fd);
+        *bytes = MADE_BYTES;
+    } else if (!S_ISREG(st.st_mode)) {
+        return err(ERR_ARG, "%s is neither a file nor a folder", path);
+    }
+    if (rc)
+        return rc;
+    if (*bytes < MAX_BLOCK_BYTES)
+        return err(ERR_ARG, "%s: %" PRIu64 " bytes are too few to measure a disk with; 1 MiB at least", path, *bytes);
+    int flags = fcntl(*fd, F_GETFL);
+    *is_direct = flags >= 0 && !fcntl(*fd, F_SETFL, flags | O_DIRECT);
+    return 0;
+}
+
+int machine_disk_measure(const char *path, struct machine_disk *out)
+{
+    uint64_t bytes;
+    int fd = -1;
 
     *out = (struct machine_disk){.n_rates = 0};
     int rc = machine_disk_id(path, out->id);
-    if (rc)
-        return rc;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-    if (fd < 0 || fstat(fd, &st))
-        rc = err(ERR_IO, "%s: %s", path, strerror(errno));
-    if (!rc && S_ISDIR(st.st_mode)) {
-        close(fd);
-        rc = make_file(path, &fd);
-        st.st_size = (off_t)MADE_BYTES;
-    } else if (!rc && !S_ISREG(st.st_mode)) {
-        rc = err(ERR_ARG, "%s is neither a file nor a folder", path);
-    }
-    if (!rc) {
-        int flags = fcntl(fd, F_GETFL);
-        out->is_direct = flags >= 0 && !fcntl(fd, F_SETFL, flags | O_DIRECT);
-        rc = measure(fd, (uint64_t)st.st_size, path, out);
-    }
+    if (!rc)
+        rc = open_disk(path, &fd, &bytes, &out->is_direct);
+    if (!rc)
+        rc = measure(fd, bytes, path, out);
     if (fd >= 0)
         close(fd);
     return rc;
+}
+
+/* ---- reads in the background ---- */
+
+struct machine_reader {
+    int fd;
+    char *path, *buf; /* own; of buf (MAX_THREADS * n_places * MAX_BLOCK_BYTES) */
+    int n_places;
+    atomic_uint_fast64_t next;
+    struct disk_job job;
+    struct disk_readers readers; /* n: 0 while nothing reads */
+};
+
+static uint64_t buf_bytes(const struct machine_reader *r)
+{
+    return (uint64_t)r->n_places * MAX_THREADS * MAX_BLOCK_BYTES;
+}
+
+int machine_reader_open(const char *path, uint64_t ram_bytes, struct machine_reader **out)
+{
+    struct machine_reader *r = mem_zalloc(1, sizeof *r, MEM_OTHER);
+    uint64_t bytes = 0;
+    bool is_direct;
+
+    *out = NULL;
+    if (!r)
+        return err(ERR_NOMEM, "a handle of %zu bytes", sizeof *r);
+    r->n_places = (int)(ram_bytes / (MAX_THREADS * MAX_BLOCK_BYTES));
+    r->n_places = r->n_places < 1 ? 1 : r->n_places;
+    int rc = open_disk(path, &r->fd, &bytes, &is_direct);
+    if (!rc && (!(r->path = mem_strdup(path, MEM_OTHER)) || !(r->buf = mem_map(buf_bytes(r), MEM_STAGE))))
+        rc = err(ERR_NOMEM, "reading the disk: %" PRIu64 " bytes", buf_bytes(r));
+    if (rc) {
+        machine_reader_close(r);
+        return rc;
+    }
+    atomic_store(&r->next, clock_ns() % UINT32_MAX);
+    r->job = job_of(r->fd, bytes, MAX_BLOCK_BYTES, &r->next);
+    r->job.most = UINT64_MAX;
+    *out = r;
+    return 0;
+}
+
+int machine_reader_go(struct machine_reader *r)
+{
+    atomic_store(&r->job.end_ns, UINT64_MAX);
+    start_readers(&r->job, MAX_THREADS, r->buf, r->n_places, &r->readers);
+    return r->readers.n ? 0 : err(ERR_NOMEM, "%s: no thread that reads could be started", r->path);
+}
+
+int machine_reader_rest(struct machine_reader *r)
+{
+    if (!r->readers.n)
+        return 0;
+    atomic_store(&r->job.end_ns, 0);
+    int reason = join_readers(&r->job, &r->readers);
+    r->readers.n = 0;
+    return reason ? err(ERR_IO, "%s: read: %s", r->path, strerror(reason)) : 0;
+}
+
+void machine_reader_close(struct machine_reader *r)
+{
+    if (!r)
+        return;
+    if (machine_reader_rest(r))
+        err_clear();
+    if (r->fd >= 0)
+        close(r->fd);
+    mem_unmap(r->buf, buf_bytes(r), MEM_STAGE);
+    mem_free(r->path);
+    mem_free(r);
 }

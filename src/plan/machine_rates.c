@@ -60,6 +60,16 @@ double machine_disk_at(const struct machine *m, double block_bytes, double depth
     return below->bytes_per_s + part * (above->bytes_per_s - below->bytes_per_s);
 }
 
+double machine_beside_disk_s(const struct machine *m, bool is_token, double compute_s, double disk_s)
+{
+    const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+    double share = !d ? 0 : is_token ? d->token_share : d->many_share;
+
+    if (share <= 0 || share >= 1)
+        return compute_s;
+    return fmin(compute_s / share, compute_s + (1 - share) * disk_s);
+}
+
 static int find_disk(const struct machine *m, const char *id)
 {
     for (int i = 0; i < m->n_disks; i++) {
@@ -138,7 +148,9 @@ static void set_disks(json_t *o, const struct machine *m)
             json_array_append_new(rates,
                                   json_pack("{s:I, s:i, s:f}", "block_bytes", (json_int_t)d->rates[k].block_bytes,
                                             "depth", d->rates[k].depth, "bytes_per_s", d->rates[k].bytes_per_s));
-        json_array_append_new(disks, json_pack("{s:s, s:b, s:o}", "id", d->id, "direct", d->is_direct, "rates", rates));
+        json_array_append_new(disks,
+                              json_pack("{s:s, s:b, s:f, s:f, s:o}", "id", d->id, "direct", d->is_direct, "token_share",
+                                        d->token_share, "many_share", d->many_share, "rates", rates));
     }
     json_object_set_new(o, "disks", disks);
 }
@@ -304,6 +316,10 @@ static int read_disk(const json_t *o, struct machine_disk *d)
 
     int rc = read_text(o, "id", d->id, sizeof d->id);
     d->is_direct = json_is_true(json_object_get(o, "direct"));
+    if (!rc && json_object_get(o, "token_share"))
+        rc = read_rate(o, "token_share", &d->token_share);
+    if (!rc && json_object_get(o, "many_share"))
+        rc = read_rate(o, "many_share", &d->many_share);
     json_array_foreach(list, i, v)
     {
         if (!rc && i == MACHINE_MAX_DISK_RATE)

@@ -29,31 +29,38 @@ def chosen(n, k, skew):
     return np.array([1 - NormalDist(0, s).cdf(lo) for s in spread])
 
 
-def che(q, slots):
-    """scipy would solve for T; bisection on a wide interval does."""
-    lo, hi = 0.0, 1e8
-    for _ in range(200):
+HALF = 2 ** (-1 / 64)  # what a count fades by with each token
+
+
+def faded(q, slots):
+    """Slots have those whose faded counts pass a threshold that so many pass on average; counts are taken for normal."""
+    counts = [NormalDist(x / (1 - HALF), max(1e-6, math.sqrt(x * (1 - x) / (1 - HALF * HALF)))) for x in q]
+    lo, hi = -100.0, 200.0
+    while hi - lo > 1e-12:
         mid = (lo + hi) / 2
-        if np.sum(1 - (1 - q) ** mid) > slots:
-            hi = mid
-        else:
+        if sum(1 - c.cdf(mid) for c in counts) > slots:
             lo = mid
-    return float(np.sum(q * (1 - (1 - q) ** lo)) / np.sum(q))
+        else:
+            hi = mid
+    return float(sum(x * (1 - c.cdf(lo)) for x, c in zip(q, counts)) / np.sum(q))
 
 
 def simulate(n, k, skew, slots, seed, n_tok=2500):
     rng = np.random.default_rng(seed)
-    spread = np.exp(skew * rng.standard_normal(n))
-    last, hits, wanted = {}, 0, 0
+    spread = np.array([math.exp(skew * NormalDist().inv_cdf((i + 0.5) / n)) for i in range(n)])
+    heat, there, hits, wanted = np.zeros(n), np.zeros(n, bool), 0, 0
     for t in range(n_tok):
-        ids = set(np.argpartition(-rng.standard_normal(n) * spread, k)[:k].tolist())
-        for e in ids:
-            if t > n_tok // 4:
-                wanted += 1
-                hits += e in last
-            if e not in last and len(last) >= slots:
-                del last[min((c for c in last if c not in ids), key=last.get)]
-            last[e] = t
+        ids = np.argpartition(-rng.standard_normal(n) * spread, k)[:k]
+        heat *= HALF
+        heat[ids] += 1
+        if t > n_tok // 4:
+            wanted += k
+            hits += np.sum(there[ids])
+        for e in ids[~there[ids]]:
+            if np.sum(there) >= slots:
+                others = np.setdiff1d(np.flatnonzero(there), ids)
+                there[others[np.argmin(heat[others])]] = False
+            there[e] = True
     return hits / wanted
 
 
@@ -103,18 +110,24 @@ def disk(n):
     return n * EXPERT / float(np.interp(min(3 * n, 32), [d for d, _ in DISK], [r for _, r in DISK])) if n else 0
 
 
-def token(hits):
+def beside(compute, reading, share):
+    """While the disk reads, computing gets on at `share` of its speed."""
+    return compute / share if reading * share >= compute else reading + (compute - share * reading)
+
+
+def token(hits, share=1):
     n, s = layer_experts(1)
     mean = 0
     for absent in range(K + 1):
         chance = math.comb(K, absent) * (1 - hits) ** absent * hits ** (K - absent)
-        mean += chance * (max(s, disk(absent) + s / K) if absent else s)
+        mean += chance * (max(beside(s, disk(absent), share), disk(absent) + s / K) if absent else s)
     return dense(1, 0) + LAYERS * mean
 
 
-def prompt(tokens, hits):
+def prompt(tokens, hits, share=1):
     n, s = layer_experts(tokens)
-    return max(dense(tokens, 0) + LAYERS * s, LAYERS * disk(n * (1 - hits)))
+    reading = LAYERS * disk(n * (1 - hits))
+    return max(beside(dense(tokens, 0) + LAYERS * s, reading, share), reading)
 
 
 def prompt_by_layers(tokens, hits):
@@ -143,13 +156,13 @@ def shape_bytes(layers, d, heads, kv, head, experts, used, ff, vocab, kind):
 def main():
     out = sys.argv[1]
     facts = {"token": token(1), "token_hits_25": token(0.25), "prompt_512": prompt(512, 1), "prompt_512_hits_25": prompt(512, 0.25),
-             "prompt_21_cold": prompt(21, 0), "prompt_21_cold_by_layers": prompt_by_layers(21, 0), "missed_25": K * LAYERS * EXPERT * 0.75}
+             "token_hits_75_share_80": token(0.75, 0.8), "prompt_512_hits_75_share_60": prompt(512, 0.75, 0.6), "prompt_21_cold": prompt(21, 0), "prompt_21_cold_by_layers": prompt_by_layers(21, 0), "missed_25": K * LAYERS * EXPERT * 0.75}
     for skew in (0, 0.35, 0.7):
         q = chosen(128, 8, skew)
         name = "%d" % round(100 * skew)
         facts["distinct_%s_100" % name] = float(np.sum(1 - (1 - q) ** 100))
         for slots in (32, 51, 77):
-            facts["hits_%s_%d" % (name, slots)] = che(q, slots)
+            facts["hits_%s_%d" % (name, slots)] = faded(q, slots)
             facts["hits_%s_%d_simulated" % (name, slots)] = float(np.mean([simulate(128, 8, skew, slots, seed) for seed in range(8)]))
     with open(os.path.join(out, "facts.txt"), "w") as f:
         f.writelines("%s %.17g\n" % x for x in facts.items())
