@@ -301,10 +301,14 @@ START_TEST(reader_goes_and_rests)
     usleep(100000);
     ck_assert_int_eq(machine_reader_rest(r), ERR_IO);
     ck_assert_ptr_nonnull(strstr(err_text(), path));
+    ck_assert_int_eq(truncate(path, (off_t)(3 * MIB)), 0); /* it is there again */
+    ck_assert_int_eq(machine_reader_go(r), 0);
+    ck_assert_int_eq(machine_reader_rest(r), 0);
     ck_assert_int_eq(machine_reader_go(r), 0);
     machine_reader_close(r); /* while it reads */
     machine_reader_close(NULL);
     ck_assert_uint_eq(live_bytes(), before_bytes);
+    ck_assert_int_eq(truncate(path, 0), 0);
     ck_assert_int_eq(machine_reader_open(path, 0, &r), ERR_ARG);
     unlink(path);
     ck_assert_int_eq(machine_reader_open(path, 0, &r), ERR_IO);

@@ -24,16 +24,19 @@ enum {
     N_SAME = 8,  /* runs of one op in a list */
     MAX_EXPERTS = 64,
     N_TURNS = 12,
-    SHARE_OPS = 24, /* weights that no cache holds, for many rows */
+    SHARE_ROWS = 64, /* about what an expert has of a prompt */
+    SHARE_OPS = 96,  /* three times what most caches hold */
 };
 
 /* Of computing alone, and of computing while a disk reads. */
 #define SPELL_NS UINT64_C(80000000)
 
-/* How a matmul of a type is timed: rows, matrices at most and theirs. Workers wait for each other after each matrix: with many rows that
+/* How a matmul of a type is timed. Workers wait for each other after each matrix: with many rows that
  * is to be as rare as in a prompt's step. */
 static const struct {
-    int n_rows, n_ops, n_out;
+    int n_rows; /* of activations */
+    int n_ops;  /* matrices, at most */
+    int n_out;  /* rows of each */
 } type_steps[] = {{1, MAX_OPS, N_OUT}, {MACHINE_FEW_ROWS, 4, 4 * N_OUT}, {MANY, 1, 4 * N_OUT}};
 enum { N_TYPE_STEPS = sizeof type_steps / sizeof *type_steps };
 
@@ -72,8 +75,9 @@ struct gauge {
     struct op_expert *experts; /* (MAX_OPS) */
     struct kv_seq seq;
     int pass, n_passes;
-    /* Seconds of a list in each pass: of matmuls, and of other ops with one row and with MANY */
-    double type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES], op_s[OP_N_KIND][2][GAUGE_MAX_PASSES];
+    /* Seconds of a list in each pass: one tiny op and N_TINY; matmuls; other ops with one row and with MANY */
+    double tiny_s[2][GAUGE_MAX_PASSES], type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES],
+        op_s[OP_N_KIND][2][GAUGE_MAX_PASSES];
 };
 
 /* ---- set-up ---- */
@@ -222,7 +226,7 @@ static int list_matmuls(struct gauge *g, enum quant_type type, int n_out, int n)
 /* One op that does next to nothing, and many. */
 static int gauge_tiny(struct gauge *g)
 {
-    double *s[2] = {&g->op_s[OP_MATMUL][0][g->pass], &g->op_s[OP_MATMUL][1][g->pass]};
+    double *s[2] = {&g->tiny_s[0][g->pass], &g->tiny_s[1][g->pass]};
 
     int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
     int rc = time_ops(g, 1, 1, s[0]);
@@ -233,7 +237,7 @@ static int gauge_tiny(struct gauge *g)
 static void settle_tiny(struct gauge *g)
 {
     int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
-    double one_s = middle(g, g->op_s[OP_MATMUL][0]), op_s = (middle(g, g->op_s[OP_MATMUL][1]) - one_s) / (n - 1);
+    double one_s = middle(g, g->tiny_s[0]), op_s = (middle(g, g->tiny_s[1]) - one_s) / (n - 1);
 
     g->m->ops[OP_MATMUL].op_s = op_s > 0 ? op_s : 0;
     g->m->run_s = one_s > op_s ? one_s - op_s : 0;
@@ -336,7 +340,7 @@ static int gauge_op(struct gauge *g, const struct op *op)
 }
 
 /* Seconds of one op, of a list that took list_s, without the weights that it reads. */
-static double own_s(struct gauge *g, const struct op *op, int n_rows, double list_s)
+static double op_alone_s(struct gauge *g, const struct op *op, int n_rows, double list_s)
 {
     int n = list_op(g, op, n_rows);
     double s = (list_s - g->m->run_s) / n;
@@ -352,8 +356,8 @@ static double own_s(struct gauge *g, const struct op *op, int n_rows, double lis
 static void settle_op(struct gauge *g, const struct op *op)
 {
     struct machine_op *out = &g->m->ops[op->kind];
-    double one_s = own_s(g, op, 1, middle(g, g->op_s[op->kind][0]));
-    double many_s = own_s(g, op, MANY, middle(g, g->op_s[op->kind][1]));
+    double one_s = op_alone_s(g, op, 1, middle(g, g->op_s[op->kind][0]));
+    double many_s = op_alone_s(g, op, MANY, middle(g, g->op_s[op->kind][1]));
     double one = cost_op_units(op, 1, 0), many = cost_op_units(op, MANY, 0);
 
     out->unit_s = many_s > one_s ? (many_s - one_s) / (many - one) : 0;
@@ -449,11 +453,11 @@ int gauge_beside_disk(struct machine *m, uint64_t pool_bytes, const char *path)
 
     int rc = open_gauge(&g, m, pool_bytes > LEAST_POOL_BYTES ? pool_bytes : LEAST_POOL_BYTES);
     if (!rc)
-        rc = machine_reader_open(path, 4 * g.pool_bytes, &reader);
+        rc = machine_reader_open(path, g.pool_bytes, &reader);
     if (!rc)
         rc = gauge_share(&g, reader, 1, MAX_OPS, &disk->token_share);
     if (!rc)
-        rc = gauge_share(&g, reader, MANY, SHARE_OPS, &disk->many_share);
+        rc = gauge_share(&g, reader, SHARE_ROWS, SHARE_OPS, &disk->many_share);
     machine_reader_close(reader);
     close_gauge(&g);
     return rc;

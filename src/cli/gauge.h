@@ -15,7 +15,7 @@ enum { GAUGE_MAX_PASSES = 15 };
 int gauge_run(struct machine *m, uint64_t pool_bytes, int n_passes);
 
 /* How much of that is left while the disk of m (one of m->disks, of the file or folder `path`) reads as fast as it can: fill in its
- * token_share and many_share. Takes three seconds. ERR_NOMEM, ERR_IO, what the device says. */
+ * token_share and many_share. Takes some five seconds, and pool_bytes twice. ERR_NOMEM, ERR_IO, what the device says. */
 int gauge_beside_disk(struct machine *m, uint64_t pool_bytes, const char *path);
 
 #ifdef __cplusplus

@@ -101,8 +101,8 @@ static double read_s(const struct cost_args *a, const struct experts *x, double 
 }
 
 /* One token: how many of its experts are absent is binomial. Those that are there are computed while the others come; the
- * last to come is computed when it has come. By pread nothing overlaps. */
-static double token_layer_s(const struct cost_args *a, const struct experts *x)
+ * last to come is computed when it has come. By pread nothing overlaps. compute_s: of it, computing at the speed that reading leaves. */
+static double token_layer_s(const struct cost_args *a, const struct experts *x, double *compute_s)
 {
     int k = (int)lrint(x->n);
     double sum = 0, chance = pow(x->hits, k); /* of no miss */
@@ -110,14 +110,17 @@ static double token_layer_s(const struct cost_args *a, const struct experts *x)
     if (x->hits <= 0)
         chance = 0;
     for (int n = 0; n <= k; n++) {
-        double disk_s = read_s(a, x, n), s = x->compute_s;
-        if (a->plan->io == PLAN_IO_PREAD)
+        double disk_s = read_s(a, x, n), s = x->compute_s, beside_s = s;
+        if (a->plan->io == PLAN_IO_PREAD) {
             s += disk_s;
-        else if (n)
-            s = fmax(machine_beside_disk_s(a->machine, true, s, disk_s), disk_s + x->compute_s / k);
+        } else if (n) {
+            beside_s = machine_beside_disk_s(a->machine, true, s, disk_s);
+            s = fmax(beside_s, disk_s + x->compute_s / k);
+        }
         if (x->hits <= 0)
             chance = n == k;
         sum += chance * s;
+        *compute_s += chance * beside_s;
         if (n < k && x->hits > 0)
             chance *= (double)(k - n) / (n + 1) * (1 - x->hits) / x->hits;
     }
@@ -231,8 +234,8 @@ static int add_op(const struct cost_args *a, const struct op *op, const struct c
     if (op->kind == OP_MOE) {
         if (experts_of(a, op, router, hits, &x))
             return -1;
-        double s = a->n_rows > 1 ? prompt_layer_s(a, &x) : token_layer_s(a, &x);
-        out->expert_s += x.compute_s;
+        double compute_s = 0, s = a->n_rows > 1 ? prompt_layer_s(a, &x) : token_layer_s(a, &x, &compute_s);
+        out->expert_s += a->n_rows > 1 ? x.compute_s : compute_s;
         out->disk_s += hits < 1 ? read_s(a, &x, x.n * (1 - hits)) : 0;
         out->s += s;
         return 0;

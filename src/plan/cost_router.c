@@ -118,5 +118,5 @@ double cost_router_hits(const struct cost_router *r, double share)
     }
     for (int e = 0; e < r->n_expert; e++)
         sum += r->chosen[e] * chance_of_slot(r->chosen[e], hi);
-    return sum / r->k;
+    return fmin(sum / r->k, 1);
 }

@@ -103,7 +103,7 @@ int machine_disk_measure(const char *path, struct machine_disk *out);
 
 /* Reads that go on in the background, of the disk of `path` (a file or folder as above), as fast as it gives, so that one can see what
  * else a machine does meanwhile. It goes into some ram_bytes of memory, 32 MiB at least, in turn: caches hide what it costs if that is
- * little. After _rest nothing reads until the next _go. ERR_IO (of what was read, too), ERR_NOMEM, ERR_ARG. */
+ * little. After _rest nothing reads until the next _go. ERR_IO (of what was read, too), ERR_NOMEM, ERR_ARG, ERR_LIMIT: no thread. */
 struct machine_reader;
 int machine_reader_open(const char *path, uint64_t ram_bytes, struct machine_reader **out); /* nothing reads yet */
 int machine_reader_go(struct machine_reader *r);

@@ -6,6 +6,7 @@
 #include "src/base/mem.h"
 #include "src/base/size.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -47,7 +48,7 @@ struct disk_job {
 
 struct disk_worker {
     struct disk_job *job;
-    char *buf; /* view: (n_places * MAX_BLOCK_BYTES), filled in turn */
+    char *buf; /* view: (n_places * MAX_BLOCK_BYTES) */
     int n_places;
 };
 
@@ -63,11 +64,10 @@ static void *read_blocks(void *arg)
     struct disk_worker *w = arg;
     struct disk_job *job = w->job;
 
-    for (int i = 0;
-         !atomic_load(&job->error) && clock_ns() < atomic_load(&job->end_ns) && atomic_load(&job->n_read) < job->most;
-         i = (i + 1) % w->n_places) {
-        uint64_t off = place_of(job, atomic_fetch_add(job->next, 1));
-        char *place = w->buf + (uint64_t)i * MAX_BLOCK_BYTES;
+    while (!atomic_load(&job->error) && clock_ns() < atomic_load(&job->end_ns) &&
+           atomic_load(&job->n_read) < job->most) {
+        uint64_t at = atomic_fetch_add(job->next, 1), off = place_of(job, at);
+        char *place = w->buf + at % (uint64_t)w->n_places * MAX_BLOCK_BYTES;
         for (uint64_t done = 0; done < job->block_bytes;) {
             ssize_t n = pread(job->fd, place + done, job->block_bytes - done, (off_t)(off + done));
             if (n <= 0 && !(n < 0 && errno == EINTR)) {
@@ -92,6 +92,7 @@ struct disk_readers {
 static void start_readers(struct disk_job *job, int n_threads, char *buf, int n_places, struct disk_readers *r)
 {
     atomic_store(&job->n_read, 0);
+    atomic_store(&job->error, 0);
     for (r->n = 0; r->n < n_threads; r->n++) {
         r->workers[r->n] = (struct disk_worker){job, buf + (uint64_t)(r->n * n_places) * MAX_BLOCK_BYTES, n_places};
         if (pthread_create(&r->threads[r->n], NULL, read_blocks, &r->workers[r->n]))
@@ -227,6 +228,7 @@ static int open_disk(const char *path, int *fd, uint64_t *bytes, bool *is_direct
     *bytes = (uint64_t)st.st_size;
     if (S_ISDIR(st.st_mode)) {
         close(*fd);
+        *fd = -1;
         rc = make_file(path, fd);
         *bytes = MADE_BYTES;
     } else if (!S_ISREG(st.st_mode)) {
@@ -291,6 +293,7 @@ int machine_reader_open(const char *path, uint64_t ram_bytes, struct machine_rea
         machine_reader_close(r);
         return rc;
     }
+    memset(r->buf, 1, buf_bytes(r)); /* the system clears pages when they are touched first, which is not reading */
     atomic_store(&r->next, clock_ns() % UINT32_MAX);
     r->job = job_of(r->fd, bytes, MAX_BLOCK_BYTES, &r->next);
     r->job.most = UINT64_MAX;
@@ -300,9 +303,10 @@ int machine_reader_open(const char *path, uint64_t ram_bytes, struct machine_rea
 
 int machine_reader_go(struct machine_reader *r)
 {
+    assert(!r->readers.n);
     atomic_store(&r->job.end_ns, UINT64_MAX);
     start_readers(&r->job, MAX_THREADS, r->buf, r->n_places, &r->readers);
-    return r->readers.n ? 0 : err(ERR_NOMEM, "%s: no thread that reads could be started", r->path);
+    return r->readers.n ? 0 : err(ERR_LIMIT, "%s: no thread that reads could be started", r->path);
 }
 
 int machine_reader_rest(struct machine_reader *r)

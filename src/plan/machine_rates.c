@@ -65,7 +65,7 @@ double machine_beside_disk_s(const struct machine *m, bool is_token, double comp
     const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
     double share = !d ? 0 : is_token ? d->token_share : d->many_share;
 
-    if (share <= 0 || share >= 1)
+    if (share <= 0 || share >= 1 || !(disk_s > 0))
         return compute_s;
     return fmin(compute_s / share, compute_s + (1 - share) * disk_s);
 }

@@ -167,7 +167,8 @@ int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **
         return ask_router(a, from);
     if (is_nearly_all(a, from->n_ids))
         return take_all(a);
-    return from->n_rows < AHEAD_PROMPT_ROWS ? 0 : store_favourites(a->store, from->layer + 1, from->n_ids, a->ids);
+    bool counts = from->n_rows >= AHEAD_PROMPT_ROWS && !a->copies; /* a device's share of the loans is not counted */
+    return counts ? store_favourites(a->store, from->layer + 1, from->n_ids, a->ids) : 0;
 }
 
 void ahead_keep(struct ahead *a, struct ahead_from *from, struct tensor *rows)

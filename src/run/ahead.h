@@ -14,7 +14,7 @@ extern "C" {
 
 struct store;
 
-/* The router is asked for steps of so many rows. Prompts, from so many rows on, want nearly all experts, or those that prompts have wanted
+/* The router is asked for steps of so many rows. Prompts, from so many rows on, want nearly all experts, or those that were wanted often
  * before: with independent choices 7 to 9 of 10 of these are wanted again. Between the two, wrong guesses cost more than the little
  * time that the disk has left. */
 enum { AHEAD_MAX_ROWS = 4, AHEAD_PROMPT_ROWS = 64 };
@@ -46,7 +46,7 @@ struct ahead_from {
 
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
  * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted, of those
- * wanted most so far. 0 when nothing can be said: other numbers of rows, no such layer, a router of another kind than F32 without
+ * wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer, a router of another kind than F32 without
  * selection bias. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
