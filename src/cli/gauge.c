@@ -423,7 +423,7 @@ static int spend(struct gauge *g, int n_rows, int n_ops, double *out_s)
     return rc;
 }
 
-/* The speed of matmuls while the disk reads, as a share of that while it does not; by turns, since machines change from second to second. */
+/* The speed of matmuls while the disk reads, as a share of that while it does not; by turns, since machines change every second. */
 static int gauge_share(struct gauge *g, struct machine_reader *reader, int n_rows, int n_ops, double *out)
 {
     double alone_s = 0, beside_s = 0, s = 0;

@@ -32,8 +32,8 @@ struct ahead {
     int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
-/* The store is looked at, now and by guesses, its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
- * nothing. */
+/* The store is looked at, now and by guesses; its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A
+ * dense model takes nothing. */
 int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
 
@@ -45,9 +45,9 @@ struct ahead_from {
 };
 
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
- * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted, of those
- * wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer, a router of another kind than F32 without
- * selection bias. */
+ * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted,
+ * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer, a router of
+ * another kind than F32 without selection bias. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
 /* Would ahead_guess ask the router, which takes its time? Otherwise it only counts. */
