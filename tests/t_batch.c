@@ -3,6 +3,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/ferry.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <math.h>
@@ -518,14 +519,6 @@ START_TEST(cancel_or_interrupt_changes_the_others)
     ferry_engine_close(e);
 }
 END_TEST
-
-static uint64_t live_bytes(void)
-{
-    uint64_t n = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        n += mem_live_bytes((enum mem_tag)tag);
-    return n;
-}
 
 /* The nth allocation of a batch's life fails, for each n: whatever call it hits says so, the next try goes on, and every answer
  * is the right one or says that it failed. */

@@ -13,6 +13,7 @@
 #include "cpu/pool.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "tests/live_bytes.h"
 
 static int fail_thread; /* the nth pthread_create from now on fails; 0: none */
 
@@ -25,14 +26,6 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(vo
         return EAGAIN;
     *(void **)&real = dlsym(RTLD_NEXT, "pthread_create");
     return real(thread, attr, fn, arg);
-}
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
 }
 
 enum { N_PHASES = 200, N_ITEMS = 50 };

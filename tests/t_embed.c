@@ -4,6 +4,7 @@
 #include "src/ferry.h"
 #include "src/ferry_in.h"
 #include "src/run/embed.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <math.h>
@@ -268,14 +269,6 @@ START_TEST(bad_request_is_taken)
     ferry_engine_close(e);
 }
 END_TEST
-
-static uint64_t live_bytes(void)
-{
-    uint64_t n = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        n += mem_live_bytes((enum mem_tag)tag);
-    return n;
-}
 
 START_TEST(failed_allocation_changes_or_leaks)
 {

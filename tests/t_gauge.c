@@ -4,21 +4,13 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
-}
 
 /* The least pool there is, for one matrix of the largest type: rates are those of a cache then, but there. */
 START_TEST(no_kernel_is_left_out_and_no_memory_leaks_nothing)

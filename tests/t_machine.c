@@ -4,6 +4,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -265,15 +266,6 @@ START_TEST(disk_rate_is_measured_on_file_and_folder)
     ck_assert_int_eq(n_left, 0);
 }
 END_TEST
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
-}
 
 /* Goes and rests as often as one likes; what cannot be read any more is said when it rests. */
 START_TEST(reader_goes_and_rests)

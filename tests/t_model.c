@@ -12,6 +12,7 @@
 #include "src/model/program.h"
 #include "src/plan/plan.h"
 #include "tests/memfile.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -195,14 +196,6 @@ static int open_file(struct model **m)
     ck_assert_int_eq(files.n_open, 0);
     ck_assert_int_eq(rc == 0, *m != NULL);
     return rc;
-}
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
 }
 
 /* Open, and lower where that works; then nothing may be left. */

@@ -7,6 +7,7 @@
 #include "src/ferry.h"
 #include "src/model/slot_shape.h"
 #include "tests/profile_maker.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -627,14 +628,6 @@ START_TEST(bytes_differ_from_the_plans)
 END_TEST
 
 /* ---- everything fallible fails ---- */
-
-static uint64_t live_bytes(void)
-{
-    uint64_t n = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        n += mem_live_bytes((enum mem_tag)tag);
-    return n;
-}
 
 /* Open, chat a little, close; the first error. */
 static int whole_life(uint64_t expert_ram_bytes)

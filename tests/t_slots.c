@@ -9,6 +9,7 @@
 #include "src/run/ahead.h"
 #include "src/run/evict.h"
 #include "tests/memfile.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <errno.h>
@@ -338,14 +339,6 @@ static void write_file(void)
     ck_assert_int_ge(fd, 0);
     ck_assert_int_eq(write(fd, by_hand.data, FILE_BYTES), FILE_BYTES);
     close(fd);
-}
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
 }
 
 /* 3 * 8192 of layers 1 and 3; layer 2's down takes 96 * 68 = 6528 bytes, so 12288 with its room. */

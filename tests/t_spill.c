@@ -3,6 +3,7 @@
 #include "src/base/mem.h"
 #include "src/run/cache.h"
 #include "src/run/spill.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <errno.h>
@@ -289,14 +290,6 @@ START_TEST(full_pool_is_an_error)
     cache_close(c);
 }
 END_TEST
-
-static uint64_t live_bytes(void)
-{
-    uint64_t n = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        n += mem_live_bytes((enum mem_tag)tag);
-    return n;
-}
 
 START_TEST(failed_allocation_leaks)
 {

@@ -5,6 +5,7 @@
 #include "src/base/mem.h"
 #include "src/model/gguf.h"
 #include "src/model/layout.h"
+#include "tests/live_bytes.h"
 #include "tests/memfile.h"
 
 #include <check.h>
@@ -92,14 +93,6 @@ static void drop_model(void)
     if (strchr(by_hand.path, '/'))
         unlink(by_hand.path);
     free(by_hand.data);
-}
-
-static uint64_t live_bytes(void)
-{
-    uint64_t sum = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        sum += mem_live_bytes((enum mem_tag)tag);
-    return sum;
 }
 
 static int n_open_files(void)

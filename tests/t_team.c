@@ -5,6 +5,7 @@
 #include "src/cli/batch_rank.h"
 #include "src/cli/json_room.h"
 #include "src/cli/team.h"
+#include "tests/live_bytes.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -96,14 +97,6 @@ static void setup(void)
     closed = false;
     lost_rank = -1;
     fake.version = TEAM_LINK_VERSION;
-}
-
-static uint64_t live_bytes(void)
-{
-    uint64_t n = 0;
-    for (int tag = 0; tag < MEM_N_TAG; tag++)
-        n += mem_live_bytes((enum mem_tag)tag);
-    return n;
 }
 
 START_TEST(letters_are_lost_or_change)
