@@ -123,6 +123,18 @@ START_TEST(log_lines_above_the_level_are_dropped)
 }
 END_TEST
 
+START_TEST(median_is_the_middle_or_the_mean_of_two)
+{
+    double odd[] = {3, 1, 2}, even[] = {4, 1, 3, 2}, one[] = {5};
+
+    ck_assert_double_eq(clock_median(odd, 3), 2);
+    ck_assert_double_eq(odd[0], 1); /* sorted */
+    ck_assert_double_eq(odd[2], 3);
+    ck_assert_double_eq(clock_median(even, 4), 2.5);
+    ck_assert_double_eq(clock_median(one, 1), 5);
+}
+END_TEST
+
 START_TEST(clock_never_runs_backwards)
 {
     uint64_t last_ns = clock_ns();
@@ -377,6 +389,7 @@ int main(void)
     tcase_add_test(tc, error_text_of_another_thread_stays_apart);
     tcase_add_test(tc, every_error_code_has_its_name);
     tcase_add_test(tc, log_lines_above_the_level_are_dropped);
+    tcase_add_test(tc, median_is_the_middle_or_the_mean_of_two);
     tcase_add_test(tc, clock_never_runs_backwards);
     tcase_add_test(tc, size_arithmetic_says_when_it_overflows);
     tcase_add_loop_test(tc, size_text_is_read, 0, (int)(sizeof good_sizes / sizeof good_sizes[0]));

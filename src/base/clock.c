@@ -3,7 +3,7 @@
 #include "src/base/clock.h"
 
 #include <stdatomic.h>
-#include <stddef.h>
+#include <stdlib.h>
 #include <time.h>
 
 static uint64_t (*_Atomic pretended)(void);
@@ -23,4 +23,16 @@ uint64_t clock_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &ts); /* cannot fail for this clock on Linux */
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double clock_median(double *measured, size_t n)
+{
+    qsort(measured, n, sizeof *measured, by_value);
+    return n % 2 ? measured[n / 2] : (measured[n / 2 - 1] + measured[n / 2]) / 2;
 }

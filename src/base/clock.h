@@ -1,12 +1,16 @@
-/* Monotonic time. */
+/* Monotonic time, and what measurements of it say. */
 #ifndef FERRY_BASE_CLOCK_H
 #define FERRY_BASE_CLOCK_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* The middle of what was measured n times, n >= 1 (the mean of two if n is even), which it sorts, the least first. */
+double clock_median(double *measured, size_t n);
 
 /* Nanoseconds of CLOCK_MONOTONIC. Any thread. */
 uint64_t clock_ns(void);

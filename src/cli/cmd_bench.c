@@ -17,7 +17,6 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { MAX_REPS = 1000, ROOF_REPS = 5 };
 #define ROOF_BYTES (512 * MIB)
@@ -77,12 +76,6 @@ static int run_generate(struct bench *b, size_t n)
     return rc;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void take_disk(struct result *out, const struct ferry_stats *before, const struct ferry_stats *after,
                       double n_tok)
 {
@@ -140,10 +133,9 @@ static int measure(struct bench *b, const char *name, size_t n, bool generate, s
     if (rc)
         return rc;
     ferry_session_stats(b->talk.session, &after);
-    qsort(rates, n_reps, sizeof *rates, by_value);
     snprintf(out->name, sizeof out->name, b->conf->bench_depth ? "%s%zu@%" PRIu32 : "%s%zu", name, n,
              b->conf->bench_depth);
-    out->tokens_per_s = n_reps % 2 ? rates[n_reps / 2] : (rates[n_reps / 2 - 1] + rates[n_reps / 2]) / 2;
+    out->tokens_per_s = clock_median(rates, n_reps);
     out->least = rates[0];
     out->most = rates[n_reps - 1];
     out->memory_bound = generate;

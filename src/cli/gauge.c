@@ -12,7 +12,6 @@
 #include "src/plan/cost.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -74,7 +73,8 @@ struct gauge {
     int32_t *slot;             /* (MANY * n_used) */
     struct op_expert *experts; /* (MAX_OPS) */
     struct kv_seq seq;
-    int pass, n_passes;
+    int pass;
+    size_t n_passes;
     /* Seconds of a list in each pass: one tiny op and N_TINY; matmuls; other ops with one row and with MANY */
     double tiny_s[2][GAUGE_MAX_PASSES], type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES],
         op_s[OP_N_KIND][2][GAUGE_MAX_PASSES];
@@ -188,19 +188,6 @@ static int time_ops(struct gauge *g, int n_ops, int n_rows, double *out_s)
     return rc;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Of what the passes gave (n_passes), which it sorts. */
-static double middle(const struct gauge *g, double *s)
-{
-    qsort(s, (size_t)g->n_passes, sizeof *s, by_value);
-    return s[g->n_passes / 2];
-}
-
 /* ---- matmul ---- */
 
 /* A list of matmuls over fresh weights: as many as the pool holds, at most n; returns how many. */
@@ -237,7 +224,8 @@ static int gauge_tiny(struct gauge *g)
 static void settle_tiny(struct gauge *g)
 {
     int n = list_matmuls(g, QUANT_Q8_0, 8, N_TINY);
-    double one_s = middle(g, g->tiny_s[0]), op_s = (middle(g, g->tiny_s[1]) - one_s) / (n - 1);
+    double one_s = clock_median(g->tiny_s[0], g->n_passes),
+           op_s = (clock_median(g->tiny_s[1], g->n_passes) - one_s) / (n - 1);
 
     g->m->ops[OP_MATMUL].op_s = op_s > 0 ? op_s : 0;
     g->m->run_s = one_s > op_s ? one_s - op_s : 0;
@@ -262,7 +250,7 @@ static void settle_type(struct gauge *g, enum quant_type type)
 
     for (int i = 0; i < N_TYPE_STEPS; i++) {
         int n = list_matmuls(g, type, type_steps[i].n_out, type_steps[i].n_ops);
-        double s = middle(g, g->type_s[type][i]), own_s = g->m->run_s + n * g->m->ops[OP_MATMUL].op_s;
+        double s = clock_median(g->type_s[type][i], g->n_passes), own_s = g->m->run_s + n * g->m->ops[OP_MATMUL].op_s;
         if (s <= 0) /* the device cannot */
             return;
         weights_per_s[i] = (double)n * N_IN * type_steps[i].n_out / (s > 2 * own_s ? s - own_s : s / 2);
@@ -356,8 +344,8 @@ static double op_alone_s(struct gauge *g, const struct op *op, int n_rows, doubl
 static void settle_op(struct gauge *g, const struct op *op)
 {
     struct machine_op *out = &g->m->ops[op->kind];
-    double one_s = op_alone_s(g, op, 1, middle(g, g->op_s[op->kind][0]));
-    double many_s = op_alone_s(g, op, MANY, middle(g, g->op_s[op->kind][1]));
+    double one_s = op_alone_s(g, op, 1, clock_median(g->op_s[op->kind][0], g->n_passes));
+    double many_s = op_alone_s(g, op, MANY, clock_median(g->op_s[op->kind][1], g->n_passes));
     double one = cost_op_units(op, 1, 0), many = cost_op_units(op, MANY, 0);
 
     out->unit_s = many_s > one_s ? (many_s - one_s) / (many - one) : 0;
@@ -399,7 +387,7 @@ int gauge_run(struct machine *m, uint64_t pool_bytes, int n_passes)
     memset(m->kernels, 0, sizeof m->kernels);
     memset(m->ops, 0, sizeof m->ops);
     int rc = open_gauge(&g, m, pool_bytes > LEAST_POOL_BYTES ? pool_bytes : LEAST_POOL_BYTES);
-    for (g.n_passes = n_passes; !rc && g.pass < n_passes; g.pass++)
+    for (g.n_passes = (size_t)n_passes; !rc && g.pass < n_passes; g.pass++)
         rc = run_pass(&g);
     if (!rc)
         settle(&g);
