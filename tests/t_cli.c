@@ -316,7 +316,8 @@ START_TEST(probed_rates_are_used_by_all)
     ck_assert(says(out, "PCIe       12.0 GB/s, as described"));
     ck_assert(says(out, "matmul by weight type"));
     ck_assert(says(out, "in flight:"));
-    must_run("$F plan $M");
+    ck_assert(says(out, "while it reads, matmuls have "));
+    must_run("grep -q many_share $T/ferry/machine.json; $F plan $M");
     ck_assert(says(out, "decode      about"));
     ck_assert(says(out, "prefill     about"));
     must_run("$F run $M --raw -p hello -n 16 --temp 0 --stats");

@@ -34,9 +34,9 @@ static void describe_compute(const struct conf *conf, struct machine *m)
     }
     for (int kind = 0; kind < OP_N_KIND; kind++)
         m->ops[kind].unit_s /= cores;
-    for (int i = 0; i < m->n_disks && (conf->n_cores || conf->mem_bytes_per_s > 0);
-         i++) /* of other cores nothing is known */
-        m->disks[i].token_share = m->disks[i].many_share = 0;
+    if (conf->n_cores || conf->mem_bytes_per_s > 0)
+        for (int i = 0; i < m->n_disks; i++) /* what reading takes from other cores is not known */
+            m->disks[i].token_share = m->disks[i].many_share = 0;
     if (conf->n_cores)
         m->n_cores = (int)conf->n_cores;
     if (conf->mem_bytes_per_s > 0) {
