@@ -69,6 +69,14 @@ static void own_bytes(const struct plan_in *in, const struct plan *p, struct dev
     in->gpu->own_bytes(&step, out);
 }
 
+/* Does the CPU run it for layers whose experts it shares with the GPU? Routers are asked about the layer before (run/ahead). */
+static bool is_for_experts(const struct plan *p, const struct program *program, const struct op *op)
+{
+    if (op->kind == OP_MATMUL && op->layer >= 0 && p->look_ahead)
+        return op->w[0] - program->weights == program->model->layers[op->layer].w[ROLE_ROUTER];
+    return op->kind == OP_MOE;
+}
+
 uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct device_ops *cpu)
 {
     uint64_t most = 0;
@@ -78,7 +86,7 @@ uint64_t plan_host_scratch(const struct plan *p, const struct program *program, 
         struct op op = program->ops[i];
         if (op.kind == OP_ATTENTION && plan_has_host_kv(p) && attn_shape_is_split(&op))
             op = attn_shape_states(&op, program->n_rows, &dst);
-        else if (op.kind != OP_MOE || !plan_is_split(p))
+        else if (!plan_is_split(p) || !is_for_experts(p, program, &op))
             continue;
         uint64_t bytes = cpu->scratch_bytes(&op, 1, program->n_rows, (int)p->n_threads);
         most = bytes > most ? bytes : most;

@@ -47,21 +47,21 @@ static int take_routers(struct ahead *a)
     return rc;
 }
 
-int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out)
+int ahead_init(const struct model *m, const struct store *store, struct device *cpu, int n_likely, struct ahead *out)
 {
     const struct hparams *hp = &m->hp;
     size_t n_layer = (size_t)hp->n_layer;
     bool is_copied = store_has_device(store);
 
-    *out = (struct ahead){.model = m, .store = store, .n_likely = n_likely};
+    *out = (struct ahead){.model = m, .store = store, .dev = cpu, .n_likely = n_likely};
     if (!hp->n_expert)
         return 0;
     out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
     out->norm = mem_zalloc(n_layer, sizeof *out->norm, MEM_META);
     out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m), MEM_WEIGHTS) : NULL;
-    out->x = mem_zalloc((size_t)hp->n_embd, sizeof *out->x, MEM_META);
+    out->x = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->x, MEM_META);
     out->kept = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->kept, MEM_META);
-    out->score = mem_zalloc((size_t)hp->n_expert, sizeof *out->score, MEM_META);
+    out->score = mem_zalloc((size_t)hp->n_expert * AHEAD_MAX_ROWS, sizeof *out->score, MEM_META);
     int n_ids = hp->n_expert_used * AHEAD_MAX_ROWS;
     out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
     bool has_room =
@@ -84,32 +84,16 @@ void ahead_done(struct ahead *a)
     *a = (struct ahead){.model = NULL};
 }
 
-/* Eight sums, so that a compiler without leave to reorder can use its vectors. */
-static float dot(const float *x, const float *y, int n)
-{
-    float sum[8] = {0}, rest = 0;
-    int i = 0;
-
-    for (; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; k++)
-            sum[k] += x[i + k] * y[i + k];
-    for (; i < n; i++)
-        rest += x[i] * y[i];
-    for (int k = 0; k < 8; k++)
-        rest += sum[k];
-    return rest;
-}
-
 /* Move the likeliest of a row's experts into ids, behind the n that are there; returns how many there are then. */
-static int take_best(struct ahead *a, int n)
+static int take_best(struct ahead *a, float *score, int n)
 {
     for (int rank = 0; rank < a->n_likely; rank++) {
         int best = 0, i = 0;
         for (int e = 1; e < a->model->hp.n_expert; e++) {
-            if (a->score[e] > a->score[best])
+            if (score[e] > score[best])
                 best = e;
         }
-        a->score[best] = -INFINITY;
+        score[best] = -INFINITY;
         while (i < n && a->ids[i] != best)
             i++;
         if (i == n)
@@ -131,25 +115,40 @@ static int take_all(struct ahead *a)
     return a->model->hp.n_expert;
 }
 
+/* The rows as if the next layer's norm had scaled them. */
+static void take_rows(struct ahead *a, const struct ahead_from *from)
+{
+    const int n_embd = a->model->hp.n_embd;
+    const float *norm = a->norm[from->layer], *next_norm = a->norm[from->layer + 1];
+
+    for (int row = 0; row < from->n_rows; row++) {
+        float *x = a->x + (size_t)row * (size_t)n_embd;
+        memcpy(x, tensor_row(from->x, row), (size_t)n_embd * sizeof *x);
+        for (int i = 0; norm && next_norm && i < n_embd; i++)
+            x[i] *= norm[i] != 0 ? next_norm[i] / norm[i] : 0;
+    }
+}
+
 /* The likelier ones of the next layer by what its router says of these rows. */
 static int ask_router(struct ahead *a, const struct ahead_from *from)
 {
     const struct hparams *hp = &a->model->hp;
+    const float *router = a->router[from->layer + 1];
     int n = 0;
 
-    const float *router = a->router[from->layer + 1];
-    const float *norm = a->norm[from->layer], *next_norm = a->norm[from->layer + 1];
     if (!a->n_likely || !router || from->x->type != QUANT_F32 ||
         a->model->layers[from->layer + 1].w[ROLE_ROUTER_SELECT_BIAS] >= 0)
         return 0;
-    for (int row = 0; row < from->n_rows; row++) {
-        memcpy(a->x, tensor_row(from->x, row), (size_t)hp->n_embd * sizeof *a->x);
-        for (int i = 0; norm && next_norm && i < hp->n_embd; i++) /* as if the next layer's norm had scaled it */
-            a->x[i] *= norm[i] != 0 ? next_norm[i] / norm[i] : 0;
-        for (int e = 0; e < hp->n_expert; e++)
-            a->score[e] = dot(a->x, router + (size_t)e * (size_t)hp->n_embd, hp->n_embd);
-        n = take_best(a, n);
-    }
+    take_rows(a, from);
+    const struct tensor x = tensor_make(QUANT_F32, hp->n_embd, from->n_rows, 1, a->x);
+    const struct tensor w = tensor_make(QUANT_F32, hp->n_embd, hp->n_expert, 1, (void *)(uintptr_t)router);
+    const struct tensor y = tensor_make(QUANT_F32, hp->n_expert, from->n_rows, 1, a->score);
+    const struct op op = {.kind = OP_MATMUL, .layer = from->layer, .n_w = 1, .dst = {&y}, .src = {&x}, .w = {&w}};
+    int rc = a->dev->ops->run(a->dev, &op, 1, &(struct rows){.n = from->n_rows});
+    if (rc < 0)
+        return rc;
+    for (int row = 0; row < from->n_rows; row++)
+        n = take_best(a, tensor_row(&y, row), n);
     return n;
 }
 

@@ -22,19 +22,19 @@ enum { AHEAD_MAX_ROWS = 4, AHEAD_PROMPT_ROWS = 64 };
 struct ahead {
     const struct model *model; /* view */
     const struct store *store; /* view */
+    struct device *dev;        /* view: multiplies, in the host's memory */
     int n_likely;              /* of a row's experts so many are named, the likeliest; may be changed between steps */
     const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
     const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
     float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
-    float *x;             /* own: (n_embd) */
-    float *kept;          /* own: (AHEAD_MAX_ROWS, n_embd) */
-    float *score;         /* own: (n_expert) */
+    float *x, *kept;      /* own: (AHEAD_MAX_ROWS, n_embd) */
+    float *score;         /* own: (AHEAD_MAX_ROWS, n_expert) */
     int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
-/* The store is looked at, now and by guesses; its weights are views. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A
- * dense model takes nothing. */
-int ahead_init(const struct model *m, const struct store *store, int n_likely, struct ahead *out);
+/* The store is looked at, now and by guesses; its weights are views. cpu: a device whose memory is the host's, with scratch for a
+ * MATMUL of AHEAD_MAX_ROWS rows by a router. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes nothing. */
+int ahead_init(const struct model *m, const struct store *store, struct device *cpu, int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
 
 /* What is known of a layer when its router has chosen. */
@@ -47,7 +47,7 @@ struct ahead_from {
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
  * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted,
  * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer, a router of
- * another kind than F32 without selection bias. */
+ * another kind than F32 without selection bias. < 0: what the device says. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
 /* Would ahead_guess ask the router, which takes its time? Otherwise it only counts. */

@@ -3,15 +3,15 @@
 
 #include <math.h>
 
-static bool goes_before(const struct evict_slot *a, const struct evict_slot *b)
+bool evict_goes_before(const struct evict_slot *a, const struct evict_slot *b)
 {
     if (a->state != b->state)
         return a->state == EVICT_PASSING;
     if (a->state == EVICT_PASSING)
-        return a->n_uses != b->n_uses ? a->n_uses < b->n_uses : a->at > b->at;
+        return a->n_unwanted != b->n_unwanted ? a->n_unwanted > b->n_unwanted : a->at > b->at;
     if (a->heat != b->heat)
         return a->heat < b->heat;
-    return a->at != b->at ? a->at < b->at : a->n_uses < b->n_uses;
+    return a->at != b->at ? a->at < b->at : a->n_unwanted > b->n_unwanted;
 }
 
 double evict_heat_of(double heat, uint64_t step, int half_steps)
@@ -33,7 +33,7 @@ int evict_choose(const struct evict_slot *slots, int n)
     for (int i = 0; i < n; i++) {
         if (slots[i].state == EVICT_FREE)
             return i;
-        if (slots[i].state != EVICT_HELD && (best < 0 || goes_before(&slots[i], &slots[best])))
+        if (slots[i].state != EVICT_HELD && (best < 0 || evict_goes_before(&slots[i], &slots[best])))
             best = i;
     }
     return best;

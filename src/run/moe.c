@@ -77,7 +77,7 @@ int moe_init(struct moe *moe, const struct moe_args *a)
     moe->n_expert = n_expert;
     moe->k = k;
     moe->look_ahead = a->look_ahead;
-    int rc = moe->look_ahead ? ahead_init(m, a->store, a->n_ahead, &moe->ahead) : 0;
+    int rc = moe->look_ahead ? ahead_init(m, a->store, a->host ? a->host : a->dev, a->n_ahead, &moe->ahead) : 0;
     moe->n_slots = mem_zalloc(n, sizeof *moe->n_slots, MEM_META);
     moe->first = mem_zalloc(n, sizeof *moe->first, MEM_META);
     moe->ids = mem_zalloc(n, sizeof *moe->ids, MEM_META);
@@ -237,9 +237,10 @@ static int guess_late(struct moe *moe)
     bool is_routed = true;
     int rc = moe_split_is_routed(&moe->split, &is_routed);
 
-    moe->n_likely = rc || is_routed ? 0 : ahead_guess(&moe->ahead, &moe->later, &moe->likely);
+    int n = rc || is_routed ? 0 : ahead_guess(&moe->ahead, &moe->later, &moe->likely);
+    moe->n_likely = n < 0 ? 0 : n;
     moe->later.n_rows = 0;
-    return rc;
+    return n < 0 ? n : rc;
 }
 
 /* The host is about to wait for a layer's router. What can be done meanwhile: send likely experts to the device for this step, move others
@@ -328,7 +329,7 @@ static bool is_read_for(const struct moe *moe, int layer)
 /* Tell the store what the next layer will likely want, if the rows that this one's router read are in the host's memory. Beside a device
  * that is what the device waits for, so where no reads are to be saved the router is asked when the host waits for the device, or
  * not at all. */
-static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_ids)
+static int look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_ids)
 {
     struct tensor x = *op->src[0];
     struct ahead_from from = {op->layer, &x, n_rows, n_ids};
@@ -339,15 +340,15 @@ static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_i
     if (has_memory(moe))
         x.data = is_split_layer(moe, op->layer) ? moe->x : NULL;
     if (!x.data)
-        return;
+        return 0;
     if (moe->host && ahead_asks_router(&from) && !is_read_for(moe, op->layer + 1)) {
         store_hint(moe->store, op->layer + 1, NULL, 0); /* the one before is over */
         if (!moe_split_sends_ahead(&moe->split))
-            return;
+            return 0;
         ahead_keep(&moe->ahead, &from, &moe->later_x);
         moe->later = from;
         moe->likely_layer = op->layer + 1;
-        return;
+        return 0;
     }
     int n = ahead_guess(&moe->ahead, &from, &likely);
     if (n > 0)
@@ -355,6 +356,7 @@ static void look_ahead(struct moe *moe, const struct op *op, int n_rows, int n_i
     moe->likely = likely;
     moe->n_likely = n;
     moe->likely_layer = n > 0 ? op->layer + 1 : -1;
+    return n < 0 ? n : 0;
 }
 
 /* Borrow and compute; what is there is computed while the rest is on its way. */
@@ -363,7 +365,7 @@ static int run_loan(struct moe *moe, const struct op *op, const struct rows *row
     int rc = store_lease(moe->store, op->layer, moe->ids, n_ids, lease), n_given = 1;
 
     if (rc == 0 && moe->look_ahead)
-        look_ahead(moe, op, rows->n, n_ids);
+        rc = look_ahead(moe, op, rows->n, n_ids);
     while (rc == 0 && n_given > 0) {
         rc = store_next(moe->store, lease, true, moe->given, moe->n_expert, &n_given);
         if (rc == 0 && n_given > 0)
@@ -509,7 +511,7 @@ static int run_split(struct moe *moe, const struct op *op, const struct rows *ro
     if (rc == 0)
         rc = store_lease(moe->store, op->layer, s->lend, s->n_lend, lease);
     if (rc == 0 && moe->look_ahead)
-        look_ahead(moe, op, rows->n, n_ids);
+        rc = look_ahead(moe, op, rows->n, n_ids);
     if (rc == 0)
         rc = run_hits(moe, op, rows, lease);
     while (rc == 0 && n_given > 0) {

@@ -22,8 +22,10 @@
 
 enum { N_MATRICES = 3 };
 
-/* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
+/* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. Of those that
+ * are only hinted at, enough are in flight to last for longer. */
 #define GIVE_AT_ONCE 4
+#define GIVE_BESIDE_HINTS 16
 
 /* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
 enum { AHEAD_PART = 2 };
@@ -31,6 +33,12 @@ enum { AHEAD_PART = 2 };
 /* Reads in flight at most where most of the next layer's experts are hinted at, as behind a chunk of a prompt: nobody starts more until
  * that layer's loan, so they have to last for its attention. */
 enum { LAYER_READS = 128 };
+
+/* For loans of a prompt at least so many: who computes many rows is away for long. */
+enum { LARGE_READS = 32 };
+
+/* An expert is begun with fewer than that in flight. */
+enum { RING_DEPTH = LAYER_READS - 1 + N_MATRICES };
 _Static_assert((int)LAYER_READS >= (int)PLAN_MAX_READS, "the ring holds both");
 
 /* What a device copies from is held until the next loan: a quarter at most, beside what is read ahead. */
@@ -74,9 +82,11 @@ struct store_slots {
     struct evict_slot *evict; /* own: (shape.n_slots) beside slots */
     int *class_first;         /* own: (shape.n_classes) index into slots */
     int *layer_first;         /* own: (n_layer) index into slot_of and n_uses */
+    int *n_lying;             /* own: (n_layer) slots with experts of it, those that are on their way too */
     int n_keys;               /* experts of the layers that have slots, those on a GPU too */
     int *slot_of;             /* own: (n_keys) index into slots; -1: absent */
     uint32_t *n_uses;         /* own: (n_keys) loans that wanted it so far */
+    uint32_t *n_layer_loans;  /* own: (n_layer) */
     double *heat;             /* own: (ADAPT_N, n_keys) evict.h */
     struct class_use *uses;   /* own: (shape.n_classes) */
     int *rank_of;             /* own: (n_layer) of a layer among those of its class */
@@ -91,7 +101,7 @@ struct store_slots {
     int n_hints, next_hint, hint_layer;
     int n_ahead;       /* read because of the present hint */
     struct ring *ring; /* own; NULL: read by pread */
-    int n_reads;       /* in flight at most */
+    int n_reads;       /* the pace: with so many in flight another expert is not begun */
     bool is_lent, is_large;
     bool is_opening;   /* loans are not counted */
     int first_waiting; /* no want before it is WAITING */
@@ -112,7 +122,7 @@ static int open_ring(struct store_slots *s, const struct store_slots_args *a)
     for (int i = 0; i < a->n_files; i++)
         files[i] = (struct ring_file){.path = file_path(a->files[i]), .then = file_identity(a->files[i])};
     /* The arena is not registered: the kernel would clear and pin all of it before the first token. */
-    int rc = ring_open(&(struct ring_args){.depth = LAYER_READS,
+    int rc = ring_open(&(struct ring_args){.depth = RING_DEPTH,
                                            .files = files,
                                            .n_files = a->n_files,
                                            .fault = a->args->read_fault,
@@ -158,8 +168,10 @@ static int take_memory(struct store_slots *s)
     s->evict = mem_zalloc(n_slots, sizeof *s->evict, MEM_META);
     s->class_first = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->class_first, MEM_META);
     s->layer_first = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->layer_first, MEM_META);
+    s->n_lying = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->n_lying, MEM_META);
     s->slot_of = mem_zalloc(n_keys, sizeof *s->slot_of, MEM_META);
     s->n_uses = mem_zalloc(n_keys, sizeof *s->n_uses, MEM_META);
+    s->n_layer_loans = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->n_layer_loans, MEM_META);
     s->heat = mem_zalloc(ADAPT_N * n_keys, sizeof *s->heat, MEM_META);
     s->uses = mem_zalloc((size_t)s->shape.n_classes, sizeof *s->uses, MEM_META);
     s->rank_of = mem_zalloc((size_t)s->model->hp.n_layer, sizeof *s->rank_of, MEM_META);
@@ -167,8 +179,9 @@ static int take_memory(struct store_slots *s)
     s->given = mem_zalloc(most, sizeof *s->given, MEM_META);
     s->kept = mem_zalloc(n_slots, sizeof *s->kept, MEM_META);
     s->hints = mem_zalloc(most, sizeof *s->hints, MEM_META);
-    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->slot_of && s->n_uses && s->heat &&
-        s->uses && s->rank_of && s->wants && s->given && s->kept && s->hints)
+    if (s->memory && s->slots && s->evict && s->class_first && s->layer_first && s->n_lying && s->slot_of &&
+        s->n_uses && s->n_layer_loans && s->heat && s->uses && s->rank_of && s->wants && s->given && s->kept &&
+        s->hints)
         return 0;
     return err(ERR_NOMEM, "%zu expert slots of %llu bytes together", n_slots, (unsigned long long)s->shape.bytes);
 }
@@ -297,8 +310,10 @@ void store_slots_close(struct store_slots *s)
         adapt_close(s->uses[class].adapt);
     mem_free(s->uses);
     mem_free(s->heat);
+    mem_free(s->n_layer_loans);
     mem_free(s->n_uses);
     mem_free(s->slot_of);
+    mem_free(s->n_lying);
     mem_free(s->layer_first);
     mem_free(s->class_first);
     mem_free(s->evict);
@@ -323,8 +338,10 @@ static int index_of(const struct store_slots *s, const struct slot *slot)
 
 static void set_free(struct store_slots *s, struct slot *slot)
 {
-    if (slot->key >= 0)
+    if (slot->key >= 0) {
         s->slot_of[slot->key] = -1;
+        s->n_lying[slot->layer]--;
+    }
     slot->key = slot->want = -1;
     slot->is_hint = slot->is_ahead = false;
     slot->when_free = (struct evict_slot){.state = EVICT_FREE};
@@ -342,6 +359,11 @@ static void let_go(struct store_slots *s, struct slot *slot)
 static double heat_of(const struct store_slots *s, int layer, int key)
 {
     return s->heat[s->uses[s->shape.class_of[layer]].half * s->n_keys + key];
+}
+
+static uint32_t n_unwanted(const struct store_slots *s, int layer, int key)
+{
+    return s->n_layer_loans[layer] - s->n_uses[key];
 }
 
 /* A loan wants this expert. */
@@ -376,16 +398,43 @@ static void hold(struct store_slots *s, struct slot *slot, int want)
     s->evict[index_of(s, slot)].state = EVICT_HELD;
     if (!s->is_large)
         slot->when_free = (struct evict_slot){.state = EVICT_KEPT, .at = s->n_loans};
-    slot->when_free.n_uses = s->n_uses[slot->key];
+    slot->when_free.n_unwanted = n_unwanted(s, slot->layer, slot->key);
     slot->when_free.heat = heat_of(s, slot->layer, slot->key);
+}
+
+/* What a layer may keep of large loans: one layer's is computed while the next one's comes, so two layers may be there whole. All it has,
+ * where that would take more than a quarter of the slots, or nothing comes while another computes. */
+static int share_of(const struct store_slots *s, const struct slot_class *c)
+{
+    int n_experts = c->n_experts / c->n_layers, n_whole = 2 * n_experts;
+
+    return s->ring && c->n_slots >= 4 * n_whole ? (c->n_slots - n_whole) / (c->n_layers - 2) : n_experts;
+}
+
+/* For a large loan: of layers that hold more than their share, what passes. -1: nothing. */
+static int choose_surplus(const struct store_slots *s, int class)
+{
+    const struct slot_class *c = &s->shape.classes[class];
+    const struct evict_slot *evict = &s->evict[s->class_first[class]];
+    const int share = share_of(s, c);
+    int best = -1;
+
+    for (int i = 0; i < c->n_slots; i++) {
+        if (evict[i].state == EVICT_PASSING && s->n_lying[s->slots[s->class_first[class] + i].layer] > share &&
+            (best < 0 || evict_goes_before(&evict[i], &evict[best])))
+            best = i;
+    }
+    return best;
 }
 
 /* Take a slot for an expert: NULL when all of its size are held. */
 static struct slot *take_slot(struct store_slots *s, int layer, int expert)
 {
     int class = s->shape.class_of[layer], first = s->class_first[class];
-    int at = evict_choose(&s->evict[first], s->shape.classes[class].n_slots);
+    int at = s->is_large ? choose_surplus(s, class) : -1;
 
+    if (at < 0)
+        at = evict_choose(&s->evict[first], s->shape.classes[class].n_slots);
     if (at < 0)
         return NULL;
     struct slot *slot = &s->slots[first + at];
@@ -393,6 +442,7 @@ static struct slot *take_slot(struct store_slots *s, int layer, int expert)
     slot->layer = layer;
     slot->key = s->layer_first[layer] + expert;
     s->slot_of[slot->key] = first + at;
+    s->n_lying[layer]++;
     s->evict[first + at].state = EVICT_HELD;
     slot->begin_ns = trace_has_timeline(s->trace) ? clock_ns() : 0;
     return slot;
@@ -560,7 +610,7 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
         return true;
     slot->is_hint = true;
     slot->when_free = (struct evict_slot){.state = s->is_large ? EVICT_PASSING : EVICT_KEPT,
-                                          .n_uses = s->n_uses[key],
+                                          .n_unwanted = n_unwanted(s, s->hint_layer, key),
                                           .heat = heat_of(s, s->hint_layer, key),
                                           .at = s->n_loans};
     s->stats.n_hint_reads++;
@@ -569,13 +619,18 @@ static bool submit_hint(struct store_slots *s, int expert, int *rc)
     return true;
 }
 
+static int most_reads(const struct store_slots *s)
+{
+    return s->is_large && s->n_reads < LARGE_READS ? LARGE_READS : s->n_reads;
+}
+
 static void submit_hints(struct store_slots *s)
 {
     int most = s->shape.classes[s->shape.class_of[s->hint_layer]].n_slots / AHEAD_PART;
-    int n_reads = 2 * s->n_hints > n_stacked(s, s->hint_layer) ? LAYER_READS : s->n_reads;
+    int n_reads = 2 * s->n_hints > n_stacked(s, s->hint_layer) ? LAYER_READS : most_reads(s);
     int rc = 0; /* a ring that broke is told by the next read that somebody wants */
 
-    while (!rc && ring_n_in_flight(s->ring) + N_MATRICES <= n_reads && s->next_hint < s->n_hints && s->n_ahead < most &&
+    while (!rc && ring_n_in_flight(s->ring) < n_reads && s->next_hint < s->n_hints && s->n_ahead < most &&
            submit_hint(s, s->hints[s->next_hint], &rc))
         s->next_hint++;
 }
@@ -585,7 +640,7 @@ static int submit_waiting(struct store_slots *s, const struct store_lease *lease
 {
     int rc = 0;
 
-    while (!rc && s->ring && ring_n_in_flight(s->ring) + N_MATRICES <= s->n_reads && find_waiting(s, lease)) {
+    while (!rc && s->ring && ring_n_in_flight(s->ring) < most_reads(s) && find_waiting(s, lease)) {
         struct slot *slot = take_wanted_slot(s, lease, s->first_waiting);
         if (!slot)
             break;
@@ -617,15 +672,28 @@ static int read_one(struct store_slots *s, const struct store_lease *lease)
 
 /* ---- loans ---- */
 
+/* What passes goes by how often it was not wanted, and that a large loan did not want it counts from now on. */
+static void tell_unwanted(struct store_slots *s, int layer)
+{
+    for (int expert = 0; expert < n_stacked(s, layer); expert++) {
+        int key = s->layer_first[layer] + expert, at = s->slot_of[key];
+        if (at >= 0)
+            s->evict[at].n_unwanted = s->slots[at].when_free.n_unwanted = n_unwanted(s, layer, key);
+    }
+}
+
 /* What the loan says of the experts' use, before any slot is looked for. */
 static void count_uses(struct store_slots *s, const struct store_lease *lease)
 {
     int class = s->shape.class_of[lease->layer];
 
+    s->n_layer_loans[lease->layer]++;
     for (int i = 0; i < lease->n; i++)
         count_use(s, s->layer_first[lease->layer] + lease->ids[i]);
-    if (s->is_large)
+    if (s->is_large) {
+        tell_unwanted(s, lease->layer);
         return;
+    }
     int half = adapt_loan(s->uses[class].adapt, s->n_steps, s->rank_of[lease->layer], lease->ids, lease->n);
     if (half != s->uses[class].half)
         set_half(s, class, half);
@@ -693,6 +761,8 @@ static int give(struct store_slots *s, struct store_lease *lease, struct store_e
 
     if (find_waiting(s, lease) && max > GIVE_AT_ONCE)
         max = GIVE_AT_ONCE;
+    if (s->next_hint < s->n_hints && max > GIVE_BESIDE_HINTS)
+        max = GIVE_BESIDE_HINTS;
     for (int i = 0; i < lease->n && n < max; i++) {
         if (s->wants[i] != WANT_READY)
             continue;
