@@ -462,8 +462,11 @@ START_TEST(rates_lie_between_what_was_measured)
     ck_assert_double_eq(machine_disk_at(&m, 900000, 5), 2e9);
     ck_assert_double_eq(machine_disk_at(&m, 900000, 100), 3e9);
     ck_assert_double_eq(machine_disk_at(&m, 4096, 1), 5e8);
+    ck_assert_int_eq(machine_disk_depth(&m, 900000, 0.3), 1);
+    ck_assert_int_eq(machine_disk_depth(&m, 900000, 1), 9); /* the fewest of those that bring all */
     machine_disk_use(&m, "another");
     ck_assert_double_eq(machine_disk_at(&m, MIB, 1), 0);
+    ck_assert_int_eq(machine_disk_depth(&m, MIB, 0.5), 0);
     m.disk_bytes_per_s = 7e8; /* as described */
     ck_assert_double_eq(machine_disk_at(&m, MIB, 32), 7e8);
 }

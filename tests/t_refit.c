@@ -32,7 +32,7 @@ static struct plan predicted(void)
                          .decode_expert_s = 0.04,
                          .missed_bytes_per_tok = 40000000,
                          .look_ahead = true,
-                         .pace = {4, 32}};
+                         .pace = {4, 12}};
 }
 
 static double uniform(struct world *w)
@@ -81,7 +81,7 @@ START_TEST(noise_is_taken_for_a_wrong_prediction)
         ck_assert(!live(&w, &r));
     ck_assert_uint_eq(r.n_refits, 0);
     ck_assert_str_eq(refit_text(&r, text, sizeof text), "");
-    must_be_at(&r, 4, 32);
+    must_be_at(&r, 4, 12);
 }
 END_TEST
 
@@ -102,7 +102,7 @@ START_TEST(one_bad_window_is_enough)
     w.compute_s = 0.06;
     live_on(&w, &r, 200);
     ck_assert_uint_eq(r.n_refits, 0);
-    must_be_at(&r, 4, 32);
+    must_be_at(&r, 4, 12);
 }
 END_TEST
 
@@ -130,7 +130,7 @@ START_TEST(wrong_prediction_is_kept_or_losers_are)
     ck_assert_int_eq(r.n_trials, 5); /* three counts ahead and two of reads, all but what is in force */
     for (int i = 0; i < r.n_trials; i++)
         ck_assert(!r.trials[i].is_kept);
-    must_be_at(&r, 4, 32);
+    must_be_at(&r, 4, 12);
     ck_assert_ptr_nonnull(strstr(refit_text(&r, text, sizeof text), "re-fitted 1 time, last because of computing"));
     ck_assert_ptr_nonnull(strstr(text, "undone"));
     ck_assert_ptr_null(strstr(text, "kept"));
@@ -162,7 +162,7 @@ START_TEST(what_is_faster_is_undone)
     must_be_at(&r, 2, PLAN_MAX_READS);
     for (int i = 0; i < r.n_trials; i++)
         ck_assert_int_eq(r.trials[i].is_kept, r.trials[i].pace.n_reads == PLAN_MAX_READS ||
-                                                  (r.trials[i].pace.n_ahead == 2 && r.trials[i].pace.n_reads == 32));
+                                                  (r.trials[i].pace.n_ahead == 2 && r.trials[i].pace.n_reads == 12));
     ck_assert_double_eq_tol(r.now.decode_tok_per_s, 1 / (0.14 * 0.84), 0.3);
     ck_assert_int_le(n_slow, 2 * REFIT_TURN_TOK); /* it was given up after two lost pairs */
 }

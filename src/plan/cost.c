@@ -8,8 +8,8 @@
 #include <math.h>
 #include <string.h>
 
-/* What the store does (run/README.md): reads in flight at most; one expert is this many of them. */
-enum { MOST_READS = 32, N_MATRICES = 3 };
+/* Reads of an expert. */
+enum { N_MATRICES = 3 };
 
 /* What a fault of a mapped file reads: the system's usual read-ahead. */
 #define FAULT_BYTES (128 * KIB)
@@ -93,7 +93,7 @@ struct experts {
 /* Seconds to read n experts at once. */
 static double read_s(const struct cost_args *a, const struct experts *x, double n)
 {
-    double reads = fmin(n * N_MATRICES, MOST_READS);
+    double reads = fmin(n * N_MATRICES, a->plan->pace.n_reads);
 
     if (a->plan->io == PLAN_IO_PREAD) /* one matrix after the other */
         reads = 1;
@@ -225,6 +225,24 @@ static double runs_s(const struct cost_args *a)
     return (1 + n_layer + 2 * p->n_moe) * a->machine->run_s;
 }
 
+/* Asking each layer's router about the one before, for a token (run/ahead.h). Nobody asks those that cannot be asked. */
+static double asking_s(const struct cost_args *a)
+{
+    const struct model *m = a->program->model;
+    double sum = 0;
+
+    if (a->n_rows > 1 || !a->plan->look_ahead || !a->plan->pace.n_ahead)
+        return 0;
+    for (int layer = 1; layer < m->hp.n_layer; layer++) {
+        int w = m->layers[layer].w[ROLE_ROUTER];
+        if (w < 0 || m->weights[w].t.type != QUANT_F32)
+            continue;
+        double s = cost_matmul_s(a->machine, (int)a->plan->n_threads, &m->weights[w].t, 1);
+        sum += fmax(s, 0) + a->machine->ops[OP_MATMUL].op_s + a->machine->run_s;
+    }
+    return sum;
+}
+
 static int add_op(const struct cost_args *a, const struct op *op, const struct cost_router *router, double hits,
                   struct cost_step *out)
 {
@@ -263,8 +281,8 @@ static void add_ops(const struct cost_args *a, const struct cost_router *router,
             return;
         }
     }
-    out->dense_s += runs_s(a);
-    out->s += runs_s(a);
+    out->dense_s += runs_s(a) + asking_s(a);
+    out->s += runs_s(a) + asking_s(a);
     if (a->n_rows > 1 && a->plan->look_ahead) { /* the next layer's are read while this one is computed */
         double compute_s = out->dense_s + out->expert_s;
         out->s = fmax(machine_beside_disk_s(a->machine, false, compute_s, out->disk_s), out->disk_s);

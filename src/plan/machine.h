@@ -123,6 +123,9 @@ void machine_disk_use(struct machine *m, const char *id);
  * that is known; 0: nothing is. */
 double machine_disk_at(const struct machine *m, double block_bytes, double depth);
 
+/* The fewest reads of such blocks in flight, of those that were measured, that bring this share of the disk's best rate. 0: not measured. */
+int machine_disk_depth(const struct machine *m, double block_bytes, double share);
+
 /* Seconds that computing takes which would take compute_s by itself, if the model's disk reads for disk_s of it. is_token: one row at a
  * time. */
 double machine_beside_disk_s(const struct machine *m, bool is_token, double compute_s, double disk_s);

@@ -60,6 +60,20 @@ double machine_disk_at(const struct machine *m, double block_bytes, double depth
     return below->bytes_per_s + part * (above->bytes_per_s - below->bytes_per_s);
 }
 
+int machine_disk_depth(const struct machine *m, double block_bytes, double share)
+{
+    const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+    double best = 0;
+    int depth = 0;
+
+    for (int i = 0; d && i < d->n_rates; i++)
+        best = fmax(best, machine_disk_at(m, block_bytes, d->rates[i].depth));
+    for (int i = 0; d && i < d->n_rates; i++)
+        if ((!depth || d->rates[i].depth < depth) && machine_disk_at(m, block_bytes, d->rates[i].depth) >= share * best)
+            depth = (int)d->rates[i].depth;
+    return depth;
+}
+
 double machine_beside_disk_s(const struct machine *m, bool is_token, double compute_s, double disk_s)
 {
     const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;

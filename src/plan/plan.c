@@ -456,16 +456,30 @@ int plan_check(const struct plan_in *in, struct plan *p)
     return cost_predict(in, p);
 }
 
-/* A matrix of an expert is 0.5 to 2 MiB, of which an NVMe disk wants 8 and more in flight to come to its rate; 32 are ten experts: all
- * that a token wants of a layer in most models. Half of them ahead: the rest is guessed wrong so often that it costs a busy disk more
- * time than it saves (tests/results/stream.md). */
-#define USUAL_READS 32
+/* A disk serves all that is in flight side by side, so what is wanted now comes the later, the more was asked for ahead of it. As many,
+ * then, as bring the disk near its rate, and one more; an expert, three reads, is begun with fewer in flight (tests/results/stream.md).
+ * Where nothing was measured: what an NVMe disk wants for reads of 0.5 to 2 MiB. */
+#define FULL_RATE 0.9
+#define USUAL_READS 12
 
-struct plan_pace plan_usual_pace(const struct model *m, const struct plan *p)
+static uint32_t usual_reads(const struct plan_in *in)
 {
+    double block_bytes = 0;
+
+    for (int layer = 0; layer < in->model->hp.n_layer && block_bytes <= 0; layer++)
+        block_bytes = (double)model_expert_bytes(in->model, layer) / 3;
+    int n = machine_disk_depth(in->machine, block_bytes, FULL_RATE);
+    return n ? (uint32_t)least(n + 1, PLAN_MAX_READS) : USUAL_READS;
+}
+
+/* All of a token's experts are guessed at: the likelier half mostly lies in slots. A GPU is sent that half only, absent or not. */
+struct plan_pace plan_usual_pace(const struct plan_in *in, const struct plan *p)
+{
+    const uint32_t k = (uint32_t)in->model->hp.n_expert_used;
+
     if (!p->slot_ram_bytes || p->io != PLAN_IO_URING)
         return (struct plan_pace){0};
-    return (struct plan_pace){p->look_ahead ? (uint32_t)(m->hp.n_expert_used + 1) / 2 : 0, USUAL_READS};
+    return (struct plan_pace){!p->look_ahead ? 0 : p->has_gpu ? (k + 1) / 2 : k, usual_reads(in)};
 }
 
 static int make(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
@@ -481,7 +495,7 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
         return rc;
     if (!p->has_gpu) /* by pread a read is waited for: there is no idle time to use */
         p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
-    p->pace = plan_usual_pace(in->model, p);
+    p->pace = plan_usual_pace(in, p);
     choose_numa(in->machine, p);
     return cost_predict(in, p);
 }

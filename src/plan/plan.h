@@ -34,13 +34,13 @@ enum { PLAN_PROMPT_TOK = 512 };
 /* Past this one expert gets nearly everything. */
 enum { PLAN_MAX_SKEW = 4 };
 
-/* Reads in flight, of matrices of experts, at most; an expert has three. */
-enum { PLAN_MAX_READS = 64, PLAN_LEAST_READS = 3 };
+/* With so many reads of experts' matrices in flight another expert's are not begun; it has three. */
+enum { PLAN_MAX_READS = 64, PLAN_LEAST_READS = 1 };
 
 /* How experts are read that have slots: what may change between two steps (refit.h), because no result depends on it. */
 struct plan_pace {
     uint32_t n_ahead; /* experts of the next layer that are read ahead for a token, the likeliest */
-    uint32_t n_reads; /* in flight at most; 0: nothing is read through io_uring while running */
+    uint32_t n_reads; /* in flight, enough of them; 0: nothing is read through io_uring while running */
 };
 
 struct program;
@@ -155,9 +155,6 @@ uint64_t plan_host_scratch(const struct plan *p, const struct program *program, 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);
 
-/* The usual pace of a plan whose slots, io and look_ahead are settled. */
-struct plan_pace plan_usual_pace(const struct model *m, const struct plan *p);
-
 /* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU. */
 uint64_t plan_ahead_bytes(const struct model *m);
 
@@ -172,6 +169,9 @@ struct plan_in {
     const struct device_ops *cpu; /* whose scratch arithmetic and abilities count */
     const struct device_ops *gpu; /* the same of a GPU that shall compute what it holds; NULL: none */
 };
+
+/* The usual pace of a plan whose slots, io and look_ahead are settled. */
+struct plan_pace plan_usual_pace(const struct plan_in *in, const struct plan *p);
 
 /* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when a device
  * cannot run one of the model's ops (names op, tensor and type) or a GPU's weights shall be mapped; ERR_ARG for impossible options. */

@@ -670,14 +670,14 @@ static uint32_t read_pace_of(struct reader *r, const char *name, json_int_t leas
     return v && !r->rc ? (uint32_t)x : usual;
 }
 
-static void read_pace(struct reader *r, const struct model *m, struct plan *p)
+static void read_pace(struct reader *r, const struct plan_in *in, struct plan *p)
 {
-    p->pace = plan_usual_pace(m, p);
+    p->pace = plan_usual_pace(in, p);
     if (!p->pace.n_reads)
         return;
     p->pace.n_reads = read_pace_of(r, "reads_in_flight", PLAN_LEAST_READS, PLAN_MAX_READS, p->pace.n_reads);
     if (p->look_ahead)
-        p->pace.n_ahead = read_pace_of(r, "ahead_experts", 0, m->hp.n_expert_used, p->pace.n_ahead);
+        p->pace.n_ahead = read_pace_of(r, "ahead_experts", 0, in->model->hp.n_expert_used, p->pace.n_ahead);
 }
 
 static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
@@ -723,7 +723,7 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->pin = json_is_true(json_object_get(o, "pin"));
     p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     read_gpu(&r, in, p);
-    read_pace(&r, in->model, p);
+    read_pace(&r, in, p);
     return r.rc;
 }
 

@@ -37,7 +37,7 @@ static double s_per_tok(const struct tune_seen *w)
 static bool make_candidate(const struct refit *r, int i, struct plan_pace *out)
 {
     const uint32_t k = (uint32_t)r->n_used;
-    const uint32_t ahead[] = {0, (k + 3) / 4, (k + 1) / 2, k}, reads[] = {12, 32, PLAN_MAX_READS};
+    const uint32_t ahead[] = {0, (k + 3) / 4, (k + 1) / 2, k}, reads[] = {4, 12, PLAN_MAX_READS};
     enum { N_AHEAD = sizeof ahead / sizeof *ahead, N = N_AHEAD + sizeof reads / sizeof *reads };
 
     *out = r->best;

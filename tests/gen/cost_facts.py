@@ -115,13 +115,18 @@ def beside(compute, reading, share):
     return compute / share if reading * share >= compute else reading + (compute - share * reading)
 
 
+def asking():
+    """Where experts are read, each router but the first is asked about the layer before, too."""
+    return (LAYERS - 1) * (matmul("F32", D, E, 1) + MATMUL_OP + RUN)
+
+
 def token(hits, share=1):
     n, s = layer_experts(1)
     mean = 0
     for absent in range(K + 1):
         chance = math.comb(K, absent) * (1 - hits) ** absent * hits ** (K - absent)
         mean += chance * (max(beside(s, disk(absent), share), disk(absent) + s / K) if absent else s)
-    return dense(1, 0) + LAYERS * mean
+    return dense(1, 0) + LAYERS * mean + (asking() if hits < 1 else 0)
 
 
 def prompt(tokens, hits, share=1):
