@@ -123,7 +123,7 @@ void machine_disk_use(struct machine *m, const char *id);
  * that is known; 0: nothing is. */
 double machine_disk_at(const struct machine *m, double block_bytes, double depth);
 
-/* The fewest reads of such blocks in flight, of those that were measured, that bring this share of the disk's best rate. 0: not measured. */
+/* The fewest reads of such blocks in flight, of those that were measured, that bring this share of the disk's best rate. 0: none was. */
 int machine_disk_depth(const struct machine *m, double block_bytes, double share);
 
 /* Seconds that computing takes which would take compute_s by itself, if the model's disk reads for disk_s of it. is_token: one row at a

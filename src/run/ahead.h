@@ -33,7 +33,8 @@ struct ahead {
 };
 
 /* The store is looked at, now and by guesses; its weights are views. cpu: a device whose memory is the host's, with scratch for a
- * MATMUL of AHEAD_MAX_ROWS rows by a router. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes nothing. */
+ * MATMUL of AHEAD_MAX_ROWS rows by a router. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
+ * nothing. */
 int ahead_init(const struct model *m, const struct store *store, struct device *cpu, int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
 

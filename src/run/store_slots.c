@@ -22,10 +22,8 @@
 
 enum { N_MATRICES = 3 };
 
-/* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. Of those that
- * are only hinted at, enough are in flight to last for longer. */
+/* While reads wait for a place in the queue, so many experts are given out at once: then the caller is back soon to start more. */
 #define GIVE_AT_ONCE 4
-#define GIVE_BESIDE_HINTS 16
 
 /* What was read ahead is held until its loan begins: at most this part of the slots, so that loans have room. */
 enum { AHEAD_PART = 2 };
@@ -761,8 +759,6 @@ static int give(struct store_slots *s, struct store_lease *lease, struct store_e
 
     if (find_waiting(s, lease) && max > GIVE_AT_ONCE)
         max = GIVE_AT_ONCE;
-    if (s->next_hint < s->n_hints && max > GIVE_BESIDE_HINTS)
-        max = GIVE_BESIDE_HINTS;
     for (int i = 0; i < lease->n && n < max; i++) {
         if (s->wants[i] != WANT_READY)
             continue;
