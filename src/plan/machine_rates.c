@@ -35,9 +35,15 @@ double machine_mem_at(const struct machine *m, int n_threads)
     return a->bytes_per_s + part * (b->bytes_per_s - a->bytes_per_s);
 }
 
+/* NULL: it was not measured. */
+static const struct machine_disk *used_disk(const struct machine *m)
+{
+    return m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+}
+
 double machine_disk_at(const struct machine *m, double block_bytes, double depth)
 {
-    const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+    const struct machine_disk *d = used_disk(m);
     const struct machine_disk_rate *below = NULL, *above = NULL;
     double nearest = INFINITY;
 
@@ -62,7 +68,7 @@ double machine_disk_at(const struct machine *m, double block_bytes, double depth
 
 int machine_disk_depth(const struct machine *m, double block_bytes, double share)
 {
-    const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+    const struct machine_disk *d = used_disk(m);
     double best = 0;
     int depth = 0;
 
@@ -76,7 +82,7 @@ int machine_disk_depth(const struct machine *m, double block_bytes, double share
 
 double machine_beside_disk_s(const struct machine *m, bool is_token, double compute_s, double disk_s)
 {
-    const struct machine_disk *d = m->disk >= 0 && m->disk < m->n_disks ? &m->disks[m->disk] : NULL;
+    const struct machine_disk *d = used_disk(m);
     double share = !d ? 0 : is_token ? d->token_share : d->many_share;
 
     if (share <= 0 || share >= 1 || !(disk_s > 0))
