@@ -234,8 +234,8 @@ static double asking_s(const struct cost_args *a)
     if (a->n_rows > 1 || !a->plan->look_ahead || !a->plan->pace.n_ahead)
         return 0;
     for (int layer = 1; layer < m->hp.n_layer; layer++) {
-        int w = m->layers[layer].w[ROLE_ROUTER];
-        if (w < 0 || m->weights[w].t.type != QUANT_F32)
+        const int *roles = m->layers[layer].w, w = roles[ROLE_ROUTER];
+        if (w < 0 || m->weights[w].t.type != QUANT_F32 || roles[ROLE_ROUTER_SELECT_BIAS] >= 0)
             continue;
         double s = cost_matmul_s(a->machine, (int)a->plan->n_threads, &m->weights[w].t, 1);
         sum += fmax(s, 0) + a->machine->ops[OP_MATMUL].op_s + a->machine->run_s;
