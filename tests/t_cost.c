@@ -124,6 +124,8 @@ START_TEST(reading_hides_behind_computing)
     struct plan p = make();
 
     ck_assert_uint_eq(p.n_slots, 96);
+    ck_assert_uint_eq(p.pace.n_ahead, 8);  /* all that a token uses */
+    ck_assert_uint_eq(p.pace.n_reads, 33); /* eight give half of the rate that 32 do */
     NEAR(1 / p.decode_tok_per_s, fact("token_hits_25"));
     ck_assert_double_eq_tol((double)p.missed_bytes_per_tok / fact("missed_25"), 1, 1e-6);
     NEAR(PLAN_PROMPT_TOK / p.prefill_tok_per_s, fact("prompt_512_hits_25"));

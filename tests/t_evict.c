@@ -72,6 +72,10 @@ START_TEST(held_slot_goes_or_free_one_does_not)
     ck_assert_int_eq(evict_choose(slots, 4), 2); /* equally old: the rarer one */
     ck_assert_int_eq(evict_choose(slots, 1), -1);
     ck_assert_int_eq(evict_choose(slots, 0), -1);
+    struct evict_slot passing[] = {{EVICT_PASSING, 1, 0, 7}, {EVICT_PASSING, 2, 0, 5}, {EVICT_PASSING, 1, 0, 8}};
+    ck_assert_int_eq(evict_choose(passing, 3), 1); /* the rarer one, though it is older */
+    passing[1].state = EVICT_HELD;
+    ck_assert_int_eq(evict_choose(passing, 3), 2); /* the newer one */
 }
 END_TEST
 
