@@ -119,7 +119,8 @@ void store_hint(struct store *s, int layer, const int32_t *ids, int n);
  * 0 where none have slots. */
 int store_favourites(const struct store *s, int layer, int n, int32_t *ids);
 
-/* Between loans: with so many reads in flight another expert is not begun from now on, PLAN_LEAST_READS to PLAN_MAX_READS. Without slots it does nothing. */
+/* Between loans: with so many reads in flight another expert is not begun from now on, PLAN_LEAST_READS to PLAN_MAX_READS. Without
+ * slots it does nothing. */
 void store_set_reads(struct store *s, int n);
 
 /* End the loan, also one that failed or was not walked to its end. */
