@@ -96,6 +96,24 @@ static __device__ inline void cu_act_x32(const struct cu_act_args *a, int64_t i,
     }
 }
 
+/* 8 neighbours from number k of row i on: in two pieces where they lie so. */
+static __device__ inline void cu_act_values8(const struct cu_act_args *a, int64_t i, int64_t k, float x[8])
+{
+    const float *from = a->x + i * a->x_stride + k;
+
+    if (a->up || reinterpret_cast<uintptr_t>(from) % 16) {
+        CU_UNROLL
+        for (int e = 0; e < 8; e++)
+            x[e] = cu_act_value(a, i, k + e);
+        return;
+    }
+    CU_UNROLL
+    for (int e = 0; e < 8; e += 4) {
+        struct cu_word16 four = cu_load16(from + e);
+        memcpy(x + e, four.x, sizeof four.x);
+    }
+}
+
 /* A warp for each 256 values: a lane has 8 neighbours, so that what it needs of others comes in few exchanges. */
 static __device__ inline void cu_act_x256(const struct cu_act_args *a, int64_t i, struct cu_crew crew)
 {
@@ -111,9 +129,7 @@ static __device__ inline void cu_act_x256(const struct cu_act_args *a, int64_t i
             uint8_t code[8];
         } codes;
 
-        CU_UNROLL
-        for (int k = 0; k < 8; k++)
-            x[k] = cu_act_value(a, i, 256 * block + 8 * lane + k);
+        cu_act_values8(a, i, 256 * block + 8 * lane, x);
         CU_UNROLL
         for (int k = 0; k < 8; k++)
             mine = cu_larger(mine, (int)(cu_bits_of_f32(x[k]) & 0x7fffffff));

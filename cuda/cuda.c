@@ -829,18 +829,6 @@ static int send_books(struct cuda *c)
     return rc;
 }
 
-/* What the tensor cores' kernels want to know of the GPU, and shared memory for them. */
-static int prepare_gemm(struct cuda *c)
-{
-    cudaError_t e = cudaDeviceGetAttribute(&c->card.n_multiprocessors, cudaDevAttrMultiProcessorCount, c->opts.ordinal);
-
-    if (!e)
-        e = cudaDeviceGetAttribute(&c->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->opts.ordinal);
-    if (!e)
-        e = cu_gemm_prepare(&c->card);
-    return failed(e, "asking for shared memory");
-}
-
 int cuda_open(const struct cuda_opts *opts, struct device **out)
 {
     *out = NULL;
@@ -862,8 +850,8 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
         rc = make_fences(c);
     if (rc == 0)
         rc = send_books(c);
-    if (rc == 0 && opts->prefill == DEVICE_PREFILL_BLAS)
-        rc = prepare_gemm(c);
+    if (rc == 0)
+        rc = failed(ops_card(opts->ordinal, opts->prefill, &c->card), "asking for shared memory");
     if (rc < 0)
         close_device(&c->device);
     else

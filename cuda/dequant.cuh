@@ -281,11 +281,11 @@ CU_BLOCK(Q3_K, 256, 110, 1, CU_SECOND_NONE)
  * later groups in two parts. */
 static __device__ inline void cu_scale_min_pair(const uint32_t *s, int p, uint32_t *scale, uint32_t *min)
 {
-    int shift = p % 2 * 16;
-    uint32_t low = s[0] >> shift, mid = s[1] >> shift, late = s[2] >> shift;
+    const int shift = p % 2 * 16, early_shift = p < 2 ? shift : shift + 2;
+    const uint32_t late = p < 2 ? 0 : 0x0f0f, early = p < 2 ? 0x3f3f : 0x3030;
 
-    *scale = p < 2 ? low & 0x3f3f : (late & 0x0f0f) | (low >> 2 & 0x3030);
-    *min = p < 2 ? mid & 0x3f3f : (late >> 4 & 0x0f0f) | (mid >> 2 & 0x3030);
+    *scale = (s[0] >> early_shift & early) | (s[2] >> shift & late);
+    *min = (s[1] >> early_shift & early) | (s[2] >> shift >> 4 & late);
 }
 
 /* Of one group, byte by byte. */

@@ -131,6 +131,14 @@ static __device__ inline void cu_await()
 #endif
 }
 
+/* May come earlier: the next kernel may be brought up from now on, if all blocks have said so. */
+static __device__ inline void cu_let_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #define CU_STRIP(...) __VA_ARGS__
 /* kernel in parentheses; args: the one POD argument of a kernel. Gives a cudaError_t, and is counted or noted (launch.h). */
 #define CU_LAUNCH(kernel, grid, block, bytes, stream, args) cu_launch(CU_STRIP kernel, grid, block, bytes, stream, args)
@@ -162,6 +170,12 @@ static __device__ inline float cu_shfl_xor(float x, int mask)
     return __shfl_xor_sync(CU_ALL_LANES, x, mask);
 }
 
+/* Lane `from`'s. */
+static __device__ inline float cu_shfl(float x, int from)
+{
+    return __shfl_sync(CU_ALL_LANES, x, from);
+}
+
 static __device__ inline void cu_syncwarp()
 {
     __syncwarp();
@@ -170,6 +184,14 @@ static __device__ inline void cu_syncwarp()
 static __device__ inline int cu_dp4a(int a, int b, int sum)
 {
     return __dp4a(a, b, sum);
+}
+
+/* The bytes of a are unsigned. */
+static __device__ inline int cu_dp4a_u8(uint32_t a, int b, int sum)
+{
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
 }
 
 /* Byte i of the result is that of b:a which nibble i of `which`, below 8, names. */
@@ -270,12 +292,21 @@ template <typename T> static inline T cu_shfl_xor(T x, int mask)
     return all[(threadIdx.x % 32) ^ (unsigned)mask];
 }
 
+static inline float cu_shfl(float x, int from)
+{
+    return static_cast<const float *>(emu_warp(&x, sizeof x))[from];
+}
+
 static inline void cu_prefetch(const void *)
 {
 }
 
 /* Kernels of a stream run one after another here. */
 static inline void cu_await()
+{
+}
+
+static inline void cu_let_next()
 {
 }
 
@@ -289,6 +320,13 @@ static inline int cu_dp4a(int a, int b, int sum)
 {
     for (int i = 0; i < 32; i += 8)
         sum += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return sum;
+}
+
+static inline int cu_dp4a_u8(uint32_t a, int b, int sum)
+{
+    for (int i = 0; i < 32; i += 8)
+        sum += (uint8_t)(a >> i) * (int8_t)(b >> i);
     return sum;
 }
 

@@ -52,12 +52,18 @@ uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a)
     return layout_of(a).total_bytes;
 }
 
+/* Can one launch multiply with gate and up? */
+static bool has_both_at_once(const struct cu_moe_args *a)
+{
+    return a->type[CU_GATE] == a->type[CU_UP] && a->w_stride[CU_GATE] == a->w_stride[CU_UP];
+}
+
 /* Gate and up of every place: at once where one launch can do both. */
 static cudaError_t gate_and_up(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
 {
     char *s = static_cast<char *>(a->scratch);
     float *to[2] = {reinterpret_cast<float *>(s + l->gate_off), reinterpret_cast<float *>(s + l->up_off)};
-    bool at_once = a->type[CU_GATE] == a->type[CU_UP] && a->w_stride[CU_GATE] == a->w_stride[CU_UP];
+    bool at_once = has_both_at_once(a);
     cudaError_t e = cudaSuccess;
 
     for (int i = CU_GATE; i <= (at_once ? CU_GATE : CU_UP) && !e; i++) {
@@ -100,11 +106,68 @@ static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cud
     return e ? e : cu_gemv(&m, stream);
 }
 
+/* Rows of floats for a product: codes of blocks of 256 the kernel makes by itself, which is soon done; others are made first, at `out`. */
+static cudaError_t give_rows(struct cu_mat_args *m, const float *x, int n_rows, void *out, cudaStream_t stream)
+{
+    struct cu_act_args code = {};
+
+    code.act = form_of(m->type);
+    code.n_rows = n_rows;
+    code.width = code.x_stride = m->n_cols;
+    code.x = x;
+    code.out = out;
+    code.out_stride = cu_act_bytes(code.act, code.width);
+    if (code.act == QUANT_ACT_Q8X256) {
+        m->code = code;
+        return cudaSuccess;
+    }
+    m->x = out;
+    m->x_stride = code.out_stride;
+    return cu_act(&code, stream);
+}
+
+/* Of a single row: what gate and up give becomes act(gate) * up before it leaves the kernel. */
+static cudaError_t one_row(const struct cu_moe_args *a, const struct layout *l, cudaStream_t stream)
+{
+    char *s = static_cast<char *>(a->scratch);
+    float *h = reinterpret_cast<float *>(s + l->gate_off);
+    struct cu_mat_args up = cu_mat_of_expert(a, CU_GATE), down = cu_mat_of_expert(a, CU_DOWN);
+
+    up.x_row = a->slot;
+    up.x_div = a->k;
+    up.dst = h;
+    up.dst_stride = a->n_ff;
+    up.n_more = 1;
+    up.more[0] = {NULL, h, a->n_ff, up.n_rows};
+    up.is_glu = true;
+    up.glu = a->act;
+    cudaError_t e = give_rows(&up, a->x, 1, s + l->x_off[form_of(up.type)], stream);
+    if (!e)
+        e = cu_gemv(&up, stream);
+    down.dst = a->dst;
+    down.dst_stride = a->dst_stride;
+    down.dst_row = a->slot;
+    if (!e)
+        e = give_rows(&down, h, a->n_place, s + l->h_off, stream);
+    return e ? e : cu_gemv(&down, stream);
+}
+
+static bool is_one_row(const struct cu_moe_args *a)
+{
+    for (int i = 0; i < 3; i++)
+        if (form_of(a->type[i]) == QUANT_ACT_F32)
+            return false;
+    return a->n_rows == 1 && a->tile_tok == 1 && has_both_at_once(a);
+}
+
 cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
 {
     struct layout l = layout_of(a);
     char *s = static_cast<char *>(a->scratch);
     cudaError_t e = cudaSuccess;
+
+    if (is_one_row(a))
+        return one_row(a, &l, stream);
 
     for (int form = 0; form < N_FORM && !e; form++) {
         if (!l.x_bytes[form])

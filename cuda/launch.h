@@ -211,6 +211,13 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream);
 
 /* ---- products -------------------------------------------------------------------------------------------------------- */
 
+/* What of a GPU decides how products cut their work. */
+struct cu_card {
+    int n_multiprocessors;
+    int shared_bytes; /* most shared memory of a block that asks for it */
+    bool has_bulk;    /* bulk copies into shared memory, from compute capability 9.0 on */
+};
+
 /* One expert's matrices, and what their products are multiplied by. */
 struct cu_expert {
     const void *w[3];
@@ -254,12 +261,23 @@ struct cu_mat_args {
     /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
     struct cu_mat_more more[CU_MAT_MORE];
     int n_more;
+    /* Of quantized types: the card. Where tile_tok is 1 and the type reads codes of blocks of 256, x may be floats that each block codes
+     * itself: code.n_rows of them, one for all places or one for each; 0: x is coded. And an expert's gate and up, which then go to the
+     * same dst, may become act(gate) * up. */
+    struct cu_card card;
+    struct cu_act_args code;
+    bool is_glu;
+    enum op_act glu;
 };
 /* Places that share one reading of the weights: tile_tok is 1, CU_GEMV_TOK, or CU_GEMM_INT_TOK, with which products of quantized types
  * go through cu_gemm_int. */
 #define CU_GEMV_TOK 8
 #define CU_GEMM_INT_TOK 64
 cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream);
+
+/* Of quantized types, tile_tok 1 or CU_GEMV_TOK; the GPU that is chosen has been prepared for it. */
+cudaError_t cu_gemv_int(const struct cu_mat_args *a, cudaStream_t stream);
+cudaError_t cu_gemv_prepare(const struct cu_card *card);
 
 /* The same bits by integer tensor cores. */
 cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
@@ -268,12 +286,6 @@ cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
  * inverse stands behind the row. */
 uint64_t cu_half_bytes(int64_t n);
 cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream);
-
-/* What of a GPU decides how cu_gemm cuts its work. */
-struct cu_card {
-    int n_multiprocessors;
-    int shared_bytes; /* most shared memory of a block that asks for it */
-};
 
 /* Before the first cu_gemm on the GPU that is chosen. */
 cudaError_t cu_gemm_prepare(const struct cu_card *card);
@@ -289,6 +301,7 @@ cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* The listed experts' slots: their row of dst = down(act(gate(x)) * up(x)), each product times its scale. */
 struct cu_moe_args {
+    struct cu_card card;
     const struct cu_books *books;
     enum quant_type type[3];
     uint64_t w_stride[3];

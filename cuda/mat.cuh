@@ -32,23 +32,23 @@ struct cu_work {
     int first, n; /* places */
 };
 
-static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
+/* Of tile `tile` (where no tiles are listed: of tile_tok places), with matrix number `which`. */
+static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, int tile, int which)
 {
-    struct cu_work k = {static_cast<const uint8_t *>(a->w), a->dst,     a->dst_stride, a->n_rows, 1.0f,
-                        (int)blockIdx.y * a->tile_tok,      a->tile_tok};
+    struct cu_work k = {
+        static_cast<const uint8_t *>(a->w), a->dst, a->dst_stride, a->n_rows, 1.0f, tile * a->tile_tok, a->tile_tok};
 
     for (int i = 0; i < CU_MAT_MORE; i++) /* indexed by what the compiler knows: arguments stay where they are */
-        if ((int)blockIdx.z == i + 1) {
+        if (which == i + 1) {
             k.w = static_cast<const uint8_t *>(a->more[i].w);
             k.dst = a->more[i].dst;
             k.dst_stride = a->more[i].dst_stride;
             k.n_rows = a->more[i].n_rows;
         }
     if (a->tiles) {
-        struct cu_tile t = a->tiles[blockIdx.y];
-        int which = a->which + (int)blockIdx.z;
-        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[which]);
-        k.scale = a->experts[t.expert].scale[which];
+        struct cu_tile t = a->tiles[tile];
+        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which + which]);
+        k.scale = a->experts[t.expert].scale[a->which + which];
         k.first = t.first;
         k.n = t.n;
     } else if (k.first + k.n > a->n_place) {
@@ -58,15 +58,37 @@ static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
     return k;
 }
 
+/* Of a grid of (blocks of a matrix, tiles, matrices). */
+static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
+{
+    return cu_work_at(a, (int)blockIdx.y, (int)blockIdx.z);
+}
+
 static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int place)
 {
     int row = a->x_row ? a->x_row[place] : place;
     return static_cast<const char *>(a->x) + (uint64_t)(a->x_div ? row / a->x_div : row) * a->x_stride;
 }
 
+static __device__ inline float cu_scaled(const struct cu_work *k, float x)
+{
+    return k->scale != 1.0f ? x * k->scale : x;
+}
+
+/* The row of dst. */
+static __device__ inline int cu_place_of(const struct cu_mat_args *a, int place)
+{
+    return a->dst_row ? a->dst_row[place] : place;
+}
+
+static __device__ inline float *cu_dst_of(const struct cu_mat_args *a, const struct cu_work *k, int place, int row)
+{
+    return k->dst + cu_place_of(a, place) * k->dst_stride + row;
+}
+
 static __device__ inline void cu_put(const struct cu_mat_args *a, const struct cu_work *k, int place, int row, float x)
 {
-    k->dst[(a->dst_row ? a->dst_row[place] : place) * k->dst_stride + row] = k->scale != 1.0f ? x * k->scale : x;
+    *cu_dst_of(a, k, place, row) = cu_scaled(k, x);
 }
 
 /* Rows of the matrix that has most. */
@@ -91,6 +113,7 @@ static inline struct cu_mat_args cu_mat_of_expert(const struct cu_moe_args *a, i
 {
     struct cu_mat_args m = {};
 
+    m.card = a->card;
     m.books = a->books;
     m.type = a->type[which];
     m.w_stride = a->w_stride[which];

@@ -434,6 +434,7 @@ static struct cu_mat_args mat_of(const struct ops_run *r, const struct op *op, i
     m.dst = tensor_row(op->dst[i], first);
     m.dst_stride = stride_of(op->dst[i]);
     m.n_place = n;
+    m.card = r->card;
     return m;
 }
 
@@ -551,6 +552,7 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_c
 {
     struct cu_moe_args x = moe_of(op, n_of(r, op));
 
+    x.card = r->card;
     x.books = r->books;
     x.x = op->src[0]->data;
     x.x_stride = stride_of(op->src[0]);
@@ -564,6 +566,21 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_c
 }
 
 /* ---- all ---- */
+
+cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card)
+{
+    int major = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&card->n_multiprocessors, cudaDevAttrMultiProcessorCount, gpu);
+
+    if (!e)
+        e = cudaDeviceGetAttribute(&card->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu);
+    if (!e)
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu);
+    card->has_bulk = major >= 9;
+    if (!e)
+        e = cu_gemv_prepare(card);
+    return e || prefill != DEVICE_PREFILL_BLAS ? e : cu_gemm_prepare(card);
+}
 
 uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
 {

@@ -37,6 +37,10 @@ struct ops_run {
     struct ops_slots dots, gemm; /* those of rows that integer dots multiply, and tensor cores */
 };
 
+/* What kernels want to know of a GPU, which is the one chosen; those that are launched with this option get the shared memory that they ask
+ * for. */
+cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card);
+
 /* Has it kernels for the op's types and shapes? */
 bool ops_can(const struct op *op);
 

@@ -1,6 +1,6 @@
 /* All that a plain C++ compiler cannot read, each beside a plain twin that keeps its delay: tensor-core products, what loads and packs
- * their factors, and asynchronous copies into shared memory. Before sm_80 there are no asynchronous copies: they are plain ones
- * there. */
+ * their factors, and asynchronous copies into shared memory, by 16 bytes or in bulk. Before sm_80 there are no asynchronous copies: they
+ * are plain ones there. */
 #ifndef FERRY_CUDA_PTX_CUH
 #define FERRY_CUDA_PTX_CUH
 
@@ -108,7 +108,93 @@ template <int N> static __device__ inline void cu_async_wait()
 #endif
 }
 
+/* Bytes that one thread brings into shared memory in one piece (compute capability 9.0), and where they are counted: a landing is used again
+ * and again, each time by one cu_landing_expect() of all bytes and copies of as many; its uses are even and odd in turn, as those who wait
+ * say. Addresses and sizes are multiples of 16 bytes. */
+struct cu_landing {
+    uint64_t state;
+};
+
+#if __CUDA_ARCH__ >= 900
+#define CU_HAS_BULK(wanted) true
 #else
+#define CU_HAS_BULK(wanted) false
+#endif
+
+static __device__ inline uint32_t cu_shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* By one thread, before others of its warp use it. */
+static __device__ inline void cu_landing_init(struct cu_landing *l)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(cu_shared_address(l)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+static __device__ inline void cu_landing_expect(struct cu_landing *l, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(cu_shared_address(l)), "r"(bytes)
+                 : "memory");
+#endif
+}
+
+static __device__ inline void cu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct cu_landing *l)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     cu_shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(cu_shared_address(l))
+                 : "memory");
+#endif
+}
+
+/* All lanes of a warp. */
+static __device__ inline void cu_landing_wait(struct cu_landing *l, uint32_t is_odd)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n"
+                 ".reg .pred there;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n"
+                 "@!there bra again;\n"
+                 "}" ::"r"(cu_shared_address(l)),
+                 "r"(is_odd)
+                 : "memory");
+#endif
+}
+
+#else
+
+#define CU_HAS_BULK(wanted) (wanted)
+
+struct cu_landing {
+    struct emu_landing state;
+};
+
+static inline void cu_landing_init(struct cu_landing *l)
+{
+    emu_landing_init(&l->state);
+}
+
+static inline void cu_landing_expect(struct cu_landing *l, uint32_t bytes)
+{
+    emu_landing_expect(&l->state, bytes);
+}
+
+static inline void cu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct cu_landing *l)
+{
+    emu_bulk_copy(dst, src, bytes, &l->state);
+}
+
+static inline void cu_landing_wait(struct cu_landing *l, uint32_t is_odd)
+{
+    cu_syncwarp(); /* who expects them has said so */
+    emu_landing_wait(&l->state, is_odd);
+}
 
 static inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])
 {

@@ -227,7 +227,8 @@ END_TEST
 
 START_TEST(tiles_do_not_fit_the_card)
 {
-    const struct cu_card h100 = {132, 227 * 1024}, laptop = {24, 99 * 1024};
+    const struct cu_card h100 = {.n_multiprocessors = 132, .shared_bytes = 227 * 1024};
+    const struct cu_card laptop = {.n_multiprocessors = 24, .shared_bytes = 99 * 1024};
 
     for (int i = 0; i < N_WEIGHT_TYPES; i++) {
         ck_assert_int_eq(cu_gemm_tile_tok(&h100, weight_types[i], 4096, 512), CU_GEMM_TOK_MANY);

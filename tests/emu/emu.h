@@ -62,6 +62,17 @@ void emu_async_copy(void *dst, const void *src, unsigned bytes);
 void emu_async_commit(void);
 void emu_async_wait(int n_left); /* until at most the n_left latest groups are under way */
 
+/* cp.async.bulk and the barrier that counts its bytes; the copies of a use are done when somebody waits for it. A use that was not
+ * announced, or whose bytes are others than was said, would wait for ever: it ends the process. */
+struct emu_landing {
+    uint32_t n_uses; /* that are over */
+    uint32_t bytes;  /* expected in this one; 0: nothing is */
+};
+void emu_landing_init(struct emu_landing *l);
+void emu_landing_expect(struct emu_landing *l, uint32_t bytes);
+void emu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct emu_landing *l);
+void emu_landing_wait(struct emu_landing *l, uint32_t is_odd);
+
 struct emu_launch {
     const char *name;
     struct emu_dim grid, block;

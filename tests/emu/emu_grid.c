@@ -15,6 +15,7 @@ enum {
     MAX_KERNELS = 256,
     MAX_EXCHANGE = 64,
     MAX_ASYNC = 64,
+    MAX_BULK = 4096,
     GUARD_BYTES = 64,
     GUARD = 0xa5
 };
@@ -214,6 +215,56 @@ void emu_async_wait(int n_left)
             c->async[n++] = a;
     }
     c->n = n;
+}
+
+static struct bulk {
+    void *dst;
+    const void *src;
+    uint32_t bytes;
+    const struct emu_landing *landing;
+} bulks[MAX_BULK]; /* of the block, under way */
+static int n_bulks;
+
+void emu_landing_init(struct emu_landing *l)
+{
+    *l = (struct emu_landing){.n_uses = 0};
+}
+
+void emu_landing_expect(struct emu_landing *l, uint32_t bytes)
+{
+    if (l->bytes || !bytes)
+        emu_die("%s: %u bytes are expected where %u still are", running->name, bytes, l->bytes);
+    l->bytes = bytes;
+}
+
+void emu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct emu_landing *l)
+{
+    if ((uintptr_t)dst % 16 || (uintptr_t)src % 16 || bytes % 16 || !bytes)
+        emu_die("%s: a bulk copy of %u bytes, or of its addresses, is not a multiple of 16", running->name, bytes);
+    if (n_bulks == MAX_BULK)
+        emu_die("%s: more than %d bulk copies of a block", running->name, MAX_BULK);
+    bulks[n_bulks++] = (struct bulk){dst, src, bytes, l};
+}
+
+void emu_landing_wait(struct emu_landing *l, uint32_t is_odd)
+{
+    uint32_t bytes = 0;
+    int n = 0;
+
+    if (l->n_uses % 2 != is_odd)
+        return; /* over */
+    for (int i = 0; i < n_bulks; i++)
+        bytes += bulks[i].landing == l ? bulks[i].bytes : 0;
+    if (!l->bytes || bytes != l->bytes)
+        emu_die("%s: %u bytes are under way where %u are waited for", running->name, bytes, l->bytes);
+    for (int i = 0; i < n_bulks; i++) {
+        if (bulks[i].landing == l)
+            memcpy(bulks[i].dst, bulks[i].src, bulks[i].bytes);
+        else
+            bulks[n++] = bulks[i];
+    }
+    n_bulks = n;
+    *l = (struct emu_landing){.n_uses = l->n_uses + 1};
 }
 
 /* ---- one block ---- */

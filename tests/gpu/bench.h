@@ -16,7 +16,6 @@ struct bench {
     char *dev, *host;             /* own: random bytes in the GPU's memory; pinned memory */
     uint64_t dev_bytes, host_bytes;
     uint64_t cold_bytes; /* so much read between two visits leaves nothing of the first in the L2 cache */
-    int n_multiprocessors;
     struct cu_card card;                                                                        /* for cu_gemm */
     double read_bytes_per_s, dp4a_ops_per_s, mma_flops_per_s, up_bytes_per_s, down_bytes_per_s; /* measured roofs */
     json_t *rows;                                                                               /* own */

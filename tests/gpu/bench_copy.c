@@ -63,7 +63,7 @@ static cudaError_t run_both(const struct bench *b, void *ctx, int i)
                           .out = (uint32_t *)b->dev,
                           .n_bytes = o->kernel_bytes,
                           .n_rounds = o->n_rounds,
-                          .n_blocks = b->n_multiprocessors * 8};
+                          .n_blocks = b->card.n_multiprocessors * 8};
     cudaError_t e = cudaStreamWaitEvent(b->copy, b->from, 0);
 
     (void)i;

@@ -3,6 +3,7 @@
 #include "tests/gpu/bench.h"
 
 #include "cuda/cuda.h"
+#include "cuda/ops.h"
 #include "src/base/err.h"
 #include "src/base/size.h"
 #ifdef FERRY_TESTS_EMU_CUDA_RUNTIME_API_H
@@ -121,12 +122,7 @@ static int make_room(struct bench *b, uint64_t free_bytes)
     cudaError_t e = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, 0);
 
     if (!e)
-        e = cudaDeviceGetAttribute(&b->n_multiprocessors, cudaDevAttrMultiProcessorCount, 0);
-    if (!e)
-        e = cudaDeviceGetAttribute(&b->card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-    b->card.n_multiprocessors = b->n_multiprocessors;
-    if (!e)
-        e = cu_gemm_prepare(&b->card);
+        e = ops_card(0, DEVICE_PREFILL_BLAS, &b->card);
     b->dev_bytes = free_bytes / 4 * 3 < MOST_BYTES ? free_bytes / 4 * 3 : MOST_BYTES;
     b->host_bytes = b->is_quick ? QUICK_BYTES : HOST_BYTES;
     b->dev_bytes = b->is_quick ? QUICK_BYTES : b->dev_bytes;

@@ -27,7 +27,7 @@ static cudaError_t run_roof(const struct bench *b, void *ctx, int i)
 
 int bench_kernels_roofs(struct bench *b)
 {
-    const int n_blocks = b->n_multiprocessors * 8, n_rounds = b->is_quick ? 8 : 100000;
+    const int n_blocks = b->card.n_multiprocessors * 8, n_rounds = b->is_quick ? 8 : 100000;
     const uint64_t read_bytes = b->dev_bytes / 2 / 16 * 16;
     struct roof roofs[3] = {
         {roof_read,
@@ -100,7 +100,7 @@ static int place_product(struct bench *b, enum quant_type type, int n_rows, int 
     p->n_mats = p->n_mats < n_cold ? p->n_mats : n_cold;
     struct cu_act_args f = {.act = act, .n_rows = n_tok, .width = n_cols, .x = x, .x_stride = n_cols, .out = form};
     f.out_stride = form_bytes;
-    p->a = (struct cu_mat_args){.books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
+    p->a = (struct cu_mat_args){.card = b->card, .books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
     p->a.w_stride = quant_row_bytes(type, n_cols);
     p->a.x_stride = form_bytes;
     p->a.dst = dst;
@@ -244,6 +244,7 @@ static int bench_moe(struct bench *b)
     rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_embd * sizeof(float), &x);
     rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_out * MOE_K * sizeof(float), &dst);
     rc = rc ? rc : bench_take(b, &at, cu_moe_scratch_bytes(a), &a->scratch);
+    a->card = b->card;
     a->books = books;
     a->x = x;
     a->dst = dst;
@@ -312,6 +313,7 @@ static int place_prompt(struct bench *b, int n_expert, struct cu_moe_args *a)
     if (rc)
         return rc;
     draw_slots(a, n_expert, &lists);
+    a->card = b->card;
     a->books = books;
     a->x = x;
     a->dst = dst;

@@ -1,0 +1,581 @@
+/* Matrices times few rows by integer dots, the arithmetic of cpu/kern.h bit for bit. Experts are matrices that a tile names.
+ *
+ * Weights arrive in shared memory while others are multiplied: each warp has stages of its own, into which it brings, ahead of itself, the
+ * rows that it will multiply next. So what is under way does not depend on registers, a warp waits for nobody, and in the first stages
+ * weights are on their way before what is multiplied with them is there (cu_await). */
+#include "cuda/launch.h"
+
+#include "cuda/act.cuh"
+#include "cuda/dequant.cuh"
+#include "cuda/device.cuh"
+#include "cuda/lane.cuh"
+#include "cuda/mat.cuh"
+#include "cuda/ptx.cuh"
+
+enum { MOST_WARPS = 10, STAGES = 2 };
+#define MOST_SHARED (110u * 1024) /* so that two blocks have room, this launch's and the next's */
+
+/* What a warp multiplies at once is a set of rows; of an expert's gate and up that become one, rows of both. Where a row is short, fewer
+ * than 32 lanes share it, and other lanes have other rows. What of a set arrives in a stage are all of its columns, rows one behind the
+ * other as they lie; or, where they are many, a chunk of columns, row by row. Either way rows of a stage are `pitch` bytes apart, which
+ * makes the same of 16 as their distance in memory does: bytes come in aligned sixteens, and all rows of a stage begin as far behind one. */
+struct cut {
+    int width;                                            /* lanes that share a row */
+    int set_rows, n_spans, n_chunks;                      /* rows of each matrix; matrices, 1 or 2 */
+    uint32_t chunk_bytes, last_bytes, pitch, stage_bytes; /* last_bytes: of the last chunk */
+    uint32_t span_bytes;                                  /* of a stage, for one matrix's rows */
+    int64_t next_set;              /* from the end of a set's row to the first row of the same warp's next */
+    int mat_sets[1 + CU_MAT_MORE]; /* sets of each matrix */
+    int tile_sets, n_sets;         /* of all matrices of a tile; in all */
+    /* shared memory: stages first */
+    uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
+    uint32_t terms_off, terms_bytes, sums_off, labels_off, spots_off, landings_off, total_bytes;
+};
+
+struct gemv_args {
+    struct cu_mat_args m;
+    struct cut cut;
+};
+
+template <int TYPE> struct shape {
+    typedef cu_lane<TYPE> type;
+    static constexpr int BYTES = cu_block<TYPE>::BYTES,
+                         PARTS = cu_block<TYPE>::LEN / type::ELEMENTS; /* lanes of a block */
+    static constexpr int ROWS = type::ROWS, LANES = type::LANES, KINDS = type::SECOND == CU_SECOND_NONE ? 1 : 2;
+    static constexpr bool IS_ALIGNED = BYTES % 16 == 0, IS_SHARED = LANES > 1;
+    static_assert(!IS_SHARED || ROWS <= LANES, "each lane of a block gets one row's sum");
+};
+
+/* What a weight block adds to a sum: fmaf(f, sum, acc). Blocks with a minimum (CU_SECOND_MIN) or a second scale add two. */
+struct term {
+    float f, sum;
+};
+
+struct alignas(16) two_terms {
+    struct term x[2];
+};
+
+/* From one row's n terms to the next's, so that 8 lanes that each read two of another row meet no bank twice. */
+static __host__ __device__ inline int terms_stride(int n)
+{
+    return (n + 1) / 2 * 2 + 2;
+}
+
+/* ---- where a warp is ---- */
+
+/* What it brings next; in shared memory, where all lanes look and one writes. */
+struct alignas(16) spot {
+    int set, end; /* the block's last set but one */
+    int chunk, tile;
+    int row; /* the set's first */
+    struct cu_work k;
+    const uint8_t *w; /* the set's first row, from the chunk on */
+    int64_t apart;    /* from there to the second matrix's, if the set has rows of two */
+    float scale2;     /* of that one */
+};
+
+static __device__ inline void find(const struct gemv_args *a, struct spot *s)
+{
+    const struct cut *c = &a->cut;
+    int which = 0;
+
+    s->tile = s->set / c->tile_sets;
+    int at = s->set - s->tile * c->tile_sets;
+    if (c->n_spans == 1)
+        while (which < a->m.n_more && at >= c->mat_sets[which])
+            at -= c->mat_sets[which++];
+    s->row = at * c->set_rows;
+    s->k = cu_work_at(&a->m, s->tile, which);
+    s->w = s->k.w + (uint64_t)s->row * a->m.w_stride;
+    if (c->n_spans > 1) {
+        struct cu_work second = cu_work_at(&a->m, s->tile, 1);
+        s->apart = second.w - s->k.w;
+        s->scale2 = second.scale;
+    }
+}
+
+/* The next chunk; or the first of the warp's next set, which is looked for where it is another matrix's. */
+static __device__ inline void go_on(const struct gemv_args *a, struct spot *s)
+{
+    const struct cut *c = &a->cut;
+
+    s->w += c->chunk_bytes;
+    if (++s->chunk < c->n_chunks)
+        return;
+    s->chunk = 0;
+    s->set += (int)blockDim.x / 32;
+    s->row += (int)blockDim.x / 32 * c->set_rows;
+    s->w += c->next_set;
+    if (s->row >= s->k.n_rows && s->set < s->end)
+        find(a, s);
+}
+
+/* What is known of a stage when it is multiplied. */
+struct alignas(16) label {
+    int chunk, left; /* rows of the matrix from the set's first on */
+    uint32_t skew;   /* how far behind a multiple of 16 rows begin */
+    int place, n;
+    float scale, scale2;
+    int tile;
+    float *dst; /* of that place, of the set's first row */
+    int64_t dst_stride;
+};
+
+/* ---- weights on their way ---- */
+
+/* Whole sixteens that hold n bytes, which begin `skew` behind one; at the end of a matrix only those that hold nothing else behind them. */
+template <int TYPE> static __device__ inline uint32_t sixteens(uint32_t skew, uint32_t n, bool is_last)
+{
+    return shape<TYPE>::IS_ALIGNED ? n : is_last ? (skew + n) & ~15u : (skew + n + 15) & ~15u;
+}
+
+/* n bytes from `from` on, with what lies beside them; at the end of the matrix the last ones, fewer than 16, come by themselves. In bulk
+ * by one thread, else by the warp. */
+template <int TYPE>
+static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_last, char *to, bool in_bulk,
+                                    struct cu_landing *landing)
+{
+    const uint32_t lane = in_bulk ? 0 : threadIdx.x % 32,
+                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(from) & 15);
+    const uint32_t bytes = sixteens<TYPE>(skew, n, is_last);
+
+    from -= skew;
+    to -= skew;
+    if (in_bulk)
+        cu_bulk_copy(to, from, bytes, landing);
+    else
+        for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
+            cu_async_copy16(to + at, from + at);
+    if (!shape<TYPE>::IS_ALIGNED && is_last)
+        for (uint32_t at = bytes + lane; at < skew + n; at += in_bulk ? 1 : 32)
+            to[at] = (char)from[at];
+}
+
+/* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the warp goes on. */
+template <int TYPE>
+static __device__ inline void fetch(const struct gemv_args *a, struct spot *s, char *stage, struct cu_landing *landing,
+                                    struct label *label)
+{
+    const struct cut *c = &a->cut;
+    const bool in_bulk = CU_HAS_BULK(a->m.card.has_bulk), is_last_chunk = s->chunk == c->n_chunks - 1;
+    const uint32_t stride = (uint32_t)a->m.w_stride,
+                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s->w) & 15);
+    const int lane = (int)threadIdx.x % 32, left = s->k.n_rows - s->row,
+              n_rows = left < c->set_rows ? left : c->set_rows;
+    const int n_pieces = c->n_chunks == 1 ? 1 : n_rows;
+    const uint32_t n = (is_last_chunk ? c->last_bytes : c->chunk_bytes) + (uint32_t)(n_rows - n_pieces) * stride;
+    const bool is_end = is_last_chunk && n_rows == left;
+
+    if (s->set < s->end) {
+        if (lane == 0) {
+            float *dst = cu_dst_of(&a->m, &s->k, s->k.first, s->row);
+            *label = {s->chunk, left, skew, s->k.first, s->k.n, s->k.scale, s->scale2, s->tile, dst, s->k.dst_stride};
+        }
+        if (in_bulk && lane == 0) {
+            uint32_t bytes = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : 0;
+            for (int i = 0; i < n_pieces && !shape<TYPE>::IS_ALIGNED; i++)
+                bytes += sixteens<TYPE>((skew + (uint32_t)i * stride) & 15, n, is_end && i == n_pieces - 1);
+            cu_landing_expect(landing, bytes * (uint32_t)c->n_spans);
+        }
+        if (in_bulk)
+            cu_syncwarp(); /* what is expected is said */
+        for (int span = 0; span < c->n_spans; span++, stage += c->span_bytes)
+            for (int i = in_bulk ? lane : 0; i < n_pieces; i += in_bulk ? 32 : 1)
+                bring<TYPE>(s->w + (span ? s->apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
+                            stage + skew + (uint32_t)i * c->pitch, in_bulk, landing);
+    }
+    if (!in_bulk)
+        cu_async_commit();
+    cu_syncwarp(); /* what `s` said was read */
+    if (lane == 0)
+        go_on(a, s);
+    cu_syncwarp();
+}
+
+/* ---- products ---- */
+
+/* Sums over 2 STEP neighbours of what each has for LEFT results. In each step a lane gives half of what it has left away, and gets the
+ * other half's: in the end v[0] is the sum of result `of()`. */
+template <int STEP, int LEFT> struct lane_sums {
+    static __device__ inline int of(int *v)
+    {
+        const int KEEP = LEFT > 1 ? LEFT / 2 : 1;
+        bool is_upper = LEFT > 1 && (threadIdx.x & STEP);
+
+        CU_UNROLL
+        for (int i = 0; i < KEEP; i++) {
+            int give = is_upper || LEFT == 1 ? v[i] : v[i + KEEP], keep = is_upper ? v[i + KEEP] : v[i];
+            v[i] = keep + cu_shfl_xor(give, STEP);
+        }
+        return (is_upper ? KEEP : 0) + lane_sums<STEP / 2, KEEP>::of(v);
+    }
+};
+
+template <> struct lane_sums<0, 1> {
+    static __device__ inline int of(int *)
+    {
+        return 0;
+    }
+};
+
+/* A lane's share of a stage, the same all the time. Its rows are neighbours, or half of them are the first matrix's and the other half lie
+ * `jump` bytes further than they would. */
+struct share {
+    int block, j;       /* of a chunk; which lane of it */
+    uint32_t off, jump; /* of its block in its first row, from where the rows begin */
+    int first, jump_rows;
+    int from; /* the lane with the block before */
+};
+
+template <int TYPE> static __device__ inline struct share share_of(const struct cut *c)
+{
+    typedef shape<TYPE> shape;
+    const int lane = (int)threadIdx.x % 32, at = lane % c->width, block = at / shape::PARTS;
+    const int rows = shape::ROWS / c->n_spans, first = lane / c->width * rows;
+
+    return {block,
+            at % shape::PARTS,
+            (uint32_t)first * c->pitch + (uint32_t)(block * shape::BYTES),
+            c->n_spans > 1 ? c->span_bytes - (uint32_t)rows * c->pitch : 0,
+            first,
+            c->n_spans > 1 ? c->set_rows - rows : 0,
+            lane - at + (at + c->width - shape::LANES) % c->width};
+}
+
+/* Of a lane's row r: where it lies behind its first, and which of the set's it is. */
+template <int TYPE> static __device__ inline uint32_t row_off(const struct cut *c, const struct share *mine, int r)
+{
+    return (uint32_t)r * c->pitch + (r >= shape<TYPE>::ROWS / 2 ? mine->jump : 0);
+}
+
+template <int TYPE> static __device__ inline int row_number(const struct share *mine, int r)
+{
+    return mine->first + r + (r >= shape<TYPE>::ROWS / 2 ? mine->jump_rows : 0);
+}
+
+/* acc wanders from block to block, in ascending order; where it began it is whole in the end, elsewhere nobody's. */
+template <int TYPE>
+static __device__ inline float wander(int width, int from, bool is_in, const struct term *first,
+                                      const struct term *second, float acc)
+{
+    const int LANES = shape<TYPE>::LANES;
+
+    CU_UNROLL
+    for (int at = 0; at < width; at += LANES) {
+        float next = fmaf(first->f, first->sum, acc);
+        if (shape<TYPE>::KINDS == 2)
+            next = fmaf(second->f, second->sum, next);
+        acc = cu_shfl(is_in ? next : acc, from);
+    }
+    return acc;
+}
+
+/* Of types whose blocks several lanes share: each lane of a block gets one row's sum of it. *row: of the set, whose it is. */
+template <int TYPE>
+static __device__ inline float fold_shared(const struct gemv_args *a, const struct share *mine, const uint8_t *b,
+                                           bool is_in, int *first, int *second, float d_x, float acc, int *row)
+{
+    typedef shape<TYPE> shape;
+    float d, m;
+    int at = lane_sums<shape::LANES / 2, shape::ROWS>::of(first);
+
+    if (shape::KINDS == 2)
+        lane_sums<shape::LANES / 2, shape::ROWS>::of(second);
+    shape::type::factors(b + row_off<TYPE>(&a->cut, mine, at), mine->j, a->m.books, &d, &m);
+    struct term one = {d * d_x, (float)first[0]}, two = {m * d_x, (float)second[0]};
+    *row = mine->block == 0 ? row_number<TYPE>(mine, at) : -1;
+    return a->cut.width == 32 ? wander<TYPE>(32, mine->from, is_in, &one, &two, acc)
+                              : wander<TYPE>(a->cut.width, mine->from, is_in, &one, &two, acc);
+}
+
+/* Of types with a block for each lane, or less: terms lie side by side in shared memory, and a lane for each row adds them up. */
+template <int TYPE>
+static __device__ inline float fold_blocks(const struct gemv_args *a, const struct share *mine, const uint8_t *b,
+                                           int n_parts, const int *first, const int *second, float d_x,
+                                           struct term *terms, float acc, int *row)
+{
+    typedef shape<TYPE> shape;
+    const int lane = (int)threadIdx.x % 32, stride = terms_stride(a->cut.width * shape::KINDS);
+    struct term *to = terms + lane % a->cut.width * shape::KINDS;
+
+    *row = lane < a->cut.set_rows * a->cut.n_spans ? lane : -1;
+    CU_UNROLL
+    for (int r = 0; r < shape::ROWS; r++) {
+        float d, m;
+        shape::type::factors(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, &d, &m);
+        to[row_number<TYPE>(mine, r) * stride] = {d * d_x, (float)first[r]};
+        if (shape::KINDS == 2)
+            to[row_number<TYPE>(mine, r) * stride + 1] = {m * d_x, (float)second[r]};
+    }
+    cu_syncwarp();
+    const struct two_terms *from = reinterpret_cast<const struct two_terms *>(terms + lane * stride);
+    const int n = *row >= 0 ? n_parts * shape::KINDS : 0;
+    CU_UNROLL_BY(4)
+    for (int i = 0; i + 1 < n; i += 2) {
+        struct two_terms t = from[i / 2];
+        acc = fmaf(t.x[1].f, t.x[1].sum, fmaf(t.x[0].f, t.x[0].sum, acc));
+    }
+    if (n % 2)
+        acc = fmaf(from[n / 2].x[0].f, from[n / 2].x[0].sum, acc);
+    cu_syncwarp();
+    return acc;
+}
+
+/* A stage's rows, which begin at `rows`, times one row of x: the sums go on from acc. *row: whose this lane has, -1: nobody's. */
+template <int TYPE>
+static __device__ inline float multiply(const struct gemv_args *a, const struct share *mine, const uint8_t *rows,
+                                        int chunk, const struct cu_x *x, struct term *terms, float acc, int *row)
+{
+    typedef shape<TYPE> shape;
+    const int left = (int)a->m.n_cols / shape::type::ELEMENTS -
+                     chunk * a->cut.width; /* lanes that have something, of those of a row */
+    const uint8_t *b = rows + mine->off;
+    int first[shape::ROWS], second[shape::ROWS];
+
+    CU_UNROLL
+    for (int r = 0; r < shape::ROWS; r++)
+        shape::type::dot(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, x, &first[r], &second[r]);
+    if (shape::IS_SHARED)
+        return fold_shared<TYPE>(a, mine, b, mine->block * shape::PARTS < left, first, second, x->d, acc, row);
+    return fold_blocks<TYPE>(a, mine, b, left < a->cut.width ? left : a->cut.width, first, second, x->d, terms, acc,
+                             row);
+}
+
+/* The lane's part of a row of x beside a chunk; where there is no such block, of the first. */
+template <int TYPE>
+static __device__ inline void load_x(const struct gemv_args *a, const struct share *mine, int chunk, const void *row,
+                                     struct cu_x *x)
+{
+    typedef shape<TYPE> shape;
+    int block = chunk * (a->cut.width / shape::PARTS) + mine->block;
+
+    block = block < (int)a->m.n_cols / cu_block<TYPE>::LEN ? block : 0;
+    shape::type::share::load(row, (int)a->m.n_cols, shape::IS_SHARED ? block : block * shape::PARTS + mine->j, mine->j,
+                             x);
+}
+
+/* ---- the kernel ---- */
+
+/* Rows of x as codes in shared memory, those of the block's tiles or the only one: a warp for each 256 values. */
+static __device__ inline void code_rows(const struct gemv_args *a, int first, int last, char *codes)
+{
+    const int n_tasks = (int)a->m.code.width / 256;
+    struct cu_act_args code = a->m.code;
+
+    if (code.n_rows == 1)
+        first = last = 0;
+    for (int i = (int)threadIdx.x / 32; i < (last - first + 1) * n_tasks; i += (int)blockDim.x / 32) {
+        int row = i / n_tasks;
+        struct cu_crew crew = {i % n_tasks * 32 + (int)threadIdx.x % 32, n_tasks * 32, 0, 1};
+        code.x = a->m.code.x + (first + row) * code.x_stride;
+        code.out = codes + (uint32_t)row * a->cut.codes_bytes;
+        cu_act_x256(&code, 0, crew);
+    }
+}
+
+/* A set's sums of one place, whole now: `dst` is where its first row's goes. */
+template <int TYPE>
+static __device__ inline void put(const struct gemv_args *a, const struct label *l, float *dst, int row, float acc)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const bool is_second = row >= a->cut.set_rows;
+    float scale = is_second ? l->scale2 : l->scale, y = scale != 1.0f ? acc * scale : acc;
+
+    if (a->m.is_glu) {
+        float up = cu_shfl(y, shape<TYPE>::IS_SHARED ? lane ^ shape<TYPE>::LANES / 2 : (lane + a->cut.set_rows) % 32);
+        y = cu_glu_of(a->m.glu, y, up);
+    }
+    if (row >= 0 && !is_second && row < l->left)
+        dst[row] = y;
+}
+
+/* IS_ONE: tile_tok is 1. */
+template <int TYPE, bool IS_ONE>
+static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct gemv_args a)
+{
+    CU_SHARED_DYN(char, shared); /* struct cut says what lies where */
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const struct cut *c = &a.cut;
+    char *stages = shared + (uint32_t)(warp * STAGES) * c->stage_bytes, *codes = shared + c->codes_off;
+    struct term *terms = reinterpret_cast<struct term *>(shared + c->terms_off + (uint32_t)warp * c->terms_bytes);
+    float *sums =
+        reinterpret_cast<float *>(shared + c->sums_off) + warp * CU_GEMV_TOK * 32 + lane; /* of place i at [32 i] */
+    struct label *labels = reinterpret_cast<struct label *>(shared + c->labels_off) + warp * STAGES;
+    struct cu_landing *landings = reinterpret_cast<struct cu_landing *>(shared + c->landings_off) + warp * STAGES;
+    const int first = (int)((uint64_t)(uint32_t)c->n_sets * blockIdx.x / gridDim.x);
+    const int end = (int)((uint64_t)(uint32_t)c->n_sets * (blockIdx.x + 1) / gridDim.x);
+    const int first_tile = first / c->tile_sets;
+    const bool is_coded = !IS_ONE || a.m.code.n_rows == 0;
+    const struct share mine = share_of<TYPE>(c);
+    struct spot *ahead = reinterpret_cast<struct spot *>(shared + c->spots_off) + warp;
+    int n_left =
+        first + warp < end ? (end - first - warp + (int)blockDim.x / 32 - 1) / ((int)blockDim.x / 32) * c->n_chunks : 0;
+    float acc = 0.0f;
+
+    cu_let_next();
+    if (lane == 0) {
+        for (int i = 0; i < STAGES && CU_HAS_BULK(a.m.card.has_bulk); i++)
+            cu_landing_init(landings + i);
+        *ahead = {first + warp, end, 0, 0, 0, {}, NULL, 0, 1.0f};
+        if (n_left)
+            find(&a, ahead);
+    }
+    cu_syncwarp();
+    for (int i = 0; i < STAGES; i++)
+        fetch<TYPE>(&a, ahead, stages + (uint32_t)i * c->stage_bytes, landings + i, labels + i);
+    cu_await();
+    if (!is_coded) {
+        code_rows(&a, first_tile, (end - 1) / c->tile_sets, codes);
+        __syncthreads();
+    }
+    for (uint32_t n = 0; n_left > 0; n++, n_left--) {
+        char *stage = stages + n % STAGES * c->stage_bytes;
+        const struct label l = labels[n % STAGES];
+        struct cu_x x;
+        load_x<TYPE>(&a, &mine, l.chunk,
+                     is_coded ? cu_x_of(&a.m, l.place)
+                              : codes + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes,
+                     &x);
+        if (CU_HAS_BULK(a.m.card.has_bulk))
+            cu_landing_wait(landings + n % STAGES, n / STAGES % 2);
+        else
+            cu_async_wait<STAGES - 1>();
+        cu_syncwarp(); /* what other lanes brought is there, too */
+        const uint8_t *rows = reinterpret_cast<uint8_t *>(stage) + (shape<TYPE>::IS_ALIGNED ? 0 : l.skew);
+        int row;
+        if (IS_ONE) {
+            acc = multiply<TYPE>(&a, &mine, rows, l.chunk, &x, terms, l.chunk ? acc : 0.0f, &row);
+            if (l.chunk == c->n_chunks - 1)
+                put<TYPE>(&a, &l, l.dst, row, acc);
+        }
+        for (int i = 0; i < l.n && !IS_ONE; i++) {
+            if (i)
+                load_x<TYPE>(&a, &mine, l.chunk, cu_x_of(&a.m, l.place + i), &x);
+            acc = multiply<TYPE>(&a, &mine, rows, l.chunk, &x, terms, l.chunk ? sums[32 * i] : 0.0f, &row);
+            sums[32 * i] = acc;
+            if (l.chunk == c->n_chunks - 1)
+                put<TYPE>(&a, &l, l.dst + (cu_place_of(&a.m, l.place + i) - cu_place_of(&a.m, l.place)) * l.dst_stride,
+                          row, acc);
+        }
+        cu_syncwarp(); /* nobody reads the stage any more */
+        fetch<TYPE>(&a, ahead, stage, landings + n % STAGES, labels + n % STAGES);
+    }
+}
+
+/* ---- launches ---- */
+
+/* Lanes that share a row of n_parts lanes' parts: as few as have room for all of it, but at least `least`. */
+static int width_of(int n_parts, int least)
+{
+    int width = 32;
+
+    while (width / 2 >= n_parts && width / 2 >= least)
+        width /= 2;
+    return width;
+}
+
+template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
+{
+    typedef shape<TYPE> shape;
+    const int n_parts = (int)a->n_cols / shape::type::ELEMENTS;
+    const uint32_t edge = shape::IS_ALIGNED ? 0 : 15;
+    struct cut c = {};
+
+    c.width = width_of(n_parts, shape::IS_SHARED ? shape::PARTS : 8);
+    c.n_spans = a->is_glu ? 2 : 1;
+    c.set_rows = shape::ROWS * (32 / c.width) / c.n_spans;
+    c.n_chunks = (n_parts + c.width - 1) / c.width;
+    c.chunk_bytes = (uint32_t)(c.width / shape::PARTS * shape::BYTES);
+    c.last_bytes = (uint32_t)((n_parts - (c.n_chunks - 1) * c.width) / shape::PARTS * shape::BYTES);
+    c.pitch = (uint32_t)a->w_stride;
+    if (c.n_chunks > 1)
+        c.pitch = (uint32_t)cu_up16(c.chunk_bytes + edge) + (uint32_t)(a->w_stride % 16);
+    c.span_bytes = (uint32_t)cu_up16((uint32_t)c.set_rows * c.pitch + 2 * edge);
+    c.stage_bytes = c.span_bytes * (uint32_t)c.n_spans;
+    for (int i = 0; i <= (a->is_glu ? 0 : a->n_more); i++) {
+        int n_rows = i && !a->tiles ? a->more[i - 1].n_rows : a->n_rows;
+        c.mat_sets[i] = (n_rows + c.set_rows - 1) / c.set_rows;
+        c.tile_sets += c.mat_sets[i];
+    }
+    c.n_sets = c.tile_sets * (int)cu_n_tiles(a);
+    c.codes_bytes = a->code.n_rows ? (uint32_t)cu_act_bytes(a->code.act, a->code.width) : 0;
+    if (!shape::IS_SHARED)
+        c.terms_bytes =
+            (uint32_t)(c.set_rows * c.n_spans * terms_stride(c.width * shape::KINDS)) * (uint32_t)sizeof(struct term);
+    return c;
+}
+
+/* Room for n_warps in a block, each of n_blocks. */
+static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n_blocks)
+{
+    int most_sets = (c->n_sets + n_blocks - 1) / n_blocks,
+        most_tiles = (most_sets + c->tile_sets - 2) / c->tile_sets + 1;
+    uint32_t n_codes = a->code.n_rows < most_tiles ? (uint32_t)a->code.n_rows : (uint32_t)most_tiles;
+
+    c->next_set = (int64_t)(n_warps * c->set_rows) * (int64_t)a->w_stride - (int64_t)c->n_chunks * c->chunk_bytes;
+    c->codes_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
+    c->terms_off = (uint32_t)cu_up16(c->codes_off + n_codes * c->codes_bytes);
+    c->sums_off = (uint32_t)cu_up16(c->terms_off + (uint32_t)n_warps * c->terms_bytes);
+    c->labels_off =
+        c->sums_off + (a->tile_tok > 1 ? (uint32_t)(n_warps * CU_GEMV_TOK * 32) * (uint32_t)sizeof(float) : 0);
+    c->spots_off = c->labels_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct label);
+    c->landings_off = c->spots_off + (uint32_t)n_warps * (uint32_t)sizeof(struct spot);
+    c->total_bytes = c->landings_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct cu_landing);
+}
+
+static uint32_t most_bytes(const struct cu_card *card)
+{
+    return (uint32_t)card->shared_bytes < MOST_SHARED ? (uint32_t)card->shared_bytes : MOST_SHARED;
+}
+
+/* One block for each multiprocessor where a warp has few sets, so that the next launch's find room beside them; else two. */
+template <int TYPE> static cudaError_t launch(const struct cu_mat_args *a, cudaStream_t stream)
+{
+    const int FEW = 8, n_multi = a->card.n_multiprocessors;
+    struct gemv_args args = {*a, cut_of<TYPE>(a)};
+    int n_warps = MOST_WARPS, n_blocks;
+
+    for (;; n_warps--) {
+        n_blocks = args.cut.n_sets > FEW * n_warps * n_multi ? 2 * n_multi : n_multi;
+        n_blocks = n_blocks < args.cut.n_sets ? n_blocks : args.cut.n_sets;
+        place(a, &args.cut, n_warps, n_blocks);
+        if (args.cut.total_bytes <= most_bytes(&a->card) || n_warps == 1)
+            break;
+    }
+    dim3 grid((unsigned)n_blocks), block(32 * (unsigned)n_warps);
+    if (a->tile_tok == 1)
+        return CU_LAUNCH((gemv<TYPE, true>), grid, block, args.cut.total_bytes, stream, args);
+    return CU_LAUNCH((gemv<TYPE, false>), grid, block, args.cut.total_bytes, stream, args);
+}
+
+cudaError_t cu_gemv_int(const struct cu_mat_args *a, cudaStream_t stream)
+{
+    switch (a->type) {
+#define CASE(NAME)     \
+    case QUANT_##NAME: \
+        return launch<QUANT_##NAME>(a, stream);
+        CU_QUANT_TYPES(CASE)
+#undef CASE
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+/* More than the 48 KiB of shared memory that a block gets without asking. */
+template <int TYPE, bool IS_ONE> static cudaError_t allow(const struct cu_card *card)
+{
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemv<TYPE, IS_ONE>),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most_bytes(card));
+}
+
+cudaError_t cu_gemv_prepare(const struct cu_card *card)
+{
+    cudaError_t e = cudaSuccess;
+
+#define ALLOW(NAME)                              \
+    e = e ? e : allow<QUANT_##NAME, true>(card); \
+    e = e ? e : allow<QUANT_##NAME, false>(card);
+    CU_QUANT_TYPES(ALLOW)
+#undef ALLOW
+    return e;
+}
