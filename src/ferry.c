@@ -350,7 +350,7 @@ static int open_devices(struct ferry_engine *e)
 {
     const struct plan *p = &e->plan;
     int rc = p->has_gpu ? open_gpu(p, e->model, &e->device) : open_cpu(p, &e->device);
-    if (rc == 0 && (plan_is_split(p) || plan_has_host_kv(p)))
+    if (rc == 0 && (plan_is_split(p) || plan_has_host_kv(p) || plan_has_host_layers(p)))
         rc = open_cpu(p, &e->host);
     if (rc < 0)
         return rc;
@@ -395,7 +395,7 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
         rc = take_rope_factors(e);
     struct kv_shape shape;
     if (rc == 0)
-        rc = model_kv_shape(e->model, p->kv_type, &shape, NULL);
+        rc = model_kv_shape(e->model, p->kv_type, (int)p->gpu.first_layer, &shape, NULL);
     if (rc == 0)
         rc = cache_open(&(struct cache_args){.shape = &shape,
                                              .n_seq = (int)p->n_seq,

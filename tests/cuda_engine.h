@@ -213,7 +213,7 @@ static void make_rooms(const struct rooms_args *a)
                                .ops = a->io == PLAN_IO_PREAD ? &rooms.ops : NULL,
                                .read_fault = read_fault};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
-    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, 0, &shape, NULL), 0);
     struct cache_args cache = {.shape = &shape, .n_seq = n_seq, .n_ctx = n_ctx, .chunk_tok = 64, .device = rooms.gpu};
     ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
     struct offload_rates rates;

@@ -44,7 +44,7 @@ START_TEST(layers_of_a_page_do_not_overlap)
     uint64_t k = want[_i].k, v = want[_i].v;
 
     memset(p, 0, sizeof p);
-    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, &s, p), 0);
+    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, 0, &s, p), 0);
     ck_assert_int_eq(s.n_groups, 1);
     ck_assert_int_eq(s.type, want[_i].type);
     ck_assert_int_eq(s.window[0], 0);
@@ -59,7 +59,7 @@ START_TEST(layers_of_a_page_do_not_overlap)
         ck_assert_int_eq(p[layer].group, 0);
         ck_assert_uint_eq(p[layer].k_off % 64 + p[layer].v_off % 64, 0);
     }
-    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, &s, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(&m, want[_i].type, 0, &s, NULL), 0);
 }
 END_TEST
 
@@ -74,7 +74,7 @@ START_TEST(window_layers_get_a_group_of_their_own)
     struct kv_shape s;
 
     memset(p, 0, sizeof p);
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, p), 0);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, 0, &s, p), 0);
     ck_assert_int_eq(s.n_groups, 2);
     ck_assert_int_eq(s.window[0], 0);
     ck_assert_int_eq(s.window[1], 1024);
@@ -94,7 +94,7 @@ START_TEST(model_of_window_layers_only_has_an_empty_full_group)
     struct model m = shape_model(layers, 1, 32, 32);
     struct kv_shape s;
 
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, 0, &s, NULL), 0);
     ck_assert_int_eq(s.n_groups, 2);
     ck_assert_uint_eq(s.page_bytes[0], 0);
     ck_assert_int_eq(model_kv_pages(&s, 0, 10000, 64), 0);
@@ -108,14 +108,14 @@ START_TEST(head_that_the_type_cannot_hold_is_refused)
     struct model m = shape_model(layers, 1, 80, 96);
     struct kv_shape s;
 
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, &s, NULL), 0);
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, 0, &s, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, 0, &s, NULL), ERR_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(err_text(), "80"));
     m.hp.head_dim_k = 64;
     m.hp.head_dim_v = 72;
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q8_0, 0, &s, NULL), ERR_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(err_text(), "72"));
-    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q4_0, &s, NULL), ERR_UNSUPPORTED);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_Q4_0, 0, &s, NULL), ERR_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(err_text(), "Q4_0"));
 }
 END_TEST

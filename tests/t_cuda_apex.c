@@ -147,7 +147,7 @@ static void make_rooms(void)
     rooms.cpu->ops = &rooms.cpu_ops;
     struct store_args store = {.model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
-    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, &shape, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, 0, &shape, NULL), 0);
     struct cache_args cache = {.shape = &shape,
                                .n_seq = N_SEQ,
                                .n_ctx = N_CTX,

@@ -156,7 +156,7 @@ static void open_rooms(struct rooms *r, const char *name, const struct ferry_eng
         ck_assert_int_eq(cuda_open(&cuda, &r->gpu), 0);
     struct store_args store = {.model = r->model, .plan = &r->plan, .device = r->gpu};
     ck_assert_msg(store_open(&store, &r->store) == 0, "%s", err_text());
-    ck_assert_int_eq(model_kv_shape(r->model, r->plan.kv_type, &shape, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(r->model, r->plan.kv_type, 0, &shape, NULL), 0);
     struct cache_args cache = {.shape = &shape,
                                .n_seq = 1,
                                .n_ctx = o->n_ctx,
@@ -586,14 +586,20 @@ START_TEST(plan_does_not_say_what_lies_where)
 }
 END_TEST
 
-/* A byte less than one segment beside the rest. */
-START_TEST(plan_without_room_for_a_segment_is_made)
+/* A byte less than one segment beside the rest: then layers are the CPU's, and, as one with its whole cache does not fit either, that of the
+ * others is shared. */
+START_TEST(plan_without_room_for_a_segment_is_another)
 {
     struct ferry_engine_opts gpu = opts_of("cuda:0");
     struct ferry_engine *e;
 
     spill("llama", 1, &gpu);
     gpu.vram_bytes--;
+    e = open_with("llama", &gpu);
+    ck_assert_uint_eq(fact_of(e, "first_layer", NULL), 1);
+    ck_assert_uint_ge(fact_of(e, "kv_tok", NULL), SEGMENT);
+    ferry_engine_close(e);
+    gpu.vram_bytes = MIB;
     ck_assert_int_eq(try_open("llama", &gpu, &e), FERRY_ERR_LIMIT);
     ck_assert_ptr_nonnull(strstr(ferry_error(), "does not fit GPU 0"));
 }
@@ -627,7 +633,7 @@ int main(void)
     tcase_add_test(several, sequences_beyond_the_gpu_say_something_else);
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(plan, plan_does_not_say_what_lies_where);
-    tcase_add_test(plan, plan_without_room_for_a_segment_is_made);
+    tcase_add_test(plan, plan_without_room_for_a_segment_is_another);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
     int n_failed = srunner_ntests_failed(runner);

@@ -207,7 +207,7 @@ static int try_model(const char *family, const struct edit *e)
     make(family, e);
     int rc = open_file(&m);
     if (!rc)
-        rc = program_make(&(struct program_args){m, 4, 1, QUANT_F16}, &p);
+        rc = program_make(&(struct program_args){.model = m, .n_rows = 4, .n_out = 1, .kv_type = QUANT_F16}, &p);
     program_free(p);
     model_close(m);
     ck_assert_uint_eq(live_bytes(), 0);

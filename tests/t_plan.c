@@ -19,7 +19,7 @@ START_TEST(every_byte_has_a_purpose)
     ck_assert_uint_eq(p.stage_bytes, 0);
     ck_assert_uint_eq(p.dense_bytes + p.expert_bytes, store_bytes(models[_i], PLAN_IO_URING));
     struct kv_shape shape;
-    ck_assert_int_eq(model_kv_shape(models[_i], QUANT_F16, &shape, NULL), 0);
+    ck_assert_int_eq(model_kv_shape(models[_i], QUANT_F16, 0, &shape, NULL), 0);
     const struct cache_args cache = {.shape = &shape, .n_seq = 1, .n_ctx = p.n_ctx, .chunk_tok = p.chunk_tok};
     ck_assert_uint_eq(p.kv_bytes, cache_bytes(&cache));
     ck_assert_int_eq(p.io, PLAN_IO_URING);

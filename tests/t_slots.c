@@ -466,7 +466,7 @@ START_TEST(prompt_is_not_led_by_what_was_wanted_before)
     write_file();
     by_hand.plan.slot_ram_bytes = ALL;
     ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
-    ck_assert_int_eq(ahead_init(&by_hand.m, s, NULL, 2, &a), 0);
+    ck_assert_int_eq(ahead_init(&by_hand.m, model_all(&by_hand.m), s, NULL, 2, &a), 0);
     ck_assert_int_eq(store_favourites(s, 2, N_EXPERT, ids), 0);
     ck_assert_int_eq(walk(s, 2, last, 1, 1, &n), 0);
     ck_assert_int_eq(walk(s, 2, three, 3, 3, &n), 0);
@@ -511,7 +511,7 @@ START_TEST(guess_is_not_the_routers_likelier_half)
     by_hand.layers[2].w[ROLE_ROUTER] = N_WEIGHTS;
     write_file();
     ck_assert_int_eq(open_store(NULL, NULL, &s), 0);
-    ck_assert_int_eq(ahead_init(&by_hand.m, s, asker.dev, 2, &a), 0);
+    ck_assert_int_eq(ahead_init(&by_hand.m, model_all(&by_hand.m), s, asker.dev, 2, &a), 0);
     ck_assert_int_eq(ahead_guess(&a, &(struct ahead_from){1, &rows, 1, 4}, &ids), 2);
     ck_assert_int_eq(ids[0], 4);
     ck_assert_int_eq(ids[1], 1);

@@ -619,7 +619,7 @@ static void model_of_split(const struct file_ops *ops, struct model *m, struct w
     for (int i = 0; i < m->n_weights; i++) {
         const struct gguf_tensor *t = gguf_tensor(m->gguf, i);
         weights[i] = (struct weight){
-            .file = t->file, .off = t->off, .t = tensor_make(t->type, t->ne[0], t->ne[1], t->ne[2], NULL)};
+            .layer = -1, .file = t->file, .off = t->off, .t = tensor_make(t->type, t->ne[0], t->ne[1], t->ne[2], NULL)};
         snprintf(weights[i].name, sizeof weights[i].name, "%s", t->name);
     }
 }

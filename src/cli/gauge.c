@@ -150,7 +150,8 @@ static int open_gauge(struct gauge *g, struct machine *m, uint64_t pool_bytes)
     if (!rc)
         rc = shape_open(&shape, &g->model);
     if (!rc)
-        rc = program_make(&(struct program_args){g->model, MANY, 1, QUANT_F16}, &g->program);
+        rc = program_make(&(struct program_args){.model = g->model, .n_rows = MANY, .n_out = 1, .kv_type = QUANT_F16},
+                          &g->program);
     if (!rc)
         rc = take_memory(g, pool_bytes);
     if (rc)

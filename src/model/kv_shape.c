@@ -7,9 +7,10 @@
 
 #include <inttypes.h>
 
-/* Group 0: full attention; group 1: sliding windows. A model of window layers only has an empty group 0 (pages of 0 bytes,
- * and none of them), so that a layer's group always follows from its window alone. */
-enum { FULL, WINDOW };
+/* Group 0: full attention; group 1: sliding windows; and both again for the host's layers. A model of window layers only has an empty
+ * group 0 (pages of 0 bytes, and none of them), so that a layer's group always follows from its window and its side alone. */
+enum { FULL, WINDOW, N_KINDS };
+_Static_assert(2 * N_KINDS <= DEVICE_MAX_GROUPS, "kinds of layers on two sides");
 
 enum { ROWS_ALIGN = 64 }; /* device.h: k_off and v_off are multiples of it */
 
@@ -32,7 +33,8 @@ static uint64_t rows_bytes(enum quant_type type, int n_head_kv, int head_dim)
     return size_up((uint64_t)n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(type, head_dim), ROWS_ALIGN);
 }
 
-int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape *out, struct op_attn *p)
+int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
+                   struct op_attn *p)
 {
     struct kv_shape s = {.type = type, .n_groups = 1};
     int rc = check_head_dim(type, "K", m->hp.head_dim_k);
@@ -43,13 +45,14 @@ int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape 
         return rc;
     for (int layer = 0; layer < m->hp.n_layer; layer++) {
         const struct model_layer *l = &m->layers[layer];
-        int group = l->window > 0 ? WINDOW : FULL;
+        int group = (l->window > 0 ? WINDOW : FULL) + (layer < first_layer ? N_KINDS : 0);
         uint64_t k_off = s.page_bytes[group];
         uint64_t v_off = k_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_k);
 
         s.page_bytes[group] = v_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_v);
-        if (group == WINDOW)
-            s.n_groups = 2;
+        s.on_host[group] = layer < first_layer;
+        if (group >= s.n_groups)
+            s.n_groups = group + 1;
         /* Layers of different windows share their pages, which then live as long as the widest wants. */
         if (l->window > s.window[group])
             s.window[group] = l->window;
@@ -97,6 +100,8 @@ int64_t model_kv_dev_pages(const struct kv_shape *s, int group, const struct kv_
 {
     int64_t all = model_kv_pool_pages(s, group, pool), dev = pool->dev_tok / DEVICE_PAGE_TOK;
 
+    if (s->on_host[group])
+        return 0;
     return s->window[group] || !pool->dev_tok || all < dev ? all : dev;
 }
 
@@ -104,5 +109,5 @@ int64_t model_kv_host_pages(const struct kv_shape *s, int group, const struct kv
 {
     int64_t all = model_kv_pool_pages(s, group, pool), rest = all - model_kv_dev_pages(s, group, pool);
 
-    return rest > 0 && pool->n_seq > 1 ? rest + 2 * DEVICE_SEGMENT_PAGES : rest;
+    return rest > 0 && pool->n_seq > 1 && !s->on_host[group] ? rest + 2 * DEVICE_SEGMENT_PAGES : rest;
 }

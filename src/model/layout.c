@@ -62,7 +62,7 @@ static int place(struct layout *l, const struct part *part, uint64_t *weight_off
 }
 
 /* n_expert: NULL: all. */
-static int init(const struct model *m, const int *n_expert, struct layout *out)
+static int init(const struct model *m, struct model_span span, const int *n_expert, struct layout *out)
 {
     size_t n = (size_t)m->n_weights, n_placed = 0;
     struct part *by_place = mem_zalloc(n, sizeof *by_place, MEM_META);
@@ -79,7 +79,7 @@ static int init(const struct model *m, const int *n_expert, struct layout *out)
     for (int i = 0; i < m->n_weights; i++) {
         const struct weight *w = &m->weights[i];
         int64_t n_held = w->is_expert && n_expert ? n_expert[w->layer] : w->t.ne[2];
-        if (n_held > 0)
+        if (n_held > 0 && model_span_has(m, span, i))
             by_place[n_placed++] = (struct part){w, n_held};
     }
     qsort(by_place, n_placed, sizeof *by_place, compare_place);
@@ -94,25 +94,25 @@ out:
 
 int layout_init(const struct model *m, struct layout *out)
 {
-    return init(m, NULL, out);
+    return init(m, model_all(m), NULL, out);
 }
 
-int layout_init_part(const struct model *m, const int *n_expert, struct layout *out)
+int layout_init_part(const struct model *m, struct model_span span, const int *n_expert, struct layout *out)
 {
-    return init(m, n_expert, out);
+    return init(m, span, n_expert, out);
 }
 
-int layout_init_dense(const struct model *m, struct layout *out)
+int layout_init_dense(const struct model *m, struct model_span span, struct layout *out)
 {
     int *none = mem_zalloc((size_t)m->hp.n_layer, sizeof *none, MEM_META);
 
     *out = (struct layout){.bytes = 0};
-    int rc = none ? init(m, none, out) : err(ERR_NOMEM, "places in %d layers", m->hp.n_layer);
+    int rc = none ? init(m, span, none, out) : err(ERR_NOMEM, "places in %d layers", m->hp.n_layer);
     mem_free(none);
     return rc;
 }
 
-uint32_t layout_share(const struct model *m, uint32_t n, int *n_expert)
+uint32_t layout_share(const struct model *m, int first_layer, uint32_t n, int *n_expert)
 {
     uint32_t n_placed = 0;
     bool more = true;
@@ -121,7 +121,7 @@ uint32_t layout_share(const struct model *m, uint32_t n, int *n_expert)
         n_expert[layer] = 0;
     while (more && n_placed < n) {
         more = false;
-        for (int layer = 0; layer < m->hp.n_layer && n_placed < n; layer++) {
+        for (int layer = first_layer; layer < m->hp.n_layer && n_placed < n; layer++) {
             int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
             if (stack < 0 || n_expert[layer] == m->weights[stack].t.ne[2])
                 continue;

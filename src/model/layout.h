@@ -32,16 +32,17 @@ struct layout {
 /* ERR_NOMEM; ERR_LIMIT when offsets overflow. On failure there is nothing to be done with *out. */
 int layout_init(const struct model *m, struct layout *out);
 
-/* The same without stacks of experts, for a store that reads those when they are wanted: their weight_off is 0. */
-int layout_init_dense(const struct model *m, struct layout *out);
+/* The same of a span alone, without stacks of experts, for a store that reads those when they are wanted. weight_off of what has no place
+ * is 0. */
+int layout_init_dense(const struct model *m, struct model_span span, struct layout *out);
 
 /* The same with the first n_expert[layer] (n_layer) matrices of each stack: a place for so many experts of a layer, whichever. */
-int layout_init_part(const struct model *m, const int *n_expert, struct layout *out);
+int layout_init_part(const struct model *m, struct model_span span, const int *n_expert, struct layout *out);
 void layout_done(struct layout *l);
 
-/* Share n places for experts among the layers that have some, as evenly as their numbers allow, lower layers first: n_expert
- * (n_layer). Returns how many found one. */
-uint32_t layout_share(const struct model *m, uint32_t n, int *n_expert);
+/* Share n places for experts among the layers from first_layer on that have some, as evenly as their numbers allow, lower layers first:
+ * n_expert (n_layer). Returns how many found one. */
+uint32_t layout_share(const struct model *m, int first_layer, uint32_t n, int *n_expert);
 
 /* Bytes of a weight in the file: rows times matrices. */
 uint64_t layout_weight_bytes(const struct weight *w);

@@ -379,12 +379,28 @@ uint64_t model_expert_bytes(const struct model *m, int layer)
            matrix_bytes(m, w[ROLE_EXPERT_DOWN]);
 }
 
-uint64_t model_decode_bytes(const struct model *m)
+bool model_span_has(const struct model *m, struct model_span span, int weight)
 {
-    uint64_t bytes = m->dense_bytes;
-    if (m->w[ROLE_OUTPUT] != m->w[ROLE_TOKEN_EMBD])
-        bytes -= matrix_bytes(m, m->w[ROLE_TOKEN_EMBD]);
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
+    const struct weight *w = &m->weights[weight];
+    bool has_begin = span.first == 0 && span.end > 0, has_end = span.end == m->hp.n_layer;
+
+    if (w->layer >= 0)
+        return w->layer >= span.first && w->layer < span.end;
+    if (w->role == ROLE_TOKEN_EMBD)
+        return has_begin || (has_end && weight == m->w[ROLE_OUTPUT]);
+    return w->role == ROLE_ROPE_FREQS ? has_begin : has_end;
+}
+
+uint64_t model_decode_bytes(const struct model *m, struct model_span span)
+{
+    const int embd = m->w[ROLE_TOKEN_EMBD];
+    bool multiplies = span.end == m->hp.n_layer && m->w[ROLE_OUTPUT] == embd;
+    uint64_t bytes = 0;
+
+    for (int i = 0; i < m->n_weights; i++)
+        if (!m->weights[i].is_expert && model_span_has(m, span, i) && (i != embd || multiplies))
+            bytes += matrix_bytes(m, i);
+    for (int layer = span.first; layer < span.end; layer++)
         bytes += (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
     return bytes;
 }

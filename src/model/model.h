@@ -111,19 +111,36 @@ void model_rope_factors(struct model *m, const float *factors);
 /* Bytes of one expert of a layer: gate, up and down together; 0 for a dense layer. */
 uint64_t model_expert_bytes(const struct model *m, int layer);
 
-/* Weight bytes that one generated token reads: all dense ones but the embedding table, and n_expert_used experts a layer. */
-uint64_t model_decode_bytes(const struct model *m);
+/* Layers [first, end) of a model. The embedding table belongs to the first layer's side, what stands behind the layers to the last
+ * one's: a table that is the head, too, belongs to both. */
+struct model_span {
+    int first, end;
+};
+
+static inline struct model_span model_all(const struct model *m)
+{
+    return (struct model_span){0, m->hp.n_layer};
+}
+
+bool model_span_has(const struct model *m, struct model_span span, int weight);
+
+/* Weight bytes that one generated token reads of a span: all dense ones but the embedding table, and n_expert_used experts a layer. */
+uint64_t model_decode_bytes(const struct model *m, struct model_span span);
 
 /* How the KV cache of this model is laid out in pages (device.h) for one type of element. Pure arithmetic. */
 struct kv_shape {
     enum quant_type type;
-    int n_groups; /* 1, or 2 with sliding windows: group 1 holds the window layers */
+    /* 1, or 2 with sliding windows: group 1 holds the window layers. The same again for layers that the host computes before a device's:
+     * groups 2 and 3. A group without layers has no pages. */
+    int n_groups;
     uint64_t page_bytes[DEVICE_MAX_GROUPS];
-    int window[DEVICE_MAX_GROUPS]; /* 0: full */
+    int window[DEVICE_MAX_GROUPS];   /* 0: full */
+    bool on_host[DEVICE_MAX_GROUPS]; /* its pages lie in the host's memory, whatever a device has */
 };
-/* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. ERR_UNSUPPORTED for a head size
- * that the type cannot hold. */
-int model_kv_shape(const struct model *m, enum quant_type type, struct kv_shape *out, struct op_attn *p);
+/* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. Layers before first_layer are the host's.
+ * ERR_UNSUPPORTED for a head size that the type cannot hold. */
+int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
+                   struct op_attn *p);
 
 /* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
 int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);
@@ -137,11 +154,11 @@ struct kv_pool {
 };
 int64_t model_kv_pool_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
 
-/* Of these, pages in the device's memory. Windows lie there whole. */
+/* Of these, pages in the device's memory. Windows of its layers lie there whole. */
 int64_t model_kv_dev_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
 
-/* Pages in the host's memory beside a device's; 0: there are none. With several sequences two segments more than the others, because a
- * segment lies in one memory: so many pages may be free on both sides where one sequence has no use for them. */
+/* Pages in the host's memory beside a device's; 0: there are none. Of a group on both sides, with several sequences, two segments more
+ * than the others, because a segment lies in one memory: so many pages may be free on both sides where one sequence has no use for them. */
 int64_t model_kv_host_pages(const struct kv_shape *s, int group, const struct kv_pool *pool);
 
 #ifdef __cplusplus

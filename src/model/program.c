@@ -183,8 +183,11 @@ static int lower_op(struct lower *lo, const struct arch_op *a, int layer, enum o
 static int lower_head(struct lower *lo)
 {
     const struct model *m = lo->m;
+    int rc = 0;
     lo->width[ARCH_X] = m->hp.n_embd;
-    int rc = lower_op(lo, &(struct arch_op){.kind = OP_EMBED, .dst = {ARCH_X}, .w = {ROLE_TOKEN_EMBD}}, -1, OP_ROWS_ALL,
+    lo->p->x = view_of(lo, ARCH_X);
+    if (lo->p->span.first == 0)
+        rc = lower_op(lo, &(struct arch_op){.kind = OP_EMBED, .dst = {ARCH_X}, .w = {ROLE_TOKEN_EMBD}}, -1, OP_ROWS_ALL,
                       NULL);
     for (int kind = 0; rc == 0 && kind < 2; kind++) {
         if (!m->rope[kind].freq)
@@ -273,16 +276,24 @@ static void lay_out(struct lower *lo)
 
 static int lower(struct lower *lo)
 {
+    const struct model_span span = lo->p->span;
+    bool is_last = span.end == lo->m->hp.n_layer;
     int rc = lower_head(lo);
-    for (int layer = 0; rc == 0 && layer < lo->m->hp.n_layer; layer++)
+    for (int layer = span.first; rc == 0 && layer < span.end; layer++)
         rc = lower_layer(lo, layer);
-    if (rc == 0)
+    if (rc == 0 && is_last)
         rc = lower_tail(lo);
-    if (rc == 0)
+    if (rc == 0 && is_last)
         rc = lower_hidden(lo);
     if (rc == 0)
         lay_out(lo);
     return rc;
+}
+
+/* Layers before it are the host's: the span itself, or those before it. */
+static int first_of_device(const struct model *m, struct model_span span)
+{
+    return span.end < m->hp.n_layer ? span.end : span.first;
 }
 
 int program_make(const struct program_args *args, struct program **out)
@@ -300,6 +311,7 @@ int program_make(const struct program_args *args, struct program **out)
     int rc = 0;
     if (p) {
         p->model = m;
+        p->span = args->span.end ? args->span : model_all(m);
         p->n_rows = args->n_rows;
         p->n_out = args->n_out;
         p->ops = mem_zalloc((size_t)lo.cap_ops, sizeof *p->ops, MEM_META);
@@ -313,7 +325,7 @@ int program_make(const struct program_args *args, struct program **out)
     }
     for (int i = 0; i < m->n_weights; i++)
         p->weights[i] = m->weights[i].t;
-    rc = model_kv_shape(m, args->kv_type, &p->kv, attn);
+    rc = model_kv_shape(m, args->kv_type, first_of_device(m, p->span), &p->kv, attn);
     if (rc == 0)
         rc = lower(&lo);
 out:

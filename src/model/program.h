@@ -16,22 +16,25 @@ struct program_args {
     int n_rows;                /* most rows of a step */
     int n_out;                 /* most rows of logits of a step; at most n_rows */
     enum quant_type kv_type;
+    struct model_span span; /* the layers; zeros: all. Those before another span are the host's, beside a device */
 };
 
 /* ops run in order. Each OP_MOE has its gate, up and down stacks in w[0..2] and wants the host's help (a lease) first, so
  * the list falls into segments between them. */
 struct program {
     const struct model *model; /* view */
+    struct model_span span;
     int n_rows, n_out;
     struct op *ops; /* own: (n_ops); their tensors point into views and weights */
     int n_ops, n_moe;
     struct tensor *views;    /* own: (n_views) activations: a register with the width it has there */
     enum arch_reg *view_reg; /* own: (n_views) */
     int n_views;
-    struct tensor *weights;      /* own: (model->n_weights), data NULL until bound */
-    const struct tensor *logits; /* (n_out, n_vocab), one of views */
+    struct tensor *weights; /* own: (model->n_weights), data NULL until bound */
+    const struct tensor *x; /* (n_rows, n_embd), one of views: what goes from layer to layer, and from span to span */
+    const struct tensor *logits; /* (n_out, n_vocab), the same; NULL: the span has not the last layer */
     /* Not among ops: the final norm of all rows, in place, for a step that wants hidden states; dst[0] (n_rows, n_embd). It comes
-     * after ops, which read what it overwrites. */
+     * after ops, which read what it overwrites. Zeros without the last layer. */
     struct op hidden;
     struct kv_shape kv;
     uint64_t reg_off[ARCH_N_REG]; /* where each register lies in the arena */

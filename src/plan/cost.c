@@ -189,7 +189,7 @@ static double missed_bytes(const struct cost_args *a, const struct cost_router *
 {
     double n = a->n_rows > 1 ? cost_router_distinct(router, a->n_rows) : router->k, sum = 0;
 
-    for (int layer = 0; layer < a->program->model->hp.n_layer; layer++)
+    for (int layer = a->program->span.first; layer < a->program->span.end; layer++)
         sum += n * (1 - hits) * (double)model_expert_bytes(a->program->model, layer);
     return sum;
 }
@@ -198,12 +198,13 @@ static double missed_bytes(const struct cost_args *a, const struct cost_router *
 static void token_roof(const struct cost_args *a, struct cost_step *out)
 {
     const struct model *m = a->program->model;
-    double bytes = (double)model_decode_bytes(m), expert_bytes = 0;
+    const struct model_span span = a->program->span;
+    double bytes = (double)model_decode_bytes(m, span), expert_bytes = 0;
     double rate = machine_mem_at(a->machine, (int)a->plan->n_threads);
 
     if (rate <= 0)
         return;
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
+    for (int layer = span.first; layer < span.end; layer++)
         expert_bytes += m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
     out->dense_s = (bytes - expert_bytes) / rate;
     out->expert_s = expert_bytes / rate;
@@ -220,7 +221,7 @@ static bool lacks_disk(const struct cost_args *a)
 static double runs_s(const struct cost_args *a)
 {
     const struct program *p = a->program;
-    int n_layer = a->n_rows > 8 ? p->model->hp.n_layer : 0;
+    int n_layer = a->n_rows > 8 ? p->span.end - p->span.first : 0;
 
     return (1 + n_layer + 2 * p->n_moe) * a->machine->run_s;
 }
@@ -229,11 +230,12 @@ static double runs_s(const struct cost_args *a)
 static double asking_s(const struct cost_args *a)
 {
     const struct model *m = a->program->model;
+    const struct model_span span = a->program->span;
     double sum = 0;
 
     if (a->n_rows > 1 || !a->plan->look_ahead || !a->plan->pace.n_ahead)
         return 0;
-    for (int layer = 1; layer < m->hp.n_layer; layer++) {
+    for (int layer = span.first + 1; layer < span.end; layer++) {
         const int *roles = m->layers[layer].w, w = roles[ROLE_ROUTER];
         if (w < 0 || m->weights[w].t.type != QUANT_F32 || roles[ROLE_ROUTER_SELECT_BIAS] >= 0)
             continue;
@@ -306,7 +308,7 @@ int cost_step(const struct cost_args *a, struct cost_step *out)
         hits = hits_of(a, &router);
         out->missed_bytes = missed_bytes(a, &router, hits);
     }
-    if (!lacks_disk(a) && plan_is_measured(p, a->machine))
+    if (!lacks_disk(a) && plan_has_kernels(p, a->machine))
         add_ops(a, &router, hits, out);
     else if (!lacks_disk(a) && a->n_rows <= 1)
         token_roof(a, out);
@@ -375,11 +377,11 @@ int cost_predict(const struct plan_in *in, struct plan *p)
         return cost_gpu_predict(in, p);
     const uint64_t load_bytes = p->dense_bytes + (p->slot_ram_bytes ? 0 : p->expert_bytes);
 
-    p->decode_bytes_per_tok = model_decode_bytes(in->model);
+    p->decode_bytes_per_tok = model_decode_bytes(in->model, model_all(in->model));
     p->load_s = in->machine->disk_bytes_per_s > 0
                     ? (double)load_bytes * (1 - plan_missing_share(p)) / in->machine->disk_bytes_per_s
                     : 0;
-    int rc = program_make(&(struct program_args){in->model, (int)p->chunk_tok, (int)p->n_out, p->kv_type}, &program);
+    int rc = plan_program(p, in->model, PLAN_MAIN, &program);
     if (rc)
         return rc;
     struct cost_args a = {.machine = in->machine, .plan = p, .program = program};
@@ -392,15 +394,15 @@ int cost_predict(const struct plan_in *in, struct plan *p)
     return rc;
 }
 
-/* Of keys and values of one position, all layers. */
-double cost_position_bytes(const struct model *m, const struct plan *p)
+double cost_position_bytes(const struct model *m, const struct plan *p, enum plan_part part)
 {
     struct kv_shape shape;
     double sum = 0;
 
-    if (model_kv_shape(m, p->kv_type, &shape, NULL) < 0)
+    if (model_kv_shape(m, p->kv_type, (int)p->gpu.first_layer, &shape, NULL) < 0)
         return 0; /* there would be no plan */
     for (int group = 0; group < shape.n_groups; group++)
-        sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
+        if (shape.on_host[group] == (part == PLAN_BEFORE))
+            sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
     return sum;
 }

@@ -87,8 +87,9 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p);
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);
 
-/* Keys and values that a row reads of each position before it, in bytes, all layers together; windows count as if they had no end. */
-double cost_position_bytes(const struct model *m, const struct plan *p);
+/* Keys and values that a row reads of each position before it, in bytes, all layers of a part together; windows count as if they had no
+ * end. */
+double cost_position_bytes(const struct model *m, const struct plan *p, enum plan_part part);
 
 /* A step in which each of the plan's n_seq sequences decodes a token behind pos others (on average), for a plan with a GPU: bytes over
  * rates, and attention on the CPU no quicker than probe measured it. A sequence counts as the GPU's if all of its pages may lie there. The

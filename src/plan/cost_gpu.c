@@ -108,22 +108,22 @@ static int shares_of(const struct plan_in *in, const struct plan *p, struct shar
     return 0;
 }
 
-/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the logits. Up: the
- * rows that they give, but not of those that are copied. */
+/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the logits. Up: what comes out
+ * of the host's layers, and the rows that its experts give, but not of those that are copied. */
 static int count_crossings(const struct model *m, const struct shares *share, struct plan *p)
 {
     double host_share = share->host > 0 ? share->host / (share->host + share->copied) : 0;
     const struct hparams *hp = &m->hp;
     uint64_t row_bytes = (uint64_t)hp->n_embd * sizeof(float),
              ids_bytes = (uint64_t)hp->n_expert_used * sizeof(int32_t);
-    double up_rows = 0;
+    double up_rows = plan_has_host_layers(p);
     int *n_expert = mem_zalloc((size_t)hp->n_layer, sizeof *n_expert, MEM_META);
 
     if (!n_expert)
         return err(ERR_NOMEM, "experts of %d layers", hp->n_layer);
-    layout_share(m, p->gpu.n_experts, n_expert);
+    layout_share(m, (int)p->gpu.first_layer, p->gpu.n_experts, n_expert);
     p->gpu.down_bytes_per_tok = (uint64_t)hp->n_vocab * sizeof(float);
-    for (int layer = 0; layer < hp->n_layer; layer++) {
+    for (int layer = (int)p->gpu.first_layer; layer < hp->n_layer; layer++) {
         int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
         if (stack < 0)
             continue;
@@ -136,46 +136,86 @@ static int count_crossings(const struct model *m, const struct shares *share, st
     return 0;
 }
 
-static double routed_bytes(const struct model *m)
+static double routed_bytes(const struct model *m, struct model_span span)
 {
     double sum = 0;
 
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
+    for (int layer = span.first; layer < span.end; layer++)
         sum += m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
     return sum;
+}
+
+/* A token in the host's layers, as a plan without a GPU has it. */
+static int predict_before(const struct plan_in *in, const struct plan *p, struct cost_step *out)
+{
+    struct program *program;
+
+    *out = (struct cost_step){.s = 0};
+    if (!plan_has_host_layers(p))
+        return 0;
+    int rc = plan_program(p, in->model, PLAN_BEFORE, &program);
+    if (rc)
+        return rc;
+    rc = cost_step(&(struct cost_args){.machine = in->machine, .plan = p, .program = program, .n_rows = 1}, out);
+    program_free(program);
+    return rc;
+}
+
+/* Are all rates known that the plan's speed depends on? */
+static bool knows_rates(const struct machine *m, const struct plan *p, const struct shares *share,
+                        const struct cost_step *before)
+{
+    return m->gpu_bytes_per_s > 0 && m->pcie_bytes_per_s > 0 &&
+           (share->host <= 0 || machine_mem_at(m, (int)p->n_threads) > 0) &&
+           (share->disk <= 0 || m->disk_bytes_per_s > 0) && (!plan_has_host_layers(p) || before->s > 0);
+}
+
+/* One after the other: the host's layers, what every token needs of the GPU's, their experts. */
+static void predict_token(const struct plan_in *in, const struct shares *share, const struct cost_step *before,
+                          struct plan *p)
+{
+    const struct machine *m = in->machine;
+    const struct model_span span = plan_span(p, in->model, PLAN_MAIN);
+    const double routed = routed_bytes(in->model, span), rate = machine_mem_at(m, (int)p->n_threads);
+    double dense_bytes = (double)model_decode_bytes(in->model, span) - routed;
+    double cross_bytes = (double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok;
+    double dense_s = dense_bytes / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
+    double disk_s = share->disk > 0 ? share->disk * routed / m->disk_bytes_per_s : 0;
+    double expert_s =
+        fmax((share->gpu + share->copied) * routed / m->gpu_bytes_per_s,
+             fmax(share->copied * routed / m->pcie_bytes_per_s, share->host > 0 ? share->host * routed / rate : 0));
+
+    p->gpu.host_layers_s = before->s;
+    p->decode_dense_s = before->dense_s + dense_s;
+    p->decode_expert_s = before->expert_s + expert_s;
+    p->decode_disk_s = before->disk_s + disk_s;
+    p->decode_tok_per_s = 1 / (before->s + dense_s + fmax(expert_s, disk_s));
 }
 
 int cost_gpu_predict(const struct plan_in *in, struct plan *p)
 {
     const struct machine *m = in->machine;
-    const double routed = routed_bytes(in->model);
+    const double routed = routed_bytes(in->model, plan_span(p, in->model, PLAN_MAIN));
     /* Experts that have slots for certain are read at the start (store.c). */
-    const uint64_t host_bytes = p->n_slots == p->n_slot_experts ? p->expert_bytes : 0;
-    const uint64_t load_bytes = p->gpu.dense_bytes + p->gpu.expert_bytes + host_bytes;
+    const uint64_t slot_bytes = p->n_slots == p->n_slot_experts ? p->expert_bytes : 0;
+    const uint64_t host_bytes = plan_has_host_layers(p) ? p->dense_bytes : 0;
+    const uint64_t load_bytes = p->gpu.dense_bytes + p->gpu.expert_bytes + host_bytes + slot_bytes;
+    struct cost_step before;
     struct shares share;
 
-    p->decode_bytes_per_tok = model_decode_bytes(in->model);
+    p->decode_bytes_per_tok = model_decode_bytes(in->model, model_all(in->model));
     p->load_s = m->disk_bytes_per_s > 0 ? (double)load_bytes / m->disk_bytes_per_s : 0;
     int rc = shares_of(in, p, &share);
     if (!rc)
         rc = count_crossings(in->model, &share, p);
+    if (!rc)
+        rc = predict_before(in, p, &before);
     if (rc)
         return rc;
     p->gpu.copy_bytes_per_tok = (uint64_t)(share.copied * routed);
-    p->missed_bytes_per_tok = (uint64_t)(share.disk * routed);
-    double rate = machine_mem_at(m, (int)p->n_threads);
-    bool lacks = m->gpu_bytes_per_s <= 0 || m->pcie_bytes_per_s <= 0 || (share.host > 0 && rate <= 0) ||
-                 (share.disk > 0 && m->disk_bytes_per_s <= 0);
-    if (lacks)
-        return 0;
-    double cross_bytes = (double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok;
-    p->decode_dense_s =
-        ((double)p->decode_bytes_per_tok - routed) / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
-    p->decode_disk_s = share.disk > 0 ? share.disk * routed / m->disk_bytes_per_s : 0;
-    p->decode_expert_s =
-        fmax((share.gpu + share.copied) * routed / m->gpu_bytes_per_s,
-             fmax(share.copied * routed / m->pcie_bytes_per_s, share.host > 0 ? share.host * routed / rate : 0));
-    p->decode_tok_per_s = 1 / (p->decode_dense_s + fmax(p->decode_expert_s, p->decode_disk_s));
+    p->missed_bytes_per_tok = (uint64_t)(share.disk * routed + before.missed_bytes);
+    if (knows_rates(m, p, &share, &before))
+        predict_token(in, &share, &before, p);
     return 0;
 }
 
@@ -207,7 +247,9 @@ double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
 
     if (m->gpu_bytes_per_s <= 0 || rate <= 0)
         return 0;
-    return fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, (double)p->kv_bytes / n_seq / rate);
+    double before_bytes = cost_position_bytes(in->model, p, PLAN_BEFORE) * p->n_ctx; /* of a sequence */
+    double host_bytes = fmax((double)p->kv_bytes / n_seq - before_bytes, 0);
+    return before_bytes / rate + fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, host_bytes / rate);
 }
 
 /* ---- many sequences ---- */
@@ -219,24 +261,30 @@ static double distinct(const struct hparams *hp, int n)
     return (1 - pow(1 - share, n)) / share;
 }
 
-/* All but attention for n rows: weights are read once, experts as many as are wanted, and what crosses crosses for each row. */
-static double linear_s(const struct plan_in *in, const struct plan *p, int n)
+/* All but attention in the GPU's layers, for n rows behind pos positions: weights are read once, experts as many as are wanted, and what
+ * crosses crosses for each row. */
+static double linear_s(const struct plan_in *in, const struct plan *p, int n, double pos)
 {
     double cross_s =
         ((double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok) / in->machine->pcie_bytes_per_s;
+    double attend_s = 0; /* in the host's layers */
 
-    return p->decode_dense_s - cross_s + n * cross_s +
+    if (plan_has_host_layers(p))
+        attend_s =
+            n * pos * cost_position_bytes(in->model, p, PLAN_BEFORE) / machine_mem_at(in->machine, (int)p->n_threads);
+    return p->decode_dense_s - cross_s + n * cross_s + attend_s +
            fmax(p->decode_expert_s, p->decode_disk_s) * distinct(&in->model->hp, n);
 }
 
-/* Of one row behind pos positions, all layers: elements of queries, keys and values; of the states of its segments; query-key elements of
+/* Of one row behind pos positions, all layers of a span: elements of queries, keys and values; of the states of its segments; query-key elements of
  * attention (cost_op_units()). */
-static void row_values(const struct model *m, double pos, double *qkv, double *states, double *units)
+static void row_values(const struct model *m, struct model_span span, double pos, double *qkv, double *states,
+                       double *units)
 {
     const double dim_k = m->hp.head_dim_k, dim_v = m->hp.head_dim_v, n_segments = ceil(pos / DEVICE_ATTN_SEGMENT_TOK);
 
     *qkv = *states = *units = 0;
-    for (int i = 0; i < m->hp.n_layer; i++) {
+    for (int i = span.first; i < span.end; i++) {
         const struct model_layer *l = &m->layers[i];
         *qkv += l->n_head * dim_k + l->n_head_kv * (dim_k + dim_v);
         *states += n_segments * l->n_head * (dim_v + 2);
@@ -258,18 +306,18 @@ bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, s
     const double mem_rate = machine_mem_at(m, (int)p->n_threads), n_seq = p->n_seq;
     double host_share = 1 - n_on_gpu(p) / n_seq, qkv, states, units;
 
-    if (!p->has_gpu || p->decode_tok_per_s <= 0 || (host_share > 0 && mem_rate <= 0))
+    if (!p->has_gpu || p->decode_tok_per_s <= 0 || ((host_share > 0 || plan_has_host_layers(p)) && mem_rate <= 0))
         return false;
     *out = (struct apex_profile){.n_gpu = (int)n_on_gpu(p)};
-    double kv_bytes = n_seq * pos * cost_position_bytes(in->model, p);
+    double kv_bytes = n_seq * pos * cost_position_bytes(in->model, p, PLAN_MAIN);
     out->n_host = (int)p->n_seq - out->n_gpu;
-    out->gpu_linear_s = linear_s(in, p, out->n_gpu);
-    out->host_linear_s = linear_s(in, p, out->n_host);
-    out->both_linear_s = linear_s(in, p, (int)p->n_seq);
+    out->gpu_linear_s = linear_s(in, p, out->n_gpu, pos);
+    out->host_linear_s = linear_s(in, p, out->n_host, pos);
+    out->both_linear_s = linear_s(in, p, (int)p->n_seq, pos);
     out->attend_s = kv_bytes * (1 - host_share) / m->gpu_bytes_per_s;
     if (out->n_host == 0)
         return true;
-    row_values(in->model, pos, &qkv, &states, &units);
+    row_values(in->model, plan_span(p, in->model, PLAN_MAIN), pos, &qkv, &states, &units);
     double unit_s = m->ops[OP_ATTENTION].unit_s;
     out->host_seq_s = fmax(kv_bytes / mem_rate, n_seq * units * unit_s) * host_share / out->n_host;
     out->down_s = n_seq * qkv * sizeof(float) / m->pcie_bytes_per_s;

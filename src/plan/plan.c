@@ -68,28 +68,54 @@ static int check_op(const struct program *program, const struct op *op, const st
                w ? quant_info((int)w->type)->name : "");
 }
 
-/* Every op must be one that its device runs (experts: both devices); then what activations and the device's own scratch take. */
-static int count_scratch(const struct plan_in *in, struct plan *p)
+struct model_span plan_span(const struct plan *p, const struct model *m, enum plan_part part)
 {
-    struct program *program;
-    int rc = program_make(&(struct program_args){in->model, (int)p->chunk_tok, (int)p->n_out, p->kv_type}, &program);
+    int border = p->has_gpu ? (int)p->gpu.first_layer : 0;
 
-    if (rc)
-        return rc;
+    return part == PLAN_BEFORE ? (struct model_span){0, border} : (struct model_span){border, m->hp.n_layer};
+}
+
+int plan_program(const struct plan *p, const struct model *m, enum plan_part part, struct program **out)
+{
+    return program_make(&(struct program_args){m, (int)p->chunk_tok, (int)p->n_out, p->kv_type, plan_span(p, m, part)},
+                        out);
+}
+
+/* Every op must be one that its device runs (experts of a GPU's layers: both devices). */
+static int check_ops(const struct plan_in *in, const struct program *program, bool by_gpu)
+{
+    int rc = 0;
+
     for (int i = 0; i < program->n_ops && !rc; i++) {
         const struct op *op = &program->ops[i];
-        if (p->has_gpu)
+        if (by_gpu)
             rc = check_op(program, op, in->gpu);
-        if (!rc && (!p->has_gpu || op->kind == OP_MOE))
+        if (!rc && (!by_gpu || op->kind == OP_MOE))
             rc = check_op(program, op, in->cpu);
     }
+    return rc;
+}
+
+/* What activations and the devices' own scratch take. */
+static int count_scratch(const struct plan_in *in, struct plan *p)
+{
+    struct program *program, *before = NULL;
+    int rc = plan_program(p, in->model, PLAN_MAIN, &program);
+
+    if (!rc)
+        rc = check_ops(in, program, p->has_gpu);
+    if (!rc && plan_has_host_layers(p))
+        rc = plan_program(p, in->model, PLAN_BEFORE, &before);
+    if (!rc && before)
+        rc = check_ops(in, before, false);
     if (!rc && p->has_gpu)
-        plan_gpu_scratch(in, program, p);
+        plan_gpu_scratch(in, program, before, p);
     else if (!rc)
         p->scratch_bytes =
             size_up(program->arena_bytes, MAP_BYTES) +
             size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads),
                     MAP_BYTES);
+    program_free(before);
     program_free(program);
     return rc;
 }
@@ -107,7 +133,7 @@ static int count_slots(const struct model *m, struct plan *p)
     p->n_slots = (uint32_t)slots.n_slots;
     p->n_slot_experts = (uint32_t)slots.n_experts;
     slot_shape_done(&slots);
-    rc = layout_init_dense(m, &layout);
+    rc = layout_init_dense(m, model_all(m), &layout);
     if (rc)
         return rc;
     p->dense_bytes = layout.bytes;
@@ -421,14 +447,19 @@ double plan_missing_share(const struct plan *p)
     return 1 - (double)room_bytes / (double)weights_bytes;
 }
 
+bool plan_has_kernels(const struct plan *p, const struct machine *m)
+{
+    return machine_has_kernels(m) && (!p->isa[0] || !strcmp(p->isa, m->isa));
+}
+
 bool plan_is_measured(const struct plan *p, const struct machine *m)
 {
-    return machine_has_kernels(m) && !p->has_gpu && (!p->isa[0] || !strcmp(p->isa, m->isa));
+    return !p->has_gpu && plan_has_kernels(p, m);
 }
 
 int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 {
-    int rc = model_kv_shape(in->model, p->kv_type, shape, NULL);
+    int rc = model_kv_shape(in->model, p->kv_type, (int)p->gpu.first_layer, shape, NULL);
 
     if (!rc)
         rc = plan_count_weights(in->model, p);
@@ -445,14 +476,14 @@ int plan_check(const struct plan_in *in, struct plan *p)
     choose_numa(in->machine, p);
     if (!plan_fits(p))
         return plan_refuse(p, in);
-    if (p->has_gpu && !plan_is_split(p) && p->look_ahead)
+    if (p->has_gpu && !plan_has_host_experts(p) && p->look_ahead)
         return err(ERR_FORMAT, "plan: \"look_ahead\" has to be false: the GPU holds all experts");
     if (p->has_gpu && !plan_is_split(p) && p->gpu.n_landing)
         return err(ERR_FORMAT, "plan: \"landings\" has to be 0: the GPU holds all experts");
-    if (plan_is_split(p) && !p->slot_ram_bytes)
+    if (plan_has_host_experts(p) && !p->slot_ram_bytes)
         return err(ERR_FORMAT,
                    "plan: \"expert_ram\" has to be more than 0: the GPU holds %" PRIu32 " of %" PRIu32 " experts",
-                   p->gpu.n_experts, p->gpu.n_all_experts);
+                   p->gpu.n_experts, p->gpu.n_all_experts + p->gpu.n_host_experts);
     return cost_predict(in, p);
 }
 
@@ -523,7 +554,7 @@ static int choose_chunk(const struct plan_in *in, const struct plan_opts *o, str
     return 0;
 }
 
-int plan_make(const struct plan_in *in, struct plan *out)
+int plan_make_with_gpu(const struct plan_in *in, struct plan *out)
 {
     static const struct plan_opts your_choice;
     const struct plan_opts *o = in->opts ? in->opts : &your_choice;
@@ -532,6 +563,38 @@ int plan_make(const struct plan_in *in, struct plan *out)
     int rc = make(in, o, &p);
     if (!rc)
         rc = choose_chunk(in, o, &p);
+    if (rc)
+        return rc;
+    memcpy(out, &p, sizeof p);
+    return 0;
+}
+
+/* Layers that do not fit a GPU were the CPU's before; where it is no slower at the others, all are. Its predictions of layers on the CPU are
+ * those of a plan without it. Of either only decoding is known. */
+static int leave_gpu(const struct plan_in *in, struct plan *p)
+{
+    struct plan_in alone = *in;
+    struct plan other;
+
+    alone.gpu = NULL;
+    int rc = plan_make_with_gpu(&alone, &other);
+    if (rc == ERR_NOMEM)
+        return rc;
+    if (rc == 0 && other.n_ctx >= p->n_ctx && other.decode_tok_per_s >= p->decode_tok_per_s) {
+        other.unused = (struct plan_unused){p->gpu.number, p->gpu.first_layer, p->decode_tok_per_s};
+        memcpy(p, &other, sizeof *p);
+    }
+    err_clear();
+    return 0;
+}
+
+int plan_make(const struct plan_in *in, struct plan *out)
+{
+    struct plan p;
+    int rc = plan_make_with_gpu(in, &p);
+
+    if (!rc && plan_has_host_layers(&p) && p.decode_tok_per_s > 0)
+        rc = leave_gpu(in, &p);
     if (rc)
         return rc;
     memcpy(out, &p, sizeof p);

@@ -66,10 +66,13 @@ struct plan_opts {
     enum plan_copies copies;
 };
 
-/* What a GPU holds and computes: all but some experts, every byte by purpose. */
+/* What a GPU holds and computes: some layers and what stands behind them, all but some experts, every byte by purpose. */
 struct plan_gpu {
-    uint32_t number;                   /* which one */
-    uint32_t n_experts, n_all_experts; /* so many of the model's experts, shared among its layers (layout_share()) */
+    uint32_t number; /* which one */
+    uint32_t
+        first_layer; /* it and those behind it are the GPU's; those before it, with the embedding, their pages and experts, the CPU's */
+    uint32_t n_experts, n_all_experts; /* so many of the experts of its layers, shared among them (layout_share()) */
+    uint32_t n_host_experts;           /* of the layers before */
     bool moves;                        /* which ones changes with use */
     enum plan_copies copies;
     uint32_t
@@ -77,7 +80,7 @@ struct plan_gpu {
     uint64_t landing_bytes; /* of those places */
     uint64_t
         pin_bytes; /* of the host's slots, from the first on, are pinned if the system lets them, so that copies need no detour */
-    uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of the model */
+    uint64_t dense_bytes, expert_bytes; /* weights: a layout_init_part() of its span */
     uint32_t
         kv_tok; /* positions of the cache that it holds of layers without windows, the host the others; 0: all of them */
     uint32_t
@@ -88,6 +91,13 @@ struct plan_gpu {
     uint64_t total_bytes, budget_bytes;
     /* Predicted, for a generated token: between it and the host; of experts that are copied, beside that */
     uint64_t down_bytes_per_tok, up_bytes_per_tok, copy_bytes_per_tok;
+    double host_layers_s; /* of its time, the layers before first_layer; 0: there are none, or a rate is not known */
+};
+
+/* A GPU that would have made the model slower: what the plan with it came to. */
+struct plan_unused {
+    uint32_t number, first_layer;
+    double decode_tok_per_s; /* 0: there is none such */
 };
 
 struct plan {
@@ -108,8 +118,10 @@ struct plan {
      * what computing them takes. */
     bool has_gpu;
     struct plan_gpu gpu;
+    struct plan_unused unused; /* without has_gpu */
     /* Every byte by purpose */
-    uint64_t dense_bytes, expert_bytes; /* weights held in memory (or mapped); of experts that have slots, these */
+    /* weights held in memory (or mapped); of experts that have slots, these. With a GPU: of the CPU's layers, and copies of routers */
+    uint64_t dense_bytes, expert_bytes;
     uint64_t slot_ram_bytes; /* what the slots may take; 0: all experts are resident (or mapped), there are no slots */
     uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
     uint64_t
@@ -130,11 +142,27 @@ struct plan {
     double load_s, first_token_s;               /* first: from the start to the first token after a short question */
 };
 
-/* Does the CPU compute experts beside the GPU? */
+/* Does the CPU compute experts of the GPU's layers? */
 static inline bool plan_is_split(const struct plan *p)
 {
     return p->has_gpu && p->gpu.n_experts < p->gpu.n_all_experts;
 }
+
+/* Does it compute layers of its own, before the GPU's? */
+static inline bool plan_has_host_layers(const struct plan *p)
+{
+    return p->has_gpu && p->gpu.first_layer > 0;
+}
+
+/* Are there experts, of either, that only the host's memory holds? They have slots. */
+static inline bool plan_has_host_experts(const struct plan *p)
+{
+    return plan_is_split(p) || (p->has_gpu && p->gpu.n_host_experts > 0);
+}
+
+/* Whose layers: those of the device that the plan is for (without a GPU: all), and the CPU's before a GPU's. */
+enum plan_part { PLAN_MAIN, PLAN_BEFORE };
+struct model_span plan_span(const struct plan *p, const struct model *m, enum plan_part part);
 
 /* Room for any expert of the model, each matrix on a boundary of PLAN_ROOM_ALIGN. */
 #define PLAN_ROOM_ALIGN 256
@@ -149,16 +177,22 @@ static inline bool plan_has_host_kv(const struct plan *p)
     return p->has_gpu && p->gpu.kv_tok > 0;
 }
 
-/* The CPU's scratch beside a GPU: for the experts that it computes, and for attention over the host's pages. */
-uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct device_ops *cpu);
+/* The program of a part. Errors as program_make(). */
+int plan_program(const struct plan *p, const struct model *m, enum plan_part part, struct program **out);
+
+/* The CPU's scratch beside a GPU: for the experts that it computes, for attention over the host's pages, and for its own layers (before;
+ * NULL: it has none). */
+uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct program *before,
+                           const struct device_ops *cpu);
 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);
 
-/* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU. */
-uint64_t plan_ahead_bytes(const struct model *m);
+/* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU that has the layers from first_layer on. */
+uint64_t plan_ahead_bytes(const struct model *m, int first_layer);
 
-/* Are its predictions of compute measured ones, or only what memory allows at most? */
+/* Were the CPU's kernels measured that it computes with? Are all its predictions of compute such, or only what memory allows at most? */
+bool plan_has_kernels(const struct plan *p, const struct machine *m);
 bool plan_is_measured(const struct plan *p, const struct machine *m);
 
 /* Everything a plan is made from; the pointers are looked at, not kept. */

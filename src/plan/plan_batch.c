@@ -79,13 +79,18 @@ static bool predict_gpu(const struct plan_in *in, const struct plan *p, uint32_t
     return true;
 }
 
+static double position_bytes(const struct model *m, const struct plan *p)
+{
+    return cost_position_bytes(m, p, PLAN_BEFORE) + cost_position_bytes(m, p, PLAN_MAIN);
+}
+
 static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq_tok, struct plan_batch_point *at)
 {
     const struct machine *machine = in->machine;
     double dense_bytes = (double)p->decode_bytes_per_tok - wanted_bytes(in->model, 1);
     double experts = wanted_bytes(in->model, at->n_seq);
     double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
-    double kv_bytes = (double)at->n_seq * seq_tok / 2 * cost_position_bytes(in->model, p); /* on average half way */
+    double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
 
     at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes;
     at->slot_bytes = p->expert_bytes;

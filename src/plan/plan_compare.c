@@ -26,6 +26,7 @@ struct other {
     char name[NAME_BYTES];
     struct plan_opts opts;
     bool is_cpu; /* without the GPU */
+    bool is_gpu; /* with it, though the CPU alone is no slower */
 };
 
 static struct other *add(struct other *list, int *n, const struct plan_in *in, const char *name)
@@ -41,6 +42,8 @@ static int list_others(const struct plan *p, const struct plan_in *in, struct ot
 {
     int n = 0;
 
+    if (p->unused.decode_tok_per_s > 0 && in->gpu)
+        add(list, &n, in, "with the GPU")->is_gpu = true;
     if (p->has_gpu) {
         add(list, &n, in, "--device cpu")->is_cpu = true;
     } else if (p->io != PLAN_IO_MMAP) {
@@ -71,10 +74,13 @@ static int list_others(const struct plan *p, const struct plan_in *in, struct ot
 }
 
 /* Why it is not the plan: 3 % is what predictions cannot tell apart. */
-static const char *reason(const struct plan *p, const struct plan *other, const struct plan_opts *opts)
+static const char *reason(const struct plan *p, const struct plan *other, const struct other *wish)
 {
+    const struct plan_opts *opts = &wish->opts;
     double s = plan_turn_s(p), other_s = plan_turn_s(other);
 
+    if (wish->is_gpu)
+        return "decodes no faster";
     if (opts->n_ctx && opts->n_ctx < p->n_ctx)
         return s > 0 && other_s < 0.97 * s ? "faster, but only half the context" : "only half the context";
     if (opts->kv_type != p->kv_type && opts->kv_type == QUANT_Q8_0)
@@ -106,16 +112,16 @@ int plan_compare(const struct plan *plan, const struct plan_in *in, char **out)
     n += (size_t)write_plan(text + n, sizeof text - n, "this one", plan, "");
     for (int i = 0; i < n_others && n < sizeof text; i++) {
         struct plan other;
-        const struct plan_in wishes = {in->machine, in->model, &others[i].opts, in->cpu,
-                                       others[i].is_cpu ? NULL : in->gpu};
-        rc = plan_make(&wishes, &other);
+        bool has_gpu = others[i].is_gpu || (plan->has_gpu && !others[i].is_cpu);
+        const struct plan_in wishes = {in->machine, in->model, &others[i].opts, in->cpu, has_gpu ? in->gpu : NULL};
+        rc = others[i].is_gpu ? plan_make_with_gpu(&wishes, &other) : plan_make(&wishes, &other);
         if (rc == ERR_NOMEM)
             return rc;
         if (rc)
             n += (size_t)snprintf(text + n, sizeof text - n, "  %-16s %.160s\n", others[i].name, err_text());
         else
-            n += (size_t)write_plan(text + n, sizeof text - n, others[i].name, &other,
-                                    reason(plan, &other, &others[i].opts));
+            n +=
+                (size_t)write_plan(text + n, sizeof text - n, others[i].name, &other, reason(plan, &other, &others[i]));
     }
     err_clear();
     *out = mem_strdup(text, MEM_OTHER);

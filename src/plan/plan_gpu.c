@@ -1,7 +1,9 @@
-/* The GPU's part of a plan. Dense weights, the cache and the activations have to be there; experts get what is left, as
+/* The GPU's part of a plan. Dense weights, the cache and the activations of its layers have to be there; experts get what is left, as
  * evenly over the layers as their number allows, because every layer waits for the slower side. The host holds slots for the
  * others. Of a cache that was asked for and does not fit, the GPU holds as much as it can, before any expert: at a full context each
- * byte of it is read for every token, of the experts a part. Pure arithmetic. */
+ * byte of it is read for every token, of the experts a part. Where not even the dense weights fit, the first layers are the CPU's, with
+ * all that is theirs: as few as can be. The first, because then the embedding, of which a token reads a row, lies with the host, the head,
+ * of which it reads all, with the GPU, and rows cross once, upwards, where nobody waits for them. Pure arithmetic. */
 #include "src/plan/plan_in.h"
 
 #include "src/base/err.h"
@@ -77,9 +79,10 @@ static bool is_for_experts(const struct plan *p, const struct program *program, 
     return op->kind == OP_MOE;
 }
 
-uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct device_ops *cpu)
+uint64_t plan_host_scratch(const struct plan *p, const struct program *program, const struct program *before,
+                           const struct device_ops *cpu)
 {
-    uint64_t most = 0;
+    uint64_t most = before ? cpu->scratch_bytes(before->ops, before->n_ops, before->n_rows, (int)p->n_threads) : 0;
 
     for (int i = 0; i < program->n_ops; i++) {
         struct tensor dst;
@@ -94,7 +97,8 @@ uint64_t plan_host_scratch(const struct plan *p, const struct program *program, 
     return most;
 }
 
-void plan_gpu_scratch(const struct plan_in *in, const struct program *program, struct plan *p)
+void plan_gpu_scratch(const struct plan_in *in, const struct program *program, const struct program *before,
+                      struct plan *p)
 {
     struct program_host host;
     uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
@@ -110,34 +114,58 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, s
         p->gpu.scratch_bytes += attn.dev_bytes;
         p->scratch_bytes += size_up(attn.host_bytes, MAP_BYTES);
     }
-    p->scratch_bytes += size_up(plan_host_scratch(p, program, in->cpu), MAP_BYTES);
+    if (before)
+        p->scratch_bytes += size_up(before->arena_bytes, MAP_BYTES);
+    p->scratch_bytes += size_up(plan_host_scratch(p, program, before, in->cpu), MAP_BYTES);
 }
 
-static uint32_t count_experts(const struct model *m)
+static uint32_t count_experts(const struct model *m, struct model_span span)
 {
     uint32_t n = 0;
 
-    for (int layer = 0; layer < m->hp.n_layer; layer++) {
+    for (int layer = span.first; layer < span.end; layer++) {
         int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
         n += stack >= 0 ? (uint32_t)m->weights[stack].t.ne[2] : 0;
     }
     return n;
 }
 
-static int count_vram(const struct model *m, const int *n_expert, struct plan_gpu *g)
+static int dense_bytes(const struct model *m, struct model_span span, uint64_t *bytes)
 {
-    struct layout dense, all;
-    int rc = layout_init_dense(m, &dense);
+    struct layout dense;
+    int rc = layout_init_dense(m, span, &dense);
 
     if (rc)
         return rc;
-    rc = layout_init_part(m, n_expert, &all);
-    if (!rc) {
-        g->dense_bytes = dense.bytes;
-        g->expert_bytes = all.bytes - dense.bytes;
-        layout_done(&all);
-    }
+    *bytes = dense.bytes;
     layout_done(&dense);
+    return 0;
+}
+
+static int count_vram(const struct model *m, const int *n_expert, struct plan *p)
+{
+    const struct model_span span = plan_span(p, m, PLAN_MAIN);
+    struct plan_gpu *g = &p->gpu;
+    struct layout all;
+    int rc = dense_bytes(m, span, &g->dense_bytes);
+
+    if (!rc)
+        rc = layout_init_part(m, span, n_expert, &all);
+    if (rc)
+        return rc;
+    g->expert_bytes = all.bytes - g->dense_bytes;
+    layout_done(&all);
+    return 0;
+}
+
+/* What the host holds beside experts: the dense weights of its layers, and copies of the routers that are asked about the layer before
+ * and lie on the GPU. */
+static int count_host_dense(const struct model *m, struct plan *p)
+{
+    int rc = dense_bytes(m, plan_span(p, m, PLAN_BEFORE), &p->dense_bytes);
+
+    if (!rc && p->look_ahead && plan_is_split(p))
+        p->dense_bytes += plan_ahead_bytes(m, (int)p->gpu.first_layer);
     return rc;
 }
 
@@ -162,15 +190,17 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
 
     if (!n_expert)
         return err(ERR_NOMEM, "experts of %d layers", m->hp.n_layer);
-    g->n_all_experts = count_experts(m);
-    p->dense_bytes = p->look_ahead && plan_is_split(p) ? plan_ahead_bytes(m) : 0;
+    g->n_all_experts = count_experts(m, plan_span(p, m, PLAN_MAIN));
+    g->n_host_experts = count_experts(m, plan_span(p, m, PLAN_BEFORE));
     p->expert_bytes = 0;
     p->n_slots = p->n_slot_experts = 0;
-    uint32_t n = layout_share(m, g->n_experts, n_expert);
-    int rc = n == g->n_experts ? count_vram(m, n_expert, g)
-                               : err(ERR_FORMAT, "%" PRIu32 " experts on the GPU; the model has %" PRIu32, g->n_experts,
-                                     g->n_all_experts);
-    if (!rc && p->slot_ram_bytes && !plan_is_split(p))
+    uint32_t n = layout_share(m, (int)g->first_layer, g->n_experts, n_expert);
+    int rc = n == g->n_experts ? count_vram(m, n_expert, p)
+                               : err(ERR_FORMAT, "%" PRIu32 " experts on the GPU; its layers have %" PRIu32,
+                                     g->n_experts, g->n_all_experts);
+    if (!rc)
+        rc = count_host_dense(m, p);
+    if (!rc && p->slot_ram_bytes && !plan_has_host_experts(p))
         rc = err(ERR_FORMAT, "slots for experts in memory, but the GPU holds all");
     if (!rc && p->slot_ram_bytes)
         rc = count_slots(m, n_expert, p);
@@ -178,12 +208,12 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
     return rc;
 }
 
-uint64_t plan_ahead_bytes(const struct model *m)
+uint64_t plan_ahead_bytes(const struct model *m, int first_layer)
 {
     static const enum role roles[] = {ROLE_ROUTER, ROLE_FFN_NORM};
     uint64_t sum = 0;
 
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
+    for (int layer = first_layer; layer < m->hp.n_layer; layer++)
         for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
             int w = m->layers[layer].w[roles[i]];
             if (m->layers[layer].w[ROLE_ROUTER] >= 0 && w >= 0)
@@ -241,17 +271,20 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
 int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
 {
     const struct plan_gpu *g = &p->gpu;
+    int n_layers = in->model->hp.n_layer - (int)g->first_layer;
     char b[7][32];
 
-    return err(
-        ERR_LIMIT,
-        "%s does not fit GPU %" PRIu32 ", even with all experts elsewhere: %s wanted, %s allowed, %s too much. Dense "
-        "weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32 "), scratch %s, driver and tables %s",
-        in->model->name, g->number, size_format(g->total_bytes, b[0], sizeof b[0]),
-        size_format(g->budget_bytes, b[1], sizeof b[1]),
-        size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
-        size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
-        size_format(g->scratch_bytes, b[5], sizeof b[5]), size_format(g->own_bytes, b[6], sizeof b[6]));
+    return err(ERR_LIMIT,
+               "%s does not fit GPU %" PRIu32
+               ", even with all experts elsewhere and no more than %d layer%s there: %s wanted, "
+               "%s allowed, %s too much. Dense weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32
+               "), scratch %s, driver and tables %s",
+               in->model->name, g->number, n_layers, n_layers == 1 ? "" : "s",
+               size_format(g->total_bytes, b[0], sizeof b[0]), size_format(g->budget_bytes, b[1], sizeof b[1]),
+               size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
+               size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx,
+               p->n_seq, size_format(g->scratch_bytes, b[5], sizeof b[5]),
+               size_format(g->own_bytes, b[6], sizeof b[6]));
 }
 
 /* ---- what fits ---- */
@@ -304,7 +337,7 @@ static int least_slots(const struct model *m, const struct plan *p, uint64_t *by
 
     if (!n_away)
         return err(ERR_NOMEM, "experts of %d layers", m->hp.n_layer);
-    layout_share(m, p->gpu.n_experts, n_away);
+    layout_share(m, (int)p->gpu.first_layer, p->gpu.n_experts, n_away);
     int rc = slot_shape_init(m, n_away, 0, &least);
     mem_free(n_away);
     if (rc)
@@ -414,26 +447,73 @@ static int split_kv(const struct plan_in *in, const struct plan_opts *o, struct 
     return 0;
 }
 
+/* ---- layers that do not fit ---- */
+
+static int set_layers(const struct plan_in *in, struct kv_shape *shape, uint32_t first, struct plan *p)
+{
+    p->gpu.first_layer = first;
+    return plan_count(in, shape, p);
+}
+
+/* The fewest layers before the GPU's with which those fit it; where none do, all but one. */
+static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
+{
+    uint32_t lo = 1, hi = (uint32_t)in->model->hp.n_layer - 1;
+    int rc = 0;
+
+    while (!rc && lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        rc = set_layers(in, shape, mid, p);
+        if (fits_gpu(p))
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return rc ? rc : set_layers(in, shape, lo, p);
+}
+
+/* All but experts. A cache that is shared costs each of the GPU's layers a wait, so its layers rather have theirs whole, unless not even one
+ * can. A context that nobody asked for is lowered for the host's memory alone: for the GPU's that would spare a layer or two. */
+static int fit_layers(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
+{
+    int rc = 0;
+
+    if (plan_fits(p) || (!o->n_ctx && plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
+        return 0;
+    rc = split_kv(in, o, shape, p);
+    if (rc || fits_gpu(p) || in->model->hp.n_layer < 2)
+        return rc;
+    rc = leave_layers(in, shape, p);
+    if (!rc && !fits_gpu(p))
+        return split_kv(in, o, shape, p);
+    if (!rc && !plan_fits(p) && !o->n_ctx)
+        plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p);
+    return rc;
+}
+
+/* Without what the host computes of the GPU's layers, and, where it has no experts at all, without looking ahead. */
+static int keep_experts(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
+{
+    p->gpu.moves = false;
+    p->look_ahead = p->look_ahead && plan_has_host_experts(p);
+    return plan_count(in, shape, p);
+}
+
 int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
 {
     p->slot_ram_bytes = 0;
     int rc = set_experts(in, shape, 0, p);
-    if (rc)
-        return rc;
-    if (!plan_fits(p) && (o->n_ctx || !plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p))) {
-        rc = split_kv(in, o, shape, p);
-        if (rc || !plan_fits(p))
-            return rc ? rc : plan_refuse(p, in);
-    }
+    if (!rc)
+        rc = fit_layers(in, o, shape, p);
+    if (rc || !plan_fits(p))
+        return rc ? rc : plan_refuse(p, in);
     rc = fill_gpu(in, shape, p);
     if (!rc && plan_is_split(p) && p->gpu.copies != PLAN_COPIES_NEVER)
         rc = fill_landing(in, shape, p);
-    if (!rc && plan_is_split(p))
+    if (!rc && !plan_is_split(p))
+        rc = keep_experts(in, shape, p);
+    if (!rc && plan_has_host_experts(p))
         rc = fill_host(in, o, shape, p);
-    else if (!rc) {
-        p->gpu.moves = p->look_ahead = false;
-        rc = plan_count(in, shape, p); /* without what the host computes */
-    }
     p->gpu.pin_bytes = pin_room(p);
     return rc ? rc : plan_fits(p) ? 0 : plan_refuse(p, in);
 }

@@ -50,8 +50,9 @@ int plan_refuse(const struct plan *p, const struct plan_in *in);
 /* What is wanted of it. ERR_ARG, ERR_LIMIT, ERR_UNSUPPORTED. */
 int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct plan *p);
 
-/* Activations and scratch, of both sides. */
-void plan_gpu_scratch(const struct plan_in *in, const struct program *program, struct plan *p);
+/* Activations and scratch, of both sides. before: of the CPU's layers; NULL: it has none. */
+void plan_gpu_scratch(const struct plan_in *in, const struct program *program, const struct program *before,
+                      struct plan *p);
 
 /* Its weights, and slots for the other experts. ERR_NOMEM, ERR_LIMIT, ERR_FORMAT (experts without a place). */
 int plan_gpu_weights(const struct model *m, struct plan *p);
@@ -59,12 +60,16 @@ int plan_gpu_weights(const struct model *m, struct plan *p);
 /* What depends on the context, and the sum. */
 void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, struct plan *p);
 
-/* As many experts as fit beside the rest; slots for the others in what memory is left. ERR_LIMIT with the numbers. */
+/* As many layers as fit, as many of their experts as fit beside the rest; slots for the others in what memory is left. ERR_LIMIT with
+ * the numbers. */
 int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p);
 int plan_gpu_refuse(const struct plan *p, const struct plan_in *in);
 
 /* Count every byte of a plan whose choices are made. ERR_UNSUPPORTED, ERR_NOMEM. */
 int plan_count(const struct plan_in *in, struct kv_shape *shape, struct plan *p);
+
+/* plan_make() with the GPU of in, even where the CPU alone would be faster. */
+int plan_make_with_gpu(const struct plan_in *in, struct plan *out);
 
 /* Seconds of a chat's turn, by which plans are compared; 0: not known. */
 double plan_turn_s(const struct plan *p);

@@ -107,18 +107,20 @@ static void note_kv(const struct plan *p, char *out, size_t out_bytes)
                  p->n_seq == 1 ? "" : "s", kv_type);
 }
 
-static void say_vram(struct text *t, const struct plan *p)
+static void say_vram(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     const struct plan_gpu *g = &p->gpu;
-    char kv[128], experts[64];
+    char kv[128], experts[64], layers[64];
 
     if (plan_has_host_kv(p))
         snprintf(kv, sizeof kv, "%" PRIu32 " positions, attention computed there", g->kv_tok);
     else
         note_kv(p, kv, sizeof kv);
     snprintf(experts, sizeof experts, "%" PRIu32 " of %" PRIu32 ", computed there", g->n_experts, g->n_all_experts);
+    snprintf(layers, sizeof layers, "of layers %" PRIu32 " to %d, and the head", g->first_layer,
+             in->model->hp.n_layer - 1);
     say(t, "\nmemory of GPU %-4" PRIu32 "          size  of budget\n", g->number);
-    say_part(t, "dense weights", g->dense_bytes, g->budget_bytes, "");
+    say_part(t, "dense weights", g->dense_bytes, g->budget_bytes, plan_has_host_layers(p) ? layers : "");
     if (g->n_all_experts)
         say_part(t, "experts", g->expert_bytes, g->budget_bytes, experts);
     if (g->n_landing) {
@@ -132,6 +134,25 @@ static void say_vram(struct text *t, const struct plan *p)
     say_part(t, "budget", g->budget_bytes, g->budget_bytes, "");
 }
 
+/* Of which layers, as people count them. */
+static void note_layers(const struct plan *p, char *out, size_t out_bytes)
+{
+    if (p->gpu.first_layer == 1)
+        snprintf(out, out_bytes, "layer 0");
+    else
+        snprintf(out, out_bytes, "layers 0 to %" PRIu32, p->gpu.first_layer - 1);
+}
+
+static void say_host_layers(struct text *t, const struct plan *p)
+{
+    char layers[32], note[96];
+
+    note_layers(p, layers, sizeof layers);
+    snprintf(note, sizeof note, "of the embedding and %s, computed by the CPU%s", layers,
+             p->look_ahead && plan_is_split(p) ? "; copies of routers" : "");
+    say_bytes(t, p, "dense weights", p->dense_bytes, note);
+}
+
 static void say_memory(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     const char *how = p->io == PLAN_IO_MMAP    ? "mapped: the system may drop and read them again"
@@ -141,10 +162,12 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
 
     note_kv(p, kv, sizeof kv);
     if (p->has_gpu)
-        say_vram(t, p);
+        say_vram(t, p, in);
     say(t, "\nmemory                      size  of budget\n");
     if (!p->has_gpu)
         say_bytes(t, p, "dense weights", p->dense_bytes, how);
+    else if (plan_has_host_layers(p))
+        say_host_layers(t, p);
     else if (p->dense_bytes)
         say_bytes(t, p, "routers", p->dense_bytes, "copies, for looking ahead");
     if (p->slot_ram_bytes) {
@@ -159,12 +182,15 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
         say_bytes(t, p, "KV cache", p->kv_bytes, kv);
     else if (plan_has_host_kv(p))
         say_bytes(t, p, "KV cache", p->kv_bytes, "the rest of it, pinned");
+    else if (plan_has_host_layers(p))
+        say_bytes(t, p, "KV cache", p->kv_bytes, "of the CPU's layers, pinned");
     say_bytes(t, p, "scratch", p->scratch_bytes,
-              !p->has_gpu              ? "activations of a step"
-              : plan_has_host_kv(p)    ? "what attention and experts read and give, and the logits"
-              : plan_is_split(p)       ? "what experts read and give, and the logits"
-              : in->model->hp.n_expert ? "the logits, and which experts are wanted"
-                                       : "the logits");
+              !p->has_gpu               ? "activations of a step"
+              : plan_has_host_layers(p) ? "activations of the CPU's layers, and what passes between both sides"
+              : plan_has_host_kv(p)     ? "what attention and experts read and give, and the logits"
+              : plan_is_split(p)        ? "what experts read and give, and the logits"
+              : in->model->hp.n_expert  ? "the logits, and which experts are wanted"
+                                        : "the logits");
     if (p->stage_bytes)
         say_bytes(t, p, "to and from GPU", p->stage_bytes, "buffers, most of them pinned");
     say_bytes(t, p, "header and tables", p->meta_bytes,
@@ -243,6 +269,9 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
             size_format(p->gpu.down_bytes_per_tok, missed, sizeof missed));
     if (p->gpu.copy_bytes_per_tok)
         say(t, ", experts copied to it %s", size_format(p->gpu.copy_bytes_per_tok, size, sizeof size));
+    if (p->gpu.host_layers_s > 0)
+        say(t, "\n              %.3g ms of a token for the CPU's layers, then %.3g for the GPU's",
+            1e3 * p->gpu.host_layers_s, 1e3 * (1 / p->decode_tok_per_s - p->gpu.host_layers_s));
     if (plan_has_host_kv(p))
         say_full_context(t, p, in);
     say(t, "\n");
@@ -304,10 +333,19 @@ static bool lacks_direct(const struct machine *m)
 
 static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_in *in)
 {
-    char size[32];
+    char size[32], layers[32];
 
     say(t, "  GPU memory %s: %s\n", size_format(p->gpu.budget_bytes, size, sizeof size),
         in->opts && in->opts->vram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
+    if (plan_has_host_layers(p)) {
+        note_layers(p, layers, sizeof layers);
+        say(t,
+            "  layers: not all fit the GPU. The CPU holds and computes the embedding and %s, as few as can be, first; "
+            "what\n"
+            "  comes out goes up (%s a token), the GPU does the other %d and the head\n",
+            layers, size_format((uint64_t)in->model->hp.n_embd * sizeof(float), size, sizeof size),
+            in->model->hp.n_layer - (int)p->gpu.first_layer);
+    }
     if (plan_is_split(p))
         say(t, "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; "
                "the CPU\n"
@@ -356,6 +394,12 @@ static void say_why(struct text *t, const struct plan *p, const struct plan_in *
         in->opts && in->opts->ram_bytes ? "asked for" : "what is free, less a sixteenth (256 MiB at least)");
     if (p->has_gpu)
         say_why_gpu(t, p, in);
+    if (p->unused.decode_tok_per_s > 0)
+        say(t,
+            "  GPU %" PRIu32 " IS NOT USED: with it, all but %" PRIu32 " of %d layers there, at most %.3g tokens/s are "
+            "decoded; the CPU\n"
+            "  alone is no slower\n",
+            p->unused.number, p->unused.first_layer, in->model->hp.n_layer, p->unused.decode_tok_per_s);
     if (p->slot_ram_bytes && in->opts && in->opts->expert_ram_bytes)
         say(t, "  expert slots of %s at most: asked for\n", size_format(p->slot_ram_bytes, size, sizeof size));
     else if (p->slot_ram_bytes && !p->has_gpu)
@@ -433,6 +477,8 @@ static json_t *gpu_of(const struct plan *p)
     json_t *o = json_object(), *bytes = json_object();
 
     json_object_set_new(o, "number", json_integer(g->number));
+    if (plan_has_host_layers(p))
+        json_object_set_new(o, "first_layer", json_integer(g->first_layer));
     json_object_set_new(o, "experts", json_integer(g->n_experts));
     json_object_set_new(o, "moves", json_boolean(g->moves));
     json_object_set_new(o, "copies", json_string(copies_names[g->copies]));
@@ -455,6 +501,17 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "down_bytes_per_token", json_integer((json_int_t)g->down_bytes_per_tok));
     json_object_set_new(o, "up_bytes_per_token", json_integer((json_int_t)g->up_bytes_per_tok));
     json_object_set_new(o, "copy_bytes_per_token", json_integer((json_int_t)g->copy_bytes_per_tok));
+    json_object_set_new(o, "host_layers_s", json_real(g->host_layers_s));
+    return o;
+}
+
+static json_t *unused_of(const struct plan_unused *unused)
+{
+    json_t *o = json_object();
+
+    json_object_set_new(o, "number", json_integer(unused->number));
+    json_object_set_new(o, "first_layer", json_integer(unused->first_layer));
+    json_object_set_new(o, "decode_tokens_per_s", json_real(unused->decode_tok_per_s));
     return o;
 }
 
@@ -488,6 +545,8 @@ static json_t *json_of(const struct plan *p)
     json_object_set_new(o, "bytes", bytes_of(p));
     if (p->has_gpu)
         json_object_set_new(o, "gpu", gpu_of(p));
+    if (p->unused.decode_tok_per_s > 0)
+        json_object_set_new(o, "unused_gpu", unused_of(&p->unused));
     json_object_set_new(predicted, "decode_bytes_per_token", json_integer((json_int_t)p->decode_bytes_per_tok));
     if (p->slot_ram_bytes) {
         json_object_set_new(predicted, "missed_bytes_per_token", json_integer((json_int_t)p->missed_bytes_per_tok));
@@ -605,7 +664,8 @@ static uint64_t read_whole(struct reader *r, const json_t *o, const char *name, 
     json_int_t x = json_integer_value(v);
 
     if (!r->rc && (!json_is_integer(v) || x < 0 || x > most))
-        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"%s\" has to be a whole number from 0 to %lld", name, (long long)most);
+        r->rc =
+            err(ERR_FORMAT, "plan: of the GPU: \"%s\" has to be a whole number from 0 to %lld", name, (long long)most);
     return r->rc ? 0 : (uint64_t)x;
 }
 
@@ -632,6 +692,8 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     }
     p->has_gpu = true;
     p->gpu.number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
+    if (json_object_get(v, "first_layer"))
+        p->gpu.first_layer = (uint32_t)read_whole(r, v, "first_layer", in->model->hp.n_layer - 1);
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);
@@ -646,6 +708,18 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
         r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"kv_tok\" has to be a multiple of %d", DEVICE_ATTN_SEGMENT_TOK);
     if (!r->rc && p->io == PLAN_IO_MMAP)
         r->rc = err(ERR_FORMAT, "plan: \"io\" has to be \"uring\" or \"pread\" with a GPU");
+}
+
+/* It only is told again. */
+static void read_unused(struct reader *r, const struct plan_in *in, struct plan_unused *out)
+{
+    const json_t *v = json_object_get(r->o, "unused_gpu");
+
+    if (r->rc || !v)
+        return;
+    out->number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
+    out->first_layer = (uint32_t)read_whole(r, v, "first_layer", in->model->hp.n_layer - 1);
+    out->decode_tok_per_s = json_number_value(json_object_get(v, "decode_tokens_per_s"));
 }
 
 /* Older plans do not speak of it. */
@@ -723,6 +797,8 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     p->pin = json_is_true(json_object_get(o, "pin"));
     p->look_ahead = json_is_true(json_object_get(o, "look_ahead"));
     read_gpu(&r, in, p);
+    if (!p->has_gpu)
+        read_unused(&r, in, &p->unused);
     read_pace(&r, in, p);
     return r.rc;
 }

@@ -22,7 +22,7 @@ static int take_floats(const struct ahead *a, int w, float **room, const float *
     if (!is_floats(a->model, w))
         return 0;
     if (!a->copies) {
-        *out = store_weight(a->store, w);
+        *out = store_host_weight(a->store, w);
         return 0;
     }
     float *copy = *room;
@@ -36,7 +36,7 @@ static int take_routers(struct ahead *a)
     float *room = a->copies;
     int rc = 0;
 
-    for (int layer = 0; layer < a->model->hp.n_layer && !rc; layer++) {
+    for (int layer = a->span.first; layer < a->span.end && !rc; layer++) {
         const int *w = a->model->layers[layer].w;
         if (w[ROLE_ROUTER] < 0)
             continue;
@@ -47,18 +47,19 @@ static int take_routers(struct ahead *a)
     return rc;
 }
 
-int ahead_init(const struct model *m, const struct store *store, struct device *cpu, int n_likely, struct ahead *out)
+int ahead_init(const struct model *m, struct model_span span, const struct store *store, struct device *cpu,
+               int n_likely, struct ahead *out)
 {
     const struct hparams *hp = &m->hp;
     size_t n_layer = (size_t)hp->n_layer;
-    bool is_copied = store_has_device(store);
+    bool is_copied = store_has_device(store) && span.end == hp->n_layer; /* the layers before are the host's */
 
-    *out = (struct ahead){.model = m, .store = store, .dev = cpu, .n_likely = n_likely};
+    *out = (struct ahead){.model = m, .store = store, .span = span, .dev = cpu, .n_likely = n_likely};
     if (!hp->n_expert)
         return 0;
     out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
     out->norm = mem_zalloc(n_layer, sizeof *out->norm, MEM_META);
-    out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m), MEM_WEIGHTS) : NULL;
+    out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m, span.first), MEM_WEIGHTS) : NULL;
     out->x = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->x, MEM_META);
     out->kept = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->kept, MEM_META);
     out->score = mem_zalloc((size_t)hp->n_expert * AHEAD_MAX_ROWS, sizeof *out->score, MEM_META);
@@ -160,7 +161,7 @@ bool ahead_asks_router(const struct ahead_from *from)
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids)
 {
     *ids = a->ids;
-    if (from->layer + 1 >= a->model->hp.n_layer)
+    if (from->layer + 1 >= a->span.end)
         return 0;
     if (ahead_asks_router(from))
         return ask_router(a, from);

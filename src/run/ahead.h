@@ -22,6 +22,7 @@ enum { AHEAD_MAX_ROWS = 4, AHEAD_PROMPT_ROWS = 64 };
 struct ahead {
     const struct model *model; /* view */
     const struct store *store; /* view */
+    struct model_span span;    /* whose layers */
     struct device *dev;        /* view: multiplies, in the host's memory */
     int n_likely;              /* of a row's experts so many are named, the likeliest; may be changed between steps */
     const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
@@ -32,10 +33,11 @@ struct ahead {
     int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
-/* The store is looked at, now and by guesses; its weights are views. cpu: a device whose memory is the host's, with scratch for a
- * MATMUL of AHEAD_MAX_ROWS rows by a router. ERR_NOMEM; ERR_DEVICE where weights have to be copied from one. A dense model takes
- * nothing. */
-int ahead_init(const struct model *m, const struct store *store, struct device *cpu, int n_likely, struct ahead *out);
+/* For the layers of a span. The store is looked at, now and by guesses; its weights are views. cpu: a device
+ * whose memory is the host's, with scratch for a MATMUL of AHEAD_MAX_ROWS rows by a router. ERR_NOMEM; ERR_DEVICE where weights have to
+ * be copied from one. A dense model takes nothing. */
+int ahead_init(const struct model *m, struct model_span span, const struct store *store, struct device *cpu,
+               int n_likely, struct ahead *out);
 void ahead_done(struct ahead *a);
 
 /* What is known of a layer when its router has chosen. */
@@ -47,7 +49,7 @@ struct ahead_from {
 
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
  * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted,
- * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer, a router of
+ * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer among them, a router of
  * another kind than F32 without selection bias. < 0: what the device says. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 

@@ -6,7 +6,8 @@
  * sequences than that, and a page in two tables counts once: so it cannot run dry, and reserving fails only past n_ctx. One
  * thread at a time.
  *
- * Beside a device whose memory does not hold all (dev_tok) a group without windows has two pools. A segment of positions, which
+ * Groups of layers that the host computes (kv_shape) lie in its memory, all others in the device's. Beside a device whose memory does not
+ * hold all of those (dev_tok) a group without windows has two pools. A segment of positions, which
  * attention folds as one, lies in one of them: the device's as long as a whole segment is free there when it begins, then the
  * host's. Where sequences have taken what a begun one would need, it moves to the host. */
 #include "src/run/cache.h"
@@ -34,7 +35,7 @@ struct pool {
 struct group {
     uint64_t page_bytes;
     int window;                /* positions; 0: all */
-    struct pool pool[N_SIDES]; /* FAR: no pages where the device holds all */
+    struct pool pool[N_SIDES]; /* FAR: no pages where the device holds all; NEAR: none where the host does */
 };
 
 struct cache_seq {
@@ -63,6 +64,12 @@ struct cache {
 
 /* The system maps whole pages: rounded here, so that what is planned is what is taken. */
 #define MAP_BYTES (4 * KIB)
+
+/* Do its pages lie in both memories? */
+static bool is_two_sided(const struct group *g)
+{
+    return g->pool[NEAR].n_pages && g->pool[FAR].n_pages;
+}
 
 static int64_t slot_of(int64_t pos)
 {
@@ -409,8 +416,10 @@ static struct need need_of(const struct cache_seq *s, int group, int64_t begin, 
     if (!has_any && first > begin)
         n.first = first;
     n.copies = first >= n.first && first < n.held && is_shared(s, group, first);
-    if (!s->c->group[group].pool[FAR].n_pages)
+    if (!is_two_sided(&s->c->group[group])) {
+        n.side = s->c->group[group].pool[FAR].n_pages ? FAR : NEAR;
         return n;
+    }
     if (n.first == n.held) /* it begins */
         n.side = n_free[NEAR] < DEVICE_SEGMENT_PAGES ? FAR : NEAR;
     else
@@ -527,7 +536,8 @@ void cache_view(const struct cache_seq *s, struct kv_seq *out)
 {
     *out = (struct kv_seq){.page = {NULL}};
     for (int group = 0; group < s->c->n_groups; group++)
-        out->page[group] = s->page[NEAR][group];
+        if (s->c->group[group].pool[NEAR].n_pages)
+            out->page[group] = s->page[NEAR][group];
 }
 
 bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
@@ -537,7 +547,8 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
     *out = (struct kv_seq){.page = {NULL}};
     for (int group = 0; group < s->c->n_groups && s->c->bytes[FAR]; group++) {
         out->page[group] = s->page[FAR][group];
-        for (int64_t slot = s->first[group]; slot < s->end[group] && !has_any; slot++)
+        bool may_have = is_two_sided(&s->c->group[group]);
+        for (int64_t slot = s->first[group]; slot < s->end[group] && may_have && !has_any; slot++)
             has_any = side_of(s, group, slot) == FAR;
     }
     return has_any;
@@ -648,10 +659,22 @@ int64_t cache_pages_used(const struct cache *c, int group)
 
 int64_t cache_free_tok(const struct cache *c)
 {
-    return c->group[0].page_bytes ? free_pages(&c->group[0]) * DEVICE_PAGE_TOK : c->n_ctx;
+    int64_t least = -1;
+
+    for (int group = 0; group < c->n_groups; group++) {
+        const struct group *g = &c->group[group];
+        int64_t n = free_pages(g) * DEVICE_PAGE_TOK;
+        if (g->page_bytes && !g->window && (least < 0 || n < least))
+            least = n;
+    }
+    return least < 0 ? c->n_ctx : least;
 }
 
 bool cache_has_windows(const struct cache *c)
 {
-    return c->n_groups > 1;
+    bool has = false;
+
+    for (int group = 0; group < c->n_groups; group++)
+        has = has || c->group[group].window > 0;
+    return has;
 }

@@ -24,7 +24,9 @@ struct cache_args {
     int64_t chunk_tok;            /* most positions reserved at once */
     int64_t pool_tok;             /* positions that the pool holds for all sequences together; 0: n_seq full ones */
     int n_tables;                 /* sequences alive at once, those that only hold shared pages included; 0: n_seq */
-    struct device *device; /* view, outlives the cache: pages are in its memory, if it has its own; NULL: the host's */
+    struct device
+        *device; /* view, outlives the cache: pages are in its memory, if it has its own, but for groups of the host's
+                              layers; NULL: the host's */
     int64_t
         dev_tok; /* so many positions of groups without windows lie there, whole segments; the host holds the others; 0: all */
 };
@@ -54,12 +56,12 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok);
 /* Are there free pages for cache_reserve of so many? */
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok);
 
-/* The pages as devices see them; views until the next call that changes the sequence. With dev_tok: those in the device's memory, NULL
- * for the others. */
+/* The pages as devices see them; views until the next call that changes the sequence. Where the host's memory has some beside a
+ * device's: those in the device's, NULL for the others. */
 void cache_view(const struct cache_seq *s, struct kv_seq *out);
 
-/* With dev_tok: those in the host's memory (the same memory for host and device, alloc_host), NULL for the others; false: there are
- * none. */
+/* Those in the host's memory beside a device's (the same memory for host and device, alloc_host), NULL for the others. true: there are some
+ * of groups that have pages in both. */
 bool cache_view_host(const struct cache_seq *s, struct kv_seq *out);
 
 /* The first n_tok of the reserved positions have been written in every layer: they count from now on, and the others are no

@@ -1,5 +1,6 @@
 /* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), and, in steps of
- * many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. */
+ * many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. Where a plan leaves the first layers to the
+ * CPU, they are a list of their own, walked before the device's; what comes out of it goes up. */
 #include "src/run/exec.h"
 
 #include <inttypes.h>
@@ -22,21 +23,27 @@
 /* What mem_map rounds up to. */
 #define PAGE_BYTES 4096
 
+/* Layers that one device computes, one list of ops. */
+struct part {
+    struct device *dev;      /* view */
+    struct program *program; /* own; NULL: there are no such layers */
+    void *arena;             /* own: (program->arena_bytes) */
+    struct kv_seq *seqs;     /* own: (n_seqs) the step's pages */
+    struct moe moe;
+};
+
 struct exec {
     const struct model *model; /* view */
-    struct device *dev;        /* view */
     struct store *store;       /* view */
     struct trace *trace;       /* view */
-    struct program *program;   /* own */
+    struct part main, before;  /* the device's; the host's, whose arena is alloc_host's */
     struct device *host;       /* view; NULL: the device computes all */
-    void *arena, *scratch;     /* own: (program->arena_bytes), (scratch_bytes), in the device's memory */
+    void *scratch;             /* own: (scratch_bytes), in the device's memory */
     void *host_scratch;        /* own: (host_scratch_bytes) */
     uint64_t scratch_bytes, host_scratch_bytes;
-    float *logits;       /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
-    struct kv_seq *seqs; /* own: (n_seqs) */
+    float *logits; /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     int n_seqs;
-    int n_hidden; /* rows whose hidden states the last step left */
-    struct moe moe;
+    int n_hidden;     /* rows whose hidden states the last step left */
     struct tier tier; /* with host */
     uint64_t (*clock)(void);
     struct attn attn;     /* where the host's memory holds pages beside the device's; otherwise zeros */
@@ -46,18 +53,18 @@ struct exec {
 
 static bool has_memory(const struct exec *e)
 {
-    return e->dev->ops->alloc != NULL;
+    return e->main.dev->ops->alloc != NULL;
 }
 
 static uint64_t logits_bytes(const struct exec *e)
 {
-    return tensor_bytes(e->program->logits);
+    return tensor_bytes(e->main.program->logits);
 }
 
 /* What the host needs for what it computes. */
 static int take_host_scratch(struct exec *e, const struct plan *plan)
 {
-    e->host_scratch_bytes = plan_host_scratch(plan, e->program, e->host->ops);
+    e->host_scratch_bytes = plan_host_scratch(plan, e->main.program, e->before.program, e->host->ops);
     e->host_scratch = mem_map(e->host_scratch_bytes, MEM_SCRATCH);
     if (!e->host_scratch)
         return err(ERR_NOMEM, "%" PRIu64 " bytes of scratch beside the device", e->host_scratch_bytes);
@@ -66,20 +73,23 @@ static int take_host_scratch(struct exec *e, const struct plan *plan)
 
 static int take_memory(struct exec *e)
 {
-    const struct program *p = e->program;
+    const struct program *p = e->main.program;
+    struct device *dev = e->main.dev;
     e->scratch_bytes = size_up(e->scratch_bytes, 64);
     if (has_memory(e)) {
-        int rc = e->dev->ops->alloc(e->dev, p->arena_bytes, &e->arena);
+        int rc = dev->ops->alloc(dev, p->arena_bytes, &e->main.arena);
         if (rc == 0)
-            rc = e->dev->ops->alloc(e->dev, e->scratch_bytes, &e->scratch);
+            rc = dev->ops->alloc(dev, e->scratch_bytes, &e->scratch);
+        if (rc == 0 && e->before.program) /* rows go up from there */
+            rc = dev->ops->alloc_host(dev, e->before.program->arena_bytes, &e->before.arena);
         if (rc < 0)
             return rc;
         e->logits = mem_map(logits_bytes(e), MEM_SCRATCH);
         return e->logits ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
     }
-    e->arena = mem_map(p->arena_bytes, MEM_SCRATCH);
+    e->main.arena = mem_map(p->arena_bytes, MEM_SCRATCH);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
-    if (!e->arena || !e->scratch)
+    if (!e->main.arena || !e->scratch)
         return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes,
                    e->scratch_bytes);
     return 0;
@@ -87,92 +97,138 @@ static int take_memory(struct exec *e)
 
 static void give_memory(struct exec *e)
 {
-    uint64_t arena_bytes = e->program ? e->program->arena_bytes : 0;
+    struct device *dev = e->main.dev;
+    uint64_t arena_bytes = e->main.program ? e->main.program->arena_bytes : 0;
     mem_unmap(e->host_scratch, e->host_scratch_bytes, MEM_SCRATCH);
     if (has_memory(e)) {
         mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
-        e->dev->ops->release(e->dev, e->scratch);
-        e->dev->ops->release(e->dev, e->arena);
+        dev->ops->release_host(dev, e->before.arena);
+        dev->ops->release(dev, e->scratch);
+        dev->ops->release(dev, e->main.arena);
     } else {
         mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
-        mem_unmap(e->arena, arena_bytes, MEM_SCRATCH);
+        mem_unmap(e->main.arena, arena_bytes, MEM_SCRATCH);
     }
 }
 
-static int bind(struct exec *e)
+/* weight: where the store has one for the part. Weights are only ever an op's w, which is const. */
+static void bind(const struct exec *e, struct part *part, const void *weight(const struct store *s, int i))
 {
-    struct program *p = e->program;
-    int rc = take_memory(e);
+    program_bind_arena(part->program, part->arena);
+    for (int i = 0; i < e->model->n_weights; i++)
+        part->program->weights[i].data = (void *)weight(e->store, i);
+}
+
+static int check_op(const struct op *op, const struct device_ops *ops)
+{
+    return ops->can(op) ? 0
+                        : err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", ops->name,
+                              device_op_name(op->kind), op->layer);
+}
+
+/* host: computes experts, too, beside the part's device; NULL: nobody does. */
+static int check_ops(const struct part *part, const struct device *host)
+{
+    const struct program *p = part->program;
+    int rc = p->logits ? check_op(&p->hidden, part->dev->ops) : 0;
+
+    for (int i = 0; i < p->n_ops && rc == 0; i++) {
+        rc = check_op(&p->ops[i], part->dev->ops);
+        if (rc == 0 && host && p->ops[i].kind == OP_MOE)
+            rc = check_op(&p->ops[i], host->ops);
+    }
+    return rc;
+}
+
+static int make_part(const struct exec *e, const struct plan *plan, enum plan_part which, struct part *part)
+{
+    int rc = plan_program(plan, e->model, which, &part->program);
+    if (rc == 0)
+        rc = check_ops(part, which == PLAN_MAIN ? e->host : NULL);
     if (rc < 0)
         return rc;
-    program_bind_arena(p, e->arena);
-    for (int i = 0; i < e->model->n_weights; i++)
-        p->weights[i].data = (void *)store_weight(e->store, i); /* weights are only ever an op's w, which is const */
-    return e->dev->ops->set_scratch(e->dev, e->scratch, e->scratch_bytes);
+    part->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *part->seqs, MEM_META);
+    return part->seqs ? 0 : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
 }
 
-static int check_ops(const struct exec *e)
+static int take_moe(struct exec *e, const struct exec_args *args, struct part *part)
 {
-    const struct program *p = e->program;
-    for (int i = 0; i <= p->n_ops; i++) {
-        const struct op *op = i < p->n_ops ? &p->ops[i] : &p->hidden;
-        for (int host = 0; host < (e->host && op->kind == OP_MOE ? 2 : 1); host++) {
-            const struct device_ops *ops = host ? e->host->ops : e->dev->ops;
-            if (!ops->can(op))
-                return err(ERR_UNSUPPORTED, "device %s cannot run %s of layer %d", ops->name, device_op_name(op->kind),
-                           op->layer);
-        }
-    }
-    return 0;
+    const struct plan *plan = args->plan;
+    bool is_beside = part == &e->main && plan_is_split(plan);
+
+    return moe_init(&part->moe,
+                    &(struct moe_args){.program = part->program,
+                                       .store = e->store,
+                                       .dev = part->dev,
+                                       .host = is_beside ? e->host : NULL,
+                                       .trace = e->trace,
+                                       .look_ahead = plan->look_ahead && (is_beside || part->dev->ops->alloc == NULL),
+                                       .n_ahead = (int)plan->pace.n_ahead,
+                                       .plan = plan,
+                                       .rates = args->rates,
+                                       .clock = e->clock});
+}
+
+static int open_parts(struct exec *e, const struct exec_args *args)
+{
+    const struct plan *plan = args->plan;
+    const struct program *p;
+    int rc = make_part(e, plan, PLAN_MAIN, &e->main);
+
+    if (rc == 0 && plan_has_host_layers(plan))
+        rc = make_part(e, plan, PLAN_BEFORE, &e->before);
+    if (rc < 0)
+        return rc;
+    p = e->main.program;
+    e->scratch_bytes = e->main.dev->ops->scratch_bytes(p->ops, p->n_ops, p->n_rows, (int)plan->n_threads);
+    rc = take_memory(e);
+    if (rc < 0)
+        return rc;
+    bind(e, &e->main, store_weight);
+    if (e->before.program)
+        bind(e, &e->before, store_host_weight);
+    rc = e->main.dev->ops->set_scratch(e->main.dev, e->scratch, e->scratch_bytes);
+    if (rc == 0 && e->host)
+        rc = take_host_scratch(e, plan);
+    if (rc == 0)
+        rc = take_moe(e, args, &e->main);
+    if (rc == 0 && e->before.program)
+        rc = take_moe(e, args, &e->before);
+    return rc;
+}
+
+static void count_memory(struct exec *e)
+{
+    uint64_t before_bytes = e->before.program ? e->before.program->arena_bytes : 0;
+
+    e->dense_bytes = model_decode_bytes(e->model, model_all(e->model));
+    for (int layer = 0; layer < e->model->hp.n_layer; layer++)
+        e->dense_bytes -= (uint64_t)e->model->hp.n_expert_used * model_expert_bytes(e->model, layer);
+    e->stats.scratch_bytes = size_up(e->main.program->arena_bytes, PAGE_BYTES) + size_up(before_bytes, PAGE_BYTES) +
+                             size_up(e->scratch_bytes, PAGE_BYTES) + size_up(e->host_scratch_bytes, PAGE_BYTES) +
+                             e->attn.shape.dev_bytes + e->attn.shape.host_bytes;
 }
 
 int exec_open(const struct exec_args *args, struct exec **out)
 {
     *out = NULL;
-    const struct model *m = args->model;
     const struct plan *plan = args->plan;
     struct exec *e = mem_zalloc(1, sizeof *e, MEM_META);
     if (!e)
         return err(ERR_NOMEM, "an executor");
-    e->model = m;
-    e->dev = args->device;
+    e->model = args->model;
+    e->main.dev = args->device;
+    e->before.dev = args->host;
     e->host = args->host;
     e->store = args->store;
     e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
     e->clock = args->clock ? args->clock : clock_ns;
     tier_init(&e->tier);
-    int rc = program_make(
-        &(struct program_args){
-            .model = m, .n_rows = (int)plan->chunk_tok, .n_out = (int)plan->n_out, .kv_type = plan->kv_type},
-        &e->program);
-    if (rc == 0)
-        rc = check_ops(e);
-    if (rc == 0) {
-        e->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *e->seqs, MEM_META);
-        rc = e->seqs ? 0 : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
-    }
-    if (rc == 0) {
-        e->scratch_bytes =
-            e->dev->ops->scratch_bytes(e->program->ops, e->program->n_ops, e->program->n_rows, (int)plan->n_threads);
-        rc = bind(e);
-    }
-    if (rc == 0 && e->host)
-        rc = take_host_scratch(e, plan);
-    if (rc == 0)
-        rc = moe_init(&e->moe, &(struct moe_args){.program = e->program,
-                                                  .store = e->store,
-                                                  .dev = e->dev,
-                                                  .host = plan_is_split(plan) ? e->host : NULL,
-                                                  .trace = e->trace,
-                                                  .look_ahead = plan->look_ahead,
-                                                  .n_ahead = (int)plan->pace.n_ahead,
-                                                  .plan = plan,
-                                                  .rates = args->rates,
-                                                  .clock = e->clock});
+    int rc = open_parts(e, args);
     if (rc == 0 && plan_has_host_kv(plan))
-        rc = attn_init(&e->attn, &(struct attn_args){.program = e->program,
-                                                     .dev = e->dev,
+        rc = attn_init(&e->attn, &(struct attn_args){.program = e->main.program,
+                                                     .dev = e->main.dev,
                                                      .host = e->host,
                                                      .n_seqs = e->n_seqs,
                                                      .n_ctx = plan->n_ctx,
@@ -181,12 +237,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
         exec_close(e);
         return rc;
     }
-    e->dense_bytes = model_decode_bytes(m);
-    for (int layer = 0; layer < m->hp.n_layer; layer++)
-        e->dense_bytes -= (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
-    e->stats.scratch_bytes = size_up(e->program->arena_bytes, PAGE_BYTES) + size_up(e->scratch_bytes, PAGE_BYTES) +
-                             size_up(e->host_scratch_bytes, PAGE_BYTES) + e->attn.shape.dev_bytes +
-                             e->attn.shape.host_bytes;
+    count_memory(e);
     *out = e;
     return 0;
 }
@@ -196,22 +247,25 @@ void exec_close(struct exec *e)
     if (!e)
         return;
     attn_done(&e->attn);
-    moe_done(&e->moe);
-    mem_free(e->seqs);
+    moe_done(&e->before.moe);
+    moe_done(&e->main.moe);
+    mem_free(e->before.seqs);
+    mem_free(e->main.seqs);
     give_memory(e);
-    program_free(e->program);
+    program_free(e->before.program);
+    program_free(e->main.program);
     mem_free(e);
 }
 
 void exec_set_pace(struct exec *e, const struct plan_pace *pace)
 {
-    e->moe.ahead.n_likely = (int)pace->n_ahead;
+    e->main.moe.ahead.n_likely = e->before.moe.ahead.n_likely = (int)pace->n_ahead;
     store_set_reads(e->store, (int)pace->n_reads);
 }
 
 static int check_batch(const struct exec *e, const struct batch *b)
 {
-    const struct program *p = e->program;
+    const struct program *p = e->main.program;
     if (b->n_rows < 1 || b->n_rows > p->n_rows || b->n_out > p->n_out || b->n_seqs > e->n_seqs)
         return err(ERR_LIMIT, "a step of %d rows, %d of logits, %d sequences; the plan allows %d, %d and %d", b->n_rows,
                    b->n_out, b->n_seqs, p->n_rows, p->n_out, e->n_seqs);
@@ -221,18 +275,24 @@ static int check_batch(const struct exec *e, const struct batch *b)
     return 0;
 }
 
-/* Where the segment that starts at op `first` ends. */
-static int segment_end(const struct exec *e, int first, const struct rows *rows)
+/* Is the KV_APPEND at op i one whose pages lie on two sides? */
+static bool is_two_sided(const struct exec *e, const struct part *part, int i)
 {
-    const struct program *p = e->program;
+    return part == &e->main && attn_wants(&e->attn, &part->program->ops[i]);
+}
+
+/* Where the segment that starts at op `first` ends. */
+static int segment_end(const struct exec *e, const struct part *part, int first, const struct rows *rows)
+{
+    const struct program *p = part->program;
     int i = first;
-    if (attn_wants(&e->attn, &p->ops[first]))
+    if (is_two_sided(e, part, first))
         return first + 2;
     for (; i < p->n_ops; i++) {
         const struct op *op = &p->ops[i];
         if (op->rows == OP_ROWS_OUT && rows->n_out == 0)
             return i;
-        if (i > first && (op->kind == OP_MOE || attn_wants(&e->attn, op) ||
+        if (i > first && (op->kind == OP_MOE || is_two_sided(e, part, i) ||
                           (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
             return i;
         if (op->kind == OP_MOE)
@@ -242,29 +302,32 @@ static int segment_end(const struct exec *e, int first, const struct rows *rows)
 }
 
 /* Run ops (n) that want no experts. */
-static int run_dense(struct exec *e, const struct op *ops, int n, const struct rows *rows)
+static int run_dense(struct exec *e, const struct part *part, const struct op *ops, int n, const struct rows *rows)
 {
+    struct device *dev = part->dev;
     if (!trace_has_timeline(e->trace))
-        return e->dev->ops->run(e->dev, ops, n, rows);
+        return dev->ops->run(dev, ops, n, rows);
     struct trace_event event = {.what = TRACE_DENSE, .layer = ops->layer, .id = rows->n, .begin_ns = clock_ns()};
-    int rc = e->dev->ops->run(e->dev, ops, n, rows);
+    int rc = dev->ops->run(dev, ops, n, rows);
     event.end_ns = clock_ns();
     trace_add(e->trace, &event);
     return rc;
 }
 
-static int walk(struct exec *e, const struct rows *rows, const int *cancel)
+static int walk(struct exec *e, struct part *part, const struct rows *step, const int *cancel)
 {
-    const struct program *p = e->program;
+    const struct program *p = part->program;
+    struct rows rows = *step;
+    rows.seqs = part->seqs;
     for (int i = 0; i < p->n_ops;) {
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
             return err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
-        int end = segment_end(e, i, rows);
+        int end = segment_end(e, part, i, &rows);
         if (end == i) /* the rest is for rows that want logits, and there are none */
             return 0;
-        int rc = p->ops[i].kind == OP_MOE           ? moe_run(&e->moe, &p->ops[i], rows, &e->stats.expert_bytes)
-                 : attn_wants(&e->attn, &p->ops[i]) ? attn_run(&e->attn, &p->ops[i], rows)
-                                                    : run_dense(e, &p->ops[i], end - i, rows);
+        int rc = p->ops[i].kind == OP_MOE   ? moe_run(&part->moe, &p->ops[i], &rows, &e->stats.expert_bytes)
+                 : is_two_sided(e, part, i) ? attn_run(&e->attn, &p->ops[i], &rows)
+                                            : run_dense(e, part, &p->ops[i], end - i, &rows);
         if (rc < 0)
             return rc;
         i = end;
@@ -272,16 +335,51 @@ static int walk(struct exec *e, const struct rows *rows, const int *cancel)
     return 0;
 }
 
+/* What came out of the host's layers to where the device's begin. Nothing is queued there: a step ends with a wait. */
+static int bring_up(struct exec *e, int n_rows)
+{
+    const struct tensor *from = e->before.program->x, *to = e->main.program->x;
+    struct device *dev = e->main.dev;
+    struct trace_event event = {.what = TRACE_UP,
+                                .layer = e->main.program->span.first,
+                                .id = n_rows,
+                                .bytes = from->stride[1] * (uint64_t)n_rows,
+                                .begin_ns = e->trace ? clock_ns() : 0};
+    int rc = dev->ops->send(dev, to->data, from->data, event.bytes);
+
+    if (rc == 0)
+        rc = dev->ops->meet(dev);
+    if (rc < 0)
+        return rc;
+    e->stats.up_bytes += event.bytes;
+    event.end_ns = e->trace ? clock_ns() : 0;
+    trace_add(e->trace, &event);
+    return 0;
+}
+
+static int walk_parts(struct exec *e, const struct rows *rows, const int *cancel)
+{
+    int rc = 0;
+
+    if (e->before.program)
+        rc = walk(e, &e->before, rows, cancel);
+    if (rc == 0 && e->before.program)
+        rc = bring_up(e, rows->n);
+    return rc ? rc : walk(e, &e->main, rows, cancel);
+}
+
 static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
 {
     struct trace_event event = {.what = TRACE_STEP, .id = rows->n, .begin_ns = e->trace ? clock_ns() : 0};
 
     trace_step(e->trace, rows->n);
-    int rc = walk(e, rows, cancel);
+    int rc = walk_parts(e, rows, cancel);
     if (rc == 0 && wants_hidden)
-        rc = run_dense(e, &e->program->hidden, 1, rows);
+        rc = run_dense(e, &e->main, &e->main.program->hidden, 1, rows);
     if (rc == 0)
-        rc = e->dev->ops->sync(e->dev);
+        rc = e->main.dev->ops->sync(e->main.dev);
+    else if (e->before.program) /* the next one's rows must not be written over what is still going up */
+        e->main.dev->ops->sync(e->main.dev);
     if (rc == 0)
         rc = store_check(e->store);
     event.end_ns = e->trace ? clock_ns() : 0;
@@ -292,9 +390,9 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
 /* A step whose experts both sides compute is timed, and now and then one side is left out. */
 static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
 {
-    if (!e->moe.host)
+    if (!e->main.moe.host)
         return run_step(e, rows, wants_hidden, cancel);
-    moe_use_gpu(&e->moe, tier_begin(&e->tier, rows->n));
+    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, rows->n));
     uint64_t from_ns = e->clock();
     int rc = run_step(e, rows, wants_hidden, cancel);
     if (rc == 0)
@@ -308,10 +406,13 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
     int rc = check_batch(e, batch);
     if (rc < 0)
         return rc;
-    for (int i = 0; i < batch->n_seqs; i++)
-        cache_view(batch->seqs[i], &e->seqs[i]);
+    for (int i = 0; i < batch->n_seqs; i++) {
+        cache_view(batch->seqs[i], &e->main.seqs[i]);
+        if (e->before.program)
+            cache_view_host(batch->seqs[i], &e->before.seqs[i]);
+    }
     if (e->attn.dev)
-        attn_begin(&e->attn, batch, e->seqs);
+        attn_begin(&e->attn, batch, e->main.seqs);
     const struct rows rows = {.n = batch->n_rows,
                               .n_out = batch->n_out,
                               .n_prompt = batch->n_prompt,
@@ -319,14 +420,14 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .pos = batch->pos,
                               .seq = batch->seq,
                               .out_row = batch->out_row,
-                              .seqs = e->seqs};
+                              .seqs = e->main.seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
     e->n_hidden = 0;
     rc = run_timed(e, &rows, batch->wants_hidden, cancel);
-    const struct tensor *out = e->program->logits;
+    const struct tensor *out = e->main.program->logits;
     uint64_t out_bytes = out->stride[1] * (uint64_t)batch->n_out;
     if (rc == 0 && e->logits && batch->n_out > 0)
-        rc = e->dev->ops->download(e->dev, e->logits, out->data, out_bytes);
+        rc = e->main.dev->ops->download(e->main.dev, e->logits, out->data, out_bytes);
     if (rc < 0)
         return rc;
     e->n_hidden = batch->wants_hidden ? batch->n_rows : 0;
@@ -341,7 +442,7 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
 
 int exec_hidden(struct exec *e, int first, int n, float *out)
 {
-    const struct tensor *x = e->program->hidden.dst[0];
+    const struct tensor *x = e->main.program->hidden.dst[0];
     const size_t row_bytes = (size_t)x->ne[0] * sizeof *out;
 
     if (first < 0 || n < 1 || first > e->n_hidden - n)
@@ -349,7 +450,7 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
                    e->n_hidden);
     const char *from = (const char *)x->data + (size_t)first * x->stride[1];
     if (has_memory(e)) {
-        int rc = e->dev->ops->download(e->dev, out, from, (uint64_t)n * row_bytes);
+        int rc = e->main.dev->ops->download(e->main.dev, out, from, (uint64_t)n * row_bytes);
         e->stats.down_bytes += rc == 0 ? (uint64_t)n * row_bytes : 0;
         return rc;
     }
@@ -359,18 +460,21 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
 
 void exec_stats(const struct exec *e, struct exec_stats *out)
 {
+    const struct moe *moe = &e->main.moe, *before = &e->before.moe;
+    const struct device *dev = e->main.dev;
+
     *out = e->stats;
-    out->down_bytes += e->moe.stats.down_bytes + e->attn.stats.down_bytes;
-    out->up_bytes = e->moe.stats.up_bytes + e->attn.stats.up_bytes;
+    out->down_bytes += moe->stats.down_bytes + e->attn.stats.down_bytes;
+    out->up_bytes += moe->stats.up_bytes + e->attn.stats.up_bytes;
     out->n_dev_segments = e->attn.stats.n_dev_segments;
     out->n_host_segments = e->attn.stats.n_host_segments;
     out->n_staged_segments = e->attn.stats.n_staged_segments;
-    out->n_expert_rows = e->moe.stats.n_rows;
-    out->n_host_rows = e->moe.stats.n_host_rows;
-    out->split = e->moe.split.stats;
-    if (e->moe.split.landing)
-        landing_stats(e->moe.split.landing, &out->landing);
-    if (e->dev->ops->n_launches)
-        out->n_launches = e->dev->ops->n_launches(e->dev);
+    out->n_expert_rows = moe->stats.n_rows + before->stats.n_rows;
+    out->n_host_rows = moe->stats.n_host_rows + before->stats.n_rows;
+    out->split = moe->split.stats;
+    if (moe->split.landing)
+        landing_stats(moe->split.landing, &out->landing);
+    if (dev->ops->n_launches)
+        out->n_launches = dev->ops->n_launches(e->main.dev);
     out->tier = e->tier;
 }

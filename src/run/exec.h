@@ -25,8 +25,8 @@ struct exec_args {
     const struct model *model; /* this and all below: views, outlive the executor */
     const struct plan *plan;
     struct device *device;
-    struct device
-        *host; /* the CPU, with a plan in which it computes experts or attention beside the device; otherwise NULL */
+    struct device *
+        host; /* the CPU, with a plan in which it computes layers, experts or attention beside the device; otherwise NULL */
     struct store *store;
     struct trace *trace; /* NULL: nobody wants to know */
     /* With host: what is thought of costs before any is measured (copied), and nanoseconds that rise; NULL: clock_ns(). */
@@ -56,11 +56,11 @@ struct exec_stats {
     uint64_t weight_bytes;  /* of the weights that the steps touched, each once a step */
     uint64_t expert_bytes;  /* of these, experts */
     uint64_t scratch_bytes; /* activations, and scratch of all devices */
-    /* Between a device with memory of its own and the host, beside what a step says (struct rows): the router's choices, experts'
-     * rows, what attention on two sides needs, logits. */
+    /* Between a device with memory of its own and the host, beside what a step says (struct rows): rows of the host's layers, the router's
+     * choices, experts' rows, what attention on two sides needs, logits. */
     uint64_t down_bytes, up_bytes;
     uint64_t n_expert_rows,
-        n_host_rows;              /* a chosen expert's for a token; of them, computed by the host beside a device */
+        n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device, or before it */
     struct moe_split_stats split; /* zeros without a host beside the device, as the following */
     struct landing_stats landing;
     uint64_t n_launches;                                         /* of a device with memory of its own */

@@ -77,7 +77,9 @@ int moe_init(struct moe *moe, const struct moe_args *a)
     moe->n_expert = n_expert;
     moe->k = k;
     moe->look_ahead = a->look_ahead;
-    int rc = moe->look_ahead ? ahead_init(m, a->store, a->host ? a->host : a->dev, a->n_ahead, &moe->ahead) : 0;
+    int rc = moe->look_ahead
+                 ? ahead_init(m, a->program->span, a->store, a->host ? a->host : a->dev, a->n_ahead, &moe->ahead)
+                 : 0;
     moe->n_slots = mem_zalloc(n, sizeof *moe->n_slots, MEM_META);
     moe->first = mem_zalloc(n, sizeof *moe->first, MEM_META);
     moe->ids = mem_zalloc(n, sizeof *moe->ids, MEM_META);

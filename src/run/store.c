@@ -1,7 +1,7 @@
 /* Owns the memory that weights are held in (or the mapped files), and the loans of experts. Leaves to others how bytes come
  * from disk (store_load.c, io/), where each weight goes (model/layout.h), what lies on a GPU (store_gpu.c), and what is computed
  * with it.
- * Dense weights are resident. Experts are, too, and a loan has nothing to wait for, unless the plan gives them
+ * Dense weights are resident, of a plan with a GPU in its memory or, of the layers before its own, in the host's. Experts are, too, and a loan has nothing to wait for, unless the plan gives them
  * slots: then store_slots.c reads them when they are wanted. */
 #include "src/run/store.h"
 
@@ -22,13 +22,14 @@
 
 struct store {
     const struct model *model; /* view */
-    const char **weight;       /* own: (n_weights) views of each one's first byte */
-    struct file **files;       /* own: (n_files); open only while loading, or mapped, or read by slots */
+    const char *
+        *weight; /* own: (n_weights) views of each one's first byte in the host's memory; NULL: it is not there */
+    struct file **files; /* own: (n_files); open only while loading, or mapped, or read by slots */
     int n_files;
     bool is_mapped;
-    char *memory; /* own: (memory_bytes); NULL when mapped, or with a device */
+    char *memory; /* own: (memory_bytes); NULL when mapped, or where a device has all */
     uint64_t memory_bytes;
-    struct store_gpu *gpu;     /* own; NULL: weights are in host memory */
+    struct store_gpu *gpu;     /* own; NULL: all weights are in host memory */
     struct device *dev;        /* view; NULL: the same */
     struct store_slots *slots; /* own; NULL: all experts are resident, or on the device */
     int32_t *host_ids;         /* own: (n_expert) of the loan, those that are not on the device */
@@ -125,8 +126,16 @@ static int map_weights(struct store *s)
     return 0;
 }
 
+static int open_slots(struct store *s, const struct store_args *a)
+{
+    return store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
+}
+
+/* Dense weights, and experts if they have no slots, into memory; beside a device those of the host's layers. */
 static int load_weights(struct store *s, const struct store_args *a, const struct layout *layout)
 {
+    const struct model_span span = plan_span(a->plan, s->model, a->plan->has_gpu ? PLAN_BEFORE : PLAN_MAIN);
+
     s->memory_bytes = layout->bytes;
     s->memory = mem_map(layout->bytes, MEM_WEIGHTS);
     if (!s->memory)
@@ -135,24 +144,21 @@ static int load_weights(struct store *s, const struct store_args *a, const struc
     if (rc)
         return rc;
     for (int i = 0; i < s->model->n_weights; i++)
-        s->weight[i] =
-            a->plan->slot_ram_bytes && s->model->weights[i].is_expert ? NULL : s->memory + layout->weight_off[i];
+        if (model_span_has(s->model, span, i) && !(a->plan->slot_ram_bytes && s->model->weights[i].is_expert))
+            s->weight[i] = s->memory + layout->weight_off[i];
 
     struct store_load load = {
         .args = a, .layout = layout, .files = s->files, .n_files = s->n_files, .memory = s->memory};
     struct touch *touch = NULL;
+    uint64_t load_bytes = 0;
     rc = touch_start(s->memory, layout->bytes, &touch);
     if (!rc && a->plan->slot_ram_bytes) /* before the dense weights: its memory is touched while they are read */
-        rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files},
-                              &s->slots);
+        rc = open_slots(s, a);
     if (!rc)
-        rc = store_load_run(&load, a->plan->io, &s->stats.load_bytes);
+        rc = store_load_run(&load, a->plan->io, &load_bytes);
     touch_stop(touch);
-    if (!rc)
-        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
-    if (!rc && !s->slots)
-        close_files(s);
-    s->stats.resident_bytes = s->memory_bytes;
+    s->stats.load_bytes += load_bytes;
+    s->stats.resident_bytes += s->memory_bytes;
     return rc;
 }
 
@@ -205,36 +211,49 @@ static int read_host_experts(struct store *s, const struct store_args *a)
     return rc;
 }
 
-/* Dense weights and some experts to the device, slots for the others. */
-static int load_device(struct store *s, const struct store_args *a)
+/* Dense weights and some experts to the device, those of the host's layers into memory, slots for the other experts. */
+static int load_device(struct store *s, const struct store_args *a, const struct layout *layout)
 {
     struct store_gpu_args gpu = {.args = a, .files = s->files, .n_files = s->n_files};
     int rc = store_gpu_open(&gpu, &s->stats.load_bytes, &s->gpu);
 
     if (rc)
         return rc;
-    for (int i = 0; i < s->model->n_weights; i++)
-        s->weight[i] = store_gpu_weight(s->gpu, i);
     s->dev = a->device;
     s->stats.resident_bytes = store_gpu_bytes(s->gpu);
-    rc = check_files(s);
-    if (rc || !plan_is_split(a->plan)) {
-        close_files(s);
+    if (plan_has_host_layers(a->plan))
+        rc = load_weights(s, a, layout);
+    else if (a->plan->slot_ram_bytes)
+        rc = open_slots(s, a);
+    if (rc || !s->slots)
         return rc;
-    }
     s->host_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->host_ids, MEM_META);
     s->hint_ids = mem_zalloc((size_t)s->model->hp.n_expert, sizeof *s->hint_ids, MEM_META);
     if (!s->host_ids || !s->hint_ids)
         return err(ERR_NOMEM, "a loan of %d experts", s->model->hp.n_expert);
-    rc = store_slots_open(&(struct store_slots_args){.args = a, .files = s->files, .n_files = s->n_files}, &s->slots);
-    return rc ? rc : read_host_experts(s, a);
+    return read_host_experts(s, a);
 }
 
 static int fill(struct store *s, const struct store_args *a, const struct layout *layout)
 {
-    if (a->plan->has_gpu)
-        return load_device(s, a);
-    return a->plan->io == PLAN_IO_MMAP ? map_weights(s) : load_weights(s, a, layout);
+    if (a->plan->io == PLAN_IO_MMAP)
+        return map_weights(s);
+    int rc = a->plan->has_gpu ? load_device(s, a, layout) : load_weights(s, a, layout);
+    if (!rc)
+        rc = check_files(s); /* what was read of a file that changed meanwhile is of no use */
+    if (!rc && !s->slots)
+        close_files(s);
+    return rc;
+}
+
+/* What lies in the host's memory. */
+static int lay_out(const struct store_args *a, struct layout *out)
+{
+    const struct plan *p = a->plan;
+
+    if (p->has_gpu || p->slot_ram_bytes)
+        return layout_init_dense(a->model, plan_span(p, a->model, p->has_gpu ? PLAN_BEFORE : PLAN_MAIN), out);
+    return layout_init(a->model, out);
 }
 
 int store_open(const struct store_args *a, struct store **out)
@@ -250,7 +269,7 @@ int store_open(const struct store_args *a, struct store **out)
         goto out;
     }
     s->model = a->model;
-    rc = a->plan->slot_ram_bytes ? layout_init_dense(a->model, &layout) : layout_init(a->model, &layout);
+    rc = lay_out(a, &layout);
     if (!rc)
         rc = open_files(s, a);
     if (!rc)
@@ -292,16 +311,25 @@ int store_check(struct store *s)
 const void *store_weight(const struct store *s, int weight)
 {
     assert(weight >= 0 && weight < s->model->n_weights);
+    if (s->gpu)
+        return s->model->weights[weight].is_expert ? NULL : store_gpu_weight(s->gpu, weight);
+    return store_host_weight(s, weight);
+}
+
+const void *store_host_weight(const struct store *s, int weight)
+{
+    assert(weight >= 0 && weight < s->model->n_weights);
     return s->model->weights[weight].is_expert ? NULL : s->weight[weight];
 }
 
 int store_copy_weight(const struct store *s, int weight, void *dst)
 {
     uint64_t bytes = layout_weight_bytes(&s->model->weights[weight]);
+    const void *here = store_host_weight(s, weight);
 
-    if (s->dev)
+    if (!here)
         return s->dev->ops->download(s->dev, dst, store_weight(s, weight), bytes);
-    memcpy(dst, store_weight(s, weight), bytes);
+    memcpy(dst, here, bytes);
     return 0;
 }
 

@@ -35,8 +35,8 @@ struct store_args {
  * model/layout.h, which the plan counts with. UINT64_MAX when even the table for it finds no memory. */
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
-/* Load (or map) the weights: dense ones and some experts into the device's memory, where there is one, and the others into slots if
- * there is room for all; of other experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
+/* Load (or map) the weights: dense ones of the device's layers and some of their experts into its memory, where there is one, and the
+ * other experts into slots if there is room for all; of other experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
  * ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
@@ -46,8 +46,11 @@ void store_close(struct store *s); /* takes NULL */
 int store_check(struct store *s);
 
 /* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8), in the device's memory if there is
- * one. View until close; NULL for a stack of experts (lease those). */
+ * one. View until close; NULL for a stack of experts (lease those), and for what lies in the other memory alone. */
 const void *store_weight(const struct store *s, int weight);
+
+/* The same in the host's memory, where the plan has layers before the device's, or no device. */
+const void *store_host_weight(const struct store *s, int weight);
 
 /* The same as a copy in the host's memory: dst has room for layout_weight_bytes() (model/layout.h). ERR_DEVICE. */
 int store_copy_weight(const struct store *s, int weight, void *dst);

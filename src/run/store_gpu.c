@@ -36,6 +36,7 @@ struct store_gpu {
     const struct model *model; /* view */
     struct device *dev;        /* view */
     void *memory;              /* own: (layout.bytes) on the device */
+    struct model_span span;    /* its layers */
     struct layout layout;
     int *n_experts;   /* own: (n_layer) places */
     int *layer_first; /* own: (n_layer) index into place_of */
@@ -66,17 +67,17 @@ static int n_stacked(const struct model *m, int layer)
 static int place(struct store_gpu *g, const struct plan *plan)
 {
     const struct model *m = g->model;
-    size_t n_layer = (size_t)m->hp.n_layer;
+    size_t n_layer = (size_t)m->hp.n_layer, n_all = (size_t)plan->gpu.n_all_experts + plan->gpu.n_host_experts;
 
     g->n_experts = mem_zalloc(n_layer, sizeof *g->n_experts, MEM_META);
     g->layer_first = mem_zalloc(n_layer, sizeof *g->layer_first, MEM_META);
-    g->place_of = mem_zalloc(plan->gpu.n_all_experts, sizeof *g->place_of, MEM_META);
-    g->expert_at = mem_zalloc(plan->gpu.n_all_experts, sizeof *g->expert_at, MEM_META);
-    g->heat = mem_zalloc(plan->gpu.n_all_experts, sizeof *g->heat, MEM_META);
-    g->wanted = mem_zalloc(plan->gpu.n_all_experts, sizeof *g->wanted, MEM_META);
+    g->place_of = mem_zalloc(n_all, sizeof *g->place_of, MEM_META);
+    g->expert_at = mem_zalloc(n_all, sizeof *g->expert_at, MEM_META);
+    g->heat = mem_zalloc(n_all, sizeof *g->heat, MEM_META);
+    g->wanted = mem_zalloc(n_all, sizeof *g->wanted, MEM_META);
     if (!g->n_experts || !g->layer_first || !g->place_of || !g->expert_at || !g->heat || !g->wanted)
-        return err(ERR_NOMEM, "places of %" PRIu32 " experts", plan->gpu.n_all_experts);
-    layout_share(m, plan->gpu.n_experts, g->n_experts);
+        return err(ERR_NOMEM, "places of %zu experts", n_all);
+    layout_share(m, (int)plan->gpu.first_layer, plan->gpu.n_experts, g->n_experts);
     int first = 0;
     for (int layer = 0; layer < m->hp.n_layer; layer++) {
         g->layer_first[layer] = first;
@@ -85,7 +86,7 @@ static int place(struct store_gpu *g, const struct plan *plan)
             g->heat[first] = -INFINITY;
         }
     }
-    return layout_init_part(m, g->n_experts, &g->layout);
+    return layout_init_part(m, g->span, g->n_experts, &g->layout);
 }
 
 static int load(struct store_gpu *g, const struct store_gpu_args *a, uint64_t *load_bytes)
@@ -126,6 +127,7 @@ int store_gpu_open(const struct store_gpu_args *a, uint64_t *load_bytes, struct 
     if (!g)
         return err(ERR_NOMEM, "a handle of %zu bytes", sizeof *g);
     g->model = a->args->model;
+    g->span = plan_span(a->args->plan, g->model, PLAN_MAIN);
     g->dev = a->args->device;
     g->moves = a->args->plan->gpu.moves;
     int rc = place(g, a->args->plan);
@@ -162,6 +164,8 @@ void store_gpu_close(struct store_gpu *g)
 
 const void *store_gpu_weight(const struct store_gpu *g, int weight)
 {
+    if (!model_span_has(g->model, g->span, weight))
+        return NULL;
     return (const char *)g->memory + g->layout.weight_off[weight];
 }
 

@@ -23,7 +23,7 @@ struct store_gpu_args {
 int store_gpu_open(const struct store_gpu_args *args, uint64_t *load_bytes, struct store_gpu **out);
 void store_gpu_close(struct store_gpu *g); /* takes NULL */
 
-/* A dense weight's address there; of a stack of experts where its places begin. */
+/* A dense weight's address there, NULL: it has none; of a stack of experts where its places begin. */
 const void *store_gpu_weight(const struct store_gpu *g, int weight);
 
 uint64_t store_gpu_bytes(const struct store_gpu *g);

@@ -229,7 +229,7 @@ static int make_shape(struct store_slots *s, const struct plan *plan)
     if (!n_away)
         return err(ERR_NOMEM, "experts of %d layers", s->model->hp.n_layer);
     if (plan->has_gpu)
-        layout_share(s->model, plan->gpu.n_experts, n_away);
+        layout_share(s->model, (int)plan->gpu.first_layer, plan->gpu.n_experts, n_away);
     int rc = slot_shape_init(s->model, n_away, plan->slot_ram_bytes, &s->shape);
     mem_free(n_away);
     return rc;

@@ -114,7 +114,7 @@ static void run_model(struct model *m, const struct plan *plan, const struct fil
     if (!rc)
         rc = cpu_open(&(struct cpu_opts){.n_threads = 1, .isa = plan->isa, .prefill = plan->prefill}, &dev);
     if (!rc)
-        rc = model_kv_shape(m, plan->kv_type, &shape, NULL);
+        rc = model_kv_shape(m, plan->kv_type, 0, &shape, NULL);
     if (!rc)
         rc = cache_open(
             &(struct cache_args){

@@ -1,0 +1,567 @@
+/* Engines of which the GPU that the emulated runtime plays holds the last layers only: the first ones, with the embedding, their pages and
+ * experts, are the CPU's. No bit may differ from the CPU's, however many they are and in whatever order streams run. */
+#include "src/base/err.h"
+#include "src/base/mem.h"
+#include "src/base/size.h"
+#include "tests/cuda_open.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { PROMPT = 130, N_NEW = 24 };
+
+static void setup(void)
+{
+    start();
+}
+
+static struct ferry_engine_opts opts_of(const char *device)
+{
+    struct ferry_engine_opts o = opts_for(device, 256, 64);
+    o.copies = "never";
+    return o;
+}
+
+/* The least GPU memory with which so many layers are the CPU's. *expert_bytes: of all experts of the others. */
+static uint64_t vram_for(const char *name, int n_layers, const struct ferry_engine_opts *like, uint64_t *expert_bytes)
+{
+    struct ferry_engine_opts o = *like;
+    uint64_t first, bytes = 0;
+
+    for (int i = 0; i <= n_layers; i++) {
+        struct ferry_engine *e = open_with(name, &o);
+        ck_assert_int_eq(find_fact(e, "first_layer", NULL, &first), i > 0);
+        ck_assert_uint_eq(i > 0 ? first : 0, (uint64_t)i);
+        bytes = fact_of(e, "bytes", "total") - fact_of(e, "bytes", "expert");
+        if (i == 0)
+            *expert_bytes = fact_of(e, "bytes", "expert");
+        o.vram_bytes = bytes - 1;
+        ferry_engine_close(e);
+    }
+    return bytes;
+}
+
+/* So many layers on the CPU, and memory for a quarter of all experts with the GPU; the emulated GPU has no byte more. */
+static struct ferry_engine_opts layers_of(const char *name, int n_layers, bool has_experts)
+{
+    struct ferry_engine_opts o = opts_of("cuda:0");
+    uint64_t expert_bytes;
+
+    o.vram_bytes = vram_for(name, n_layers, &o, &expert_bytes);
+    if (has_experts) /* less than what would let another layer in */
+        o.vram_bytes += expert_bytes / 4;
+    emu_set_vram(o.vram_bytes);
+    return o;
+}
+
+/* The plan of an engine with other choices (JSON), in a file. */
+static const char *plan_with(const struct ferry_engine *e, const char *choices)
+{
+    static const char path[] = TEST_BUILD_DIR "/t_cuda_layers-plan";
+    char *text;
+
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL), *others = json_loads(choices, 0, NULL);
+    ck_assert_int_eq(json_object_update_recursive(plan, others), 0);
+    ck_assert_int_eq(json_dump_file(plan, path, 0), 0);
+    json_decref(others);
+    json_decref(plan);
+    ferry_free(text);
+    return path;
+}
+
+static struct ferry_stats last_stats; /* of the session that logits_of ran */
+
+/* Logits of ids (N_TOK): the first PROMPT as a prompt, the rest one by one. Caller frees. */
+static float *logits_of(const char *name, const struct ferry_engine_opts *o)
+{
+    float *out = malloc(sizeof(float) * N_TOK * N_VOCAB);
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_session *s = session_of(e);
+
+    emu_in_step(true);
+    ck_assert_msg(ferry_session_logits(s, ids, PROMPT, true, out) == 0, "%s", ferry_error());
+    ck_assert_msg(ferry_session_logits(s, ids + PROMPT, N_TOK - PROMPT, false, out + PROMPT * N_VOCAB) == 0, "%s",
+                  ferry_error());
+    emu_in_step(false);
+    ferry_session_stats(s, &last_stats);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+    return out;
+}
+
+/* Both have the same logits; the second's statistics are kept. */
+static void must_say_the_same(const char *name, const struct ferry_engine_opts *a, const struct ferry_engine_opts *b)
+{
+    float *want = logits_of(name, a), *got = logits_of(name, b);
+
+    for (int i = 0; i < N_TOK * N_VOCAB; i++)
+        if (memcmp(&want[i], &got[i], sizeof *want)) /* Check writes down each assertion that it passes */
+            ck_abort_msg("%s: row %d, logit %d: %.9g instead of %.9g", name, i / N_VOCAB, i % N_VOCAB, (double)got[i],
+                         (double)want[i]);
+    free(got);
+    free(want);
+}
+
+/* Seven layers of two kinds, of which some have windows; a head that is the embedding, too; experts, some behind a dense layer. */
+static const struct {
+    const char *name;
+    int n_layers;
+    bool has_experts;
+} splits[] = {{"llama", 1, false},   {"gemma2", 1, false},         {"gemma3", 1, false},  {"gemma3", 3, false},
+              {"gemma3", 6, false},  {"qwen3", 1, false},          {"mixed", 1, false},   {"qwen2moe", 1, true},
+              {"qwen3moe", 1, true}, {"qwen3moe-fused", 1, false}, {"mixtral", 1, false}, {"dots1", 1, true},
+              {"olmoe", 1, true}};
+enum { N_SPLITS = sizeof splits / sizeof *splits };
+
+START_TEST(layers_on_the_cpu_change_bits)
+{
+    const char *name = splits[_i].name;
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of(name, splits[_i].n_layers, splits[_i].has_experts);
+
+    must_say_the_same(name, &cpu, &gpu);
+    ck_assert_uint_gt(emu_n_launches(), N_TOK - PROMPT); /* it was the GPU */
+    ck_assert_uint_gt(last_stats.up_bytes, 0);
+    if (splits[_i].has_experts)
+        ck_assert_uint_lt(last_stats.host_expert_rows, last_stats.expert_rows);
+}
+END_TEST
+
+START_TEST(layers_with_a_q8_0_cache_change_bits)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    uint64_t expert_bytes;
+
+    cpu.kv_type = gpu.kv_type = "q8_0";
+    gpu.chunk_tok = gpu.n_out = 7;
+    gpu.vram_bytes = vram_for("gemma3", 4, &gpu, &expert_bytes);
+    must_say_the_same("gemma3", &cpu, &gpu);
+}
+END_TEST
+
+START_TEST(another_order_of_streams_changes_bits)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("qwen3moe", 1, true);
+
+    for (uint64_t seed = 2; seed < 6; seed++) {
+        emu_seed(seed);
+        must_say_the_same("qwen3moe", &cpu, &gpu);
+    }
+}
+END_TEST
+
+/* The CPU's layers have slots for few of their experts, which come from disk again and again, with those of the GPU's layers. */
+START_TEST(experts_from_disk_change_bits)
+{
+    static const char *const io[] = {"pread", "uring"};
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("qwen3moe", 1, _i % 2);
+
+    gpu.io = io[_i / 2];
+    gpu.n_threads = 2;
+    gpu.chunk_tok = gpu.n_out = 16;
+    gpu.expert_ram_bytes = 72 * KIB; /* three slots */
+    must_say_the_same("qwen3moe", &cpu, &gpu);
+    ck_assert_uint_gt(last_stats.expert_misses, 2 * 12); /* each of them more than once */
+}
+END_TEST
+
+/* What the GPU's layers have no places for goes to it for a step. */
+START_TEST(copied_experts_change_bits)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine *e = open_with("qwen3moe", &gpu);
+
+    gpu.plan_path = plan_with(e, "{\"gpu\": {\"first_layer\": 1, \"experts\": 4, \"moves\": true, \"landings\": 2, "
+                                 "\"copies\": \"always\"}, \"expert_ram\": 1000000}");
+    ferry_engine_close(e);
+    must_say_the_same("qwen3moe", &cpu, &gpu);
+    ck_assert_uint_gt(last_stats.copied_experts, 0);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* Greedy tokens after 20 ids, of a session and of one that was forked off it in the middle. */
+static void words_of(const char *name, const struct ferry_engine_opts *o, int32_t words[2 * N_NEW])
+{
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_sample_opts greedy;
+    struct ferry_session *s, *fork;
+
+    ferry_sample_opts_init(&greedy);
+    greedy.temperature = 0;
+    ck_assert_int_eq(ferry_session_make(e, &greedy, &s), 0);
+    emu_in_step(true);
+    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+    for (int i = 0; i < N_NEW / 2; i++)
+        ck_assert_msg(ferry_session_step(s, &words[i]) == 0, "%s", ferry_error());
+    ck_assert_int_eq(ferry_session_fork(s, &fork), 0);
+    for (int i = N_NEW / 2; i < N_NEW; i++) { /* both write into a page that they share */
+        ck_assert_int_eq(ferry_session_step(s, &words[i]), 0);
+        ck_assert_int_eq(ferry_session_step(fork, &words[N_NEW + i]), 0);
+    }
+    emu_in_step(false);
+    ferry_session_free(fork);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+
+START_TEST(greedy_words_differ)
+{
+    static const char *const names[] = {"gemma3", "mixtral"};
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of(names[_i], _i ? 1 : 5, false);
+    int32_t want[2 * N_NEW] = {0}, got[2 * N_NEW] = {0};
+
+    words_of(names[_i], &cpu, want);
+    words_of(names[_i], &gpu, got);
+    ck_assert_mem_eq(want, got, sizeof want);
+    ck_assert_mem_eq(got + N_NEW / 2, got + N_NEW + N_NEW / 2, N_NEW / 2 * sizeof *got);
+}
+END_TEST
+
+/* ---- many prompts ---- */
+
+enum { N_PROMPTS = 5, ANSWER_TOK = 40 };
+
+struct answers {
+    int32_t words[N_PROMPTS][ANSWER_TOK];
+    float vector[64];
+    uint64_t n_spilled, n_spill_failed;
+};
+
+/* Greedy answers to prompts that share a beginning, and the last one's vector. */
+static void answers_of(const char *name, const struct ferry_engine_opts *o, struct answers *out)
+{
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_batch_stats stats;
+    struct ferry_batch *b;
+    struct ferry_answer *a;
+    uint64_t id[N_PROMPTS];
+
+    memset(out, 0, sizeof *out);
+    ck_assert_msg(ferry_batch_make(e, &b) == 0, "%s", ferry_error());
+    for (int i = 0; i < N_PROMPTS; i++) {
+        struct ferry_request r;
+        ferry_request_init(&r);
+        r.tokens = ids;
+        r.n_tokens = (size_t)(20 + 7 * i);
+        r.max_tokens = ANSWER_TOK;
+        r.ignore_eos = true;
+        if (i == N_PROMPTS - 1)
+            r.pooling = FERRY_POOLING_MEAN;
+        ck_assert_msg(ferry_batch_submit(b, &r, &id[i]) == 0, "%s", ferry_error());
+    }
+    for (int n = 0; n < N_PROMPTS;) {
+        ck_assert_msg(ferry_batch_poll(b, &a) == 0, "%s", ferry_error());
+        for (int i = 0; a && i < N_PROMPTS; i++)
+            if (a->id == id[i] && a->embedding)
+                memcpy(out->vector, a->embedding, a->n_embd * sizeof *out->vector);
+            else if (a->id == id[i])
+                memcpy(out->words[i], a->tokens, sizeof out->words[i]);
+        n += a != NULL;
+        ferry_answer_free(a);
+    }
+    ferry_batch_stats(b, &stats);
+    out->n_spilled = stats.n_spilled;
+    out->n_spill_failed = stats.n_spill_failed;
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+START_TEST(batch_says_something_else)
+{
+    static const char *const names[] = {"gemma3", "qwen3moe"};
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct answers want, got;
+    uint64_t expert_bytes;
+
+    cpu.n_batch = gpu.n_batch = 3;
+    answers_of(names[_i], &cpu, &want);
+    gpu.vram_bytes = vram_for(names[_i], _i ? 1 : 4, &gpu, &expert_bytes);
+    answers_of(names[_i], &gpu, &got);
+    ck_assert_mem_eq(want.words, got.words, sizeof want.words);
+    ck_assert_mem_eq(want.vector, got.vector, sizeof want.vector);
+}
+END_TEST
+
+/* Pages of both sides, for fewer positions than all have together: the youngest give theirs back, to a file. */
+START_TEST(spilled_pages_come_back_others)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct answers want, got;
+    uint64_t expert_bytes;
+
+    cpu.n_batch = gpu.n_batch = 3;
+    cpu.batch_tok = gpu.batch_tok = 64; /* a page each; answers need a second one */
+    answers_of("llama", &cpu, &want);
+    gpu.vram_bytes = vram_for("llama", 1, &gpu, &expert_bytes);
+    gpu.spill_dir = TEST_BUILD_DIR;
+    answers_of("llama", &gpu, &got);
+    ck_assert_mem_eq(want.words, got.words, sizeof want.words);
+    ck_assert_uint_gt(got.n_spilled, 0);
+    ck_assert_uint_eq(got.n_spill_failed, 0);
+}
+END_TEST
+
+/* ---- the plan ---- */
+
+/* Memory of the GPU is what the plan says to the byte, but for the driver's rounding: 2 MiB for each of 6 pieces. Of the host's, too: what
+ * is not pinned. */
+START_TEST(memory_is_not_what_the_plan_says)
+{
+    struct ferry_engine_opts gpu = layers_of(splits[_i].name, splits[_i].n_layers, splits[_i].has_experts);
+    struct ferry_engine *e = open_with(splits[_i].name, &gpu);
+    char *text;
+
+    ck_assert_uint_eq(emu_device_bytes() + 12 * MIB, fact_of(e, "bytes", "total"));
+    ck_assert_uint_le(fact_of(e, "bytes", "total"), gpu.vram_bytes);
+    ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
+    json_t *plan = json_loads(text, 0, NULL), *bytes = json_object_get(plan, "bytes");
+    ck_assert_uint_eq(mem_live_bytes(MEM_WEIGHTS), (uint64_t)json_integer_value(json_object_get(bytes, "dense")) +
+                                                       (uint64_t)json_integer_value(json_object_get(bytes, "expert")));
+    ck_assert_int_gt(json_integer_value(json_object_get(bytes, "kv")), 0);
+    json_decref(plan);
+    ferry_free(text);
+    ferry_engine_close(e);
+}
+END_TEST
+
+/* What crosses is what the plan predicts for each token: up goes a row of the CPU's layers, and one for each row of the others' experts that
+ * it computes. */
+START_TEST(crossings_are_not_those_of_the_plan)
+{
+    static const char *const names[] = {"gemma3", "qwen3moe", "qwen3moe"};
+    enum { N = 10 };
+    struct ferry_engine_opts gpu = layers_of(names[_i], _i ? 1 : 3, _i == 2);
+    struct ferry_engine *e = open_with(names[_i], &gpu);
+    struct ferry_session *s = session_of(e);
+    struct ferry_info info;
+    struct ferry_stats from, to;
+    float logits[N_VOCAB];
+
+    ferry_engine_info(e, &info);
+    ck_assert_int_eq(ferry_session_append(s, ids, 5, NULL, NULL), 0);
+    ferry_session_stats(s, &from);
+    for (int i = 5; i < 5 + N; i++)
+        ck_assert_int_eq(ferry_session_logits(s, ids + i, 1, false, logits), 0);
+    ferry_session_stats(s, &to);
+    const uint64_t row_bytes = info.n_embd * sizeof(float), up_bytes = to.up_bytes - from.up_bytes;
+    uint64_t n_rows = to.host_expert_rows - from.host_expert_rows; /* of the layer before and the one behind */
+    ck_assert_uint_eq(to.down_bytes - from.down_bytes, N * fact_of(e, "down_bytes_per_token", NULL));
+    ck_assert_uint_eq(to.expert_rows - from.expert_rows, (uint64_t)(N * info.n_layer * info.n_expert_used));
+    ck_assert_uint_eq(up_bytes, N * row_bytes + (n_rows - (uint64_t)(N * info.n_expert_used)) * row_bytes);
+    if (_i < 2) /* then the prediction is no average */
+        ck_assert_uint_eq(up_bytes, N * fact_of(e, "up_bytes_per_token", NULL));
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+START_TEST(saved_layers_are_others)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("gemma3", 2, false), saved = opts_of(NULL);
+    struct ferry_engine *e = open_with("gemma3", &gpu);
+    char *text;
+
+    ck_assert_int_eq(ferry_engine_plan(e, false, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, "of the embedding and layers 0 to 1, computed by the CPU"));
+    ck_assert_ptr_nonnull(strstr(text, "of layers 2 to 6, and the head"));
+    ck_assert_ptr_nonnull(strstr(text, "the GPU does the other 5"));
+    ferry_free(text);
+    saved.plan_path = plan_with(e, "{\"gpu\": {\"first_layer\": 7}}");
+    struct ferry_engine *other;
+    ck_assert_int_eq(try_open("gemma3", &saved, &other), FERRY_ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(ferry_error(), "\"first_layer\" has to be a whole number from 0 to 6"));
+    plan_with(e, "{\"gpu\": {\"first_layer\": 1}}");
+    ck_assert_int_eq(try_open("gemma3", &saved, &other), FERRY_ERR_LIMIT); /* why there are such layers */
+    plan_with(e, "{\"gpu\": {\"first_layer\": 4}}");
+    ferry_engine_close(e);
+    e = open_with("gemma3", &saved);
+    ck_assert_uint_eq(fact_of(e, "first_layer", NULL), 4);
+    ferry_engine_close(e);
+    saved.device = "cuda:0";
+    must_say_the_same("gemma3", &cpu, &saved);
+    unlink(saved.plan_path);
+}
+END_TEST
+
+/* Layers before the GPU's, and of the cache of its own layers only the first segment there, by a plan that says so. */
+START_TEST(layers_beside_a_shared_cache_change_bits)
+{
+    enum { N = 700, LAST = 20 };
+    static const char *const names[] = {"llama", "qwen3moe"};
+    static const char *const choices[] = {
+        "{\"gpu\": {\"first_layer\": 1, \"kv_tok\": 512, \"stage_rows\": 4}}",
+        "{\"gpu\": {\"first_layer\": 1, \"kv_tok\": 512, \"stage_rows\": 4, \"experts\": 6}, \"expert_ram\": 1000000}"};
+    struct ferry_engine_opts cpu = opts_for("cpu", 2048, 128), gpu = opts_for("cuda:0", 2048, 128);
+    static float said[2][LAST * N_VOCAB];
+    static int32_t words[N];
+
+    for (int i = 0; i < N; i++) /* no two segments alike */
+        words[i] = ids[(i + i / N_TOK * 7) % N_TOK];
+    struct ferry_engine *e = open_with(names[_i], &gpu);
+    gpu.plan_path = plan_with(e, choices[_i]);
+    ferry_engine_close(e);
+    for (int has_gpu = 0; has_gpu < 2; has_gpu++) {
+        e = open_with(names[_i], has_gpu ? &gpu : &cpu);
+        struct ferry_session *s = session_of(e);
+        ck_assert_msg(ferry_session_append(s, words, N - LAST, NULL, NULL) == 0, "%s", ferry_error());
+        ck_assert_int_eq(ferry_session_logits(s, words + N - LAST, LAST, false, said[has_gpu]), 0);
+        ferry_session_stats(s, &last_stats);
+        ferry_session_free(s);
+        ferry_engine_close(e);
+    }
+    ck_assert_mem_eq(said[0], said[1], sizeof said[0]);
+    ck_assert_uint_gt(last_stats.gpu_segments, 0);
+    ck_assert_uint_gt(last_stats.host_segments, 0);
+    ck_assert_uint_gt(last_stats.staged_segments, 0);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* ---- when it does not fit, or fails ---- */
+
+/* One layer and the head have to fit. */
+START_TEST(too_small_a_gpu_is_used)
+{
+    struct ferry_engine_opts gpu = layers_of("gemma3", 6, false);
+    struct ferry_engine *e;
+
+    gpu.vram_bytes--;
+    ck_assert_int_eq(try_open("gemma3", &gpu, &e), FERRY_ERR_LIMIT);
+    ck_assert_ptr_nonnull(
+        strstr(ferry_error(), "does not fit GPU 0, even with all experts elsewhere and no more than 1 layer there"));
+    ck_assert_ptr_nonnull(strstr(ferry_error(), "1 B too much"));
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+END_TEST
+
+/* The first of the GPU's ops waits for the rows that come up. Without that wait some order of the streams puts it first: if no test could
+ * see that, the tests above would prove nothing. */
+START_TEST(dropped_wait_is_not_seen)
+{
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("llama", 1, false);
+    float *want = logits_of("llama", &cpu), got[N_VOCAB];
+    int n_wrong = 0;
+    enum { N_SEEDS = 64 };
+
+    for (uint64_t seed = 1; seed <= N_SEEDS; seed++) {
+        struct ferry_engine *e = open_with("llama", &gpu);
+        struct ferry_session *s = session_of(e);
+        emu_seed(seed);
+        emu_drop_wait(1);
+        ck_assert_int_eq(ferry_session_logits(s, ids, 1, false, got), 0);
+        emu_drop_wait(0);
+        n_wrong += memcmp(got, want, sizeof got) != 0;
+        ferry_session_free(s);
+        ferry_engine_close(e);
+    }
+    ck_assert_int_gt(n_wrong, 0);
+    ck_assert_int_lt(n_wrong, N_SEEDS); /* by luck some orders are right: that is why there are seeds */
+    free(want);
+}
+END_TEST
+
+/* Of a dense model; of experts on both sides, too. */
+static const char *const failing[] = {"gemma3", "qwen3moe"};
+
+START_TEST(failed_call_at_open_leaves_something)
+{
+    const char *name = failing[_i / 2];
+    struct ferry_engine_opts gpu = layers_of(name, _i / 2 ? 1 : 3, _i / 2);
+    int rc = -1, n = 1;
+
+    for (; rc < 0; n++) {
+        struct ferry_engine *e;
+        emu_fail_nth(_i % 2 ? 0 : n);
+        mem_fail_nth(_i % 2 ? (uint64_t)n : 0);
+        rc = try_open(name, &gpu, &e);
+        emu_fail_nth(0);
+        mem_fail_nth(0);
+        ck_assert_msg(rc == 0 || rc == FERRY_ERR_NOMEM || rc == FERRY_ERR_DEVICE, "call %d: %s", n, ferry_error());
+        ferry_engine_close(e);
+        ck_assert_int_eq(emu_n_live(), 0);
+        for (int tag = 0; tag < MEM_N_TAG; tag++)
+            ck_assert_msg(mem_live_bytes((enum mem_tag)tag) == 0, "call %d: %s is left", n,
+                          mem_tag_name((enum mem_tag)tag));
+    }
+    ck_assert_int_gt(n, 20);
+}
+END_TEST
+
+/* Every call of a step in turn; the session then goes on as if nothing had been. */
+START_TEST(failed_call_in_a_step_spoils_the_session)
+{
+    const char *name = failing[_i];
+    struct ferry_engine_opts gpu = layers_of(name, _i ? 1 : 3, _i);
+    struct ferry_engine *e = open_with(name, &gpu);
+    struct ferry_session *s = session_of(e);
+    float want[N_VOCAB], got[N_VOCAB];
+    bool failed = true;
+    int n = 1;
+
+    ck_assert_int_eq(ferry_session_append(s, ids, 10, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, want), 0);
+    size_t len = ferry_session_n_tokens(s) - 1;
+    for (; failed; n++) {
+        ck_assert_int_eq(ferry_session_truncate(s, len), 0);
+        emu_seed((uint64_t)n);
+        emu_fail_nth(n);
+        int rc = ferry_session_logits(s, ids + 10, 1, true, got);
+        failed = emu_n_calls() >= n;
+        emu_fail_nth(0);
+        ck_assert_int_eq(rc, failed ? FERRY_ERR_DEVICE : 0);
+        if (!failed || n % 3)
+            continue;
+        ck_assert_int_eq(ferry_session_truncate(s, len), 0); /* at once again, over what may be under way */
+        ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, got), 0);
+        ck_assert_mem_eq(want, got, sizeof want);
+    }
+    ck_assert_mem_eq(want, got, sizeof want);
+    ck_assert_int_gt(n, 20); /* launches of a few layers */
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+END_TEST
+
+static TCase *add_case(Suite *suite, const char *name)
+{
+    TCase *tc = tcase_create(name);
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 240);
+    suite_add_tcase(suite, tc);
+    return tc;
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_layers");
+    TCase *bits = add_case(suite, "bits"), *many = add_case(suite, "many"), *plan = add_case(suite, "plan"),
+          *fail = add_case(suite, "fail");
+
+    tcase_add_loop_test(bits, layers_on_the_cpu_change_bits, 0, N_SPLITS);
+    tcase_add_test(bits, layers_with_a_q8_0_cache_change_bits);
+    tcase_add_test(bits, another_order_of_streams_changes_bits);
+    tcase_add_loop_test(bits, experts_from_disk_change_bits, 0, 4);
+    tcase_add_test(bits, copied_experts_change_bits);
+    tcase_add_loop_test(bits, greedy_words_differ, 0, 2);
+    tcase_add_loop_test(many, batch_says_something_else, 0, 2);
+    tcase_add_test(many, spilled_pages_come_back_others);
+    tcase_add_loop_test(plan, memory_is_not_what_the_plan_says, 0, N_SPLITS);
+    tcase_add_loop_test(plan, crossings_are_not_those_of_the_plan, 0, 3);
+    tcase_add_test(plan, saved_layers_are_others);
+    tcase_add_loop_test(plan, layers_beside_a_shared_cache_change_bits, 0, 2);
+    tcase_add_test(fail, too_small_a_gpu_is_used);
+    tcase_add_test(fail, dropped_wait_is_not_seen);
+    tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 4);
+    tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_session, 0, 2);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed ? 1 : 0;
+}
