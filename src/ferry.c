@@ -261,8 +261,11 @@ static int read_wishes(const struct ferry_engine_opts *o, const char *model_path
 /* A saved plan says who computes; options may say the same. device: as they name it; NULL: they do not. */
 static int check_device(const struct plan *p, const char *path, const char *device, const struct wish *wish)
 {
-    if (!device || is_auto(device) ||
-        (wish->is_gpu == p->has_gpu && (!p->has_gpu || (uint32_t)wish->number == p->gpu.number)))
+    bool was_asked = p->has_gpu || p->unused.decode_tok_per_s > 0; /* for a GPU */
+    uint32_t number = p->has_gpu ? p->gpu.number : p->unused.number;
+
+    if (!device || is_auto(device) || (!wish->is_gpu && !p->has_gpu) ||
+        (wish->is_gpu && was_asked && (uint32_t)wish->number == number))
         return 0;
     if (p->has_gpu)
         return err(ERR_STATE, "%s: the plan is for cuda:%" PRIu32 ", not for %s", path, p->gpu.number, device);
@@ -945,17 +948,25 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
 
 const char *ferry_engine_gpu_news(const struct ferry_engine *e, uint32_t *n_seen, char *buf, size_t buf_bytes)
 {
+    const struct plan_unused *unused = &e->plan.unused;
     struct exec_stats ex;
 
     buf[0] = '\0';
     exec_stats(e->exec, &ex);
-    if (ex.tier.n_changes != *n_seen)
+    uint32_t n_changes = ex.tier.n_changes + (unused->decode_tok_per_s > 0);
+    if (n_changes != *n_seen && unused->decode_tok_per_s > 0)
+        snprintf(buf, buf_bytes,
+                 "GPU %" PRIu32 " is not used: with all but %" PRIu32
+                 " of %d layers there, at most %.3g tokens/s are expected, from the CPU alone %.3g",
+                 unused->number, unused->first_layer, e->model->hp.n_layer, unused->decode_tok_per_s,
+                 e->plan.decode_tok_per_s);
+    else if (n_changes != *n_seen)
         snprintf(
             buf, buf_bytes,
             "the CPU alone computes experts in %.3g ms a step, GPU and CPU in %.3g: the GPU computes %s from now on, "
             "until trials say otherwise",
             1e3 * ex.tier.off_s, 1e3 * ex.tier.on_s, ex.tier.is_off ? "none" : "its own again");
-    *n_seen = ex.tier.n_changes;
+    *n_seen = n_changes;
     return buf;
 }
 

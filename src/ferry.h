@@ -251,7 +251,8 @@ struct ferry_stats {
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
 
 /* One line for a person when the GPU has been left to compute experts, or not to, since *n_seen changes of that (which is brought up to
- * date; 0 in the beginning): which way is faster by measured steps. "" when nothing has changed. Returns buf. */
+ * date; 0 in the beginning): which way is faster by measured steps. Or, once, that a GPU that was asked for is not used, because it holds
+ * a part of the layers only and is predicted to make the model no faster. "" when nothing has changed. Returns buf. */
 const char *ferry_engine_gpu_news(const struct ferry_engine *engine, uint32_t *n_seen, char *buf, size_t buf_bytes);
 
 /* How what was generated between two readings of a session's statistics compares with the plan's prediction, and which rate was

@@ -586,8 +586,8 @@ START_TEST(plan_does_not_say_what_lies_where)
 }
 END_TEST
 
-/* A byte less than one segment beside the rest: then layers are the CPU's, and, as one with its whole cache does not fit either, that of the
- * others is shared. */
+/* A byte less than one segment beside the rest: then layers are the CPU's, and, as not one fits with its whole cache, that of the others is
+ * shared. */
 START_TEST(plan_without_room_for_a_segment_is_another)
 {
     struct ferry_engine_opts gpu = opts_of("cuda:0");

@@ -3,6 +3,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/plan/machine.h"
 #include "tests/cuda_open.h"
 
 #include <stdlib.h>
@@ -328,8 +329,8 @@ START_TEST(memory_is_not_what_the_plan_says)
 }
 END_TEST
 
-/* What crosses is what the plan predicts for each token: up goes a row of the CPU's layers, and one for each row of the others' experts that
- * it computes. */
+/* What crosses is what the plan predicts for each token: up goes a row of the CPU's layers, and one for each row of the others' experts
+ * that it computes. */
 START_TEST(crossings_are_not_those_of_the_plan)
 {
     static const char *const names[] = {"gemma3", "qwen3moe", "qwen3moe"};
@@ -418,6 +419,52 @@ START_TEST(layers_beside_a_shared_cache_change_bits)
     ck_assert_uint_gt(last_stats.host_segments, 0);
     ck_assert_uint_gt(last_stats.staged_segments, 0);
     unlink(gpu.plan_path);
+}
+END_TEST
+
+/* By the rates of a profile the CPU is the faster one: then it has all layers, and the engine says so. */
+START_TEST(gpu_that_makes_it_slower_is_used)
+{
+    static const char path[] = TEST_BUILD_DIR "/t_cuda_layers-profile";
+    struct ferry_engine_opts gpu = layers_of("gemma3", 3, false);
+    struct ferry_info info;
+    struct machine m;
+    char *text;
+
+    for (int faster = 0; faster < 2; faster++) {
+        ck_assert_int_eq(machine_find(&m), 0);
+        m.mem_bytes_per_s = 1e9;
+        m.gpu_bytes_per_s = faster ? 1e12 : 1e8;
+        m.pcie_bytes_per_s = 1e11;
+        ck_assert_int_eq(machine_to_json(&m, &text), 0);
+        FILE *f = fopen(path, "w");
+        ck_assert_ptr_nonnull(f);
+        fputs(text, f);
+        fclose(f);
+        mem_free(text);
+        gpu.profile_path = path;
+        struct ferry_engine *e = open_with("gemma3", &gpu);
+        uint32_t n_seen = 0;
+        char news[256];
+        ferry_engine_info(e, &info);
+        ferry_engine_gpu_news(e, &n_seen, news, sizeof news);
+        ck_assert_int_eq(strstr(news, "GPU 0 is not used: with all but 3 of 7 layers") != NULL, !faster);
+        ck_assert_str_eq(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "");
+        ck_assert_int_eq(strstr(info.isa, "cuda") != NULL, faster);
+        ck_assert_int_eq(emu_n_live() > 0, faster);
+        if (!faster) {
+            struct ferry_engine_opts saved = opts_of("cuda:0");
+            struct ferry_engine *other;
+            saved.plan_path = plan_with(e, "{}");
+            ferry_engine_close(open_with("gemma3", &saved)); /* the same wish, and the same answer */
+            emu_set_gpus(2);
+            saved.device = "cuda:1";
+            ck_assert_int_eq(try_open("gemma3", &saved, &other), FERRY_ERR_STATE);
+            unlink(saved.plan_path);
+        }
+        ferry_engine_close(e);
+    }
+    remove(path);
 }
 END_TEST
 
@@ -553,6 +600,7 @@ int main(void)
     tcase_add_test(many, spilled_pages_come_back_others);
     tcase_add_loop_test(plan, memory_is_not_what_the_plan_says, 0, N_SPLITS);
     tcase_add_loop_test(plan, crossings_are_not_those_of_the_plan, 0, 3);
+    tcase_add_test(plan, gpu_that_makes_it_slower_is_used);
     tcase_add_test(plan, saved_layers_are_others);
     tcase_add_loop_test(plan, layers_beside_a_shared_cache_change_bits, 0, 2);
     tcase_add_test(fail, too_small_a_gpu_is_used);

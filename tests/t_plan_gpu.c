@@ -343,6 +343,205 @@ START_TEST(saved_plan_with_a_gpu_comes_back_another)
 }
 END_TEST
 
+/* ---- layers that do not fit ---- */
+
+/* Of DENSE, Q8_0 (34 bytes for 32) but for norms and biases: a layer; the embedding, which is the head, too. */
+#define LAYER_BYTES \
+    ((uint64_t)(2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) / 32 * 34 + 4 * (896 + 128 + 128 + 2 * 896))
+#define EMBD_BYTES ((uint64_t)896 * 2048 / 32 * 34)
+enum { N_LAYERS = 4 };
+
+/* Weights that lie together begin and end inside blocks of 4 KiB. */
+static void must_be_near(uint64_t bytes, uint64_t want)
+{
+    ck_assert_uint_ge(bytes, want);
+    ck_assert_uint_le(bytes, want + 4 * 4096);
+}
+
+/* A plan in which n layers of DENSE are the CPU's, by a byte. */
+static void leave_layers(uint32_t n, struct plan *p)
+{
+    ask_gpu(DENSE, 8 * GIB, 4 * GIB);
+    opts.n_ctx = 512;
+    ck_assert_int_eq(plan_make(&in, p), 0);
+    for (uint32_t i = 1; i <= n; i++) {
+        opts.vram_bytes = p->gpu.total_bytes - 1;
+        ck_assert_int_eq(plan_make(&in, p), 0);
+        ck_assert_uint_eq(p->gpu.first_layer, i);
+    }
+}
+
+START_TEST(layers_that_do_not_fit_are_lost)
+{
+    const uint64_t kv_bytes = fact("dense", "kv_8192_f16") / 16;
+    struct plan whole, p, back;
+    char *text, words[128];
+
+    leave_layers(0, &whole);
+    ck_assert(!plan_has_host_layers(&whole));
+    must_be_near(whole.gpu.dense_bytes, N_LAYERS * LAYER_BYTES + EMBD_BYTES + 4 * 896);
+    for (uint32_t n = 1; n < N_LAYERS; n++) {
+        leave_layers(n, &p);
+        ck_assert(plan_has_host_layers(&p));
+        must_be_near(p.gpu.dense_bytes, (N_LAYERS - n) * LAYER_BYTES + EMBD_BYTES + 4 * 896);
+        must_be_near(p.dense_bytes, n * LAYER_BYTES + EMBD_BYTES);
+        ck_assert_uint_eq(p.gpu.kv_bytes, kv_bytes / N_LAYERS * (N_LAYERS - n));
+        ck_assert_uint_eq(p.kv_bytes, kv_bytes / N_LAYERS * n);
+        ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
+        ck_assert_uint_eq(p.total_bytes, sum(&p));
+        ck_assert_uint_gt(p.scratch_bytes, whole.scratch_bytes + (uint64_t)p.chunk_tok * 896 * sizeof(float));
+        ck_assert_uint_eq(p.gpu.up_bytes_per_tok, 896 * sizeof(float));
+        ck_assert_uint_eq(p.gpu.down_bytes_per_tok, whole.gpu.down_bytes_per_tok);
+        snprintf(words, sizeof words, n > 1 ? "embedding and layers 0 to %" PRIu32 : "embedding and layer %" PRIu32,
+                 n - 1);
+        ck_assert(explains(&p, words));
+        ck_assert_int_eq(plan_to_json(&p, &text), 0);
+        memset(&back, 0x55, sizeof back);
+        ck_assert_msg(plan_from_json(text, &in, &back) == 0, "%s", err_text());
+        ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+        mem_free(text);
+    }
+    opts.vram_bytes = p.gpu.total_bytes - 1;
+    ck_assert_int_eq(plan_make(&in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1 B too much"));
+    /* What the host then has to hold is the host's to refuse. */
+    opts.vram_bytes = p.gpu.total_bytes;
+    opts.ram_bytes = p.total_bytes;
+    ck_assert_int_eq(plan_make(&in, &back), 0);
+    opts.ram_bytes--;
+    ck_assert_int_eq(plan_make(&in, &back), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "1 B too much. Weights"));
+}
+END_TEST
+
+/* The context that a plan takes unasked is not the price for another layer on the GPU; for the host's memory it is lowered as ever. */
+START_TEST(layers_on_the_cpu_shorten_the_context)
+{
+    struct plan p, less;
+
+    leave_layers(2, &p);
+    opts.n_ctx = 0;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.n_ctx, 8192);
+    ck_assert_uint_ge(p.gpu.first_layer, 2);
+    opts.ram_bytes = p.total_bytes - p.kv_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &less), 0);
+    ck_assert_uint_eq(less.gpu.first_layer, p.gpu.first_layer);
+    ck_assert_uint_lt(less.n_ctx, 8192);
+    /* Where one layer's cache does not fit, it is shared. */
+    leave_layers(3, &p);
+    opts.n_ctx = 32768;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.first_layer, 3);
+    ck_assert_uint_ge(p.gpu.kv_tok, 512);
+    ck_assert_uint_lt(p.gpu.kv_tok, 32768);
+    ck_assert_uint_eq(p.kv_bytes + p.gpu.kv_bytes, 4 * fact("dense", "kv_8192_f16"));
+}
+END_TEST
+
+/* One after the other: the CPU's layers by its memory's rate, the GPU's by its own, and a row that goes up. */
+START_TEST(speed_with_layers_on_the_cpu_is_another)
+{
+    struct plan p, alone;
+    char words[64];
+
+    leave_layers(2, &p);
+    ck_assert_double_eq(p.decode_tok_per_s, 0);
+    machine.gpu_bytes_per_s = 256e9;
+    machine.pcie_bytes_per_s = 12e9;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.first_layer, 2);
+    double before_s = 2 * (double)LAYER_BYTES / 20e9;
+    double gpu_s = ((double)fact("dense", "decode_bytes") - 2 * (double)LAYER_BYTES) / 256e9;
+    ck_assert_double_eq_tol(p.gpu.host_layers_s, before_s, 1e-9);
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, before_s + gpu_s + (896 + 2048) * 4 / 12e9, 1e-9);
+    snprintf(words, sizeof words, "%.3g ms of a token for the CPU's layers", 1e3 * before_s);
+    ck_assert(explains(&p, words));
+    ck_assert_double_eq_tol(p.load_s, (double)(p.dense_bytes + p.gpu.dense_bytes) / 2e9, 1e-9);
+    in.gpu = NULL;
+    ck_assert_int_eq(plan_make(&in, &alone), 0);
+    ck_assert_double_lt(alone.decode_tok_per_s, p.decode_tok_per_s);
+}
+END_TEST
+
+/* A GPU whose memory is no faster than the CPU's has nothing to give. */
+START_TEST(gpu_that_makes_it_slower_is_used)
+{
+    struct plan p, back;
+    char *text;
+
+    leave_layers(2, &p);
+    machine.gpu_bytes_per_s = 15e9;
+    machine.pcie_bytes_per_s = 12e9;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(!p.has_gpu);
+    ck_assert_uint_eq(p.unused.first_layer, 2);
+    ck_assert_double_gt(p.unused.decode_tok_per_s, 0);
+    ck_assert_double_le(p.unused.decode_tok_per_s, p.decode_tok_per_s);
+    ck_assert(explains(&p, "GPU 0 IS NOT USED: with it, all but 2 of 4 layers there"));
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&back, 0x55, sizeof back);
+    ck_assert_msg(plan_from_json(text, &in, &back) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    mem_free(text);
+    ck_assert_int_eq(plan_compare(&p, &in, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, "with the GPU"));
+    ck_assert_ptr_nonnull(strstr(text, "decodes no faster"));
+    mem_free(text);
+    opts.vram_bytes = 4 * GIB; /* all layers: who asks for a GPU that holds the model gets it */
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(p.has_gpu);
+}
+END_TEST
+
+/* Experts of the CPU's layers have slots beside those that the GPU's have no places for. */
+START_TEST(experts_of_layers_on_the_cpu_are_lost)
+{
+    struct plan p, all;
+    char *text;
+
+    ask_gpu(MOE, 8 * GIB, 4 * GIB);
+    opts.n_ctx = 512;
+    ck_assert_int_eq(plan_make(&in, &all), 0);
+    opts.vram_bytes = all.gpu.total_bytes - all.gpu.expert_bytes - 1;
+    machine.gpu_bytes_per_s = 256e9;
+    machine.pcie_bytes_per_s = 12e9;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.first_layer, 1);
+    ck_assert_uint_eq(p.gpu.n_all_experts, N_EXPERTS / 3 * 2);
+    ck_assert_uint_eq(p.gpu.n_host_experts, N_EXPERTS / 3);
+    ck_assert_uint_gt(p.gpu.n_experts, 0); /* the layer's place */
+    ck_assert_uint_eq(p.n_slot_experts, N_EXPERTS);
+    ck_assert_uint_eq(p.n_slots, N_EXPERTS);
+    ck_assert_uint_eq(p.total_bytes, sum(&p));
+    double routed = 8 * (double)EXPERT_BYTES, all_bytes = (double)fact("moe", "decode_bytes");
+    double head_bytes = 2048.0 * 2048 / 256 * 210 + 4 * 2048, dense = (all_bytes - head_bytes) / 3 - routed;
+    ck_assert_double_eq_tol(p.gpu.host_layers_s, (dense + routed) / 20e9, 1e-9);
+    ck_assert_double_gt(p.decode_tok_per_s, 0);
+    ck_assert(explains(&p, "layer 0, computed by the CPU; copies of routers"));
+    /* The GPU may have all experts of its layers, and the CPU slots for those of its own. */
+    opts.vram_bytes = 4 * GIB;
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    char *edit = edited(text, "experts", "256"), more[8192];
+    mem_free(text);
+    snprintf(more, sizeof more, "%s", edit);
+    edit = edited(more, "landings", "0");
+    snprintf(more, sizeof more, "%s", edit);
+    const char *at = strstr(more, "\"budget\": "), *last = at;
+    while ((at = strstr(last + 1, "\"budget\": ")))
+        last = at;
+    ck_assert_ptr_nonnull(last);
+    memset((char *)(uintptr_t)last + strlen("\"budget\": "), '9', 9); /* the GPU's: 953 MiB at least */
+    ck_assert_msg(plan_from_json(more, &in, &p) == 0, "%s", err_text());
+    ck_assert(!plan_is_split(&p));
+    ck_assert(plan_has_host_experts(&p));
+    ck_assert(p.look_ahead);
+    must_be_near(p.dense_bytes, (uint64_t)dense + 2048 * 2048 / 256 * 144);
+    ck_assert_int_eq(plan_from_json(edited(more, "experts", "257"), &in, &p), ERR_FORMAT);
+    ck_assert_int_eq(plan_from_json(edited(more, "expert_ram", "0"), &in, &p), ERR_FORMAT);
+}
+END_TEST
+
 START_TEST(other_plans_forget_the_gpu)
 {
     struct plan p;
@@ -361,16 +560,19 @@ START_TEST(no_memory_with_a_gpu_leaks_something)
     struct plan p;
     int rc = ERR_NOMEM;
 
-    ask_gpu(MOE, 8 * GIB, 512 * MIB);
+    ask_gpu(MOE, 8 * GIB, _i ? 110 * MIB : 512 * MIB);
+    machine.gpu_bytes_per_s = 1e9;
+    machine.pcie_bytes_per_s = 12e9;
     uint64_t live_bytes = mem_live_bytes(MEM_META);
     for (uint64_t n = 1; rc; n++) {
         mem_fail_nth(n);
         rc = plan_make(&in, &p);
-        ck_assert(rc == 0 || rc == ERR_NOMEM);
+        ck_assert_msg(rc == 0 || rc == ERR_NOMEM, "allocation %d: %s", (int)n, err_text());
         ck_assert_uint_eq(mem_live_bytes(MEM_META), live_bytes);
         ck_assert_uint_lt(n, 1000);
     }
     mem_fail_nth(0);
+    ck_assert_int_eq(p.has_gpu, !_i); /* layers do not fit, and the GPU is no faster at the others */
 }
 END_TEST
 
@@ -387,8 +589,13 @@ int main(void)
     tcase_add_test(t, pages_come_up_for_other_rows_than_pays);
     tcase_add_test(t, speed_with_a_gpu_is_another);
     tcase_add_test(t, saved_plan_with_a_gpu_comes_back_another);
+    tcase_add_test(t, layers_that_do_not_fit_are_lost);
+    tcase_add_test(t, layers_on_the_cpu_shorten_the_context);
+    tcase_add_test(t, speed_with_layers_on_the_cpu_is_another);
+    tcase_add_test(t, gpu_that_makes_it_slower_is_used);
+    tcase_add_test(t, experts_of_layers_on_the_cpu_are_lost);
     tcase_add_test(t, other_plans_forget_the_gpu);
-    tcase_add_test(t, no_memory_with_a_gpu_leaks_something);
+    tcase_add_loop_test(t, no_memory_with_a_gpu_leaks_something, 0, 2);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

@@ -276,8 +276,8 @@ static double linear_s(const struct plan_in *in, const struct plan *p, int n, do
            fmax(p->decode_expert_s, p->decode_disk_s) * distinct(&in->model->hp, n);
 }
 
-/* Of one row behind pos positions, all layers of a span: elements of queries, keys and values; of the states of its segments; query-key elements of
- * attention (cost_op_units()). */
+/* Of one row behind pos positions, all layers of a span: elements of queries, keys and values; of the states of its segments; query-key
+ * elements of attention (cost_op_units()). */
 static void row_values(const struct model *m, struct model_span span, double pos, double *qkv, double *states,
                        double *units)
 {

@@ -569,8 +569,8 @@ int plan_make_with_gpu(const struct plan_in *in, struct plan *out)
     return 0;
 }
 
-/* Layers that do not fit a GPU were the CPU's before; where it is no slower at the others, all are. Its predictions of layers on the CPU are
- * those of a plan without it. Of either only decoding is known. */
+/* Layers that do not fit a GPU are the CPU's; where it is no slower at the others, all are. What the CPU's layers take is predicted alike
+ * with a GPU and without. Of a plan with one only decoding is known. */
 static int leave_gpu(const struct plan_in *in, struct plan *p)
 {
     struct plan_in alone = *in;

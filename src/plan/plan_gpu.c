@@ -472,8 +472,9 @@ static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct
     return rc ? rc : set_layers(in, shape, lo, p);
 }
 
-/* All but experts. A cache that is shared costs each of the GPU's layers a wait, so its layers rather have theirs whole, unless not even one
- * can. A context that nobody asked for is lowered for the host's memory alone: for the GPU's that would spare a layer or two. */
+/* All but experts. A cache that is shared costs each of the GPU's layers a wait, so where layers leave, the others have theirs whole,
+ * unless not even one can. A context that nobody asked for is then lowered for the host's memory alone: for the GPU's it would save a
+ * layer or two, and cost most of the context. */
 static int fit_layers(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
 {
     int rc = 0;

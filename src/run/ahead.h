@@ -49,8 +49,8 @@ struct ahead_from {
 
 /* The experts of the layer after this one that are likely: *ids, a view until the next call, each once. Returns how many. Behind a few
  * rows, what the router names; behind a layer that wanted nearly all, all; behind another layer of a prompt, as many as that wanted,
- * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer among them, a router of
- * another kind than F32 without selection bias. < 0: what the device says. */
+ * of those wanted most so far (not beside a device). 0 when nothing can be said: other numbers of rows, no such layer among the span's,
+ * a router of another kind than F32 without selection bias. < 0: what the device says. */
 int ahead_guess(struct ahead *a, const struct ahead_from *from, const int32_t **ids);
 
 /* Would ahead_guess ask the router, which takes its time? Otherwise it only counts. */

@@ -1,8 +1,8 @@
 /* Owns the memory that weights are held in (or the mapped files), and the loans of experts. Leaves to others how bytes come
  * from disk (store_load.c, io/), where each weight goes (model/layout.h), what lies on a GPU (store_gpu.c), and what is computed
  * with it.
- * Dense weights are resident, of a plan with a GPU in its memory or, of the layers before its own, in the host's. Experts are, too, and a loan has nothing to wait for, unless the plan gives them
- * slots: then store_slots.c reads them when they are wanted. */
+ * Dense weights are resident: with a GPU in its memory, those of the layers before its own in the host's. Experts are, too, and a loan has
+ * nothing to wait for, unless the plan gives them slots: then store_slots.c reads them when they are wanted. */
 #include "src/run/store.h"
 
 #include "io/file.h"

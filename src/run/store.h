@@ -36,8 +36,9 @@ struct store_args {
 uint64_t store_bytes(const struct model *m, enum plan_io io);
 
 /* Load (or map) the weights: dense ones of the device's layers and some of their experts into its memory, where there is one, and the
- * other experts into slots if there is room for all; of other experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file, offset and bytes;
- * ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time changed). */
+ * other experts into slots if there is room for all; of other experts that have slots (plan.slot_ram_bytes) none yet. ERR_IO names file,
+ * offset and bytes; ERR_NOMEM; ERR_DEVICE; ERR_CANCEL; ERR_STATE when a file is no longer the one whose header was read (size or time
+ * changed). */
 int store_open(const struct store_args *args, struct store **out);
 void store_close(struct store *s); /* takes NULL */
 
