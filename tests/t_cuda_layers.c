@@ -329,6 +329,27 @@ START_TEST(memory_is_not_what_the_plan_says)
 }
 END_TEST
 
+/* Rows that went up, by the timeline. */
+static uint64_t sum_ups(const struct ferry_engine *e)
+{
+    static const char path[] = TEST_BUILD_DIR "/t_cuda_layers-timeline";
+    uint64_t sum = 0;
+    json_t *event;
+    size_t i;
+
+    ck_assert_int_eq(ferry_engine_trace(e, path), 0);
+    json_t *timeline = json_load_file(path, 0, NULL), *events = json_object_get(timeline, "traceEvents");
+    json_array_foreach(events, i, event)
+    {
+        const char *name = json_string_value(json_object_get(event, "name"));
+        if (name && !strcmp(name, "up"))
+            sum += (uint64_t)json_integer_value(json_object_get(json_object_get(event, "args"), "n"));
+    }
+    json_decref(timeline);
+    unlink(path);
+    return sum;
+}
+
 /* What crosses is what the plan predicts for each token: up goes a row of the CPU's layers, and one for each row of the others' experts
  * that it computes. */
 START_TEST(crossings_are_not_those_of_the_plan)
@@ -336,12 +357,13 @@ START_TEST(crossings_are_not_those_of_the_plan)
     static const char *const names[] = {"gemma3", "qwen3moe", "qwen3moe"};
     enum { N = 10 };
     struct ferry_engine_opts gpu = layers_of(names[_i], _i ? 1 : 3, _i == 2);
-    struct ferry_engine *e = open_with(names[_i], &gpu);
-    struct ferry_session *s = session_of(e);
     struct ferry_info info;
     struct ferry_stats from, to;
     float logits[N_VOCAB];
 
+    gpu.trace = true;
+    struct ferry_engine *e = open_with(names[_i], &gpu);
+    struct ferry_session *s = session_of(e);
     ferry_engine_info(e, &info);
     ck_assert_int_eq(ferry_session_append(s, ids, 5, NULL, NULL), 0);
     ferry_session_stats(s, &from);
@@ -355,6 +377,7 @@ START_TEST(crossings_are_not_those_of_the_plan)
     ck_assert_uint_eq(up_bytes, N * row_bytes + (n_rows - (uint64_t)(N * info.n_expert_used)) * row_bytes);
     if (_i < 2) /* then the prediction is no average */
         ck_assert_uint_eq(up_bytes, N * fact_of(e, "up_bytes_per_token", NULL));
+    ck_assert_uint_eq(sum_ups(e) * row_bytes, to.up_bytes);
     ferry_session_free(s);
     ferry_engine_close(e);
 }
