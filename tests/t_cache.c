@@ -102,6 +102,43 @@ START_TEST(model_of_window_layers_only_has_an_empty_full_group)
 }
 END_TEST
 
+/* The host's layers have groups of their own, whose pages are all its. */
+START_TEST(layers_of_the_host_share_pages_with_a_devices)
+{
+    struct model_layer layers[5] = {{.n_head_kv = 1},
+                                    {.n_head_kv = 1, .window = 512},
+                                    {.n_head_kv = 1},
+                                    {.n_head_kv = 1},
+                                    {.n_head_kv = 1, .window = 1024}};
+    const struct kv_pool pool = {.n_seq = 2, .n_ctx = 2048, .chunk_tok = 64, .dev_tok = 512};
+    struct model m = shape_model(layers, 5, 32, 32);
+    struct op_attn p[5];
+    struct kv_shape s;
+
+    memset(p, 0, sizeof p);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, 3, &s, p), 0);
+    ck_assert_int_eq(s.n_groups, 4);
+    for (int group = 0; group < 4; group++) {
+        ck_assert_uint_eq(s.page_bytes[group], group == 2 ? 2 * 8192 : 8192);
+        ck_assert_int_eq(s.on_host[group], group >= 2);
+        ck_assert_int_eq(s.window[group], group == 1 ? 1024 : group == 3 ? 512 : 0);
+    }
+    ck_assert_int_eq(p[0].group, 2);
+    ck_assert_int_eq(p[1].group, 3);
+    ck_assert_uint_eq(p[2].k_off, 8192);
+    ck_assert_int_eq(p[3].group, 0);
+    ck_assert_int_eq(p[4].group, 1);
+    ck_assert_int_eq(model_kv_dev_pages(&s, 2, &pool), 0);
+    ck_assert_int_eq(model_kv_host_pages(&s, 2, &pool), 2 * 32);
+    ck_assert_int_eq(model_kv_dev_pages(&s, 3, &pool), 0);
+    ck_assert_int_eq(model_kv_host_pages(&s, 3, &pool), model_kv_pool_pages(&s, 3, &pool));
+    ck_assert_int_eq(model_kv_dev_pages(&s, 0, &pool), 8);
+    ck_assert_int_eq(model_kv_host_pages(&s, 0, &pool), 2 * 32 - 8 + 16);
+    ck_assert_int_eq(model_kv_shape(&m, QUANT_F16, 1, &s, NULL), 0);
+    ck_assert_int_eq(s.n_groups, 3);
+}
+END_TEST
+
 START_TEST(head_that_the_type_cannot_hold_is_refused)
 {
     struct model_layer layers[1] = {{.n_head_kv = 1}};
@@ -203,7 +240,8 @@ static void *page_at(const struct cache_seq *s, int group, int64_t slot)
 
     cache_view(s, &near);
     cache_view_host(s, &far);
-    void *here = near.page[group][slot], *there = far.page[group] ? far.page[group][slot] : NULL;
+    void *here = near.page[group] ? near.page[group][slot] : NULL;
+    void *there = far.page[group] ? far.page[group][slot] : NULL;
     MUST(!here || !there, "group %d: page %" PRId64 " lies in both memories", group, slot);
     return here ? here : there;
 }
@@ -677,8 +715,8 @@ START_TEST(random_walk_agrees_with_a_naive_cache)
 }
 END_TEST
 
-/* Of the 40 pages that four sequences can hold the device has 8 or 16. No sequence may ever be refused what it could have if there
- * were one memory. */
+/* Of the 40 pages that four sequences can hold the device has 8 or 16, and of another group, in half of the walks, none. No sequence may
+ * ever be refused what it could have if there were one memory. */
 START_TEST(random_walk_over_two_memories_agrees_with_a_naive_cache)
 {
     int64_t n_far = 0, n_far_all = 0;
@@ -687,6 +725,7 @@ START_TEST(random_walk_over_two_memories_agrees_with_a_naive_cache)
     fake.device.ops = &fake_ops;
     for (int i = 0; i < 12; i++) {
         struct kv_shape shape = mark_shape(0, i % 2 ? 0 : 70);
+        shape.on_host[1] = i >= 6;
         struct cache_args args = {.shape = &shape,
                                   .n_seq = N_SEQ,
                                   .n_ctx = N_CTX,
@@ -775,6 +814,7 @@ int main(void)
     tcase_add_loop_test(tc, layers_of_a_page_do_not_overlap, 0, 2);
     tcase_add_test(tc, window_layers_get_a_group_of_their_own);
     tcase_add_test(tc, model_of_window_layers_only_has_an_empty_full_group);
+    tcase_add_test(tc, layers_of_the_host_share_pages_with_a_devices);
     tcase_add_test(tc, head_that_the_type_cannot_hold_is_refused);
     tcase_add_test(tc, pool_takes_exactly_the_planned_bytes);
     tcase_add_test(tc, impossible_sizes_are_refused);

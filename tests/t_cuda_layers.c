@@ -221,6 +221,27 @@ START_TEST(greedy_words_differ)
 }
 END_TEST
 
+/* What the GPU does for a token stays one graph, and the kernel that fetches what the step says. */
+START_TEST(token_takes_more_launches)
+{
+    struct ferry_engine_opts gpu = layers_of("gemma3", 3, false);
+    struct ferry_engine *e = open_with("gemma3", &gpu);
+    struct ferry_session *s = session_of(e);
+    struct ferry_stats from, to;
+    float logits[N_VOCAB];
+
+    ck_assert_int_eq(ferry_session_logits(s, ids, 1, false, logits), 0); /* brings the kernels up */
+    ck_assert_int_eq(ferry_session_logits(s, ids + 1, 1, false, logits), 0);
+    ferry_session_stats(s, &from);
+    for (int i = 2; i < 12; i++)
+        ck_assert_int_eq(ferry_session_logits(s, ids + i, 1, false, logits), 0);
+    ferry_session_stats(s, &to);
+    ck_assert_uint_eq(to.launches - from.launches, 2 * 10);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
 /* ---- many prompts ---- */
 
 enum { N_PROMPTS = 5, ANSWER_TOK = 40 };
@@ -619,6 +640,7 @@ int main(void)
     tcase_add_loop_test(bits, experts_from_disk_change_bits, 0, 4);
     tcase_add_test(bits, copied_experts_change_bits);
     tcase_add_loop_test(bits, greedy_words_differ, 0, 2);
+    tcase_add_test(bits, token_takes_more_launches);
     tcase_add_loop_test(many, batch_says_something_else, 0, 2);
     tcase_add_test(many, spilled_pages_come_back_others);
     tcase_add_loop_test(plan, memory_is_not_what_the_plan_says, 0, N_SPLITS);

@@ -240,6 +240,53 @@ START_TEST(whole_model_is_refused)
 }
 END_TEST
 
+/* Both lists after each other are the whole one, but for the rotary tables, which each has; a weight belongs to one of them, a head that is
+ * the embedding, too, to both. */
+START_TEST(two_spans_are_not_the_whole)
+{
+    struct program_args args = {.n_rows = 4, .n_out = 2, .kv_type = QUANT_F16};
+    struct program *all, *part;
+    struct model *m = NULL;
+
+    make(families[_i], &nothing);
+    ck_assert_msg(open_file(&m) == 0, "%s", err_text());
+    args.model = m;
+    const int n_layer = m->hp.n_layer;
+    ck_assert_int_eq(program_make(&args, &all), 0);
+    for (int border = 1; border < n_layer; border++) {
+        const struct model_span spans[2] = {{0, border}, {border, n_layer}};
+        int at = 0;
+        for (int side = 0; side < 2; side++) {
+            args.span = spans[side];
+            ck_assert_int_eq(program_make(&args, &part), 0);
+            ck_assert_int_eq(part->x->ne[0], m->hp.n_embd);
+            ck_assert_int_eq(part->logits != NULL, side == 1);
+            for (int i = 0; i < part->n_ops; i++) {
+                const struct op *op = &part->ops[i], *want = &all->ops[at];
+                if (side && op->kind == OP_ROPE_TABLE)
+                    continue;
+                ck_assert_int_eq(op->kind, want->kind);
+                ck_assert_int_eq(op->layer, want->layer);
+                ck_assert_int_eq(op->w[0] ? op->w[0] - part->weights : -1, want->w[0] ? want->w[0] - all->weights : -1);
+                ck_assert(!op->w[0] || model_span_has(m, spans[side], (int)(op->w[0] - part->weights)));
+                at++;
+            }
+            program_free(part);
+        }
+        ck_assert_int_eq(at, all->n_ops);
+        for (int i = 0; i < m->n_weights; i++) {
+            bool is_both = m->weights[i].role == ROLE_TOKEN_EMBD && i == m->w[ROLE_OUTPUT];
+            ck_assert_int_eq(model_span_has(m, spans[0], i) + model_span_has(m, spans[1], i), is_both ? 2 : 1);
+        }
+        ck_assert_uint_eq(model_decode_bytes(m, spans[0]) + model_decode_bytes(m, spans[1]),
+                          model_decode_bytes(m, model_all(m)));
+    }
+    program_free(all);
+    model_close(m);
+    ck_assert_uint_eq(live_bytes(), 0);
+}
+END_TEST
+
 START_TEST(unknown_family_is_run)
 {
     struct edit e = nothing;
@@ -610,6 +657,7 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_loop_test(tc, whole_model_is_refused, 0, N_FAMILIES);
+    tcase_add_loop_test(tc, two_spans_are_not_the_whole, 0, N_FAMILIES);
     tcase_add_test(tc, unknown_family_is_run);
     tcase_add_loop_test(tc, missing_tensor_goes_unseen, 0, N_FAMILIES);
     tcase_add_loop_test(tc, misshapen_tensor_goes_unseen, 0, N_FAMILIES);

@@ -207,8 +207,9 @@ struct plan_in {
 /* The usual pace of a plan whose slots, io and look_ahead are settled. */
 struct plan_pace plan_usual_pace(const struct plan_in *in, const struct plan *p);
 
-/* Pure: same inputs, same plan. ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when a device
- * cannot run one of the model's ops (names op, tensor and type) or a GPU's weights shall be mapped; ERR_ARG for impossible options. */
+/* Pure: same inputs, same plan. With in->gpu it is for that GPU, unless the CPU alone is no slower than with a part of the layers there
+ * (unused). ERR_LIMIT when it cannot fit, with the numbers by purpose; ERR_UNSUPPORTED when a device cannot run one of the model's ops
+ * (names op, tensor and type) or a GPU's weights shall be mapped; ERR_ARG for impossible options. */
 int plan_make(const struct plan_in *in, struct plan *out);
 
 /* Text for a person: sizes by purpose, rates, what was chosen and why; JSON: the whole value. Caller frees with mem_free.
