@@ -167,7 +167,7 @@ static int print_gpu(const struct conf *conf, const struct plan_in *in, const st
     struct cost_gpu_plan g;
     char a[32], b[32], c[32], d[32];
 
-    if (!conf->vram_bytes || p->has_gpu)
+    if (!conf->vram_bytes || p->has_gpu || in->gpu)
         return 0;
     int rc = cost_gpu_plan(&gpu, in, p, &g);
     if (rc)
