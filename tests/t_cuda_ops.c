@@ -238,6 +238,30 @@ static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, in
     t_done(&y);
 }
 
+/* With bulk copies, and by asynchronous copies of threads: on cards of which some give a block little room, and whose warps have many sets of
+ * rows each. */
+static const int cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}};
+enum { N_CARDS = sizeof cards / sizeof *cards };
+
+static void use_card(int i)
+{
+    emu_set_card(cards[i][0], cards[i][1], cards[i][2]);
+}
+
+START_TEST(product_on_another_card_differs)
+{
+    enum quant_type type = weight_types[_i % N_WEIGHT_TYPES];
+
+    emu_seed((uint64_t)_i);
+    use_card(_i / N_WEIGHT_TYPES);
+    matmul_case(type, 512, 130, 1, 1); /* rows so short that lanes have several */
+    matmul_case(type, 1024, 70, 1, 0);
+    matmul_case(type, 2816, 77, 1, 0); /* chunks of columns, the last of them short */
+    matmul_case(type, 768, 60, 5, 0);
+    matmul_case(type, 2304, 19, 12, 1); /* tiles of places, the last of them short */
+}
+END_TEST
+
 START_TEST(product_differs)
 {
     enum quant_type type = weight_types[_i];
@@ -579,6 +603,14 @@ static const struct moe_case moe_cases[] = {
     {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false},
     {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false},
     {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true},
+    /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false},
 };
 
 /* Slots grouped by expert, experts in falling order; those left out have no slots. */
@@ -609,7 +641,7 @@ static int group(const struct moe_case *c, const struct tensor w[3], struct op_e
 
 START_TEST(experts_differ)
 {
-    const struct moe_case *c = &moe_cases[_i];
+    const struct moe_case *c = &moe_cases[_i / N_CARDS];
     struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[1], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
@@ -619,6 +651,7 @@ START_TEST(experts_differ)
     int n_experts = group(c, w, experts, slot), n_half = n_experts / 2;
     struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
     struct rows rows = {.n = c->n_tok};
+    use_card(_i % N_CARDS);
     struct pair p = pair_open(DEVICE_PREFILL_INT);
 
     mirror_ops(&p, &op, 1);
@@ -777,11 +810,12 @@ int main(void)
     tcase_add_test(tc, route_differs);
     tcase_add_test(tc, combine_or_get_rows_differs);
     tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
+    tcase_add_loop_test(tc, product_on_another_card_differs, 0, N_CARDS * N_WEIGHT_TYPES);
     tcase_add_test(tc, rows_that_share_a_launch_differ);
     tcase_add_loop_test(tc, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
-    tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);
+    tcase_add_loop_test(tc, experts_differ, 0, N_CARDS * (int)(sizeof moe_cases / sizeof *moe_cases));
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);

@@ -155,6 +155,12 @@ void real_set_gpus(int n)
     n_gpus = n;
 }
 
+/* The card is the one that is there. */
+void real_set_card(int capability, int n_multiprocessors, int shared_bytes)
+{
+    (void)capability, (void)n_multiprocessors, (void)shared_bytes;
+}
+
 void real_set_driver(int version)
 {
     driver = version;
