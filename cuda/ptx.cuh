@@ -108,9 +108,9 @@ template <int N> static __device__ inline void cu_async_wait()
 #endif
 }
 
-/* Bytes that one thread brings into shared memory in one piece (compute capability 9.0), and where they are counted: a landing is used again
- * and again, each time by one cu_landing_expect() of all bytes and copies of as many; its uses are even and odd in turn, as those who wait
- * say. Addresses and sizes are multiples of 16 bytes. */
+/* Bytes that one thread brings into shared memory in one piece (compute capability 9.0), and where they are counted: a landing is used
+ * again and again, each time by one cu_landing_expect() of all bytes and copies of as many; its uses are even and odd in turn, as those who
+ * wait say. Addresses and sizes are multiples of 16 bytes. */
 struct cu_landing {
     uint64_t state;
 };

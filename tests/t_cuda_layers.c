@@ -649,7 +649,8 @@ int main(void)
     tcase_add_test(plan, saved_layers_are_others);
     tcase_add_loop_test(plan, layers_beside_a_shared_cache_change_bits, 0, 2);
     tcase_add_test(fail, too_small_a_gpu_is_used);
-    tcase_add_test(fail, dropped_wait_is_not_seen);
+    if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
+        tcase_add_test(fail, dropped_wait_is_not_seen);
     tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 4);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_session, 0, 2);
     SRunner *runner = srunner_create(suite);

@@ -402,6 +402,8 @@ void emu_grid_run(const struct emu_launch *l)
         emu_here.block_idx = dim_of(at, l->grid);
         shared_make(l->shared_bytes);
         block_run((int)emu_random(n));
+        if (n_bulks)
+            emu_die("%s: %d bulk copies are under way when the block ends", l->name, n_bulks);
         shared_check(l->shared_bytes);
         at = (unsigned)(((uint64_t)at + step) % n_blocks);
     }

@@ -27,8 +27,8 @@ typedef cudaError_t bench_fn(const struct bench *b, void *ctx, int i);
 /* Seconds that one of n runs takes, queued one behind another: the median of five such rows, after one that warms up. ERR_DEVICE. */
 int bench_time(struct bench *b, bench_fn *fn, void *ctx, int n, double *s);
 
-/* The same of runs as a step has them: one CUDA graph, in which kernels are brought up while those before them still run, where the card can
- * (launch.h: cu_overlap). */
+/* The same of runs as a step has them: one CUDA graph, in which kernels are brought up while those before them still run, where the card
+ * can (launch.h: cu_overlap). */
 int bench_time_step(struct bench *b, bench_fn *fn, void *ctx, int n, double *s);
 
 /* "x: what the runtime said", or 0. */
