@@ -442,16 +442,16 @@ static __device__ inline void multiply_stage(const struct gemv_args *a, const st
         *acc = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? *acc : 0.0f, &row);
         if (is_last)
             put<TYPE>(a, l, l->dst, row, *acc);
-        return;
-    }
-    for (int i = 0; i < l->n; i++) {
-        const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
-        if (i)
-            load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
-        float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
-        w->sums[32 * i] = sum;
-        if (is_last)
-            put<TYPE>(a, l, l->dst + further * l->dst_stride, row, sum);
+    } else {
+        for (int i = 0; i < l->n; i++) {
+            const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
+            if (i)
+                load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
+            float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
+            w->sums[32 * i] = sum;
+            if (is_last)
+                put<TYPE>(a, l, l->dst + further * l->dst_stride, row, sum);
+        }
     }
 }
 
