@@ -66,6 +66,18 @@ struct cu_pull_args {
 };
 cudaError_t cu_pull(const struct cu_pull_args *a, cudaStream_t stream);
 
+/* Of each row of x (n, width) the k best finite values: ids by rising id, then the values' bits. Two launches. */
+struct cu_top_args {
+    int n, k;
+    int64_t width;
+    const float *x;
+    int32_t *dst;
+    int64_t x_stride, dst_stride; /* in elements */
+    uint64_t *scratch;            /* (cu_top_scratch_bytes) */
+};
+uint64_t cu_top_scratch_bytes(int n_rows, int64_t width, int k); /* of up to n_rows rows */
+cudaError_t cu_top(const struct cu_top_args *a, cudaStream_t stream);
+
 /* Code-books of the IQ types (quant/iq_grid.h) in device memory. */
 struct cu_books {
     uint64_t iq2_xxs[256], iq2_xs[512], iq2_s[1024], iq1_s[2048];

@@ -172,6 +172,71 @@ START_TEST(route_differs)
 }
 END_TEST
 
+/* Rows of one kind each: any values, few different ones, all equal, zeros of either sign, hardly any or no finite ones. */
+static void fill_to_rank(struct tensor *x)
+{
+    static const float special[] = {NAN, INFINITY, -INFINITY, -NAN};
+
+    for (int64_t row = 0; row < x->ne[1]; row++)
+        for (int64_t i = 0; i < x->ne[0]; i++) {
+            float *v = &t_f32(x, row)[i];
+            *v = row % 7 == 1   ? (float)rnd_int(5) - 2
+                 : row % 7 == 2 ? -1.5f
+                 : row % 7 == 3 ? (rnd_int(2) ? 0.0f : -0.0f)
+                 : row % 7 == 4 ? (i % 97 == 5 ? -3e38f : special[rnd_int(4)])
+                 : row % 7 == 5 ? special[i % 4]
+                 : row % 7 == 6 ? (float)-i
+                                : *v;
+            if (row % 7 == 0 && rnd_int(50) == 0)
+                *v = special[rnd_int(4)];
+        }
+}
+
+static void top_k_case(int64_t n_vocab, int k, int n)
+{
+    struct tensor x = t_apart(n_vocab, n, 3), y = t_make(QUANT_I32, 2 * k, n, 1);
+    static const int32_t out_row[16] = {0};
+    struct op op = {.kind = OP_TOP_K, .rows = OP_ROWS_OUT, .dst = {&y}, .src = {&x}};
+    char what[64];
+
+    snprintf(what, sizeof what, "top %d of %d", k, (int)n_vocab);
+    fill_to_rank(&x);
+    same_result(&op, 1, &(struct rows){.n = n, .n_out = n, .out_row = out_row}, what);
+    t_done(&x);
+    t_free(&y);
+}
+
+START_TEST(top_k_differs)
+{
+    static const int ks[] = {1, 2, 40, 64, 100, DEVICE_MAX_TOP_K};
+    int k = ks[_i];
+
+    top_k_case(1, k, 1);
+    top_k_case(37, k, 7);
+    top_k_case(1000, k, 7);
+    top_k_case(2048, k, 3);
+    top_k_case(2049, k, 2);
+    top_k_case(5000, k, 7);  /* slices of a chunk or two */
+    top_k_case(40007, k, 3); /* as many as there may be, of several chunks */
+}
+END_TEST
+
+START_TEST(top_k_of_too_many_is_taken)
+{
+    struct tensor x = t_make(QUANT_F32, 1000, 1, 1), y = t_make(QUANT_I32, 2 * DEVICE_MAX_TOP_K + 2, 1, 1);
+    struct op op = {.kind = OP_TOP_K, .dst = {&y}, .src = {&x}};
+
+    ck_assert(!cuda_device_ops.can(&op));
+    y.ne[0] = 2 * DEVICE_MAX_TOP_K;
+    ck_assert(cuda_device_ops.can(&op));
+    y.ne[0] = 3;
+    ck_assert(!cuda_device_ops.can(&op));
+    y.ne[0] = 2 * DEVICE_MAX_TOP_K + 2;
+    t_free(&x);
+    t_free(&y);
+}
+END_TEST
+
 START_TEST(combine_or_get_rows_differs)
 {
     static const int32_t out_row[] = {1, 4};
@@ -809,6 +874,7 @@ int main(void)
     tcase_add_test(few, norm_differs);
     tcase_add_test(few, rope_differs);
     tcase_add_test(few, route_differs);
+    tcase_add_loop_test(few, top_k_differs, 0, 6);
     tcase_add_test(few, combine_or_get_rows_differs);
     tcase_add_test(few, rows_that_share_a_launch_differ);
     tcase_add_loop_test(few, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
@@ -819,6 +885,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, embed_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, elementwise_op_differs);
+    tcase_add_test(tc, top_k_of_too_many_is_taken);
     tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
