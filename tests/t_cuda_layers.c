@@ -393,7 +393,7 @@ START_TEST(crossings_are_not_those_of_the_plan)
     ferry_session_stats(s, &to);
     const uint64_t row_bytes = info.n_embd * sizeof(float), up_bytes = to.up_bytes - from.up_bytes;
     uint64_t n_rows = to.host_expert_rows - from.host_expert_rows; /* of the layer before and the one behind */
-    ck_assert_uint_eq(to.down_bytes - from.down_bytes, N * fact_of(e, "down_bytes_per_token", NULL));
+    ck_assert_uint_eq(to.down_bytes - from.down_bytes, N * down_with_row(e));
     ck_assert_uint_eq(to.expert_rows - from.expert_rows, (uint64_t)(N * info.n_layer * info.n_expert_used));
     ck_assert_uint_eq(up_bytes, N * row_bytes + (n_rows - (uint64_t)(N * info.n_expert_used)) * row_bytes);
     if (_i < 2) /* then the prediction is no average */
