@@ -81,6 +81,16 @@ struct top_args {
     int log_len, n_slices; /* 2^log_len: what each slice gives, k or more */
 };
 
+/* The keys that n values take, in whole runs of `len`: a power of two up to CHUNK. */
+static __device__ inline int n_keys_of(int64_t n, int len)
+{
+    int n_keys = len;
+
+    while (n_keys < n && n_keys < CHUNK)
+        n_keys *= 2;
+    return n_keys;
+}
+
 /* blockIdx.x is the slice, blockIdx.y the row. */
 static __global__ void CU_BOUNDS(THREADS, 1) top_of_slice(const struct top_args p)
 {
@@ -93,14 +103,15 @@ static __global__ void CU_BOUNDS(THREADS, 1) top_of_slice(const struct top_args 
 
     cu_await();
     for (int n_kept = 0;; n_kept = len) { /* the best of the chunks before are the first run of the next one */
-        for (int i = (int)threadIdx.x + n_kept; i < CHUNK; i += THREADS) {
+        int n = n_keys_of(n_kept + end - at, len);
+        for (int i = (int)threadIdx.x + n_kept; i < n; i += THREADS) {
             int64_t id = at + i - n_kept;
             keys[i] = id < end ? key_of(x[id], id) : 0;
         }
         __syncthreads();
-        sort_runs(keys, CHUNK, len);
-        merge_runs(keys, CHUNK >> p.log_len, p.log_len);
-        at += CHUNK - n_kept;
+        sort_runs(keys, n, len);
+        merge_runs(keys, n >> p.log_len, p.log_len);
+        at += n - n_kept;
         if (at >= end)
             break;
     }

@@ -415,6 +415,53 @@ static int bench_grouped_gemm(struct bench *b, bool by_dots)
     return 0;
 }
 
+/* ---- the best logits ---- */
+
+/* Rows as long as Qwen3's vocabulary, where the head's product has just left them, as a step finds them. */
+static cudaError_t run_top(const struct bench *b, void *ctx, int i)
+{
+    (void)i;
+    return cu_top(ctx, b->stream);
+}
+
+static int bench_top(struct bench *b, int n_rows, int k)
+{
+    struct cu_top_args a = {.n = n_rows, .k = k, .width = b->is_quick ? 5000 : 151936};
+    uint64_t at = 0, row_bytes = (uint64_t)a.width * sizeof(float);
+    void *x = NULL, *dst = NULL, *scratch = NULL;
+    char what[64];
+    double s = 0;
+    int rc = bench_take(b, &at, (uint64_t)n_rows * row_bytes, &x);
+
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)(n_rows * 2 * k) * sizeof(int32_t), &dst);
+    rc = rc ? rc : bench_take(b, &at, cu_top_scratch_bytes(n_rows, a.width, k), &scratch);
+    a.x = x;
+    a.x_stride = a.width;
+    a.dst = dst;
+    a.dst_stride = 2 * k;
+    a.scratch = scratch;
+    rc = rc ? rc : bench_time_step(b, run_top, &a, b->is_quick ? 2 : 8, &s);
+    if (rc)
+        return rc;
+    snprintf(what, sizeof what, "%d of %d rows", k, n_rows);
+    add_share(bench_row(b, "top k", what, s), "bytes_per_s", (double)n_rows * (double)row_bytes / s,
+              b->read_bytes_per_s);
+    return 0;
+}
+
+static int bench_tops(struct bench *b)
+{
+    static const int k[] = {1, 64, DEVICE_MAX_TOP_K};
+    int rc = 0;
+
+    for (size_t i = 0; i < sizeof k / sizeof *k && !rc; i++) {
+        rc = bench_top(b, 1, k[i]);
+        if (!rc)
+            rc = bench_top(b, b->is_quick ? 2 : 16, k[i]);
+    }
+    return rc;
+}
+
 /* ---- attention ---- */
 
 enum { HEADS = 32, HEADS_KV = 4, HEAD_DIM = 128, MAX_PAGES = 512, SEGMENTS = 32 };
@@ -539,6 +586,8 @@ int bench_kernels(struct bench *b)
 
     for (int i = 0; i < N_TYPES && !rc; i++)
         rc = bench_gemv(b, types[i]);
+    if (!rc)
+        rc = bench_tops(b);
     if (!rc)
         rc = bench_moes(b);
     if (!rc)
