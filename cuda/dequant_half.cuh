@@ -68,6 +68,22 @@ static __device__ inline void cu_pack4(uint32_t bytes, float bias, float factor,
                                 fmaf(factor, cu_byte_float(bytes, 2 * i + 1, bias), term));
 }
 
+/* factor * (byte - bias) for the four bytes of a word, each below LIMIT, by one fmaf each: the byte is put into the mantissa of MAGIC,
+ * which becomes MAGIC + byte, and `less` is -factor * (MAGIC + bias): of both products no bit is lost, where factor has no more than 18 bits
+ * (LIMIT 128), or 15 (256). */
+template <int LIMIT> static __device__ inline void cu_pack4_biased(uint32_t bytes, float factor, float less, uint32_t out[2])
+{
+    float x[4];
+
+    CU_UNROLL
+    for (uint32_t i = 0; i < 4; i++)
+        x[i] = cu_f32_of_bits(LIMIT == 128 ? cu_byte_perm(bytes, 0x43000000u, 0x7044u + (i << 8))
+                                           : cu_byte_perm(bytes, 0x47000000u, 0x7404u + (i << 4)));
+    CU_UNROLL
+    for (int i = 0; i < 2; i++)
+        out[i] = cu_pack_halves(fmaf(factor, x[2 * i], less), fmaf(factor, x[2 * i + 1], less));
+}
+
 #define CU_HALF16(NAME)                                                                                         \
     template <> struct cu_half16<QUANT_##NAME> {                                                                \
         static __device__ inline void unpack(const uint8_t *row, uint32_t skew, int at, int side,               \
@@ -89,7 +105,7 @@ CU_HALF16(Q4_0)
     cu_words(row, b_at + 2, q);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
-        cu_pack4(q[i] >> 4 * side & 0x0f0f0f0fu, 8.0f, d, 0.0f, out + 2 * i);
+        cu_pack4_biased<128>(q[i] >> 4 * side & 0x0f0f0f0fu, d, d * -136.0f, out + 2 * i);
 }
 
 CU_HALF16(Q8_0)
@@ -103,7 +119,7 @@ CU_HALF16(Q8_0)
     cu_words(row, b_at + (uint32_t)(2 + 16 * side), q);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
-        cu_pack4(q[i] ^ 0x80808080u, 128.0f, d, 0.0f, out + 2 * i);
+        cu_pack4_biased<256>(q[i] ^ 0x80808080u, d, d * -32896.0f, out + 2 * i);
 }
 
 /* E2M1 is put into halves bit by bit: sign, two bits of exponent, one of mantissa give the value times 2^-14, subnormal or not. */
@@ -176,8 +192,8 @@ CU_HALF16(Q6_K)
     cu_words(row, b_at + (uint32_t)(128 + g / 4 * 32 + 16 * side), high);
     CU_UNROLL
     for (int i = 0; i < 4; i++)
-        cu_pack4((q[i] >> g % 4 / 2 * 4 & 0x0f0f0f0fu) | (high[i] >> g % 4 * 2 & 0x03030303u) << 4, 32.0f, d, 0.0f,
-                 out + 2 * i);
+        cu_pack4_biased<128>((q[i] >> g % 4 / 2 * 4 & 0x0f0f0f0fu) | (high[i] >> g % 4 * 2 & 0x03030303u) << 4, d,
+                             d * -160.0f, out + 2 * i);
 }
 
 /* ---- floats ---- */
