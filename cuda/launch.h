@@ -173,6 +173,7 @@ struct cu_act_args {
     enum op_act glu;
     void *out;
     uint64_t out_stride; /* bytes */
+    bool by_lanes;       /* cu_half: columns in the order that cu_gemm wants on a card that has_wgmma */
 };
 
 /* ---- ops of single rows ---------------------------------------------------------------------------------------------- */
@@ -228,6 +229,7 @@ struct cu_card {
     int n_multiprocessors;
     int shared_bytes; /* most shared memory of a block that asks for it */
     bool has_bulk;    /* bulk copies into shared memory, from compute capability 9.0 on */
+    bool has_wgmma;   /* products of warpgroups: 9.0 alone, by code that is made for it (sm_90a) */
 };
 
 /* One expert's matrices, and what their products are multiplied by. */
@@ -298,6 +300,9 @@ cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
  * inverse stands behind the row. */
 uint64_t cu_half_bytes(int64_t n);
 cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream);
+
+/* Of the GPU that is chosen, of compute capability 9.0: is there code for products of its warpgroups? */
+cudaError_t cu_gemm_has_wgmma(bool *has_wgmma);
 
 /* Before the first cu_gemm on the GPU that is chosen. */
 cudaError_t cu_gemm_prepare(const struct cu_card *card);

@@ -480,6 +480,7 @@ static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, i
     struct cu_act_args x = act_of(op, 0, n, QUANT_ACT_F32, halves);
 
     x.out_stride = cu_half_bytes(x.width);
+    x.by_lanes = r->card.has_wgmma;
     cudaError_t e = cu_half(&x, r->stream);
     for (int i = 0; i < op->n_w && !e; i++) {
         struct cu_mat_args m = mat_of(r, op, i, 0, n);
@@ -603,6 +604,9 @@ cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card)
     if (!e)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu);
     card->has_bulk = major >= 9;
+    card->has_wgmma = false;
+    if (!e && major == 9 && prefill == DEVICE_PREFILL_BLAS)
+        e = cu_gemm_has_wgmma(&card->has_wgmma);
     if (!e)
         e = cu_gemv_prepare(card);
     return e || prefill != DEVICE_PREFILL_BLAS ? e : cu_gemm_prepare(card);

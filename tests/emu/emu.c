@@ -832,6 +832,13 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
     return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attr, const void *kernel)
+{
+    (void)kernel;
+    attr->maxThreadsPerBlock = 1024;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr, int value)
 {
     if (emu_fails())

@@ -14,7 +14,7 @@ enum {
     PLAIN_SHARED = 48 * 1024, /* what every card gives a block that does not ask for more */
     MAX_KERNELS = 256,
     MAX_EXCHANGE = 64,
-    MAX_ASYNC = 64,
+    MAX_ASYNC = 160,
     MAX_BULK = 4096,
     GUARD_BYTES = 64,
     GUARD = 0xa5
