@@ -31,9 +31,9 @@ struct alignas(16) cu_piece {
     uint32_t x[4];
 };
 
-/* N words that begin `at` bytes behind an address that 16 divides, each shifted right by `more` bits: what of the next word comes in is not
- * used. They are read by WIDTH bytes: 16 at once meet no bank twice where lanes' words are neighbours, but every step down from there saves a
- * choice for each word. What is read behind the words is not used. */
+/* N words that begin `at` bytes behind an address that 16 divides, each shifted right by `more` bits: what of the next word comes in
+ * is not used. They are read by WIDTH bytes: 16 at once meet no bank twice where lanes' words are neighbours, but every step down from
+ * there saves a choice for each word. What is read behind the words is not used. */
 template <int N, int WIDTH>
 static __device__ inline void cu_words_by(const uint8_t *row, uint32_t at, uint32_t more, uint32_t x[N])
 {
@@ -97,10 +97,11 @@ static __device__ inline void cu_pack4(uint32_t bytes, float bias, float factor,
                                 fmaf(factor, cu_byte_float(bytes, 2 * i + 1, bias), term));
 }
 
-/* factor * (byte - bias) for the four bytes of a word, each below LIMIT, by one fmaf each: the byte is put into the mantissa of MAGIC,
- * which becomes MAGIC + byte, and `less` is -factor * (MAGIC + bias): of both products no bit is lost, where factor has no more than 18 bits
- * (LIMIT 128), or 15 (256). */
-template <int LIMIT> static __device__ inline void cu_pack4_biased(uint32_t bytes, float factor, float less, uint32_t out[2])
+/* factor * (byte - bias) for the four bytes of a word, each below LIMIT, by one fmaf each: the byte is put into the mantissa of
+ * MAGIC (128, or 2^15), which becomes MAGIC + byte, and `less` is -factor * (MAGIC + bias): no bit of either product is lost, where
+ * factor has no more than 18 bits (LIMIT 128), or 15 (256). */
+template <int LIMIT>
+static __device__ inline void cu_pack4_biased(uint32_t bytes, float factor, float less, uint32_t out[2])
 {
     float x[4];
 
@@ -262,19 +263,19 @@ template <int TYPE> struct cu_half32 {
     }
 };
 
-#define CU_HALF32(NAME)                                                                                         \
-    template <> struct cu_half32<QUANT_##NAME> {                                                                \
-        static __device__ inline void unpack(const uint8_t *row, uint32_t skew, int at,                         \
-                                             const struct cu_books *books, uint32_t out[16]);                   \
-    };                                                                                                          \
-    __device__ inline void cu_half32<QUANT_##NAME>::unpack(const uint8_t *row, uint32_t skew, int at,           \
+#define CU_HALF32(NAME)                                                                                               \
+    template <> struct cu_half32<QUANT_##NAME> {                                                                      \
+        static __device__ inline void unpack(const uint8_t *row, uint32_t skew, int at, const struct cu_books *books, \
+                                             uint32_t out[16]);                                                       \
+    };                                                                                                                \
+    __device__ inline void cu_half32<QUANT_##NAME>::unpack(const uint8_t *row, uint32_t skew, int at,                 \
                                                            const struct cu_books *books, uint32_t out[16])
 
 /* Both halves, where they share little. */
-#define CU_HALF32_OF_16(NAME)                                            \
-    CU_HALF32(NAME)                                                      \
-    {                                                                    \
-        cu_half16<QUANT_##NAME>::unpack(row, skew, at, 0, books, out);   \
+#define CU_HALF32_OF_16(NAME)                                              \
+    CU_HALF32(NAME)                                                        \
+    {                                                                      \
+        cu_half16<QUANT_##NAME>::unpack(row, skew, at, 0, books, out);     \
         cu_half16<QUANT_##NAME>::unpack(row, skew, at, 1, books, out + 8); \
     }
 CU_HALF32_OF_16(Q4_0)

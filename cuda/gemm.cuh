@@ -24,6 +24,12 @@ static __device__ inline void cu_copy_edge(uint8_t *to, const uint8_t *from, int
         to[e] = from[at + e];
 }
 
+/* The multiple of 16 there or before: to mask an address is less than to subtract from it. */
+static __device__ inline const uint8_t *cu_aligned16(const uint8_t *p)
+{
+    return reinterpret_cast<const uint8_t *>(reinterpret_cast<uintptr_t>(p) & ~(uintptr_t)15);
+}
+
 /* So often do all multiprocessors get a block. */
 static inline int64_t cu_n_rounds(int64_t n_rows, int rows, int64_t n_place, int tok, int n_multiprocessors)
 {

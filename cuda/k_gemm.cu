@@ -1,5 +1,5 @@
-/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names. Cards of compute capability 9.0 have
- * k_gemm_wgmma.cu for the products.
+/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names. Products on cards of compute
+ * capability 9.0 are those of k_gemm_wgmma.cu.
  *
  * A block makes ROWS weight rows x TOK places, a step of K columns at a time. Three things are under way at once: rows of x (halves)
  * come by asynchronous copies STAGES - 1 steps ahead; weights come as they are stored, chunks of whole blocks, by asynchronous
@@ -24,8 +24,8 @@ uint64_t cu_half_bytes(int64_t n)
     return (uint64_t)((n + 127) / 128 * 256 + 16);
 }
 
-/* Where column k of a row stands for products of warpgroups: a lane's words of 16 columns there are of 32 neighbours here (k_gemm_wgmma.cu),
- * so that column 32 q + 4 t + 2 h + e of 128 is number 16 t + 8 h + 2 q + e. */
+/* Where column k of a row stands for products of warpgroups: what a lane has of 8 products of 16 columns are 32 neighbours
+ * (k_gemm_wgmma.cu), so that column 32 q + 4 t + 2 h + e of 128 is number 16 t + 8 h + 2 q + e. */
 static __device__ inline int64_t lane_order(int64_t k)
 {
     int64_t q = k / 32 % 4, t = k / 4 % 8, h = k / 2 % 2;
@@ -53,7 +53,8 @@ static __global__ void to_halves(const struct cu_act_args a)
     e = e < -100 ? -100 : e;
     float up = cu_f32_of_bits((uint32_t)(14 - e + 127) << 23), down = cu_f32_of_bits((uint32_t)(e - 14 + 127) << 23);
     for (int64_t k = threadIdx.x; k < (a.width + 127) / 128 * 128; k += THREADS)
-        reinterpret_cast<uint16_t *>(row)[a.by_lanes ? lane_order(k) : k] = k < a.width ? cu_f32_to_half(x[k] * up) : (uint16_t)0;
+        reinterpret_cast<uint16_t *>(row)[a.by_lanes ? lane_order(k) : k] =
+            k < a.width ? cu_f32_to_half(x[k] * up) : (uint16_t)0;
     if (threadIdx.x == 0)
         *reinterpret_cast<float *>(row + a.out_stride - 16) = down;
 }

@@ -4,8 +4,8 @@
  * A block makes ROWS weight rows x TOK places, 128 columns a step; each warp has 16 of the rows. A lane's words of a product are 4 columns
  * of two rows, and in which order columns are multiplied nobody cares: so that a lane takes 32 neighbouring columns of its rows a step,
  * unpacked straight to where they are multiplied, cu_half puts the columns of x into that order (by_lanes). Rows of x come by asynchronous
- * copies two steps ahead, for the whole block; weights as they are stored, in chunks of whole blocks, each warp's own rows by itself. Products
- * and what unpacks weights use the registers' ports in turn (README.md), so nothing is gained by letting a warp do both at once.
+ * copies two steps ahead, for the whole block; weights as they are stored, in chunks of whole blocks, each warp's own rows by itself.
+ * Products and what unpacks weights use the registers' ports in turn (README.md), so nothing is gained by letting a warp do both at once.
  * A place's sum is made column by column in the same order whatever the tile is. */
 #include "cuda/gemm.cuh"
 
@@ -20,20 +20,22 @@ enum { K = 128, STAGES = 3, PRODUCTS = K / 16, TILE_BYTES = 1024 /* what a tile 
 
 /* Two blocks of 128 x 64, or four of 64 x 64, share a multiprocessor. A chunk's copies have two steps at least to arrive. */
 template <int TYPE, int TOK_, int ROWS_> struct shape {
-    static constexpr int TOK = TOK_, ROWS = ROWS_, N_THREADS = ROWS * 2, N_BLOCKS = TOK > CU_GEMM_TOK ? 1 : 512 / N_THREADS;
+    static constexpr int TOK = TOK_, ROWS = ROWS_, N_THREADS = ROWS * 2;
+    static constexpr int N_BLOCKS = TOK > CU_GEMM_TOK ? 1 : 512 / N_THREADS;
     static constexpr int LEN = cu_storage<TYPE>::LEN, BLOCK_BYTES = cu_storage<TYPE>::BYTES;
     /* Columns of a chunk: some 136 bytes of a row, so that little comes along beside them; floats have more. */
-    static constexpr int CHUNK = LEN > K || K / LEN * BLOCK_BYTES < 100 ? 256 : K, STEPS = CHUNK / K, CHUNKS = STEPS > 1 ? 2 : 3;
+    static constexpr int CHUNK =
+        LEN > K || K / LEN *BLOCK_BYTES<100 ? 256 : K, STEPS = CHUNK / K, CHUNKS = STEPS> 1 ? 2 : 3;
     static constexpr int CHUNK_BYTES = CHUNK / LEN * BLOCK_BYTES;
     static constexpr bool CAN_ALIGN = BLOCK_BYTES % 16 == 0; /* then usually no row begins askew */
     static constexpr bool IS_RAGGED = LEN % K != 0;          /* the last step may have columns past the last */
-    /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins. Of a warp's 16 rows the odd ones lie behind the even ones, so
-     * much further that 8 neighbouring lanes, which read two rows, meet no bank twice. */
+    /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins. Of a warp's 16 rows the odd ones lie behind the even
+     * ones, so much further that 8 neighbouring lanes, which read two rows, meet no bank twice. */
     static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16;
     static constexpr int ODD = TYPE == QUANT_Q8_0 ? (8 * PIECES + 7) / 8 * 8 + 1 : (8 * PIECES + 3) / 8 * 8 + 4;
     static constexpr int WARP_BYTES = 16 * (ODD + 8 * PIECES), RAW_BYTES = ROWS / 16 * WARP_BYTES;
     static constexpr int TILE_LEN = TOK * 64, X_LEN = 2 * TILE_LEN; /* halves of 64 columns, of a step */
-    static constexpr int N_X = TOK * 8 / N_THREADS;                 /* rows of x of which a thread copies a piece of each 64 columns */
+    static constexpr int N_X = TOK * 8 / N_THREADS; /* rows of x of which a thread copies a piece of each 64 columns */
     static constexpr int MAIN_BYTES = STAGES * X_LEN * (int)sizeof(uint16_t) + CHUNKS * RAW_BYTES;
     static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_THREADS / 8 % 8 == 0, "a shape that cannot be");
 };
@@ -44,7 +46,7 @@ struct target {
     float factor;
 };
 
-template <typename S> constexpr int shared_bytes = TILE_BYTES + S::MAIN_BYTES + S::TOK * (int)sizeof(struct target);
+template <typename S> constexpr int shared_bytes = TILE_BYTES + S::MAIN_BYTES + S::TOK *(int)sizeof(struct target);
 
 /* What a block works on, and where; of a thread, what it copies and unpacks. Rows past the last are the last again. */
 template <typename S> struct block {
@@ -79,12 +81,6 @@ template <typename S> static __device__ inline int raw_place(int row)
 template <int TYPE, bool IS_ALIGNED> static __device__ inline int piece_place(int piece)
 {
     return TYPE == QUANT_F16 && IS_ALIGNED ? piece ^ (piece / 4 & 3) : piece;
-}
-
-/* The multiple of 16 there or before: a mask of both words of an address is less than a subtraction. */
-static __device__ inline const uint8_t *aligned(const uint8_t *p)
-{
-    return reinterpret_cast<const uint8_t *>(reinterpret_cast<uintptr_t>(p) & ~(uintptr_t)15);
 }
 
 /* ---- copies ---- */
@@ -141,7 +137,10 @@ static __device__ inline void copy_edges(const struct block<S> *b, int chunk, in
 template <typename S, int TYPE, bool IS_ALIGNED>
 static __device__ inline void copy_inner(const struct block<S> *b, int chunk, uint8_t *to)
 {
-    constexpr int USED = IS_ALIGNED ? S::CHUNK_BYTES / 16 : S::PIECES, WIDE = USED <= 4 ? 4 : USED <= 8 ? 8 : USED <= 16 ? 16 : 32;
+    constexpr int USED = IS_ALIGNED ? S::CHUNK_BYTES / 16 : S::PIECES, WIDE = USED <= 4    ? 4
+                                                                              : USED <= 8  ? 8
+                                                                              : USED <= 16 ? 16
+                                                                                           : 32;
     constexpr int APART = 32 / WIDE;
     const int row = b->lane / WIDE;
 
@@ -154,7 +153,7 @@ static __device__ inline void copy_inner(const struct block<S> *b, int chunk, ui
             continue;
         CU_UNROLL
         for (int i = 0; i < 16 / APART; i++) {
-            cu_async_copy16(place + raw_place<S>(row + i * APART), IS_ALIGNED ? from : aligned(from));
+            cu_async_copy16(place + raw_place<S>(row + i * APART), IS_ALIGNED ? from : cu_aligned16(from));
             from += APART * b->w_stride;
         }
     }
@@ -180,8 +179,8 @@ static __device__ inline void fetch_raw(const struct block<S> *b, int chunk, int
 
 /* 32 columns of one of the lane's two rows, where products want them; columns past the last are 0. AT: the step's place in its chunk. */
 template <typename S, int TYPE, bool IS_ALIGNED, int AT>
-static __device__ inline void unpack_row(const struct cu_mat_args *a, const struct block<S> *b, int step, int buffer, int which,
-                                         uint32_t w[PRODUCTS][4])
+static __device__ inline void unpack_row(const struct cu_mat_args *a, const struct block<S> *b, int step, int buffer,
+                                         int which, uint32_t w[PRODUCTS][4])
 {
     const int part = b->lane & 3, at = AT * 4 + part;
     const uint8_t *from = b->raw_row[which] + buffer * S::RAW_BYTES;
@@ -205,7 +204,8 @@ static __device__ inline void unpack_row(const struct cu_mat_args *a, const stru
 
 /* ---- steps ---- */
 
-template <typename S> static __device__ inline void multiply(const uint16_t *x, uint32_t w[PRODUCTS][4], struct cu_group_sums<S::TOK> *sums)
+template <typename S>
+static __device__ inline void multiply(const uint16_t *x, uint32_t w[PRODUCTS][4], struct cu_group_sums<S::TOK> *sums)
 {
     const struct cu_group_tile tile = cu_group_tile_of(x);
 
@@ -274,8 +274,7 @@ static __device__ inline void steps(const struct cu_mat_args *a, struct block<S>
 /* ---- the kernel ---- */
 
 /* shared: a multiple of TILE_BYTES. */
-template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared)
-{
+template <typename S> static __device__ inline struct block<S> block_of(const struct cu_mat_args *a, char *shared) {
     struct block<S> b;
 
     b.k = cu_work_of(a);
@@ -300,7 +299,8 @@ template <typename S> static __device__ inline struct block<S> block_of(const st
     return b;
 }
 
-template <typename S> static __device__ inline void find_targets(const struct cu_mat_args *a, const struct block<S> *b, struct target *t)
+template <typename S>
+static __device__ inline void find_targets(const struct cu_mat_args *a, const struct block<S> *b, struct target *t)
 {
     for (int tok = (int)threadIdx.x; tok < b->k.n; tok += S::N_THREADS) {
         const char *x = static_cast<const char *>(cu_x_of(a, b->k.first + tok));
@@ -311,7 +311,8 @@ template <typename S> static __device__ inline void find_targets(const struct cu
 
 /* A lane holds rows lane / 4 and + 8 of its warp's, places 2 * (lane % 4) and + 1 of each 8. */
 template <typename S>
-static __device__ inline void write_tile(const struct block<S> *b, const struct target *t, const struct cu_group_sums<S::TOK> *sums)
+static __device__ inline void write_tile(const struct block<S> *b, const struct target *t,
+                                         const struct cu_group_sums<S::TOK> *sums)
 {
     const int row = b->warp * 16 + b->lane / 4;
 
@@ -331,15 +332,19 @@ static __device__ inline void write_tile(const struct block<S> *b, const struct 
 /* Where there is no code for warpgroups, no block may be as large as it is launched: cu_gemm_has_wgmma asks for that. */
 template <typename S> constexpr int most_threads = CU_HAS_WGMMA ? S::N_THREADS : 32;
 
-template <int TYPE, typename S> static __global__ void CU_BOUNDS(most_threads<S>, S::N_BLOCKS) gemm_wgmma(const struct cu_mat_args a)
+template <int TYPE, typename S>
+static __global__ void CU_BOUNDS(most_threads<S>, S::N_BLOCKS) gemm_wgmma(const struct cu_mat_args a)
 {
 #if CU_HAS_WGMMA
-    CU_SHARED_DYN(char, room); /* up to TILE_BYTES of nothing, STAGES of two (TOK, 64) halves of x, CHUNKS of weights, (TOK) targets */
+    CU_SHARED_DYN(
+        char,
+        room); /* up to TILE_BYTES of nothing, STAGES of two (TOK, 64) halves of x, CHUNKS of weights, (TOK) targets */
     cu_await();
     char *shared = room + (TILE_BYTES - reinterpret_cast<uintptr_t>(room) % TILE_BYTES) % TILE_BYTES;
     struct target *targets = reinterpret_cast<struct target *>(shared + S::MAIN_BYTES);
     struct block<S> b = block_of<S>(&a, shared);
-    struct cu_group_sums<S::TOK> sums = {};
+    struct cu_group_sums<S::TOK> sums = {
+    };
 
     find_targets(&a, &b, targets);
     if (S::CAN_ALIGN && (reinterpret_cast<uintptr_t>(b.k.w) | a.w_stride) % 16 == 0)
@@ -355,11 +360,13 @@ template <int TYPE, typename S> static __global__ void CU_BOUNDS(most_threads<S>
 /* Rows of a block where they are to be many: of F32 a block has no room for more. */
 template <int TYPE> constexpr int most_rows = TYPE == QUANT_F32 ? 64 : 128;
 
-/* What the rounds of a grid take, about, whatever the columns: with 132 multiprocessors and 4096 columns of Q4_K a round of blocks took 42 us
- * (128 x 128), 33 (128 x 64), and 20 (64 x 64) on an H200; two or four of small ones that share a multiprocessor hardly less than in turn. */
+/* What the rounds of a grid take, about, whatever the columns: of 4096 columns of Q4_K a round of blocks took 42 us (128 x 128), 33
+ * (128 x 64) and 20 (64 x 64) on an H200; two or four of small ones that share a multiprocessor take hardly less than in turn. */
 static int64_t cost(const struct cu_card *card, int64_t n_rows, int rows, int64_t n_place, int tok)
 {
-    return cu_n_rounds(n_rows, rows, n_place, tok, card->n_multiprocessors) * (tok == CU_GEMM_TOK_MANY ? 42 : rows == 128 ? 33 : 20);
+    return cu_n_rounds(n_rows, rows, n_place, tok, card->n_multiprocessors) * (tok == CU_GEMM_TOK_MANY ? 42
+                                                                               : rows == 128           ? 33
+                                                                                                       : 20);
 }
 
 int cu_wgmma_tile_tok(const struct cu_card *card, int64_t n_rows, int n_place)
@@ -407,16 +414,16 @@ cudaError_t cu_wgmma(const struct cu_mat_args *a, cudaStream_t stream)
 template <int TYPE, int TOK, int ROWS> static cudaError_t allow()
 {
     typedef shape<TYPE, TOK, ROWS> S;
-    return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm_wgmma<TYPE, S>), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                shared_bytes<S>);
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm_wgmma<TYPE, S>),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<S>);
 }
 
 cudaError_t cu_wgmma_prepare(void)
 {
     cudaError_t e = cudaSuccess;
 
-#define ALLOW(NAME)                                                                        \
-    e = e ? e : allow<QUANT_##NAME, CU_GEMM_TOK_MANY, most_rows<QUANT_##NAME>>();           \
+#define ALLOW(NAME)                                                                       \
+    e = e ? e : allow<QUANT_##NAME, CU_GEMM_TOK_MANY, most_rows<QUANT_##NAME>>();         \
     e = e || most_rows<QUANT_##NAME> == 64 ? e : allow<QUANT_##NAME, CU_GEMM_TOK, 128>(); \
     e = e ? e : allow<QUANT_##NAME, CU_GEMM_TOK, 64>();
     CU_QUANT_TYPES(ALLOW)

@@ -183,8 +183,8 @@ static __device__ inline void cu_async_publish()
 #endif
 }
 
-/* B of four products: a tile of (N, 64) halves. A column's 64 are 128 bytes in pieces of 16, piece p of column c at p ^ (c & 7), and the tile
- * begins at a multiple of 1024 bytes. */
+/* B of four products: a tile of (N, 64) halves. A column's 64 are 128 bytes in pieces of 16, piece p of column c at p ^ (c & 7), and
+ * the tile begins at a multiple of 1024 bytes. */
 struct cu_group_tile {
     uint64_t at;
 };
@@ -192,7 +192,8 @@ struct cu_group_tile {
 static __device__ inline struct cu_group_tile cu_group_tile_of(const uint16_t *tile)
 {
     /* 1024 bytes from 8 columns to the next; swizzled by 128 bytes */
-    return {(uint64_t)(cu_shared_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62};
+    return {(uint64_t)(cu_shared_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+            (uint64_t)1 << 62};
 }
 
 #if CU_HAS_WGMMA
@@ -221,8 +222,8 @@ template <int N> static __device__ inline void cu_group_begin(struct cu_group_su
 
 /* By columns [16 which, 16 which + 16) of a tile that lies so many halves, a multiple of 512, behind b's. */
 template <int N>
-static __device__ inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b, int behind,
-                                           int which)
+static __device__ inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b,
+                                           int behind, int which)
 {
 #if CU_HAS_WGMMA
     float *x = sums->x;
@@ -230,19 +231,21 @@ static __device__ inline void cu_group_mul(struct cu_group_sums<N> *sums, const 
     static_assert(N == 64 || N == 128, "a width that nobody uses");
 
     if constexpr (N == 128)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-                 "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-                 "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
-                 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, "
-                 "1, 0;"
-                     : CU_16_SUMS(0), CU_16_SUMS(16), CU_16_SUMS(32), CU_16_SUMS(48)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+            "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+            "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+            "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, "
+            "1, 0;"
+            : CU_16_SUMS(0), CU_16_SUMS(16), CU_16_SUMS(32), CU_16_SUMS(48)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
     else
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-                 "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-                 "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-                     : CU_16_SUMS(0), CU_16_SUMS(16)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+            "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+            "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+            : CU_16_SUMS(0), CU_16_SUMS(16)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
 #endif
 }
 
@@ -321,7 +324,8 @@ static inline struct cu_group_tile cu_group_tile_of(const uint16_t *tile)
 }
 
 template <int N>
-static inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b, int behind, int which)
+static inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b, int behind,
+                                int which)
 {
     const uint32_t(*all)[4] = static_cast<const uint32_t(*)[4]>(emu_warp(a, 4 * sizeof *a));
     const int first = (int)threadIdx.x % 32 / 4 * 4;
@@ -342,8 +346,8 @@ template <int N> static inline void cu_group_wait(struct cu_group_sums<N> *sums)
         float a[2][16], b[16];
 
         for (int i = 0; i < 32; i++) /* A(8 row, k): lane k % 8 / 2, word row + k / 8 * 2 */
-            a[i / 16][i % 16] = cu_half_to_f32(
-                (uint16_t)(sums->waiting[which].a[i % 8 / 2][i / 16 + i % 16 / 8 * 2] >> i % 2 * 16));
+            a[i / 16][i % 16] =
+                cu_half_to_f32((uint16_t)(sums->waiting[which].a[i % 8 / 2][i / 16 + i % 16 / 8 * 2] >> i % 2 * 16));
         for (int i = 0; i < N / 4; i++) {
             const int col = i / 2 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
             for (int k = 0; k < 16; k++) {

@@ -100,6 +100,7 @@ static int place_product(struct bench *b, enum quant_type type, int n_rows, int 
     p->n_mats = p->n_mats < n_cold ? p->n_mats : n_cold;
     struct cu_act_args f = {.act = act, .n_rows = n_tok, .width = n_cols, .x = x, .x_stride = n_cols, .out = form};
     f.out_stride = form_bytes;
+    f.by_lanes = p->is_gemm && b->card.has_wgmma;
     p->a = (struct cu_mat_args){
         .card = b->card, .books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
     p->a.w_stride = quant_row_bytes(type, n_cols);
