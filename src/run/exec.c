@@ -20,6 +20,9 @@
 /* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
 #define CANCEL_ROWS 8
 
+/* Steps of more rows are prompts: no two are alike. */
+#define TIMED_ROWS 8
+
 /* What mem_map rounds up to. */
 #define PAGE_BYTES 4096
 
@@ -224,7 +227,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
     e->clock = args->clock ? args->clock : clock_ns;
-    tier_init(&e->tier);
+    tier_init(&e->tier, false);
     int rc = open_parts(e, args);
     if (rc == 0 && plan_has_host_kv(plan))
         rc = attn_init(&e->attn, &(struct attn_args){.program = e->main.program,
@@ -392,11 +395,12 @@ static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden,
 {
     if (!e->main.moe.host)
         return run_step(e, rows, wants_hidden, cancel);
-    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, rows->n));
+    int kind = rows->n <= TIMED_ROWS ? rows->n : TIER_NO_KIND;
+    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, kind));
     uint64_t from_ns = e->clock();
     int rc = run_step(e, rows, wants_hidden, cancel);
     if (rc == 0)
-        tier_end(&e->tier, rows->n, (double)(e->clock() - from_ns) * 1e-9);
+        tier_end(&e->tier, kind, (double)(e->clock() - from_ns) * 1e-9);
     return rc;
 }
 
