@@ -246,6 +246,8 @@ struct ferry_stats {
     /* Where the KV cache lies in both memories: segments of 512 positions that a row saw in a layer, which lay with the GPU; in the host's
      * memory, the CPU computed with them there; or they came up. Counted in steps that touch some of the host's. */
     uint64_t gpu_segments, host_segments, staged_segments;
+    /* Segments that had to leave the GPU for the host's memory, that came back, and bytes that were copied for the latter. */
+    uint64_t left_segments, returned_segments, returned_bytes;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -404,10 +404,29 @@ static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden,
     return rc;
 }
 
+/* Pages that were the host's, to where there is room by now, beside what follows. */
+static int bring_back(struct exec *e, struct cache *cache)
+{
+    struct trace_event event = {.what = TRACE_BACK, .begin_ns = e->trace ? clock_ns() : 0};
+    struct cache_back_stats before;
+
+    cache_back_stats(cache, &before);
+    int rc = cache_back_step(cache);
+    cache_back_stats(cache, &e->stats.back);
+    event.id = (int32_t)(e->stats.back.n_pages - before.n_pages);
+    event.bytes = e->stats.back.bytes - before.bytes;
+    event.end_ns = e->trace ? clock_ns() : 0;
+    if (event.id)
+        trace_add(e->trace, &event);
+    return rc;
+}
+
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
 {
     *logits = NULL;
     int rc = check_batch(e, batch);
+    if (rc == 0)
+        rc = bring_back(e, cache_of(batch->seqs[0]));
     if (rc < 0)
         return rc;
     for (int i = 0; i < batch->n_seqs; i++) {
