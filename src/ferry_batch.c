@@ -1,4 +1,5 @@
 /* The public face of run/jobs: translates requests and answers. */
+#include <stdio.h>
 #include <string.h>
 
 #include "src/base/err.h"
@@ -212,6 +213,23 @@ const char *ferry_batch_review(const struct ferry_batch *b, char *buf, size_t bu
     return tune_text(&expected, &t, buf, buf_bytes);
 }
 
+const char *ferry_batch_news(const struct ferry_batch *b, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    struct jobs_stats s;
+
+    buf[0] = '\0';
+    jobs_stats(b->jobs, &s);
+    if (s.waits.n_changes != *n_seen)
+        snprintf(
+            buf, buf_bytes,
+            "with sequences whose pages lie in the host's memory steps bring %.3g tokens/s, without them %.3g: they "
+            "%s from now on, until trials say otherwise",
+            1 / s.waits.on_s, 1 / s.waits.off_s,
+            s.waits.is_off ? "wait for their pages to come back" : "run beside the others");
+    *n_seen = s.waits.n_changes;
+    return buf;
+}
+
 void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *out)
 {
     struct plan expected;
@@ -238,7 +256,8 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_preempted = s.n_preempted,
                                       .n_rerun = s.n_rerun,
                                       .n_spilled = s.n_spilled,
-                                      .n_spill_failed = s.n_spill_failed};
+                                      .n_spill_failed = s.n_spill_failed,
+                                      .n_sat_out = s.n_sat_out};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);
