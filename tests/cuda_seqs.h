@@ -1,6 +1,6 @@
 /* Sequences of an engine made by hand, of whose pages the GPU that the emulated runtime plays holds a part, with times of its clock: what
- * attention reads over the rates of either side's memory, and weights. Each suite that includes it is a program of its own, and says N_SEQ,
- * N_GPU, N_CTX, POS and CHUNK first: sequences of POS words, and how many at full length the GPU holds. lint: C, as Check's suites are */
+ * attention reads over the rates of either side's memory, and weights. Each suite that includes it is a program of its own. lint: C, as
+ * Check's suites are */
 #ifndef FERRY_TESTS_CUDA_SEQS_H
 #define FERRY_TESTS_CUDA_SEQS_H
 
@@ -23,7 +23,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_VOCAB = 288 };
+/* Three sequences of one segment each, of which POS positions are filled; the GPU holds two, until one of them ends. */
+enum { N_VOCAB = 288, N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
 /* Slow ones, so that a nanosecond is nothing; the way is so fast that what crosses is little beside what is computed. */
 #define GPU_RATE 1e6
 #define PCIE_RATE 1e9

@@ -1,13 +1,10 @@
 /* The choice between GPU only and overlap, as the plan makes it and as it turns while a batch runs, against engines that walk a tiny model:
  * with the virtual clock of the emulated runtime, sequences of which one has its pages in the host's memory, and a host that is a little
  * faster and a little slower than where the choice turns, or not at all what the plan thought. */
-#include <math.h>
-
-/* Three sequences of one segment each; the GPU holds two. */
-enum { N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 400, CHUNK = 100 };
-
 #include "src/run/jobs.h"
 #include "tests/cuda_seqs.h"
+
+#include <math.h>
 
 /* Seconds of a step in which the first n sequences decode a token; its logits (n, N_VOCAB). Nothing is committed. */
 static double step_s(int n, float *out)

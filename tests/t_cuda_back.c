@@ -1,10 +1,5 @@
 /* KV pages that come back from the host's memory to the GPU that the emulated runtime plays, where there was no room when they were
  * written. No bit may depend on when they do, and steps are the shorter for it. */
-#include <math.h>
-
-/* Three sequences of one segment each; the GPU holds two, until the first ends. */
-enum { N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
-
 #include "tests/cuda_seqs.h"
 
 enum { PAGE_TOK = 64, N_WHOLE = POS / PAGE_TOK, N_PAGES = N_WHOLE + 1, BACK_STEPS = 3, N_STEPS = 24 };

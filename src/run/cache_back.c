@@ -2,8 +2,6 @@
  * and tables to cache.c. */
 #include "src/run/cache_back.h"
 
-#include <stddef.h>
-
 #include "src/run/cache_in.h"
 
 static void drop_coming(struct cache *c)
