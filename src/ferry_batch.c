@@ -1,5 +1,4 @@
 /* The public face of run/jobs: translates requests and answers. */
-#include <stdio.h>
 #include <string.h>
 
 #include "src/base/err.h"
@@ -215,19 +214,7 @@ const char *ferry_batch_review(const struct ferry_batch *b, char *buf, size_t bu
 
 const char *ferry_batch_news(const struct ferry_batch *b, uint32_t *n_seen, char *buf, size_t buf_bytes)
 {
-    struct jobs_stats s;
-
-    buf[0] = '\0';
-    jobs_stats(b->jobs, &s);
-    if (s.waits.n_changes != *n_seen)
-        snprintf(
-            buf, buf_bytes,
-            "with sequences whose pages lie in the host's memory steps bring %.3g tokens/s, without them %.3g: they "
-            "%s from now on, until trials say otherwise",
-            1 / s.waits.on_s, 1 / s.waits.off_s,
-            s.waits.is_off ? "wait for their pages to come back" : "run beside the others");
-    *n_seen = s.waits.n_changes;
-    return buf;
+    return jobs_news(b->jobs, n_seen, buf, buf_bytes);
 }
 
 void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *out)

@@ -128,6 +128,20 @@ static void check_times(const struct tier *t)
     ck_assert_double_eq_tol(t->off_s, off_s, uncounted_s() / N_GPU);
 }
 
+/* Whoever asks is told once. */
+static void check_news(const struct jobs *jobs, const struct tier *t)
+{
+    char news[256];
+    uint32_t n_seen = 0;
+
+    jobs_news(jobs, &n_seen, news, sizeof news);
+    ck_assert_int_eq(strstr(news, "they wait for their pages to come back from now on") != NULL,
+                     t->n_changes && t->is_off);
+    ck_assert_int_eq(strstr(news, "they run beside the others from now on") != NULL, t->n_changes && !t->is_off);
+    ck_assert_uint_eq(n_seen, t->n_changes);
+    ck_assert_str_eq(jobs_news(jobs, &n_seen, news, sizeof news), "");
+}
+
 /* All answer together; the plan lets the one whose pages the GPU does not hold wait, or not. */
 static void answer(bool waits, double host_rate, struct jobs_stats *stats, struct cache_back_stats *back)
 {
@@ -159,6 +173,7 @@ static void answer(bool waits, double host_rate, struct jobs_stats *stats, struc
     emu_clock(NULL);
     take_answers(jobs);
     check_times(&stats->waits);
+    check_news(jobs, &stats->waits);
     cache_back_stats(rooms.cache, back);
     jobs_close(jobs);
     leave_rooms();

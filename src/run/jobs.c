@@ -3,6 +3,7 @@
  * what is missing is run next, and where nothing is missing but one token, that one is a decode row. */
 #include "src/run/jobs.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "src/base/clock.h"
@@ -775,4 +776,19 @@ void jobs_stats(const struct jobs *j, struct jobs_stats *out)
 {
     *out = j->stats;
     out->n_running = j->n_running;
+}
+
+const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    const struct tier *t = &j->stats.waits;
+
+    buf[0] = '\0';
+    if (t->n_changes != *n_seen)
+        snprintf(
+            buf, buf_bytes,
+            "with sequences whose pages lie in the host's memory steps bring %.3g tokens/s, without them %.3g: they "
+            "%s from now on, until trials say otherwise",
+            1 / t->on_s, 1 / t->off_s, t->is_off ? "wait for their pages to come back" : "run beside the others");
+    *n_seen = t->n_changes;
+    return buf;
 }

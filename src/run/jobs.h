@@ -97,6 +97,10 @@ struct jobs_stats {
 };
 void jobs_stats(const struct jobs *j, struct jobs_stats *out);
 
+/* One line for a person, without its end, when stats.waits has been changed since *n_seen changes, which is brought up to date: what was
+ * measured and what is done now. "" when nothing has changed. Returns buf. */
+const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes);
+
 #ifdef __cplusplus
 }
 #endif
