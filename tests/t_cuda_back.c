@@ -349,6 +349,118 @@ START_TEST(idle_sequence_comes_back)
 }
 END_TEST
 
+/* ---- anything in any order ---- */
+
+enum { N_TABLES = 6, MOST_TOK = 1024, N_SLOTS = MOST_TOK / PAGE_TOK };
+
+/* What each page of a sequence has to hold: the number of the write that was the last. */
+static struct {
+    struct cache *cache;
+    struct cache_seq *seq[N_TABLES];
+    uint64_t wrote[N_TABLES][N_SLOTS], n_writes;
+    char *page; /* own: (a page) */
+} any;
+
+static void grow(int i, int64_t n)
+{
+    int64_t len = cache_len(any.seq[i]);
+
+    if (len + n > MOST_TOK)
+        return;
+    bool has_room = cache_has_room(any.seq[i], n);
+    ck_assert_int_eq(cache_reserve(any.seq[i], n), has_room ? 0 : ERR_LIMIT);
+    for (int64_t slot = len / PAGE_TOK; has_room && slot * PAGE_TOK < len + n; slot++) {
+        memcpy(any.page, &any.n_writes, sizeof any.n_writes);
+        any.wrote[i][slot] = any.n_writes++;
+        ck_assert_int_eq(cache_load_page(any.seq[i], 0, slot, any.page), 0);
+    }
+    cache_commit(any.seq[i], has_room ? n : 0);
+}
+
+static void change(int i, int what)
+{
+    int other = rand() % N_TABLES;
+
+    if (!any.seq[i])
+        ck_assert_int_eq(cache_seq_make(any.cache, &any.seq[i]), 0);
+    if (what < 10) {
+        grow(i, 1 + rand() % 100);
+    } else if (what < 12) {
+        cache_truncate(any.seq[i], rand() % (cache_len(any.seq[i]) + 1));
+    } else if (what < 13 || other == i) {
+        cache_seq_free(any.seq[i]);
+        any.seq[i] = NULL;
+    } else {
+        cache_seq_free(any.seq[other]);
+        ck_assert_int_eq(cache_fork(any.seq[i], &any.seq[other]), 0);
+        memcpy(any.wrote[other], any.wrote[i], sizeof any.wrote[i]);
+    }
+}
+
+/* All that it holds is what was written last, and each segment lies on one side. */
+static void must_hold(int i)
+{
+    struct kv_seq near, far;
+    uint64_t mark;
+
+    cache_view(any.seq[i], &near);
+    cache_view_host(any.seq[i], &far);
+    for (int64_t slot = 0; slot * PAGE_TOK < cache_len(any.seq[i]); slot++) {
+        int64_t first = slot - slot % DEVICE_SEGMENT_PAGES;
+        ck_assert((near.page[0][slot] != NULL) == (near.page[0][first] != NULL));
+        ck_assert((far.page[0][slot] != NULL) == (near.page[0][first] == NULL));
+        ck_assert_int_eq(cache_save_page(any.seq[i], 0, slot, any.page), 0);
+        memcpy(&mark, any.page, sizeof mark);
+        ck_assert_uint_eq(mark, any.wrote[i][slot]);
+    }
+}
+
+/* Sequences grow, fork, become shorter and end in any order while segments come and go: none loses a word, and no page is lost. */
+START_TEST(some_order_loses_a_page)
+{
+    struct kv_shape shape;
+    struct cache_back_stats s;
+    bool is_there;
+
+    make_rooms_of(0);
+    memset(&any, 0, sizeof any);
+    ck_assert_int_eq(model_kv_shape(rooms.model, QUANT_F16, 0, &shape, NULL), 0);
+    any.page = calloc(1, shape.page_bytes[0]);
+    ck_assert_int_eq(cache_open(&(struct cache_args){.shape = &shape,
+                                                     .n_seq = 3,
+                                                     .n_ctx = MOST_TOK,
+                                                     .chunk_tok = 100,
+                                                     .n_tables = N_TABLES,
+                                                     .device = rooms.gpu,
+                                                     .dev_tok = 3 * DEVICE_ATTN_SEGMENT_TOK,
+                                                     .back_steps = 1,
+                                                     .back_bytes = 3 * shape.page_bytes[0]},
+                                &any.cache),
+                     0);
+    srand(7);
+    for (int n = 0; n < 4000; n++) {
+        change(rand() % N_TABLES, rand() % 15);
+        if (rand() % 3 == 0)
+            ck_assert_int_eq(cache_back_step(any.cache), 0);
+        int i = rand() % N_TABLES;
+        if (any.seq[i])
+            must_hold(i);
+    }
+    for (int i = 0; i < N_TABLES; i++)
+        cache_seq_free(any.seq[i]);
+    ck_assert_int_eq(rooms.gpu_ops.brought(rooms.gpu, true, &is_there), 0);
+    ck_assert_int_eq(cache_back_step(any.cache), 0); /* what was on its way for nobody */
+    ck_assert_int_eq(cache_pages_used(any.cache, 0), 0);
+    cache_back_stats(any.cache, &s);
+    ck_assert_uint_gt(s.n_back, 20);
+    ck_assert_uint_gt(s.n_given_up, 5);
+    ck_assert_uint_gt(s.n_out, 20);
+    cache_close(any.cache);
+    free(any.page);
+    leave_rooms();
+}
+END_TEST
+
 /* ---- time ---- */
 
 /* What goes up with a step, and what the kernels' times leave out. */
@@ -402,23 +514,31 @@ static void setup(void)
     emu_reset(1);
 }
 
+static TCase *add_case(Suite *suite, const char *name)
+{
+    TCase *tc = tcase_create(name);
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 240);
+    suite_add_tcase(suite, tc);
+    return tc;
+}
+
 int main(void)
 {
     Suite *suite = suite_create("cuda_back");
-    TCase *tc = tcase_create("cuda_back");
+    TCase *bits = add_case(suite, "bits"), *turns = add_case(suite, "turns");
 
-    tcase_add_checked_fixture(tc, setup, NULL);
-    tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, pages_that_come_back_change_bits, 0, N_FATES);
-    tcase_add_test(tc, failed_call_loses_pages);
-    tcase_add_test(tc, forgotten_wait_is_not_seen);
-    tcase_add_test(tc, coming_segment_drives_another_away);
-    tcase_add_test(tc, promised_pages_are_taken);
-    tcase_add_test(tc, shared_pages_come_twice);
-    tcase_add_test(tc, segment_comes_too_soon);
-    tcase_add_test(tc, idle_sequence_comes_back);
-    tcase_add_test(tc, coming_pages_take_time_of_steps);
-    suite_add_tcase(suite, tc);
+    tcase_add_loop_test(bits, pages_that_come_back_change_bits, 0, N_FATES);
+    tcase_add_test(bits, failed_call_loses_pages);
+    tcase_add_test(bits, forgotten_wait_is_not_seen);
+    tcase_add_test(turns, coming_segment_drives_another_away);
+    tcase_add_test(turns, promised_pages_are_taken);
+    tcase_add_test(turns, shared_pages_come_twice);
+    tcase_add_test(turns, segment_comes_too_soon);
+    tcase_add_test(turns, idle_sequence_comes_back);
+    tcase_add_test(turns, some_order_loses_a_page);
+    tcase_add_test(turns, coming_pages_take_time_of_steps);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
     int n_failed = srunner_ntests_failed(runner);
