@@ -254,12 +254,58 @@ static void get_rows(const struct job *j)
         memcpy(dst_row(j, i), src_row(j, 0, j->w->rows->out_row[i]), (size_t)j->op->dst[0]->ne[0] * sizeof(float));
 }
 
+/* The k best of x (n) that are finite: their ids, best first. Gives how many there are. */
+static int best_of(const float *x, int64_t n, int32_t *ids, int k)
+{
+    int n_found = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        if (!isfinite(x[i]) || (n_found == k && !(x[i] > x[ids[k - 1]])))
+            continue;
+        int at = n_found < k ? n_found++ : k - 1;
+        for (; at > 0 && x[i] > x[ids[at - 1]]; at--)
+            ids[at] = ids[at - 1];
+        ids[at] = i;
+    }
+    return n_found;
+}
+
+static void sort_ids(int32_t *ids, int n)
+{
+    for (int i = 1; i < n; i++) {
+        int32_t id = ids[i];
+        int at = i;
+        for (; at > 0 && ids[at - 1] > id; at--)
+            ids[at] = ids[at - 1];
+        ids[at] = id;
+    }
+}
+
+static void top_k(const struct job *j)
+{
+    int k = (int)(j->op->dst[0]->ne[0] / 2);
+
+    for (int i = j->begin; i < j->end; i++) {
+        const float *x = src_row(j, 0, i);
+        int32_t *ids = tensor_row(j->op->dst[0], i), *bits = ids + k;
+        int n = best_of(x, j->op->src[0]->ne[0], ids, k);
+        sort_ids(ids, n);
+        for (int r = 0; r < k; r++) {
+            ids[r] = r < n ? ids[r] : -1;
+            bits[r] = 0;
+            if (r < n)
+                memcpy(&bits[r], &x[ids[r]], sizeof *bits);
+        }
+    }
+}
+
 static rows_fn *const fns[OP_N_KIND] = {
     [OP_EMBED] = embed,       [OP_RMS_NORM] = rms_norm,   [OP_ADD] = add,
     [OP_ADD_BIAS] = add_bias, [OP_SCALE] = scale,         [OP_SOFTCAP] = softcap,
     [OP_GLU] = glu,           [OP_GATE] = gate,           [OP_ROPE_TABLE] = rope_table,
     [OP_ROPE] = rope,         [OP_KV_APPEND] = kv_append, [OP_ROUTE] = route,
     [OP_COMBINE] = combine,   [OP_GET_ROWS] = get_rows,   [OP_ATTN_MERGE] = attn_merge,
+    [OP_TOP_K] = top_k,
 };
 
 void cpu_rows_run(const struct walk *w, int worker, const struct op *op, int begin, int end)

@@ -97,6 +97,17 @@ template <int TYPE> static __device__ inline void cu_levels8(uint32_t nibbles, u
     *high = cu_byte_perm(first, last, 0x7531u);
 }
 
+/* Of all eight in order, four in a word. */
+template <int TYPE> static __device__ inline void cu_levels_in_order(uint32_t nibbles, uint32_t level[2])
+{
+    typedef cu_levels<TYPE> t;
+    uint32_t at = nibbles & 0x77777777u, which = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
+
+    for (int i = 0; i < 2; i++)
+        level[i] = cu_byte_perm(cu_byte_perm(t::A, t::B, at >> 16 * i), cu_byte_perm(t::C, t::D, at >> 16 * i),
+                                which >> 16 * i);
+}
+
 /* Of 16 bytes at p. */
 template <int TYPE> static __device__ inline void cu_levels16(const uint8_t *p, uint32_t *q)
 {

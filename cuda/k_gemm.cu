@@ -1,4 +1,5 @@
-/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names.
+/* Matrices times rows by tensor cores on halves, for many rows. Experts are matrices that a tile names. Products on cards of compute
+ * capability 9.0 are those of k_gemm_wgmma.cu.
  *
  * A block makes ROWS weight rows x TOK places, a step of K columns at a time. Three things are under way at once: rows of x (halves)
  * come by asynchronous copies STAGES - 1 steps ahead; weights come as they are stored, chunks of whole blocks, by asynchronous
@@ -8,6 +9,7 @@
 
 #include "cuda/dequant_half.cuh"
 #include "cuda/device.cuh"
+#include "cuda/gemm.cuh"
 #include "cuda/mat.cuh"
 #include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
@@ -16,9 +18,18 @@ enum { THREADS = 256 };
 
 /* ---- activations ---- */
 
+/* The factor stands behind whole 128 columns, of which those past the last are 0. */
 uint64_t cu_half_bytes(int64_t n)
 {
-    return cu_up16((uint64_t)n * 2) + 16;
+    return (uint64_t)((n + 127) / 128 * 256 + 16);
+}
+
+/* Where column k of a row stands for products of warpgroups: what a lane has of 8 products of 16 columns are 32 neighbours
+ * (k_gemm_wgmma.cu), so that column 32 q + 4 t + 2 h + e of 128 is number 16 t + 8 h + 2 q + e. */
+static __device__ inline int64_t lane_order(int64_t k)
+{
+    int64_t q = k / 32 % 4, t = k / 4 % 8, h = k / 2 % 2;
+    return k / 128 * 128 + 16 * t + 8 * h + 2 * q + k % 2;
 }
 
 /* A block for each row. */
@@ -41,8 +52,9 @@ static __global__ void to_halves(const struct cu_act_args a)
     int e = (int)(cu_bits_of_f32(amax) >> 23 & 255) - 127;
     e = e < -100 ? -100 : e;
     float up = cu_f32_of_bits((uint32_t)(14 - e + 127) << 23), down = cu_f32_of_bits((uint32_t)(e - 14 + 127) << 23);
-    for (int64_t k = threadIdx.x; k < a.width; k += THREADS)
-        reinterpret_cast<uint16_t *>(row)[k] = cu_f32_to_half(x[k] * up);
+    for (int64_t k = threadIdx.x; k < (a.width + 127) / 128 * 128; k += THREADS)
+        reinterpret_cast<uint16_t *>(row)[a.by_lanes ? lane_order(k) : k] =
+            k < a.width ? cu_f32_to_half(x[k] * up) : (uint16_t)0;
     if (threadIdx.x == 0)
         *reinterpret_cast<float *>(row + a.out_stride - 16) = down;
 }
@@ -54,17 +66,6 @@ cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream)
 
 /* ---- shapes ---- */
 
-/* How a type lies: blocks of LEN columns in BYTES. Floats count as blocks of 32. */
-template <int TYPE> struct storage {
-    static constexpr int LEN = cu_block<TYPE>::LEN, BYTES = cu_block<TYPE>::BYTES;
-};
-
-#define FLOAT_STORAGE(NAME)                                                                    \
-    template <> struct storage<QUANT_##NAME> {                                                 \
-        static constexpr int LEN = 32, BYTES = 32 * (int)sizeof(cu_float<QUANT_##NAME>::word); \
-    };
-CU_FLOAT_TYPES(FLOAT_STORAGE)
-
 /* MANY: 8 warps of 64 places x 32 rows each, for GPUs whose blocks may have so much shared memory; else 4 of 32 x 32, in what
  * every card since sm_75 gives. A chunk's copies begin in the step before its buffer's last reader is a step old, and have
  * STAGES - 1 steps to arrive: (CHUNKS - 1) * STEPS >= STAGES - 1. */
@@ -72,9 +73,9 @@ template <int TYPE, bool MANY> struct shape {
     static constexpr int TOK = MANY ? CU_GEMM_TOK_MANY : CU_GEMM_TOK, ROWS = MANY ? 128 : 64, K = MANY ? 64 : 32;
     static constexpr int WARP_TOK = MANY ? 64 : 32, WARP_ROWS = 32, WARPS_TOK = TOK / WARP_TOK;
     static constexpr int N_THREADS = TOK / WARP_TOK * (ROWS / WARP_ROWS) * 32, STAGES = 3;
-    static constexpr int LEN = storage<TYPE>::LEN, CHUNK = LEN > K ? LEN : K, STEPS = CHUNK / K;
+    static constexpr int LEN = cu_storage<TYPE>::LEN, CHUNK = LEN > K ? LEN : K, STEPS = CHUNK / K;
     static constexpr int CHUNKS = STEPS > 1 ? 2 : 3;
-    static constexpr int BLOCK_BYTES = storage<TYPE>::BYTES, CHUNK_BYTES = CHUNK / LEN * BLOCK_BYTES;
+    static constexpr int BLOCK_BYTES = cu_storage<TYPE>::BYTES, CHUNK_BYTES = CHUNK / LEN * BLOCK_BYTES;
     /* A row of a chunk comes in pieces of 16 aligned bytes, wherever it begins; so many of them from one row to the next that 8
      * neighbouring threads read different banks: those of two rows, of which each reads 4 pieces in a row (Q6_K, Q8_0), or fewer. */
     static constexpr int PIECES = (CHUNK_BYTES + 15 + 15) / 16;
@@ -154,13 +155,6 @@ template <typename S> static __device__ inline void fetch_x(struct block<S> *b, 
     }
 }
 
-/* 16 aligned bytes from `from + at` on, of which only those of the chunk and of the matrix are touched. */
-static __device__ inline void copy_edge(uint8_t *to, const uint8_t *from, int at, int n_bytes)
-{
-    for (int e = at < 0 ? -at : 0; e < 16 && at + e < n_bytes; e++)
-        to[e] = from[at + e];
-}
-
 /* Chunk `chunk` of the weights into its buffer `to`. What lies beside a row's part of it comes along, but never what lies beside the
  * matrix: chunks that may touch its edges go this way, and blocks with fewer rows than they have room for. */
 template <typename S>
@@ -176,7 +170,7 @@ static __device__ inline void copy_edges(const struct block<S> *b, int chunk, in
         if (from + at >= b->k.w && from + at + 16 <= b->end)
             cu_async_copy16(piece, from + at);
         else
-            copy_edge(piece, from, at, n_bytes);
+            cu_copy_edge(piece, from, at, n_bytes);
     }
 }
 
@@ -406,6 +400,8 @@ cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream)
 {
     bool is_many = a->tile_tok == CU_GEMM_TOK_MANY;
 
+    if (a->card.has_wgmma)
+        return cu_wgmma(a, stream);
     switch (a->type) {
 #define CASE(NAME)     \
     case QUANT_##NAME: \
@@ -432,7 +428,7 @@ template <int TYPE, bool MANY> static cudaError_t allow(const struct cu_card *ca
 
 cudaError_t cu_gemm_prepare(const struct cu_card *card)
 {
-    cudaError_t e = cudaSuccess;
+    cudaError_t e = card->has_wgmma ? cu_wgmma_prepare() : cudaSuccess;
 
 #define ALLOW(NAME)                               \
     e = e ? e : allow<QUANT_##NAME, false>(card); \
@@ -457,19 +453,15 @@ static int many_bytes(enum quant_type type)
     }
 }
 
-static int64_t n_rounds(int64_t n_rows, int rows, int64_t n_place, int tok, int n_multiprocessors)
-{
-    int64_t n_blocks = (n_rows + rows - 1) / rows * ((n_place + tok - 1) / tok);
-    return (n_blocks + n_multiprocessors - 1) / n_multiprocessors;
-}
-
 /* Large tiles read x and weights less often, but leave multiprocessors idle when they are few. A large tile is four small ones; a small
  * one takes some 1.6 of its quarter, because it loads twice as much for each product. */
 int cu_gemm_tile_tok(const struct cu_card *card, enum quant_type type, int64_t n_rows, int n_place)
 {
+    if (card->has_wgmma)
+        return cu_wgmma_tile_tok(card, n_rows, n_place);
     if (n_place <= CU_GEMM_TOK || many_bytes(type) > card->shared_bytes)
         return CU_GEMM_TOK;
-    int64_t many = n_rounds(n_rows, 128, n_place, CU_GEMM_TOK_MANY, card->n_multiprocessors);
-    int64_t few = n_rounds(n_rows, 64, n_place, CU_GEMM_TOK, card->n_multiprocessors);
+    int64_t many = cu_n_rounds(n_rows, 128, n_place, CU_GEMM_TOK_MANY, card->n_multiprocessors);
+    int64_t few = cu_n_rounds(n_rows, 64, n_place, CU_GEMM_TOK, card->n_multiprocessors);
     return 40 * many <= 16 * few ? CU_GEMM_TOK_MANY : CU_GEMM_TOK;
 }

@@ -12,13 +12,14 @@
 #include "cuda/mat.cuh"
 #include "cuda/ptx.cuh"
 
-enum { MOST_WARPS = 10, STAGES = 2 };
+/* FEW: sets of a warp. */
+enum { MOST_WARPS = 10, STAGES = 2, FEW = 8 };
 #define MOST_SHARED (110u * 1024) /* so that two blocks have room, this launch's and the next's */
 
 /* What a warp multiplies at once is a set of rows; of an expert's gate and up that become one, rows of both. Where a row is short, fewer
  * than 32 lanes share it, and other lanes have other rows. What of a set arrives in a stage are all of its columns, rows one behind the
  * other as they lie; or, where they are many, a chunk of columns, row by row. Either way rows of a stage are `pitch` bytes apart, which
- * makes the same of 16 as their distance in memory does: bytes come in aligned sixteens, and all rows of a stage begin as far behind one. */
+ * leaves the same of 16 as their distance in memory: bytes come in aligned sixteens, and all rows begin as far behind one. */
 struct cut {
     int width;                                            /* lanes that share a row */
     int set_rows, n_spans, n_chunks;                      /* rows of each matrix; matrices, 1 or 2 */
@@ -65,7 +66,7 @@ static __host__ __device__ inline int terms_stride(int n)
 
 /* What it brings next; in shared memory, where all lanes look and one writes. */
 struct alignas(16) spot {
-    int set, end; /* the block's last set but one */
+    int set, end; /* end: behind the block's last set */
     int chunk, tile;
     int row; /* the set's first */
     struct cu_work k;
@@ -151,7 +152,8 @@ static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_las
             to[at] = (char)from[at];
 }
 
-/* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the warp goes on. */
+/* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the
+ * warp goes on. */
 template <int TYPE>
 static __device__ inline void fetch(const struct gemv_args *a, struct spot *s, char *stage, struct cu_landing *landing,
                                     struct label *label)
@@ -389,76 +391,109 @@ static __device__ inline void put(const struct gemv_args *a, const struct label 
         dst[row] = y;
 }
 
-/* IS_ONE: tile_tok is 1. */
+/* What belongs to a warp. */
+struct warp {
+    char *stages;
+    struct term *terms;
+    float *sums; /* this lane's of place i at [32 i] */
+    struct label *labels;
+    struct spot *ahead;
+    struct cu_landing *landings;
+};
+
+static __device__ inline struct warp warp_of(const struct cut *c, char *shared)
+{
+    const uint32_t me = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+    return {shared + me * STAGES * c->stage_bytes,
+            reinterpret_cast<struct term *>(shared + c->terms_off + me * c->terms_bytes),
+            reinterpret_cast<float *>(shared + c->sums_off) + me * CU_GEMV_TOK * 32 + lane,
+            reinterpret_cast<struct label *>(shared + c->labels_off) + me * STAGES,
+            reinterpret_cast<struct spot *>(shared + c->spots_off) + me,
+            reinterpret_cast<struct cu_landing *>(shared + c->landings_off) + me * STAGES};
+}
+
+/* The first stages on their way. */
+template <int TYPE>
+static __device__ inline void begin(const struct gemv_args *a, const struct warp *w, int set, int end)
+{
+    if (threadIdx.x % 32 == 0) {
+        for (int i = 0; i < STAGES && CU_HAS_BULK(a->m.card.has_bulk); i++)
+            cu_landing_init(w->landings + i);
+        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f};
+        if (set < end)
+            find(a, w->ahead);
+    }
+    cu_syncwarp();
+    for (int i = 0; i < STAGES; i++)
+        fetch<TYPE>(a, w->ahead, w->stages + (uint32_t)i * a->cut.stage_bytes, w->landings + i, w->labels + i);
+}
+
+/* A stage that is there times the label's places; x: the part of the first one's row. acc: what a single place had before, and has then. */
+template <int TYPE, bool IS_ONE>
+static __device__ inline void multiply_stage(const struct gemv_args *a, const struct warp *w, const struct share *mine,
+                                             const struct label *l, const char *stage, struct cu_x *x, float *acc)
+{
+    const uint8_t *rows = reinterpret_cast<const uint8_t *>(stage) + (shape<TYPE>::IS_ALIGNED ? 0 : l->skew);
+    const bool is_last = l->chunk == a->cut.n_chunks - 1;
+    int row;
+
+    if (IS_ONE) {
+        *acc = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? *acc : 0.0f, &row);
+        if (is_last)
+            put<TYPE>(a, l, l->dst, row, *acc);
+    } else {
+        for (int i = 0; i < l->n; i++) {
+            const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
+            if (i)
+                load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
+            float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
+            w->sums[32 * i] = sum;
+            if (is_last)
+                put<TYPE>(a, l, l->dst + further * l->dst_stride, row, sum);
+        }
+    }
+}
+
+/* IS_ONE: tile_tok is 1. Each block has neighbouring sets, of which its warps take one after another. */
 template <int TYPE, bool IS_ONE>
 static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct gemv_args a)
 {
     CU_SHARED_DYN(char, shared); /* struct cut says what lies where */
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const struct cut *c = &a.cut;
-    char *stages = shared + (uint32_t)(warp * STAGES) * c->stage_bytes, *codes = shared + c->codes_off;
-    struct term *terms = reinterpret_cast<struct term *>(shared + c->terms_off + (uint32_t)warp * c->terms_bytes);
-    float *sums =
-        reinterpret_cast<float *>(shared + c->sums_off) + warp * CU_GEMV_TOK * 32 + lane; /* of place i at [32 i] */
-    struct label *labels = reinterpret_cast<struct label *>(shared + c->labels_off) + warp * STAGES;
-    struct cu_landing *landings = reinterpret_cast<struct cu_landing *>(shared + c->landings_off) + warp * STAGES;
-    const int first = (int)((uint64_t)(uint32_t)c->n_sets * blockIdx.x / gridDim.x);
+    const int first = (int)((uint64_t)(uint32_t)c->n_sets * blockIdx.x / gridDim.x), first_tile = first / c->tile_sets;
     const int end = (int)((uint64_t)(uint32_t)c->n_sets * (blockIdx.x + 1) / gridDim.x);
-    const int first_tile = first / c->tile_sets;
+    const int set = first + (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
+    const int n_stages = set < end ? (end - set + n_warps - 1) / n_warps * c->n_chunks : 0;
     const bool is_coded = !IS_ONE || a.m.code.n_rows == 0;
     const struct share mine = share_of<TYPE>(c);
-    struct spot *ahead = reinterpret_cast<struct spot *>(shared + c->spots_off) + warp;
-    int n_left =
-        first + warp < end ? (end - first - warp + (int)blockDim.x / 32 - 1) / ((int)blockDim.x / 32) * c->n_chunks : 0;
+    const struct warp w = warp_of(c, shared);
     float acc = 0.0f;
 
     cu_let_next();
-    if (lane == 0) {
-        for (int i = 0; i < STAGES && CU_HAS_BULK(a.m.card.has_bulk); i++)
-            cu_landing_init(landings + i);
-        *ahead = {first + warp, end, 0, 0, 0, {}, NULL, 0, 1.0f};
-        if (n_left)
-            find(&a, ahead);
-    }
-    cu_syncwarp();
-    for (int i = 0; i < STAGES; i++)
-        fetch<TYPE>(&a, ahead, stages + (uint32_t)i * c->stage_bytes, landings + i, labels + i);
+    begin<TYPE>(&a, &w, set, end);
     cu_await();
     if (!is_coded) {
-        code_rows(&a, first_tile, (end - 1) / c->tile_sets, codes);
+        code_rows(&a, first_tile, (end - 1) / c->tile_sets, shared + c->codes_off);
         __syncthreads();
     }
-    for (uint32_t n = 0; n_left > 0; n++, n_left--) {
-        char *stage = stages + n % STAGES * c->stage_bytes;
-        const struct label l = labels[n % STAGES];
+    for (int n = 0; n < n_stages; n++) {
+        const int at = n % STAGES;
+        const struct label l = w.labels[at];
+        const char *coded =
+            shared + c->codes_off + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes;
+        char *stage = w.stages + (uint32_t)at * c->stage_bytes;
         struct cu_x x;
-        load_x<TYPE>(&a, &mine, l.chunk,
-                     is_coded ? cu_x_of(&a.m, l.place)
-                              : codes + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes,
-                     &x);
+
+        load_x<TYPE>(&a, &mine, l.chunk, is_coded ? cu_x_of(&a.m, l.place) : coded, &x); /* while the stage arrives */
         if (CU_HAS_BULK(a.m.card.has_bulk))
-            cu_landing_wait(landings + n % STAGES, n / STAGES % 2);
+            cu_landing_wait(w.landings + at, (uint32_t)(n / STAGES % 2));
         else
             cu_async_wait<STAGES - 1>();
         cu_syncwarp(); /* what other lanes brought is there, too */
-        const uint8_t *rows = reinterpret_cast<uint8_t *>(stage) + (shape<TYPE>::IS_ALIGNED ? 0 : l.skew);
-        int row;
-        if (IS_ONE) {
-            acc = multiply<TYPE>(&a, &mine, rows, l.chunk, &x, terms, l.chunk ? acc : 0.0f, &row);
-            if (l.chunk == c->n_chunks - 1)
-                put<TYPE>(&a, &l, l.dst, row, acc);
-        }
-        for (int i = 0; i < l.n && !IS_ONE; i++) {
-            if (i)
-                load_x<TYPE>(&a, &mine, l.chunk, cu_x_of(&a.m, l.place + i), &x);
-            acc = multiply<TYPE>(&a, &mine, rows, l.chunk, &x, terms, l.chunk ? sums[32 * i] : 0.0f, &row);
-            sums[32 * i] = acc;
-            if (l.chunk == c->n_chunks - 1)
-                put<TYPE>(&a, &l, l.dst + (cu_place_of(&a.m, l.place + i) - cu_place_of(&a.m, l.place)) * l.dst_stride,
-                          row, acc);
-        }
+        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, stage, &x, &acc);
         cu_syncwarp(); /* nobody reads the stage any more */
-        fetch<TYPE>(&a, ahead, stage, landings + n % STAGES, labels + n % STAGES);
+        fetch<TYPE>(&a, w.ahead, stage, w.landings + at, w.labels + at);
     }
 }
 
@@ -531,7 +566,7 @@ static uint32_t most_bytes(const struct cu_card *card)
 /* One block for each multiprocessor where a warp has few sets, so that the next launch's find room beside them; else two. */
 template <int TYPE> static cudaError_t launch(const struct cu_mat_args *a, cudaStream_t stream)
 {
-    const int FEW = 8, n_multi = a->card.n_multiprocessors;
+    const int n_multi = a->card.n_multiprocessors;
     struct gemv_args args = {*a, cut_of<TYPE>(a)};
     int n_warps = MOST_WARPS, n_blocks;
 

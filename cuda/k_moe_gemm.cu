@@ -39,17 +39,19 @@ uint64_t cu_moe_gemm_scratch_bytes(const struct cu_moe_args *a)
     return layout_of(a, (uint64_t)a->n_rows * (uint64_t)a->k).total_bytes;
 }
 
-static cudaError_t halves(const float *x, int64_t x_stride, int n, int64_t width, void *out, cudaStream_t stream)
+/* n rows of floats, one behind the other, to be made halves. */
+static struct cu_act_args halves_of(const struct cu_moe_args *a, const float *x, int n, int64_t width, void *out)
 {
     struct cu_act_args h = {};
 
     h.n_rows = n;
     h.width = width;
     h.x = x;
-    h.x_stride = x_stride;
+    h.x_stride = width;
     h.out = out;
     h.out_stride = cu_half_bytes(width);
-    return cu_half(&h, stream);
+    h.by_lanes = a->card.has_wgmma;
+    return h;
 }
 
 /* Gate and up of every place, then act(gate) * up where gate was. */
@@ -57,7 +59,9 @@ static cudaError_t hidden(const struct cu_moe_args *a, const struct layout *l, c
 {
     char *s = static_cast<char *>(a->scratch);
     float *to[2] = {reinterpret_cast<float *>(s + l->gate_off), reinterpret_cast<float *>(s + l->up_off)};
-    cudaError_t e = halves(a->x, a->x_stride, a->n_rows, a->n_embd, s + l->x_off, stream);
+    struct cu_act_args h = halves_of(a, a->x, a->n_rows, a->n_embd, s + l->x_off);
+    h.x_stride = a->x_stride;
+    cudaError_t e = cu_half(&h, stream);
 
     for (int i = CU_GATE; i <= CU_UP && !e; i++) {
         struct cu_mat_args m = cu_mat_of_expert(a, i);
@@ -85,10 +89,11 @@ cudaError_t cu_moe_gemm(const struct cu_moe_args *a, cudaStream_t stream)
     struct layout l = layout_of(a, (uint64_t)a->n_place);
     char *s = static_cast<char *>(a->scratch);
     struct cu_mat_args m = cu_mat_of_expert(a, CU_DOWN);
+    const float *gate = reinterpret_cast<const float *>(s + l.gate_off);
+    struct cu_act_args h = halves_of(a, gate, a->n_place, a->n_ff, s + l.up_off);
     cudaError_t e = hidden(a, &l, stream);
 
-    if (!e)
-        e = halves(reinterpret_cast<const float *>(s + l.gate_off), a->n_ff, a->n_place, a->n_ff, s + l.up_off, stream);
+    e = e ? e : cu_half(&h, stream);
     m.x = s + l.up_off;
     m.x_stride = l.h_bytes;
     m.dst = a->dst;

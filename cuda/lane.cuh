@@ -99,6 +99,37 @@ struct cu_share_block {
     }
 };
 
+/* Elements 4i, 16 + 4i, 4i + 1, 16 + 4i + 1, and the next: as bytes of nibbles have them, each its low one first. */
+static __device__ inline void cu_interleave(uint32_t c[8])
+{
+    uint32_t x[8];
+
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = cu_byte_perm(c[i], c[i + 4], 0x5140u);
+        x[2 * i + 1] = cu_byte_perm(c[i], c[i + 4], 0x7362u);
+    }
+    for (int i = 0; i < 8; i++)
+        c[i] = x[i];
+}
+
+/* The same shares for types with levels. */
+struct cu_share_levels32 {
+    static __device__ inline void load(const void *row, int n, int block, int j, struct cu_x *x)
+    {
+        cu_share_block::load(row, n, block, j, x);
+        cu_interleave(x->c);
+    }
+};
+
+struct cu_share_levels256 {
+    static __device__ inline void load(const void *row, int n, int block, int j, struct cu_x *x)
+    {
+        cu_share_pair::load(row, n, block, j, x);
+        cu_interleave(x->c);
+        cu_interleave(x->c + 8);
+    }
+};
+
 template <int N> static __device__ inline int cu_dot(const uint32_t *q, const uint32_t *c, int sum)
 {
     for (int i = 0; i < N; i++)
@@ -112,6 +143,18 @@ static __device__ inline int cu_dot_masked(const uint32_t *q, uint32_t mask, con
 {
     for (int i = 0; i < N; i++)
         sum = cu_dp4a_u8(q[i] & mask, (int)c[i], sum);
+    return sum;
+}
+
+/* Of 32 codes that number the levels of a table. */
+template <int TYPE> static __device__ inline int cu_dot_levels(const uint32_t q[4], const uint32_t *c)
+{
+    int sum = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t level[2];
+        cu_levels_in_order<TYPE>(q[i], level);
+        sum = cu_dp4a((int)level[1], (int)c[2 * i + 1], cu_dp4a((int)level[0], (int)c[2 * i], sum));
+    }
     return sum;
 }
 
@@ -214,6 +257,12 @@ template <> struct cu_lane<QUANT_Q4_0> : cu_lane_nibbles<QUANT_Q4_0, 8, 2> {
 template <> struct cu_lane<QUANT_Q4_1> : cu_lane_nibbles<QUANT_Q4_1, 0, 4> {
 };
 
+/* Bit i of the low four to bit 4 of byte i. */
+static __device__ inline uint32_t cu_fifths4(uint32_t bits)
+{
+    return (bits & 15) * 0x02040810u & 0x10101010u;
+}
+
 /* Nibbles, and a fifth bit of each. */
 template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
     typedef cu_share_block share;
@@ -227,8 +276,8 @@ template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
         (void)j, (void)books;
         cu_load_words<5>(b + BITS_AT, q);
         for (int i = 0; i < 4; i++) {
-            uint32_t low = (q[i + 1] & 0x0f0f0f0fu) | cu_spread4(q[0] >> 4 * i) << 4;
-            uint32_t high = (q[i + 1] >> 4 & 0x0f0f0f0fu) | cu_spread4(q[0] >> (4 * i + 16)) << 4;
+            uint32_t low = (q[i + 1] & 0x0f0f0f0fu) | cu_fifths4(q[0] >> 4 * i);
+            uint32_t high = (q[i + 1] >> 4 & 0x0f0f0f0fu) | cu_fifths4(q[0] >> (4 * i + 16));
             sum = cu_dp4a((int)low, (int)x->c[i], sum);
             sum = cu_dp4a((int)high, (int)x->c[i + 4], sum);
         }
@@ -271,23 +320,16 @@ template <> struct cu_lane<QUANT_Q8_0> {
 
 /* Nibbles that number the levels of a table. */
 template <int TYPE, int CODES_AT> struct cu_lane_levels {
-    typedef cu_share_block share;
+    typedef cu_share_levels32 share;
     static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
                                       int *first, int *second)
     {
         uint32_t q[4];
-        int sum = 0;
         (void)j, (void)books;
         cu_load_words<4>(b + CODES_AT, q);
-        for (int i = 0; i < 4; i++) {
-            uint32_t low, high;
-            cu_levels8<TYPE>(q[i], &low, &high);
-            sum = cu_dp4a((int)low, (int)x->c[i], sum);
-            sum = cu_dp4a((int)high, (int)x->c[i + 4], sum);
-        }
-        *first = sum;
+        *first = cu_dot_levels<TYPE>(q, x->c);
         *second = 0;
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
@@ -324,8 +366,8 @@ template <int TYPE> struct cu_lane_k45 {
         high = cu_dot_masked<8>(q, 0xf0f0f0f0u, x->c + 8, 0) >> 4;
         if (HAS_FIFTH) {
             cu_load_wide<8>(b + 16, fifth);
-            low += cu_dot_masked<8>(fifth, 0x01010101u << 2 * j, x->c, 0) >> 2 * j << 4;
-            high += cu_dot_masked<8>(fifth, 0x02020202u << 2 * j, x->c + 8, 0) >> 2 * j << 3;
+            low += (cu_dot_masked<8>(fifth, 0x01010101u << 2 * j, x->c, 0) >> 2 * j) * 16;
+            high += (cu_dot_masked<8>(fifth, 0x02020202u << 2 * j, x->c + 8, 0) >> 2 * j) * 8;
         }
         cu_scale_min_pair(head.x + 1, j, &scale, &min);
         *first = cu_byte(scale, 0) * (x->sub[0] * low) + cu_byte(scale, 1) * (x->sub[1] * high);
@@ -367,7 +409,7 @@ template <> struct cu_lane<QUANT_Q6_K> {
             int part = i < 2 ? cu_dot_masked<4>(low + at, 0x0f0f0f0fu, c, 0)
                              : cu_dot_masked<4>(low + at, 0xf0f0f0f0u, c, 0) >> 4;
             if (i < 2)
-                part += cu_dot_masked<4>(high + at, 0x03030303u << 2 * g, c, 0) >> 2 * g << 4;
+                part += (cu_dot_masked<4>(high + at, 0x03030303u << 2 * g, c, 0) >> 2 * g) * 16;
             else
                 part += cu_dot_masked<4>(high + at, 0x30303030u << 2 * g, c, 0) >> 2 * g;
             sum += cu_signed_byte(scale[i / 2], i % 2) * (x->sub[i / 2] * part - 32 * x->sum[i]);
@@ -435,7 +477,7 @@ template <> struct cu_lane<QUANT_Q3_K> {
             int bit = 4 * half + g,
                 at = 2 * g + place; /* of the half's 8 scales: four bits of a nibble, two of the last word */
             int part = cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0) >> 2 * g;
-            part += cu_dot_masked<4>(high, 0x01010101u << bit, x->c + 4 * g, 0) >> bit << 2;
+            part += (cu_dot_masked<4>(high, 0x01010101u << bit, x->c + 4 * g, 0) >> bit) * 4;
             uint32_t low4 = scale[g / 2] >> (at % 4 * 8 + 4 * half) & 15,
                      high2 = scale[2] >> (at % 4 * 8 + 4 * half + g / 2 * 2) & 3;
             sum += ((int)(low4 | high2 << 4) - 32) * (x->sub[g] * part - 4 * x->sum[g]);
@@ -474,29 +516,21 @@ template <> struct cu_lane<QUANT_TQ2_0> {
 };
 
 template <> struct cu_lane<QUANT_IQ4_XS> {
-    typedef cu_share_pair share;
+    typedef cu_share_levels256 share;
     static constexpr int ROWS = 4, LANES = 4, ELEMENTS = 64, SECOND = CU_SECOND_NONE;
 
     static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
                                       int *first, int *second)
     {
         uint32_t head = cu_load_word(b), low = cu_load_word(b + 4), q[8];
-        int part[2] = {};
 
         (void)books;
         for (int i = 0; i < 4; i++)
             cu_load8(b + 8 + 32 * j + 8 * i, q + 2 * i);
-        for (int i = 0; i < 8; i++) {
-            uint32_t first16, last16;
-            const uint32_t *c = x->c + i / 4 * 8 + i % 4;
-            cu_levels8<QUANT_IQ4_NL>(q[i], &first16, &last16);
-            part[i / 4] = cu_dp4a((int)first16, (int)c[0], part[i / 4]);
-            part[i / 4] = cu_dp4a((int)last16, (int)c[4], part[i / 4]);
-        }
         *first = *second = 0;
         for (int i = 0; i < 2; i++) {
             int g = 2 * j + i, scale = (int)((low >> 4 * g & 15) | (head >> 16 >> 2 * g & 3) << 4) - 32;
-            *first += scale * (x->sub[i] * part[i]);
+            *first += scale * (x->sub[i] * cu_dot_levels<QUANT_IQ4_NL>(q + 4 * i, x->c + 8 * i));
         }
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)

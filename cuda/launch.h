@@ -66,6 +66,18 @@ struct cu_pull_args {
 };
 cudaError_t cu_pull(const struct cu_pull_args *a, cudaStream_t stream);
 
+/* Of each row of x (n, width) the k best finite values: ids by rising id, then the values' bits. Two launches. */
+struct cu_top_args {
+    int n, k;
+    int64_t width;
+    const float *x;
+    int32_t *dst;
+    int64_t x_stride, dst_stride; /* in elements */
+    uint64_t *scratch;            /* (cu_top_scratch_bytes) */
+};
+uint64_t cu_top_scratch_bytes(int n_rows, int64_t width, int k); /* of up to n_rows rows */
+cudaError_t cu_top(const struct cu_top_args *a, cudaStream_t stream);
+
 /* Code-books of the IQ types (quant/iq_grid.h) in device memory. */
 struct cu_books {
     uint64_t iq2_xxs[256], iq2_xs[512], iq2_s[1024], iq1_s[2048];
@@ -161,6 +173,7 @@ struct cu_act_args {
     enum op_act glu;
     void *out;
     uint64_t out_stride; /* bytes */
+    bool by_lanes;       /* cu_half: columns in the order that cu_gemm wants on a card that has_wgmma */
 };
 
 /* ---- ops of single rows ---------------------------------------------------------------------------------------------- */
@@ -216,6 +229,7 @@ struct cu_card {
     int n_multiprocessors;
     int shared_bytes; /* most shared memory of a block that asks for it */
     bool has_bulk;    /* bulk copies into shared memory, from compute capability 9.0 on */
+    bool has_wgmma;   /* products of warpgroups: 9.0 alone, by code that is made for it (sm_90a) */
 };
 
 /* One expert's matrices, and what their products are multiplied by. */
@@ -286,6 +300,9 @@ cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
  * inverse stands behind the row. */
 uint64_t cu_half_bytes(int64_t n);
 cudaError_t cu_half(const struct cu_act_args *a, cudaStream_t stream);
+
+/* Of the GPU that is chosen, of compute capability 9.0: is there code for products of its warpgroups? */
+cudaError_t cu_gemm_has_wgmma(bool *has_wgmma);
 
 /* Before the first cu_gemm on the GPU that is chosen. */
 cudaError_t cu_gemm_prepare(const struct cu_card *card);

@@ -266,6 +266,32 @@ static cudaError_t route(const struct ops_run *r, const struct op *op, struct cu
     return chain_add(r, c, &row, x.n, x.p.n_expert);
 }
 
+static int top_k_of(const struct op *op)
+{
+    return (int)(op->dst[0]->ne[0] / 2);
+}
+
+static cudaError_t top_k(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_top_args x = {.n = n_of(r, op), .k = top_k_of(op), .width = op->src[0]->ne[0], .x = op->src[0]->data};
+
+    x.dst = op->dst[0]->data;
+    x.x_stride = stride_of(op->src[0]);
+    x.dst_stride = stride_of(op->dst[0]);
+    x.scratch = (uint64_t *)r->scratch;
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_top(&x, r->stream);
+}
+
+static uint64_t top_k_scratch(const struct op *op, int n_rows)
+{
+    int n = n_rows < op->dst[0]->ne[1]
+                ? n_rows
+                : (int)op->dst[0]->ne[1]; /* of those that want logits fewer are asked of a step */
+
+    return n > 0 ? cu_top_scratch_bytes(n, op->src[0]->ne[0], top_k_of(op)) : 0;
+}
+
 /* ---- attention ---- */
 
 static cudaError_t kv_append(const struct ops_run *r, const struct op *op, struct cu_chain *c)
@@ -454,6 +480,7 @@ static cudaError_t matmul_halves(const struct ops_run *r, const struct op *op, i
     struct cu_act_args x = act_of(op, 0, n, QUANT_ACT_F32, halves);
 
     x.out_stride = cu_half_bytes(x.width);
+    x.by_lanes = r->card.has_wgmma;
     cudaError_t e = cu_half(&x, r->stream);
     for (int i = 0; i < op->n_w && !e; i++) {
         struct cu_mat_args m = mat_of(r, op, i, 0, n);
@@ -577,6 +604,9 @@ cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card)
     if (!e)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu);
     card->has_bulk = major >= 9;
+    card->has_wgmma = false;
+    if (!e && major == 9 && prefill == DEVICE_PREFILL_BLAS)
+        e = cu_gemm_has_wgmma(&card->has_wgmma);
     if (!e)
         e = cu_gemv_prepare(card);
     return e || prefill != DEVICE_PREFILL_BLAS ? e : cu_gemm_prepare(card);
@@ -588,6 +618,8 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
         return matmul_scratch(op, n_rows);
     if (op->kind == OP_ATTENTION)
         return attn_scratch(op, n_rows);
+    if (op->kind == OP_TOP_K)
+        return top_k_scratch(op, n_rows);
     if (op->kind != OP_MOE)
         return 0;
     struct cu_moe_args x = moe_of(op, n_rows);
@@ -616,6 +648,7 @@ static launch_fn *const fns[OP_N_KIND] = {
     [OP_MOE] = moe,
     [OP_COMBINE] = combine,
     [OP_GET_ROWS] = get_rows,
+    [OP_TOP_K] = top_k,
     [OP_ATTN_STATES] = attn_states,
     [OP_ATTN_MERGE] = attn_merge,
 };

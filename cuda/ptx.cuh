@@ -108,9 +108,9 @@ template <int N> static __device__ inline void cu_async_wait()
 #endif
 }
 
-/* Bytes that one thread brings into shared memory in one piece (compute capability 9.0), and where they are counted: a landing is used again
- * and again, each time by one cu_landing_expect() of all bytes and copies of as many; its uses are even and odd in turn, as those who wait
- * say. Addresses and sizes are multiples of 16 bytes. */
+/* Bytes that one thread brings into shared memory in one piece (compute capability 9.0), and where they are counted: a landing is used
+ * again and again, each time by one cu_landing_expect() of all bytes and copies of as many; its uses are even and odd in turn, as those who
+ * wait say. Addresses and sizes are multiples of 16 bytes. */
 struct cu_landing {
     uint64_t state;
 };
@@ -167,9 +167,108 @@ static __device__ inline void cu_landing_wait(struct cu_landing *l, uint32_t is_
 #endif
 }
 
+/* ---- products of warpgroups ---- */
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define CU_HAS_WGMMA 1
+#else
+#define CU_HAS_WGMMA 0
+#endif
+
+/* What this thread's cu_async_copy16 has brought, the products of warpgroups may read behind the next barrier. */
+static __device__ inline void cu_async_publish()
+{
+#if CU_HAS_WGMMA
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* B of four products: a tile of (N, 64) halves. A column's 64 are 128 bytes in pieces of 16, piece p of column c at p ^ (c & 7), and
+ * the tile begins at a multiple of 1024 bytes. */
+struct cu_group_tile {
+    uint64_t at;
+};
+
+static __device__ inline struct cu_group_tile cu_group_tile_of(const uint16_t *tile)
+{
+    /* 1024 bytes from 8 columns to the next; swizzled by 128 bytes */
+    return {(uint64_t)(cu_shared_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+            (uint64_t)1 << 62};
+}
+
+#if CU_HAS_WGMMA
+#define CU_4_SUMS(i) "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3])
+#define CU_16_SUMS(i) CU_4_SUMS(i), CU_4_SUMS(i + 4), CU_4_SUMS(i + 8), CU_4_SUMS(i + 12)
+#endif
+
+/* Four warps, the first of them a multiple of four, multiply A (64 x 16), 16 rows in each warp's registers, by B (16 x N) in shared memory
+ * and go on meanwhile: between cu_group_begin() and cu_group_end() stand products, and neither their A nor the sums are touched until
+ * cu_group_wait(). Words of A are those of cu_frag_a. x[4 * n + i]: row lane / 4 + i / 2 * 8 of the warp's, column
+ * 8 * n + lane % 4 * 2 + i % 2. */
+template <int N> struct cu_group_sums {
+    float x[N / 2];
+};
+
+template <int N> static __device__ inline void cu_group_begin(struct cu_group_sums<N> *sums, uint32_t a[][4], int n)
+{
+#if CU_HAS_WGMMA
+    CU_UNROLL
+    for (int i = 0; i < n; i++) /* A is there before what follows, whatever else the compiler moves */
+        asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+    (void)sums;
+}
+
+/* By columns [16 which, 16 which + 16) of a tile that lies so many halves, a multiple of 512, behind b's. */
+template <int N>
+static __device__ inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b,
+                                           int behind, int which)
+{
+#if CU_HAS_WGMMA
+    float *x = sums->x;
+    const uint64_t at = b.at + (uint64_t)(behind / 8 + which * 2); /* in units of 16 bytes */
+    static_assert(N == 64 || N == 128, "a width that nobody uses");
+
+    if constexpr (N == 128)
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+            "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+            "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+            "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, "
+            "1, 0;"
+            : CU_16_SUMS(0), CU_16_SUMS(16), CU_16_SUMS(32), CU_16_SUMS(48)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
+    else
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+            "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+            "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+            : CU_16_SUMS(0), CU_16_SUMS(16)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
+#endif
+}
+
+template <int N> static __device__ inline void cu_group_end(struct cu_group_sums<N> *sums)
+{
+#if CU_HAS_WGMMA
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+    (void)sums;
+}
+
+template <int N> static __device__ inline void cu_group_wait(struct cu_group_sums<N> *sums)
+{
+#if CU_HAS_WGMMA
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+    (void)sums;
+}
+
 #else
 
 #define CU_HAS_BULK(wanted) (wanted)
+#define CU_HAS_WGMMA 1
 
 struct cu_landing {
     struct emu_landing state;
@@ -194,6 +293,73 @@ static inline void cu_landing_wait(struct cu_landing *l, uint32_t is_odd)
 {
     cu_syncwarp(); /* who expects them has said so */
     emu_landing_wait(&l->state, is_odd);
+}
+
+static inline void cu_async_publish()
+{
+}
+
+/* Products wait until somebody waits for them, and read shared memory then. */
+template <int N> struct cu_group_sums {
+    float x[N / 2];
+    struct {
+        uint32_t a[4][4]; /* of the four lanes that share this one's rows */
+        const uint16_t *tile;
+        int which;
+    } waiting[8];
+    int n;
+};
+
+template <int N> static inline void cu_group_begin(struct cu_group_sums<N> *, uint32_t[][4], int)
+{
+}
+
+struct cu_group_tile {
+    const uint16_t *at;
+};
+
+static inline struct cu_group_tile cu_group_tile_of(const uint16_t *tile)
+{
+    return {tile};
+}
+
+template <int N>
+static inline void cu_group_mul(struct cu_group_sums<N> *sums, const uint32_t a[4], struct cu_group_tile b, int behind,
+                                int which)
+{
+    const uint32_t(*all)[4] = static_cast<const uint32_t(*)[4]>(emu_warp(a, 4 * sizeof *a));
+    const int first = (int)threadIdx.x % 32 / 4 * 4;
+
+    memcpy(sums->waiting[sums->n].a, all[first], sizeof sums->waiting->a);
+    sums->waiting[sums->n].tile = b.at + behind;
+    sums->waiting[sums->n++].which = which;
+}
+
+template <int N> static inline void cu_group_end(struct cu_group_sums<N> *)
+{
+}
+
+template <int N> static inline void cu_group_wait(struct cu_group_sums<N> *sums)
+{
+    for (int which = 0; which < sums->n; which++) {
+        const uint16_t *tile = sums->waiting[which].tile;
+        float a[2][16], b[16];
+
+        for (int i = 0; i < 32; i++) /* A(8 row, k): lane k % 8 / 2, word row + k / 8 * 2 */
+            a[i / 16][i % 16] =
+                cu_half_to_f32((uint16_t)(sums->waiting[which].a[i % 8 / 2][i / 16 + i % 16 / 8 * 2] >> i % 2 * 16));
+        for (int i = 0; i < N / 4; i++) {
+            const int col = i / 2 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+            for (int k = 0; k < 16; k++) {
+                int piece = sums->waiting[which].which * 2 + k / 8;
+                b[k] = cu_half_to_f32(tile[col * 64 + (piece ^ (col & 7)) * 8 + k % 8]);
+            }
+            for (int row = 0; row < 2; row++)
+                for (int k = 0; k < 16; k++)
+                    sums->x[i / 2 * 4 + row * 2 + i % 2] += a[row][k] * b[k];
+        }
+    }
+    sums->n = 0;
 }
 
 static inline void cu_load_matrices(const uint16_t *row, uint32_t x[4])

@@ -82,4 +82,12 @@ static uint64_t fact_of(const struct ferry_engine *e, const char *key, const cha
     return value;
 }
 
+enum { PAIR_BYTES = 8, ROW_BYTES = N_VOCAB * 4 };
+
+/* What comes down with a token all of whose logits are asked for; the plan counts the best of them, with its id. */
+static inline uint64_t down_with_row(const struct ferry_engine *e)
+{
+    return fact_of(e, "down_bytes_per_token", NULL) - PAIR_BYTES + ROW_BYTES;
+}
+
 #endif

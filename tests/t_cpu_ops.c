@@ -847,6 +847,38 @@ START_TEST(get_rows_copies_the_rows_that_want_logits)
 }
 END_TEST
 
+START_TEST(top_k_takes_the_lower_of_equal_ids_and_no_broken_value)
+{
+    enum { N = 8, K = 3 };
+    static const float x[5][N] = {
+        {1, 5, -2, 5, 3, 5, 5, 0},
+        {NAN, INFINITY, -3e38f, -INFINITY, NAN, 2, NAN, -NAN},
+        {-1, -0.0f, 0.0f, -0.0f, -1, -1, -1, -1},
+        {NAN, INFINITY, -INFINITY, NAN, NAN, INFINITY, NAN, NAN},
+        {9, 8, 7, 10, -1, -2, -3, -4},
+    };
+    static const int32_t ids[5][K] = {{1, 3, 5}, {2, 5, -1}, {1, 2, 3}, {-1, -1, -1}, {0, 1, 3}};
+
+    FOR_ISAS(isa)
+    {
+        static const int32_t out_row[5] = {0};
+        struct tensor logits = t_make(QUANT_F32, N, 5, 1), best = t_make(QUANT_I32, 2 * K, 5, 1);
+        struct op op = {.kind = OP_TOP_K, .rows = OP_ROWS_OUT, .dst = {&best}, .src = {&logits}};
+        memcpy(logits.data, x, sizeof x);
+        run_one(isa, &op, &(struct rows){.n = 5, .n_out = 5, .out_row = out_row});
+        for (int i = 0; i < 5; i++) {
+            float want[K] = {0};
+            for (int r = 0; r < K; r++)
+                want[r] = ids[i][r] < 0 ? 0.0f : x[i][ids[i][r]];
+            ck_assert_mem_eq(tensor_row(&best, i), ids[i], sizeof ids[i]);
+            ck_assert_mem_eq((int32_t *)tensor_row(&best, i) + K, want, sizeof want);
+        }
+        t_free(&logits);
+        t_free(&best);
+    }
+}
+END_TEST
+
 static void add_isa_tests(TCase *tc, int n_isas)
 {
     tcase_add_loop_test(tc, embed_takes_the_row_of_the_token_and_scales_it, 0, n_isas);
@@ -862,6 +894,7 @@ static void add_isa_tests(TCase *tc, int n_isas)
     tcase_add_loop_test(tc, moe_computes_each_slot_by_its_expert_in_one_call_or_several, 0, n_isas);
     tcase_add_loop_test(tc, combine_adds_the_ranks_in_order, 0, n_isas);
     tcase_add_loop_test(tc, get_rows_copies_the_rows_that_want_logits, 0, n_isas);
+    tcase_add_loop_test(tc, top_k_takes_the_lower_of_equal_ids_and_no_broken_value, 0, n_isas);
 }
 
 int main(void)

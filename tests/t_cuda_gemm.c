@@ -56,17 +56,29 @@ static void gemm_case(enum quant_type type, int64_t n_cols, int64_t n_rows, int 
     t_done(&y);
 }
 
-/* Columns that fill no step of 64, or one and a half of them, where the type's blocks allow it. */
+/* With wgmma, and on a card that has none; a GPU is what it is. */
+enum { N_CARDS = 2 };
+
+static void use_card(int i)
+{
+    if (i)
+        emu_set_card(8, 4, EMU_MAX_SHARED);
+}
+
+/* Columns that fill no step of 64 or 128, or one and a half of them, where the type's blocks allow it. */
 START_TEST(tensor_cores_multiply_wrongly)
 {
-    enum quant_type type = weight_types[_i];
+    enum quant_type type = weight_types[_i % N_WEIGHT_TYPES];
     int len = quant_info((int)type)->block_len;
+
+    use_card(_i / N_WEIGHT_TYPES);
 
     gemm_case(type, 256, 70, 5, 5);
     gemm_case(type, 512, 64, 67, 66);
     gemm_case(type, len > 64 ? 256 : 64, 129, 130, 130); /* large tiles, of which three are not full */
     if (len <= 32) {
         gemm_case(type, 96, 130, 130, 129);
+        gemm_case(type, 416, 66, 70, 70);
         gemm_case(type, 32, 3, 17, 17);
     }
 }
@@ -76,6 +88,7 @@ START_TEST(tensor_cores_lose_their_place_in_long_rows)
 {
     static const enum quant_type types[] = {QUANT_Q4_K, QUANT_Q6_K, QUANT_Q8_0, QUANT_MXFP4, QUANT_F16, QUANT_NVFP4};
 
+    use_card(_i);
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         gemm_case(types[i], 2048, 65, 1, 1);
         gemm_case(types[i], 2048, 130, 130, 130);
@@ -83,9 +96,41 @@ START_TEST(tensor_cores_lose_their_place_in_long_rows)
 }
 END_TEST
 
-/* The launchers themselves, with the tile that is asked for: which one an op gets depends on the card. room: halves of x, then books. */
+/* A kernel: of mma or of wgmma, and the card that it is made to believe in, which decides how many rows a block has. */
+struct way {
+    const char *name;
+    int tile_tok;
+    struct cu_card card;
+};
+
+static const struct way ways[] = {
+    {"small tiles", CU_GEMM_TOK, {.n_multiprocessors = 1}},
+    {"large tiles", CU_GEMM_TOK_MANY, {.n_multiprocessors = 1}},
+    {"warpgroups, small tiles", CU_GEMM_TOK, {.n_multiprocessors = 1000, .has_wgmma = true}},
+    {"warpgroups, tiles of more rows", CU_GEMM_TOK, {.n_multiprocessors = 1, .has_wgmma = true}},
+    {"warpgroups, large tiles", CU_GEMM_TOK_MANY, {.n_multiprocessors = 1, .has_wgmma = true}},
+};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+/* Has the GPU that is there such a kernel, and so much shared memory? */
+static bool has_way(const struct way *w, enum quant_type type)
+{
+    struct cu_card card = {.n_multiprocessors = 1};
+    int major = 0;
+    bool has_wgmma = false;
+
+    ck_assert_int_eq(cudaDeviceGetAttribute(&card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), 0);
+    ck_assert_int_eq(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), 0);
+    if (major == 9)
+        ck_assert_int_eq(cu_gemm_has_wgmma(&has_wgmma), 0);
+    if (w->card.has_wgmma)
+        return has_wgmma;
+    return w->tile_tok == CU_GEMM_TOK || cu_gemm_tile_tok(&card, type, 128, 128) == CU_GEMM_TOK_MANY;
+}
+
+/* The launchers themselves: which kernel an op gets depends on the card. room: halves of x, then books. */
 static void multiply(struct pair *p, const struct tensor *w, const struct tensor *x, const struct tensor *y, char *room,
-                     int tile_tok)
+                     const struct way *way)
 {
     const uint64_t x_bytes = cu_half_bytes(w->ne[0]);
     struct cu_act_args h = {.act = QUANT_ACT_F32, .n_rows = (int)x->ne[1], .width = w->ne[0], .x = there(p, x->data)};
@@ -95,6 +140,8 @@ static void multiply(struct pair *p, const struct tensor *w, const struct tensor
     h.x_stride = (int64_t)(x->stride[1] / sizeof(float));
     h.out = there(p, room + sizeof(struct cu_books));
     h.out_stride = x_bytes;
+    h.by_lanes = way->card.has_wgmma;
+    m.card = way->card;
     m.books = there(p, room);
     m.n_rows = (int)w->ne[1];
     m.x = h.out;
@@ -102,21 +149,13 @@ static void multiply(struct pair *p, const struct tensor *w, const struct tensor
     m.dst = there(p, y->data);
     m.dst_stride = (int64_t)(y->stride[1] / sizeof(float));
     m.n_place = (int)x->ne[1];
-    m.tile_tok = tile_tok;
+    m.tile_tok = way->tile_tok;
     ck_assert_int_eq(p->cuda->ops->sync(p->cuda), 0); /* what was mirrored is there */
     ck_assert_int_eq(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
     ck_assert_int_eq(cu_half(&h, stream), cudaSuccess);
     ck_assert_int_eq(cu_gemm(&m, stream), cudaSuccess);
     ck_assert_int_eq(cudaStreamSynchronize(stream), cudaSuccess);
     ck_assert_int_eq(cudaStreamDestroy(stream), cudaSuccess);
-}
-
-static bool has_large_tiles(enum quant_type type)
-{
-    struct cu_card card = {.n_multiprocessors = 1};
-
-    ck_assert_int_eq(cudaDeviceGetAttribute(&card.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), 0);
-    return cu_gemm_tile_tok(&card, type, 128, 128) == CU_GEMM_TOK_MANY;
 }
 
 static char *make_room(uint64_t halves_bytes)
@@ -166,13 +205,14 @@ static void picked_weights(enum quant_type type, int64_t n_cols, int64_t n_rows,
     mirror(&p, room, sizeof(struct cu_books) + halves_bytes);
     mirror_tensor(&p, &x);
     mirror_tensor(&p, &y);
-    for (int is_large = 0; is_large < (has_large_tiles(type) ? 2 : 1); is_large++) {
+    for (const struct way *way = ways; way < ways + N_WAYS; way++) {
+        if (!has_way(way, type))
+            continue;
         memset(y.data, 0xff, tensor_bytes(&y));
         ck_assert_int_eq(p.cuda->ops->upload(p.cuda, there(&p, y.data), y.data, tensor_bytes(&y)), 0);
-        multiply(&p, &moved_w, &x, &y, room, is_large ? CU_GEMM_TOK_MANY : CU_GEMM_TOK);
+        multiply(&p, &moved_w, &x, &y, room, way);
         ck_assert_int_eq(p.cuda->ops->download(p.cuda, y.data, there(&p, y.data), tensor_bytes(&y)), 0);
-        snprintf(what, sizeof what, "%s, %d bytes askew, %s tiles", quant_info((int)type)->name, (int)skew,
-                 is_large ? "large" : "small");
+        snprintf(what, sizeof what, "%s, %d bytes askew, %s", quant_info((int)type)->name, (int)skew, way->name);
         check_picked(&w, &y, first, what);
     }
     pair_close(&p);
@@ -208,14 +248,21 @@ START_TEST(bits_depend_on_the_tile)
     mirror(&p, room, sizeof(struct cu_books) + halves_bytes);
     mirror_tensor(&p, &w);
     mirror_tensor(&p, &x);
-    for (int i = 0; i < 2; i++) {
-        mirror_tensor(&p, &y[i]);
-        multiply(&p, &w, i ? &few : &x, &y[i], room,
-                 i == 0 && has_large_tiles(QUANT_Q8_0) ? CU_GEMM_TOK_MANY : CU_GEMM_TOK);
-        ck_assert_int_eq(p.cuda->ops->download(p.cuda, y[i].data, there(&p, y[i].data), tensor_bytes(&y[i])), 0);
+    mirror_tensor(&p, &y[0]);
+    mirror_tensor(&p, &y[1]);
+    for (const struct way *way = ways, *large = ways; way < ways + N_WAYS; way++) {
+        while (large->tile_tok != CU_GEMM_TOK_MANY || large->card.has_wgmma != way->card.has_wgmma)
+            large++;
+        if (!has_way(way, QUANT_Q8_0) || !has_way(large, QUANT_Q8_0))
+            continue;
+        multiply(&p, &w, &x, &y[0], room, large);
+        multiply(&p, &w, &few, &y[1], room, way);
+        for (int i = 0; i < 2; i++)
+            ck_assert_int_eq(p.cuda->ops->download(p.cuda, y[i].data, there(&p, y[i].data), tensor_bytes(&y[i])), 0);
+        for (int t = 0; t < 40; t++)
+            ck_assert_msg(memcmp(t_f32(&y[0], t), t_f32(&y[1], t), 130 * sizeof(float)) == 0, "%s: row %d", way->name,
+                          t);
     }
-    for (int t = 0; t < 40; t++)
-        ck_assert_mem_eq(t_f32(&y[0], t), t_f32(&y[1], t), 130 * sizeof(float));
     pair_close(&p);
     mem_free(room);
     t_free(&w);
@@ -229,12 +276,17 @@ START_TEST(tiles_do_not_fit_the_card)
 {
     const struct cu_card h100 = {.n_multiprocessors = 132, .shared_bytes = 227 * 1024};
     const struct cu_card laptop = {.n_multiprocessors = 24, .shared_bytes = 99 * 1024};
+    const struct cu_card groups = {.n_multiprocessors = 132, .shared_bytes = 227 * 1024, .has_wgmma = true};
 
     for (int i = 0; i < N_WEIGHT_TYPES; i++) {
         ck_assert_int_eq(cu_gemm_tile_tok(&h100, weight_types[i], 4096, 512), CU_GEMM_TOK_MANY);
         ck_assert_int_eq(cu_gemm_tile_tok(&h100, weight_types[i], 1024, 512), CU_GEMM_TOK); /* 32 blocks for 132 */
         ck_assert_int_eq(cu_gemm_tile_tok(&laptop, weight_types[i], 64, 512), CU_GEMM_TOK);
     }
+    ck_assert_int_eq(cu_gemm_tile_tok(&groups, QUANT_Q4_K, 4096, 512), CU_GEMM_TOK_MANY);
+    ck_assert_int_eq(cu_gemm_tile_tok(&groups, QUANT_Q4_K, 2048, 512), CU_GEMM_TOK); /* 128 of 128 x 64 instead of 64 */
+    ck_assert_int_eq(cu_gemm_tile_tok(&groups, QUANT_Q4_K, 1024, 512), CU_GEMM_TOK);
+    ck_assert_int_eq(cu_gemm_tile_tok(&groups, QUANT_Q4_K, 768 * 128, 32), CU_GEMM_TOK);
     ck_assert_int_eq(cu_gemm_tile_tok(&laptop, QUANT_Q6_K, 4096, 512),
                      CU_GEMM_TOK); /* more shared memory than it has */
 }
@@ -257,6 +309,8 @@ static const struct moe_case moe_cases[] = {
     {{QUANT_Q4_0, QUANT_Q5_K, QUANT_IQ3_S}, 200, 200, 3, 1, 256, 256, 256, ONE_HAS_ONE}, /* large tiles */
     {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 30, 30, 4, 2, 64, 64, 64, EVENLY},            /* too few rows for it */
 };
+
+enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
 
 static int expert_of(const struct moe_case *c, int slot)
 {
@@ -351,7 +405,7 @@ static void tame(struct tensor *x, int64_t n_embd)
 
 START_TEST(experts_by_tensor_cores_differ)
 {
-    const struct moe_case *c = &moe_cases[_i];
+    const struct moe_case *c = &moe_cases[_i % N_MOE_CASES];
     struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[1], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[2], c->n_ff, c->n_out, c->n_expert)};
@@ -362,6 +416,7 @@ START_TEST(experts_by_tensor_cores_differ)
     int n_experts = group(c, w, experts, slot);
     struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
     struct rows rows = {.n = c->n_tok, .n_prompt = c->n_prompt};
+    use_card(_i / N_MOE_CASES);
     struct pair p = pair_open(DEVICE_PREFILL_BLAS);
 
     tame(&x, c->n_embd);
@@ -430,17 +485,18 @@ static void setup(void)
 
 int main(void)
 {
+    const int n_cards = emu_is_real() ? 1 : N_CARDS;
     Suite *suite = suite_create("cuda_gemm");
     TCase *tc = tcase_create("cuda_gemm");
 
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, tensor_cores_multiply_wrongly, 0, N_WEIGHT_TYPES);
-    tcase_add_test(tc, tensor_cores_lose_their_place_in_long_rows);
+    tcase_add_loop_test(tc, tensor_cores_multiply_wrongly, 0, n_cards * N_WEIGHT_TYPES);
+    tcase_add_loop_test(tc, tensor_cores_lose_their_place_in_long_rows, 0, n_cards);
     tcase_add_loop_test(tc, a_weight_is_rounded_twice_or_not_the_one_that_was_meant, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, bits_depend_on_the_tile);
     tcase_add_test(tc, tiles_do_not_fit_the_card);
-    tcase_add_loop_test(tc, experts_by_tensor_cores_differ, 0, sizeof moe_cases / sizeof *moe_cases);
+    tcase_add_loop_test(tc, experts_by_tensor_cores_differ, 0, n_cards * N_MOE_CASES);
     tcase_add_test(tc, failed_open_leaves_something);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -428,6 +428,118 @@ START_TEST(page_of_a_shorter_sequence_changes_launches)
 }
 END_TEST
 
+/* Of row i of the last step: all of x (n_vocab), or so many of the best of it, by rising id. */
+static void check_row(int i, int n_top, const float *x)
+{
+    struct sample_row row;
+    int n_least = n_top < N_VOCAB ? n_top : N_VOCAB;
+
+    exec_row(rooms.exec, i, &row);
+    if (n_top == 0) {
+        ck_assert_ptr_null(row.id);
+        ck_assert_int_eq(row.n, N_VOCAB);
+        ck_assert_mem_eq(row.logit, x, N_VOCAB * sizeof *x);
+        return;
+    }
+    ck_assert_ptr_nonnull(row.id);
+    ck_assert_int_ge(row.n, n_least);
+    for (int k = 0; k < row.n; k++) {
+        int n_better = 0;
+        for (int id = 0; id < N_VOCAB; id++)
+            n_better += x[id] > row.logit[k] || (x[id] == row.logit[k] && id < row.id[k]);
+        ck_assert_int_lt(n_better, row.n);
+        ck_assert(row.id[k] >= 0 && row.id[k] < N_VOCAB && (k == 0 || row.id[k] > row.id[k - 1]));
+        ck_assert_mem_eq(&row.logit[k], &x[row.id[k]], sizeof *x);
+    }
+}
+
+enum { N_BESIDE = 2 };
+
+/* A step of one row of each sequence, which wants so many of its best logits (NULL: all of all want all); nothing is committed. What
+ * it took: bytes down, launches. */
+static void step_wanting(struct batch *b, struct cache_seq *const *seqs, const int *n_top, struct exec_stats *took)
+{
+    struct exec_stats from;
+    const float *logits;
+
+    batch_clear(b);
+    for (int i = 0; i < N_BESIDE; i++) {
+        add_rows(b, seqs[i], ids + i, 1, false);
+        batch_set_top(b, n_top ? n_top[i] : 0);
+    }
+    exec_stats(rooms.exec, &from);
+    run_batch(b, &logits);
+    exec_stats(rooms.exec, took);
+    took->down_bytes -= from.down_bytes;
+    took->n_launches -= from.n_launches;
+    if (!n_top)
+        memcpy(want, logits, sizeof *want * N_BESIDE * N_VOCAB);
+}
+
+/* Rows of a step of which one wants all logits, another the best: each gets what it wants, no byte more comes down than whole rows and,
+ * for each, the most pairs that one wants, and what is seen twice is one graph. */
+START_TEST(row_gets_what_another_wants)
+{
+    static const struct {
+        int n_top[N_BESIDE], n_pairs, n_whole;
+    } cases[] = {
+        {{0, 0}, 0, 2},    {{1, 1}, 1, 0},     {{0, 40}, 64, 1}, {{2, 1}, 64, 0},
+        {{0, 65}, 128, 1}, {{256, 1}, 256, 0}, {{1, 0}, 1, 1},
+    };
+    struct rooms_args a = {.name = "llama", .quarters = 4, .io = PLAN_IO_PREAD, .n_seq = N_BESIDE + 1};
+    struct cache_seq *seqs[N_BESIDE];
+    struct exec_stats took;
+    struct batch b;
+
+    make_rooms(&a);
+    ck_assert_int_eq(batch_init(&b, 64, N_BESIDE), 0);
+    for (int i = 0; i < N_BESIDE; i++)
+        ck_assert_int_eq(cache_seq_make(rooms.cache, &seqs[i]), 0);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        step_wanting(&b, seqs, NULL, &took);
+        for (int n = 0; n < 3; n++)
+            step_wanting(&b, seqs, cases[c].n_top, &took);
+        for (int i = 0; i < N_BESIDE; i++)
+            check_row(i, cases[c].n_top[i], want + i * N_VOCAB);
+        ck_assert_uint_eq(took.down_bytes,
+                          (uint64_t)cases[c].n_whole * ROW_BYTES + N_BESIDE * (uint64_t)cases[c].n_pairs * PAIR_BYTES);
+        ck_assert_uint_eq(took.n_launches, 2);
+    }
+    for (int i = 0; i < N_BESIDE; i++)
+        cache_seq_free(seqs[i]);
+    batch_done(&b);
+    leave_rooms();
+}
+END_TEST
+
+/* A broken model: nobody is the best of its logits, so all come down, and are told of as a CPU's are. */
+START_TEST(logits_without_a_number_are_drawn_from)
+{
+    struct rooms_args a = {.name = "llama", .quarters = 4, .io = PLAN_IO_PREAD};
+    struct exec_stats from, to;
+    int32_t word;
+
+    make_rooms(&a);
+    int norm = rooms.model->w[ROLE_OUTPUT_NORM];
+    uint64_t bytes = tensor_bytes(&rooms.model->weights[norm].t);
+    float *broken = malloc(bytes);
+    for (uint64_t i = 0; i < bytes / sizeof *broken; i++)
+        broken[i] = NAN;
+    ck_assert_int_eq(session_append(rooms.session, ids, 3, NULL, NULL), 0);
+    ck_assert_int_eq(session_step(rooms.session, &word), 0);
+    ck_assert_int_eq(rooms.gpu->ops->upload(rooms.gpu, (void *)store_weight(rooms.store, norm), broken, bytes), 0);
+    for (int i = 0; i < 2; i++) {
+        exec_stats(rooms.exec, &from);
+        ck_assert_int_eq(session_step(rooms.session, &word), ERR_FORMAT);
+        exec_stats(rooms.exec, &to);
+        ck_assert_ptr_nonnull(strstr(err_text(), "288 logits hold no finite number (288 are NaN)"));
+        ck_assert_uint_eq(to.down_bytes - from.down_bytes, PAIR_BYTES + ROW_BYTES);
+    }
+    free(broken);
+    leave_rooms();
+}
+END_TEST
+
 /* Every call of a token fails once, while its graphs are new and when they are old: it is told or gone round, and the next token is
  * right. */
 START_TEST(failed_call_spoils_later_tokens)
@@ -480,6 +592,8 @@ int main(void)
     tcase_add_loop_test(engines, graphs_change_bits, 0, 4);
     tcase_add_test(engines, graphs_change_bits_when_experts_move);
     tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
+    tcase_add_test(engines, row_gets_what_another_wants);
+    tcase_add_test(engines, logits_without_a_number_are_drawn_from);
     tcase_add_test(engines, page_of_a_shorter_sequence_changes_launches);
     tcase_add_loop_test(engines, failed_call_spoils_later_tokens, 0, 2);
     suite_add_tcase(suite, tc);

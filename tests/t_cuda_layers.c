@@ -393,7 +393,7 @@ START_TEST(crossings_are_not_those_of_the_plan)
     ferry_session_stats(s, &to);
     const uint64_t row_bytes = info.n_embd * sizeof(float), up_bytes = to.up_bytes - from.up_bytes;
     uint64_t n_rows = to.host_expert_rows - from.host_expert_rows; /* of the layer before and the one behind */
-    ck_assert_uint_eq(to.down_bytes - from.down_bytes, N * fact_of(e, "down_bytes_per_token", NULL));
+    ck_assert_uint_eq(to.down_bytes - from.down_bytes, N * down_with_row(e));
     ck_assert_uint_eq(to.expert_rows - from.expert_rows, (uint64_t)(N * info.n_layer * info.n_expert_used));
     ck_assert_uint_eq(up_bytes, N * row_bytes + (n_rows - (uint64_t)(N * info.n_expert_used)) * row_bytes);
     if (_i < 2) /* then the prediction is no average */
@@ -649,7 +649,8 @@ int main(void)
     tcase_add_test(plan, saved_layers_are_others);
     tcase_add_loop_test(plan, layers_beside_a_shared_cache_change_bits, 0, 2);
     tcase_add_test(fail, too_small_a_gpu_is_used);
-    tcase_add_test(fail, dropped_wait_is_not_seen);
+    if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
+        tcase_add_test(fail, dropped_wait_is_not_seen);
     tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 4);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_session, 0, 2);
     SRunner *runner = srunner_create(suite);

@@ -172,6 +172,71 @@ START_TEST(route_differs)
 }
 END_TEST
 
+/* Rows of one kind each: any values, few different ones, all equal, zeros of either sign, hardly any or no finite ones. */
+static void fill_to_rank(struct tensor *x)
+{
+    static const float special[] = {NAN, INFINITY, -INFINITY, -NAN};
+
+    for (int64_t row = 0; row < x->ne[1]; row++)
+        for (int64_t i = 0; i < x->ne[0]; i++) {
+            float *v = &t_f32(x, row)[i];
+            *v = row % 7 == 1   ? (float)rnd_int(5) - 2
+                 : row % 7 == 2 ? -1.5f
+                 : row % 7 == 3 ? (rnd_int(2) ? 0.0f : -0.0f)
+                 : row % 7 == 4 ? (i % 97 == 5 ? -3e38f : special[rnd_int(4)])
+                 : row % 7 == 5 ? special[i % 4]
+                 : row % 7 == 6 ? (float)-i
+                                : *v;
+            if (row % 7 == 0 && rnd_int(50) == 0)
+                *v = special[rnd_int(4)];
+        }
+}
+
+static void top_k_case(int64_t n_vocab, int k, int n)
+{
+    struct tensor x = t_apart(n_vocab, n, 3), y = t_make(QUANT_I32, 2 * k, n, 1);
+    static const int32_t out_row[16] = {0};
+    struct op op = {.kind = OP_TOP_K, .rows = OP_ROWS_OUT, .dst = {&y}, .src = {&x}};
+    char what[64];
+
+    snprintf(what, sizeof what, "top %d of %d", k, (int)n_vocab);
+    fill_to_rank(&x);
+    same_result(&op, 1, &(struct rows){.n = n, .n_out = n, .out_row = out_row}, what);
+    t_done(&x);
+    t_free(&y);
+}
+
+START_TEST(top_k_differs)
+{
+    static const int ks[] = {1, 2, 40, 64, 100, DEVICE_MAX_TOP_K};
+    int k = ks[_i];
+
+    top_k_case(1, k, 1);
+    top_k_case(37, k, 7);
+    top_k_case(1000, k, 7);
+    top_k_case(2048, k, 3);
+    top_k_case(2049, k, 2);
+    top_k_case(5000, k, 7);  /* slices of a chunk or two */
+    top_k_case(40007, k, 3); /* as many as there may be, of several chunks */
+}
+END_TEST
+
+START_TEST(top_k_of_too_many_is_taken)
+{
+    struct tensor x = t_make(QUANT_F32, 1000, 1, 1), y = t_make(QUANT_I32, 2 * DEVICE_MAX_TOP_K + 2, 1, 1);
+    struct op op = {.kind = OP_TOP_K, .dst = {&y}, .src = {&x}};
+
+    ck_assert(!cuda_device_ops.can(&op));
+    y.ne[0] = 2 * DEVICE_MAX_TOP_K;
+    ck_assert(cuda_device_ops.can(&op));
+    y.ne[0] = 3;
+    ck_assert(!cuda_device_ops.can(&op));
+    y.ne[0] = 2 * DEVICE_MAX_TOP_K + 2;
+    t_free(&x);
+    t_free(&y);
+}
+END_TEST
+
 START_TEST(combine_or_get_rows_differs)
 {
     static const int32_t out_row[] = {1, 4};
@@ -237,6 +302,30 @@ static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, in
     t_done(&x);
     t_done(&y);
 }
+
+/* With bulk copies, and by asynchronous copies of threads: on cards of which some give a block little room, and whose warps have many sets
+ * of rows each. */
+static const int cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}};
+enum { N_CARDS = sizeof cards / sizeof *cards };
+
+static void use_card(int i)
+{
+    emu_set_card(cards[i][0], cards[i][1], cards[i][2]);
+}
+
+START_TEST(product_on_another_card_differs)
+{
+    enum quant_type type = weight_types[_i % N_WEIGHT_TYPES];
+
+    emu_seed((uint64_t)_i);
+    use_card(_i / N_WEIGHT_TYPES);
+    matmul_case(type, 512, 130, 1, 1); /* rows so short that lanes have several */
+    matmul_case(type, 1024, 70, 1, 0);
+    matmul_case(type, 2816, 77, 1, 0); /* chunks of columns, the last of them short */
+    matmul_case(type, 768, 60, 5, 0);
+    matmul_case(type, 2304, 19, 12, 1); /* tiles of places, the last of them short */
+}
+END_TEST
 
 START_TEST(product_differs)
 {
@@ -579,7 +668,17 @@ static const struct moe_case moe_cases[] = {
     {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false},
     {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false},
     {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true},
+    /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false},
 };
+
+enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
 
 /* Slots grouped by expert, experts in falling order; those left out have no slots. */
 static int group(const struct moe_case *c, const struct tensor w[3], struct op_expert *experts, int32_t *slot)
@@ -609,7 +708,7 @@ static int group(const struct moe_case *c, const struct tensor w[3], struct op_e
 
 START_TEST(experts_differ)
 {
-    const struct moe_case *c = &moe_cases[_i];
+    const struct moe_case *c = &moe_cases[_i % N_MOE_CASES];
     struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[1], c->n_embd, c->n_ff, c->n_expert),
                           t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
@@ -619,6 +718,7 @@ START_TEST(experts_differ)
     int n_experts = group(c, w, experts, slot), n_half = n_experts / 2;
     struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
     struct rows rows = {.n = c->n_tok};
+    use_card(_i / N_MOE_CASES);
     struct pair p = pair_open(DEVICE_PREFILL_INT);
 
     mirror_ops(&p, &op, 1);
@@ -765,23 +865,32 @@ static void setup(void)
 int main(void)
 {
     Suite *suite = suite_create("cuda_ops");
-    TCase *tc = tcase_create("cuda_ops");
+    TCase *few = tcase_create("few"), *tc = tcase_create("cuda_ops"); /* few: what a sanitizer can bear */
+    const int n_cards = emu_is_real() ? 1 : (int)N_CARDS;             /* there is one kind */
 
+    tcase_add_checked_fixture(few, setup, NULL);
+    tcase_set_timeout(few, 120);
+    tcase_add_test(few, embed_of_rows_that_want_logits_differs);
+    tcase_add_test(few, norm_differs);
+    tcase_add_test(few, rope_differs);
+    tcase_add_test(few, route_differs);
+    tcase_add_loop_test(few, top_k_differs, 0, 6);
+    tcase_add_test(few, combine_or_get_rows_differs);
+    tcase_add_test(few, rows_that_share_a_launch_differ);
+    tcase_add_loop_test(few, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
+    tcase_add_loop_test(few, attention_differs, 0, 4);
+    tcase_add_loop_test(few, experts_differ, 0, N_MOE_CASES);
+    suite_add_tcase(suite, few);
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, embed_differs, 0, N_WEIGHT_TYPES);
-    tcase_add_test(tc, embed_of_rows_that_want_logits_differs);
-    tcase_add_test(tc, norm_differs);
     tcase_add_test(tc, elementwise_op_differs);
-    tcase_add_test(tc, rope_differs);
-    tcase_add_test(tc, route_differs);
-    tcase_add_test(tc, combine_or_get_rows_differs);
+    tcase_add_test(tc, top_k_of_too_many_is_taken);
     tcase_add_loop_test(tc, product_differs, 0, N_WEIGHT_TYPES);
-    tcase_add_test(tc, rows_that_share_a_launch_differ);
-    tcase_add_loop_test(tc, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
+    tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
-    tcase_add_loop_test(tc, attention_differs, 0, sizeof attn_cases / sizeof *attn_cases);
-    tcase_add_loop_test(tc, experts_differ, 0, sizeof moe_cases / sizeof *moe_cases);
+    tcase_add_loop_test(tc, attention_differs, 4, sizeof attn_cases / sizeof *attn_cases);
+    tcase_add_loop_test(tc, experts_differ, N_MOE_CASES, n_cards * N_MOE_CASES);
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);

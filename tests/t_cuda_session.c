@@ -290,7 +290,7 @@ START_TEST(crossings_are_not_those_of_the_plan)
     for (int i = 5; i < 15; i++)
         ck_assert_int_eq(ferry_session_logits(s, ids + i, 1, false, logits), 0);
     ferry_session_stats(s, &to);
-    ck_assert_uint_eq(to.down_bytes - from.down_bytes, 10 * fact_of(e, "down_bytes_per_token", NULL));
+    ck_assert_uint_eq(to.down_bytes - from.down_bytes, 10 * down_with_row(e));
     ck_assert_uint_eq(to.expert_rows - from.expert_rows, 10 * info.n_layer * info.n_expert_used);
     ck_assert_uint_eq(to.up_bytes - from.up_bytes,
                       (to.host_expert_rows - from.host_expert_rows) * info.n_embd * sizeof(float));

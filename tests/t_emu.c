@@ -328,6 +328,21 @@ START_TEST(exchanges_and_barriers_mix_up_threads)
 }
 END_TEST
 
+/* Bulk copies that would never be there, or that nobody waits for. */
+static void land(const struct args *a, int way)
+{
+    struct emu_landing *l = (struct emu_landing *)(emu_here.shared + 48);
+
+    emu_landing_init(l);
+    if (way != 6) /* 6: nothing is expected */
+        emu_landing_expect(l, way == 7 ? 16 : 32);
+    if (way == 8)
+        emu_landing_expect(l, 32);
+    emu_bulk_copy(emu_here.shared, way == 9 ? (const char *)a->in + 8 : (const char *)a->in, way == 10 ? 24 : 32, l);
+    if (way != 11)
+        emu_landing_wait(l, 0);
+}
+
 /* One way each of being wrong. */
 static void misbehave(const void *p)
 {
@@ -348,8 +363,10 @@ static void misbehave(const void *p)
     }
     if (a->way == 5)
         emu_async_copy(emu_here.shared + 4, a->in, 16);
+    if (a->way >= 6 && t == 0)
+        land(a, a->way);
 }
-enum { N_WAYS = 6 };
+enum { N_WAYS = 12 };
 
 START_TEST(misbehaving_threads_go_unnoticed)
 {
@@ -392,6 +409,47 @@ START_TEST(asynchronous_copies_come_before_they_are_waited_for)
     launch(copy_late, (struct args){out, in, 0}, 1, 32, s);
     download(host, out, 4, s);
     ck_assert(isnan(host[0]) && host[1] == 5 && isnan(host[2]) && host[3] == 5);
+    cudaFreeHost(host);
+    cudaFree(in);
+    cudaFree(out);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
+/* Two uses of a landing; out[i]: before, after the first wait, after another wait for it, after the second. */
+static void land_late(const void *p)
+{
+    const struct args *a = p;
+    float *x = (float *)emu_here.shared;
+    struct emu_landing *l = (struct emu_landing *)(emu_here.shared + 48);
+
+    if (emu_here.thread_idx.x)
+        return;
+    emu_landing_init(l);
+    for (uint32_t i = 0; i < 2; i++) {
+        emu_landing_expect(l, 32);
+        emu_bulk_copy(x, a->in + 8 * i, 16, l);
+        emu_bulk_copy(x + 4, a->in + 8 * i + 4, 16, l);
+        a->out[4 * i] = x[7];
+        emu_landing_wait(l, i);
+        a->out[4 * i + 1] = x[7];
+        emu_landing_wait(l, i);
+        a->out[4 * i + 2] = x[0];
+    }
+}
+
+START_TEST(bulk_copies_come_before_they_are_waited_for)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *in = device_make(N), *out = device_make(N);
+
+    for (int i = 0; i < N; i++)
+        host[i] = (float)i;
+    cudaMemcpyAsync(in, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    launch(land_late, (struct args){out, in, 0}, 1, 64, s);
+    download(host, out, 8, s);
+    ck_assert(isnan(host[0]) && host[1] == 7 && host[2] == 0);
+    ck_assert(host[4] == 7 && host[5] == 15 && host[6] == 8);
     cudaFreeHost(host);
     cudaFree(in);
     cudaFree(out);
@@ -717,6 +775,7 @@ int main(void)
     tcase_add_test(tc, exchanges_and_barriers_mix_up_threads);
     tcase_add_loop_test_raise_signal(tc, misbehaving_threads_go_unnoticed, SIGABRT, 0, N_WAYS);
     tcase_add_test(tc, asynchronous_copies_come_before_they_are_waited_for);
+    tcase_add_test(tc, bulk_copies_come_before_they_are_waited_for);
     tcase_add_test(tc, graph_runs_when_it_was_not_launched);
     tcase_add_loop_test(tc, captured_stream_does_what_it_cannot, 0, N_ASKED);
     tcase_add_test_raise_signal(tc, capture_lets_memory_be_taken, SIGABRT);

@@ -102,10 +102,10 @@ START_TEST(gpu_gets_another_number_of_experts_than_fits)
     ck_assert_uint_eq(less.slot_ram_bytes, 0);
     ck_assert(!less.look_ahead);
     ck_assert_uint_lt(less.scratch_bytes, p.scratch_bytes);
-    /* a row of logits; but it still looks at which experts a step wants: 8 numbers a row */
+    /* a row of logits, or the best of them; but it still looks at which experts a step wants: 8 numbers a row */
     uint64_t logits_bytes = (uint64_t)in.model->hp.n_vocab * sizeof(float);
-    ck_assert_uint_eq(less.scratch_bytes,
-                      size_up(logits_bytes, 4096) + size_up(less.chunk_tok * 8 * sizeof(int32_t), 4096));
+    ck_assert_uint_eq(less.scratch_bytes, size_up(logits_bytes, 4096) + size_up(DEVICE_MAX_TOP_K * 8, 4096) +
+                                              size_up(less.chunk_tok * 8 * sizeof(int32_t), 4096));
     ck_assert_uint_eq(less.gpu.up_bytes_per_tok, 0);
     /* Little memory: slots for some of the others */
     opts.vram_bytes = 512 * MIB;
@@ -262,7 +262,7 @@ START_TEST(speed_with_a_gpu_is_another)
     ck_assert(!plan_is_measured(&p, &machine));
     double routed = 3 * 8 * (double)EXPERT_BYTES, dense = (double)fact("moe", "decode_bytes") - routed;
     double share = (double)p.gpu.n_experts / N_EXPERTS;
-    uint64_t down = 3 * (8 * 4 + 2048 * 4) + (uint64_t)models[MOE]->hp.n_vocab * 4;
+    uint64_t down = 3 * (8 * 4 + 2048 * 4) + 8; /* the best logit and its id */
     ck_assert_uint_eq(p.gpu.down_bytes_per_tok, down);
     double host = (1 - share) * 20 / (20 + 10); /* memory against PCIe: the rest is copied */
     double up = 3 * 8 * host * 2048 * 4;
@@ -454,7 +454,7 @@ START_TEST(speed_with_layers_on_the_cpu_is_another)
     double before_s = 2 * (double)LAYER_BYTES / 20e9;
     double gpu_s = ((double)fact("dense", "decode_bytes") - 2 * (double)LAYER_BYTES) / 256e9;
     ck_assert_double_eq_tol(p.gpu.host_layers_s, before_s, 1e-9);
-    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, before_s + gpu_s + (896 + 2048) * 4 / 12e9, 1e-9);
+    ck_assert_double_eq_tol(1 / p.decode_tok_per_s, before_s + gpu_s + (896 * 4 + 8) / 12e9, 1e-9);
     snprintf(words, sizeof words, "%.3g ms of a token for the CPU's layers", 1e3 * before_s);
     ck_assert(explains(&p, words));
     ck_assert_double_eq_tol(p.load_s, (double)(p.dense_bytes + p.gpu.dense_bytes) / 2e9, 1e-9);

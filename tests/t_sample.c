@@ -410,6 +410,133 @@ START_TEST(top_k_of_crowded_logits_is_exact)
 }
 END_TEST
 
+/* ---- from the best logits alone ---- */
+
+enum { WIDE = 700, LONG = 90 };
+
+/* A row of the n best of x (n_vocab) by arithmetic: how many are better than each. */
+static struct sample_row best_row(const float *x, int n_vocab, int n, int32_t *ids, float *logits)
+{
+    struct sample_row row = {.id = ids, .logit = logits};
+
+    for (int i = 0; i < n_vocab; i++) {
+        int n_better = 0;
+        for (int k = 0; k < n_vocab; k++)
+            n_better += isfinite(x[k]) && (x[k] > x[i] || (x[k] == x[i] && k < i));
+        if (!isfinite(x[i]) || n_better >= n)
+            continue;
+        ids[row.n] = i;
+        logits[row.n++] = x[i];
+    }
+    return row;
+}
+
+static uint64_t next(uint64_t *rng)
+{
+    *rng = *rng * 6364136223846793005u + 1442695040888963407u;
+    return *rng >> 33;
+}
+
+/* Few different values or many, some not finite. */
+static void fill_any(float *x, int n, uint64_t *rng)
+{
+    static const float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
+    unsigned n_values = next(rng) % 3 ? 100000 : 7;
+
+    for (int i = 0; i < n; i++)
+        x[i] = next(rng) % 40 ? (float)(next(rng) % n_values) / (float)n_values * 20 - 12 : special[next(rng) % 7];
+}
+
+static struct sample_opts any_opts(uint64_t *rng)
+{
+    struct sample_opts o;
+
+    sample_opts_init(&o);
+    o.temperature = next(rng) % 3 ? 0.3f + (float)(next(rng) % 20) / 10 : 0;
+    o.top_k = (int)(next(rng) % 60);
+    o.top_p = next(rng) % 2 ? 1.0f : (float)(next(rng) % 100) / 100;
+    o.min_p = next(rng) % 2 ? 0.0f : (float)(next(rng) % 50) / 100;
+    o.repeat_penalty = next(rng) % 2 ? 1.0f : 1 + (float)(next(rng) % 10) / 10;
+    o.presence_penalty = next(rng) % 2 ? 0.0f : (float)(next(rng) % 20) / 5;
+    o.frequency_penalty = next(rng) % 3 ? 0.0f : (float)(next(rng) % 20) / 5;
+    o.penalty_window = (int)(next(rng) % 70) - 1;
+    o.seed = next(rng);
+    return o;
+}
+
+START_TEST(best_logits_give_another_token)
+{
+    static float x[WIDE], logits[WIDE];
+    static int32_t ids[WIDE], history[LONG];
+    uint64_t rng = 1000 + (uint64_t)_i;
+    int n_tops = 0;
+
+    for (int round = 0; round < 40; round++) {
+        int n_vocab = 300 + (int)(next(&rng) % (WIDE - 300)), n_history = (int)(next(&rng) % LONG);
+        struct sample_opts o = any_opts(&rng);
+        struct sample *all = make(&o, n_vocab), *best = make(&o, n_vocab);
+        fill_any(x, n_vocab, &rng);
+        for (int i = 0; i < n_history; i++) /* often those that would be drawn; some outside of the vocabulary */
+            history[i] = (int32_t)(next(&rng) % (unsigned)(n_vocab + 5)) - 2;
+        int n = sample_n_top(all, n_history);
+        n_tops += n > 0;
+        for (int more = 0; n > 0 && more < 30; more += 29) {
+            struct sample_row row = best_row(x, n_vocab, n + more, ids, logits);
+            for (int i = 0; i < 10; i++) {
+                struct sample_state state[2];
+                int32_t want = -1, got = -2;
+                int rc = sample_draw(all, x, history, n_history, &want);
+                if (rc || sample_draw_row(best, &row, history, n_history, &got) || want != got)
+                    ck_abort_msg("seed %d, round %d, %d best of %d: token %d, not %d", 1000 + _i, round, n + more,
+                                 n_vocab, got, want);
+                sample_get(all, &state[0]);
+                sample_get(best, &state[1]);
+                if (memcmp(state[0].rng, state[1].rng, sizeof state[0].rng))
+                    ck_abort_msg("seed %d, round %d: other random numbers", 1000 + _i, round);
+            }
+        }
+        sample_free(all);
+        sample_free(best);
+    }
+    ck_assert_int_gt(n_tops, 15);
+}
+END_TEST
+
+static const struct {
+    float temperature;
+    int top_k;
+    float repeat, presence, frequency;
+    int window, n_history, n_top;
+} tops[] = {
+    {0, 0, 1, 0, 0, 64, 1000, 1},           {0, 50, 1, 0, 0, 64, 1000, 1},     {1, 40, 1, 0, 0, 64, 1000, 40},
+    {1, 0, 1, 0, 0, 64, 1000, 0},           {1, 256, 1, 0, 0, 64, 1000, 256},  {1, 257, 1, 0, 0, 64, 1000, 0},
+    {0, 0, 1.1f, 0, 0, 64, 1000, 65},       {0, 0, 1.1f, 0, 0, 64, 10, 11},    {1, 40, 1, 0.5f, 0, 64, 1000, 104},
+    {1, 40, 1, 0, 0.5f, 200, 1000, 240},    {1, 40, 1, 0, 0.5f, 217, 1000, 0}, {1, 40, 1.1f, 0, 0, -1, 216, 256},
+    {1, 40, 1.1f, 0, 0, -1, 217, 0},        {0, 0, 1.1f, 0, 0, 0, 1000, 1},    {1, 40, 0.9f, 0, 0, 64, 1000, 0},
+    {0, 0, 1, -0.1f, 0, 64, 1000, 0},       {0, 0, 1, 0, -0.1f, 64, 1000, 0},  {1, INT32_MAX, 1, 0, 0, 64, 1000, 0},
+    {1, 256, 1.1f, 0, 0, -1, INT32_MAX, 0},
+};
+
+START_TEST(fewer_or_more_logits_are_wanted_than_suffice)
+{
+    struct sample_opts o;
+
+    sample_opts_init(&o);
+    o.temperature = tops[_i].temperature;
+    o.top_k = tops[_i].top_k;
+    o.repeat_penalty = tops[_i].repeat;
+    o.presence_penalty = tops[_i].presence;
+    o.frequency_penalty = tops[_i].frequency;
+    o.penalty_window = tops[_i].window;
+    struct sample *s = make(&o, 5000);
+    ck_assert_int_eq(sample_n_top(s, tops[_i].n_history), tops[_i].n_top);
+    sample_free(s);
+    s = make(&o, 2); /* all of them take no more room */
+    ck_assert_int_eq(sample_n_top(s, tops[_i].n_history), 0);
+    sample_free(s);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("sample");
@@ -430,6 +557,8 @@ int main(void)
     tcase_add_test(tc, every_failing_allocation_is_survived);
     tcase_add_test(tc, draw_takes_no_memory);
     tcase_add_loop_test(tc, top_k_of_crowded_logits_is_exact, 0, 6);
+    tcase_add_loop_test(tc, best_logits_give_another_token, 0, 10);
+    tcase_add_loop_test(tc, fewer_or_more_logits_are_wanted_than_suffice, 0, (int)(sizeof tops / sizeof *tops));
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

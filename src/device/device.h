@@ -38,6 +38,9 @@ enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH };
 #define DEVICE_ATTN_SEGMENT_TOK 512
 #define DEVICE_SEGMENT_PAGES (DEVICE_ATTN_SEGMENT_TOK / DEVICE_PAGE_TOK)
 
+/* Most that TOP_K finds of a row. */
+#define DEVICE_MAX_TOP_K 256
+
 /* One sequence's pages as a device sees them: page[group][pos / DEVICE_PAGE_TOK] is a page's address, NULL where a
  * sliding window has moved on, and for all pages of a segment that lies in another memory. Views, valid for one step. */
 struct kv_seq {

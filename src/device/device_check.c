@@ -155,6 +155,15 @@ static bool can_combine(const struct op *op)
     return is_same(op->dst[0], op->src[0]) && is_f32(op->src[1]);
 }
 
+static bool can_top_k(const struct op *op)
+{
+    const struct tensor *dst = op->dst[0];
+
+    return is_f32(op->src[0]) && op->src[0]->ne[0] <= INT32_MAX && dst && dst->type == QUANT_I32 &&
+           dst->layout == TENSOR_RAW && dst->ne[0] > 0 && dst->ne[0] % 2 == 0 && dst->ne[0] / 2 <= DEVICE_MAX_TOP_K &&
+           dst->stride[1] >= (uint64_t)dst->ne[0] * sizeof(int32_t) && dst->stride[1] % sizeof(int32_t) == 0;
+}
+
 bool device_check_shapes(const struct op *op)
 {
     switch (op->kind) {
@@ -194,6 +203,8 @@ bool device_check_shapes(const struct op *op)
         return can_moe(op);
     case OP_COMBINE:
         return can_combine(op);
+    case OP_TOP_K:
+        return can_top_k(op);
     case OP_N_KIND:
         break;
     }

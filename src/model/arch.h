@@ -33,6 +33,7 @@ enum arch_reg {
     ARCH_ROPE1,  /* cos and sin of the step's positions: full-attention layers, window layers */
     ARCH_OUT,    /* rows that want logits (n_out, d) */
     ARCH_LOGITS, /* (n_out, n_vocab) */
+    ARCH_TOP,    /* the best of them (n_out, 2 * DEVICE_MAX_TOP_K) I32 */
     ARCH_N_REG
 };
 

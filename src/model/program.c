@@ -22,7 +22,7 @@ struct lower {
 
 static int64_t reg_rows(const struct lower *lo, enum arch_reg reg)
 {
-    if (reg == ARCH_OUT || reg == ARCH_LOGITS)
+    if (reg == ARCH_OUT || reg == ARCH_LOGITS || reg == ARCH_TOP)
         return lo->p->n_out;
     if (reg == ARCH_Y)
         return (int64_t)lo->p->n_rows * lo->m->hp.n_expert_used;
@@ -39,7 +39,8 @@ static struct tensor *view_of(struct lower *lo, enum arch_reg reg)
     if (p->n_views == lo->cap_views)
         return NULL;
     struct tensor *t = &p->views[p->n_views];
-    *t = tensor_make(reg == ARCH_IDS ? QUANT_I32 : QUANT_F32, lo->width[reg], reg_rows(lo, reg), 1, NULL);
+    *t = tensor_make(reg == ARCH_IDS || reg == ARCH_TOP ? QUANT_I32 : QUANT_F32, lo->width[reg], reg_rows(lo, reg), 1,
+                     NULL);
     p->view_reg[p->n_views++] = reg;
     uint64_t bytes = tensor_bytes(t);
     if (bytes > lo->reg_bytes[reg])
@@ -85,6 +86,8 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
     case OP_MOE:
     case OP_COMBINE:
         return hp->n_embd;
+    case OP_TOP_K:
+        return 2 * DEVICE_MAX_TOP_K;
     default:
         return src_width;
     }
@@ -241,7 +244,7 @@ static int lower_scale(struct lower *lo, enum op_kind kind, float f)
     return rc;
 }
 
-static int lower_tail(struct lower *lo)
+static int lower_tail(struct lower *lo, bool has_top)
 {
     const struct hparams *hp = &lo->m->hp;
     static const struct arch_op tail[] = {
@@ -250,6 +253,7 @@ static int lower_tail(struct lower *lo)
         {.kind = OP_MATMUL, .dst = {ARCH_LOGITS}, .src = {ARCH_OUT}, .w = {ROLE_OUTPUT}},
     };
     static const struct arch_op bias = ARCH_BIAS_IF(ARCH_LOGITS, ROLE_OUTPUT_BIAS);
+    static const struct arch_op top = {.kind = OP_TOP_K, .dst = {ARCH_TOP}, .src = {ARCH_LOGITS}};
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < sizeof tail / sizeof *tail; i++)
         rc = lower_op(lo, &tail[i], -1, OP_ROWS_OUT, NULL);
@@ -261,6 +265,8 @@ static int lower_tail(struct lower *lo)
         rc = lower_scale(lo, OP_SOFTCAP, hp->logit_softcap);
     if (rc == 0)
         lo->p->logits = view_of(lo, ARCH_LOGITS);
+    if (rc == 0 && has_top)
+        rc = lower_op(lo, &top, -1, OP_ROWS_OUT, &lo->p->top);
     return rc;
 }
 
@@ -274,7 +280,7 @@ static void lay_out(struct lower *lo)
     lo->p->arena_bytes = off;
 }
 
-static int lower(struct lower *lo)
+static int lower(struct lower *lo, bool has_top)
 {
     const struct model_span span = lo->p->span;
     bool is_last = span.end == lo->m->hp.n_layer;
@@ -282,7 +288,7 @@ static int lower(struct lower *lo)
     for (int layer = span.first; rc == 0 && layer < span.end; layer++)
         rc = lower_layer(lo, layer);
     if (rc == 0 && is_last)
-        rc = lower_tail(lo);
+        rc = lower_tail(lo, has_top);
     if (rc == 0 && is_last)
         rc = lower_hidden(lo);
     if (rc == 0)
@@ -327,7 +333,7 @@ int program_make(const struct program_args *args, struct program **out)
         p->weights[i] = m->weights[i].t;
     rc = model_kv_shape(m, args->kv_type, first_of_device(m, p->span), &p->kv, attn);
     if (rc == 0)
-        rc = lower(&lo);
+        rc = lower(&lo, args->has_top);
 out:
     mem_free(attn);
     if (rc < 0) {

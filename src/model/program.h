@@ -16,6 +16,7 @@ struct program_args {
     int n_rows;                /* most rows of a step */
     int n_out;                 /* most rows of logits of a step; at most n_rows */
     enum quant_type kv_type;
+    bool has_top;           /* with the last layer: TOP_K of the logits comes last */
     struct model_span span; /* the layers; zeros: all. Those before another span are the host's, beside a device */
 };
 
@@ -33,6 +34,7 @@ struct program {
     struct tensor *weights; /* own: (model->n_weights), data NULL until bound */
     const struct tensor *x; /* (n_rows, n_embd), one of views: what goes from layer to layer, and from span to span */
     const struct tensor *logits; /* (n_out, n_vocab), the same; NULL: the span has not the last layer */
+    struct op *top;              /* the last of ops, for a step that wants the best logits alone; NULL: not asked for */
     /* Not among ops: the final norm of all rows, in place, for a step that wants hidden states; dst[0] (n_rows, n_embd). It comes
      * after ops, which read what it overwrites. Zeros without the last layer. */
     struct op hidden;

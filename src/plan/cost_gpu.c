@@ -108,8 +108,8 @@ static int shares_of(const struct plan_in *in, const struct plan *p, struct shar
     return 0;
 }
 
-/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the logits. Up: what comes out
- * of the host's layers, and the rows that its experts give, but not of those that are copied. */
+/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the best logit with its id. Up:
+ * what comes out of the host's layers, and the rows that its experts give, but not of those that are copied. */
 static int count_crossings(const struct model *m, const struct shares *share, struct plan *p)
 {
     double host_share = share->host > 0 ? share->host / (share->host + share->copied) : 0;
@@ -122,7 +122,7 @@ static int count_crossings(const struct model *m, const struct shares *share, st
     if (!n_expert)
         return err(ERR_NOMEM, "experts of %d layers", hp->n_layer);
     layout_share(m, (int)p->gpu.first_layer, p->gpu.n_experts, n_expert);
-    p->gpu.down_bytes_per_tok = (uint64_t)hp->n_vocab * sizeof(float);
+    p->gpu.down_bytes_per_tok = sizeof(int32_t) + sizeof(float);
     for (int layer = (int)p->gpu.first_layer; layer < hp->n_layer; layer++) {
         int stack = m->layers[layer].w[ROLE_EXPERT_GATE];
         if (stack < 0)

@@ -77,7 +77,12 @@ struct model_span plan_span(const struct plan *p, const struct model *m, enum pl
 
 int plan_program(const struct plan *p, const struct model *m, enum plan_part part, struct program **out)
 {
-    return program_make(&(struct program_args){m, (int)p->chunk_tok, (int)p->n_out, p->kv_type, plan_span(p, m, part)},
+    return program_make(&(struct program_args){.model = m,
+                                               .n_rows = (int)p->chunk_tok,
+                                               .n_out = (int)p->n_out,
+                                               .kv_type = p->kv_type,
+                                               .has_top = p->has_gpu, /* logits lie in the host's memory otherwise */
+                                               .span = plan_span(p, m, part)},
                         out);
 }
 

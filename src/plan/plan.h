@@ -91,7 +91,8 @@ struct plan_gpu {
     uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
     uint64_t own_bytes;     /* what goes up with a step, tables, and what the driver rounds up at most */
     uint64_t total_bytes, budget_bytes;
-    /* Predicted, for a generated token: between it and the host; of experts that are copied, beside that */
+    /* Predicted, for a token that is drawn greedily: between it and the host (a draw from the k best brings some hundred bytes more, one
+     * that wants all logits the row of them); of experts that are copied, beside that */
     uint64_t down_bytes_per_tok, up_bytes_per_tok, copy_bytes_per_tok;
     double host_layers_s; /* of its time, the layers before first_layer; 0: there are none, or a rate is not known */
 };

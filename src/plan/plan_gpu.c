@@ -105,7 +105,8 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, c
 
     p->gpu.scratch_bytes = program->arena_bytes + size_up(scratch, 64);
     program_host_bytes(program, &host);
-    p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
+    p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES) +
+                       size_up(tensor_bytes(program->top->dst[0]), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
     if (plan_is_split(p))
         p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.y_bytes, MAP_BYTES);
     if (plan_has_host_kv(p)) {

@@ -52,7 +52,8 @@ struct answer {
 int answer_init(struct answer *a, const struct answer_rules *rules, const struct tok *tok);
 void answer_done(struct answer *a); /* takes a zeroed one, or one whose init failed */
 
-/* A token was drawn from logits (n_vocab). Sets a->end when it ended the answer, ANSWER_FAILED without memory. */
+/* A token was drawn from logits (n_vocab), which are looked at if log-probabilities are noted. Sets a->end when it ended the answer,
+ * ANSWER_FAILED without memory. */
 void answer_take(struct answer *a, int32_t token, const float *logits, int n_vocab);
 
 /* A given token, and the logits of the position before it. */

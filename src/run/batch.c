@@ -16,8 +16,9 @@ int batch_init(struct batch *b, int cap_rows, int cap_seqs)
     b->pos = mem_zalloc((size_t)cap_rows, sizeof *b->pos, MEM_META);
     b->seq = mem_zalloc((size_t)cap_rows, sizeof *b->seq, MEM_META);
     b->out_row = mem_zalloc((size_t)cap_rows, sizeof *b->out_row, MEM_META);
+    b->n_top = mem_zalloc((size_t)cap_rows, sizeof *b->n_top, MEM_META);
     b->seqs = mem_zalloc((size_t)cap_seqs, sizeof *b->seqs, MEM_META);
-    if (b->token && b->pos && b->seq && b->out_row && b->seqs)
+    if (b->token && b->pos && b->seq && b->out_row && b->n_top && b->seqs)
         return 0;
     batch_done(b);
     return err(ERR_NOMEM, "a batch of %d rows", cap_rows);
@@ -26,6 +27,7 @@ int batch_init(struct batch *b, int cap_rows, int cap_seqs)
 void batch_done(struct batch *b)
 {
     mem_free(b->seqs);
+    mem_free(b->n_top);
     mem_free(b->out_row);
     mem_free(b->seq);
     mem_free(b->pos);
@@ -50,11 +52,19 @@ void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int
         b->token[row] = token[i];
         b->pos[row] = pos + i;
         b->seq[row] = b->n_seqs;
-        if (i >= n - n_logits)
-            b->out_row[b->n_out++] = row;
+        if (i < n - n_logits)
+            continue;
+        b->n_top[b->n_out] = 0;
+        b->out_row[b->n_out++] = row;
     }
     b->n_rows += n;
     b->n_seqs++;
     if (prompt)
         b->n_prompt = b->n_rows;
+}
+
+void batch_set_top(struct batch *b, int n)
+{
+    assert(b->n_out > 0 && b->out_row[b->n_out - 1] == b->n_rows - 1);
+    b->n_top[b->n_out - 1] = n;
 }

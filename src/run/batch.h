@@ -16,8 +16,9 @@ struct batch {
     int n_rows, n_out, n_prompt, n_seqs;
     int32_t *token, *pos, *seq; /* own: (cap_rows) */
     int32_t *out_row;           /* own: (cap_rows) rows that want logits, ascending */
-    bool wants_hidden;          /* the step gives hidden states, too (exec_hidden); batch_clear says no */
-    struct cache_seq **seqs;    /* own array of views: (cap_seqs) */
+    int32_t *n_top;    /* own: (cap_rows) for each of them, how many of the best logits are enough; 0: all are wanted */
+    bool wants_hidden; /* the step gives hidden states, too (exec_hidden); batch_clear says no */
+    struct cache_seq **seqs; /* own array of views: (cap_seqs) */
 };
 
 /* ERR_NOMEM. */
@@ -32,6 +33,9 @@ void batch_clear(struct batch *b);
  * They must fit: the caller cut them to size. */
 void batch_add(struct batch *b, struct cache_seq *seq, const int32_t *token, int n, int32_t pos, int n_logits,
                bool prompt);
+
+/* Of the logits of the row added last the n best are enough; 0: all are wanted, as after batch_add. */
+void batch_set_top(struct batch *b, int n);
 
 #ifdef __cplusplus
 }

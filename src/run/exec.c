@@ -23,6 +23,9 @@
 /* Steps of more rows are prompts: no two are alike. */
 #define TIMED_ROWS 8
 
+/* The best logits come by multiples of so many, so that steps which want a few more or less are one CUDA graph. */
+#define TOP_STEP 64
+
 /* What mem_map rounds up to. */
 #define PAGE_BYTES 4096
 
@@ -45,6 +48,13 @@ struct exec {
     void *host_scratch;        /* own: (host_scratch_bytes) */
     uint64_t scratch_bytes, host_scratch_bytes;
     float *logits; /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
+    int32_t *best; /* own: (best_bytes) with logits; as TOP_K gives them */
+    uint64_t best_bytes;
+    void *top_data;       /* view: where TOP_K's results lie in the device's memory */
+    struct tensor top;    /* what TOP_K gives in this step, all rows side by side; ne[0] 0: it is left out */
+    const float *said;    /* view: the last step's logits (n_out, n_vocab), of rows whose n_top is 0 */
+    const int32_t *n_top; /* view: of the last step's batch */
+    int n_said;           /* rows of the last step that have logits */
     int n_seqs;
     int n_hidden;     /* rows whose hidden states the last step left */
     struct tier tier; /* with host */
@@ -88,7 +98,9 @@ static int take_memory(struct exec *e)
         if (rc < 0)
             return rc;
         e->logits = mem_map(logits_bytes(e), MEM_SCRATCH);
-        return e->logits ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
+        e->best_bytes = tensor_bytes(p->top->dst[0]);
+        e->best = mem_map(e->best_bytes, MEM_SCRATCH);
+        return e->logits && e->best ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
     }
     e->main.arena = mem_map(p->arena_bytes, MEM_SCRATCH);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
@@ -104,6 +116,7 @@ static void give_memory(struct exec *e)
     uint64_t arena_bytes = e->main.program ? e->main.program->arena_bytes : 0;
     mem_unmap(e->host_scratch, e->host_scratch_bytes, MEM_SCRATCH);
     if (has_memory(e)) {
+        mem_unmap(e->best, e->best_bytes, MEM_SCRATCH);
         mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
         dev->ops->release_host(dev, e->before.arena);
         dev->ops->release(dev, e->scratch);
@@ -190,6 +203,10 @@ static int open_parts(struct exec *e, const struct exec_args *args)
     bind(e, &e->main, store_weight);
     if (e->before.program)
         bind(e, &e->before, store_host_weight);
+    if (p->top) {
+        e->top_data = p->top->dst[0]->data;
+        p->top->dst[0] = &e->top;
+    }
     rc = e->main.dev->ops->set_scratch(e->main.dev, e->scratch, e->scratch_bytes);
     if (rc == 0 && e->host)
         rc = take_host_scratch(e, plan);
@@ -295,6 +312,8 @@ static int segment_end(const struct exec *e, const struct part *part, int first,
         const struct op *op = &p->ops[i];
         if (op->rows == OP_ROWS_OUT && rows->n_out == 0)
             return i;
+        if (op == p->top && e->top.ne[0] == 0)
+            return i;
         if (i > first && (op->kind == OP_MOE || is_two_sided(e, part, i) ||
                           (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
             return i;
@@ -326,7 +345,7 @@ static int walk(struct exec *e, struct part *part, const struct rows *step, cons
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
             return err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
         int end = segment_end(e, part, i, &rows);
-        if (end == i) /* the rest is for rows that want logits, and there are none */
+        if (end == i) /* the rest is for rows that want logits, or the best of them, and there are none */
             return 0;
         int rc = p->ops[i].kind == OP_MOE   ? moe_run(&part->moe, &p->ops[i], &rows, &e->stats.expert_bytes)
                  : is_two_sided(e, part, i) ? attn_run(&e->attn, &p->ops[i], &rows)
@@ -421,6 +440,74 @@ static int bring_back(struct exec *e, struct cache *cache)
     return rc;
 }
 
+/* TOP_K in this step: for all rows alike, if any will do with the best; they lie side by side, so that one copy brings them. */
+static void set_top(struct exec *e, const struct batch *b)
+{
+    struct op *op = e->main.program->top;
+    int most = 0;
+
+    if (!op)
+        return;
+    for (int i = 0; i < b->n_out; i++)
+        most = b->n_top[i] > most ? b->n_top[i] : most;
+    if (most > 1)
+        most = (int)size_up((uint64_t)most, TOP_STEP);
+    if (most > 0)
+        e->top = tensor_make(QUANT_I32, 2 * most, b->n_out, 1, e->top_data);
+    else
+        e->top.ne[0] = 0;
+}
+
+static int bring_logits(struct exec *e, int first, int n)
+{
+    const struct tensor *out = e->main.program->logits;
+    uint64_t bytes = out->stride[1] * (uint64_t)n;
+    int rc = e->main.dev->ops->download(e->main.dev, e->logits + (size_t)first * (size_t)out->ne[0],
+                                        tensor_row(out, first), bytes);
+
+    e->stats.down_bytes += rc == 0 ? bytes : 0;
+    return rc;
+}
+
+/* Does all of row i come? Where nothing of it is finite, too: the sampler then says what there is instead. */
+static bool is_whole(const struct exec *e, int i)
+{
+    return e->n_top[i] == 0 || e->best[i * e->top.ne[0]] < 0;
+}
+
+/* What was asked for of each row, in as few copies as can be. */
+static int bring_down(struct exec *e)
+{
+    int rc = 0;
+
+    if (e->top.ne[0]) {
+        rc = e->main.dev->ops->download(e->main.dev, e->best, e->top.data, tensor_bytes(&e->top));
+        e->stats.down_bytes += rc == 0 ? tensor_bytes(&e->top) : 0;
+    }
+    for (int i = 0, n; i < e->n_said && rc == 0; i += n + 1) {
+        for (n = 0; i + n < e->n_said && is_whole(e, i + n);)
+            n++;
+        if (n > 0)
+            rc = bring_logits(e, i, n);
+    }
+    return rc;
+}
+
+void exec_row(const struct exec *e, int i, struct sample_row *row)
+{
+    const int n_vocab = e->model->hp.n_vocab;
+    const int k = (int)(e->top.ne[0] / 2);
+    const int32_t *best = e->best ? e->best + (size_t)i * 2 * (size_t)k : NULL;
+
+    *row = (struct sample_row){.n = n_vocab, .logit = e->said + (size_t)i * (size_t)n_vocab};
+    if (!best || is_whole(e, i))
+        return;
+    row->id = best;
+    row->logit = (const float *)(best + k);
+    for (row->n = k; row->id[row->n - 1] < 0;)
+        row->n--;
+}
+
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
 {
     *logits = NULL;
@@ -446,20 +533,20 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
                               .seqs = e->main.seqs};
     uint64_t expert_bytes = e->stats.expert_bytes;
     e->n_hidden = 0;
+    e->n_top = batch->n_top;
+    e->n_said = batch->n_out;
+    set_top(e, batch);
     rc = run_timed(e, &rows, batch->wants_hidden, cancel);
-    const struct tensor *out = e->main.program->logits;
-    uint64_t out_bytes = out->stride[1] * (uint64_t)batch->n_out;
-    if (rc == 0 && e->logits && batch->n_out > 0)
-        rc = e->main.dev->ops->download(e->main.dev, e->logits, out->data, out_bytes);
+    if (rc == 0 && e->logits)
+        rc = bring_down(e);
     if (rc < 0)
         return rc;
     e->n_hidden = batch->wants_hidden ? batch->n_rows : 0;
-    e->stats.down_bytes += e->logits ? out_bytes : 0;
     e->stats.n_steps++;
     e->stats.n_rows += (uint64_t)batch->n_rows;
     e->stats.weight_bytes += e->dense_bytes + (e->stats.expert_bytes - expert_bytes);
-    if (batch->n_out > 0)
-        *logits = e->logits ? e->logits : out->data;
+    e->said = e->logits ? e->logits : e->main.program->logits->data;
+    *logits = batch->n_out > 0 ? e->said : NULL;
     return 0;
 }
 

@@ -12,6 +12,7 @@
 #include "src/run/cache_back.h"
 #include "src/run/landing.h"
 #include "src/run/moe_split.h"
+#include "src/run/sample.h"
 #include "src/run/tier.h"
 
 #ifdef __cplusplus
@@ -43,10 +44,15 @@ void exec_set_pace(struct exec *e, const struct plan_pace *pace);
 void exec_close(struct exec *e); /* takes NULL */
 
 /* Run one step. Keys and values go into the batch's sequences (the caller reserved room and commits afterwards).
- * *logits: (batch->n_out, n_vocab), a view until the next run; NULL if no row wanted any. cancel (may be NULL): when it is
+ * *logits: (batch->n_out, n_vocab), a view until the next run, with those rows filled that want all (batch.n_top); NULL if no row wanted
+ * any. cancel (may be NULL): when it is
  * seen to be non-zero between layers, the step is given up with ERR_CANCEL and nothing of it counts.
  * ERR_ARG (token out of range), ERR_LIMIT (more rows than the plan's), ERR_IO from the store, ERR_DEVICE. */
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits);
+
+/* What there is of row i of the last run's logits: all, or at least as many of the best as it wanted. Views until the next run; the batch
+ * of that run is still as it was. */
+void exec_row(const struct exec *e, int i, struct sample_row *row);
 
 /* Copy the hidden states (after the final norm) of n rows of the last run, from row `first` on, to out (n, n_embd). Its batch said
  * wants_hidden; no row need have wanted logits. ERR_STATE: they were not asked for, or there are not so many; ERR_DEVICE. */

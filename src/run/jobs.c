@@ -565,6 +565,15 @@ static bool wants_any_hidden(const struct job *job, const struct sched_seq *s)
            (job->embed.pooling == EMBED_MEAN && job->embed.n_tok < s->len + s->n_rows);
 }
 
+/* How many of the best logits are enough for a job; 0: all are wanted. */
+static int n_top_of(struct jobs *j, const struct job *job)
+{
+    if (job->n_scored || job->answer.rules.n_top >= 0)
+        return 0;
+    sample_put(j->sample, &job->sample);
+    return sample_n_top(j->sample, (int64_t)job->n_tok);
+}
+
 /* Rows of given tokens stand before rows of drawn ones. */
 static void fill_batch(struct jobs *j)
 {
@@ -576,8 +585,11 @@ static void fill_batch(struct jobs *j)
         for (int i = 0; i < j->n_running; i++) {
             const struct sched_seq *s = &j->turns[i];
             const struct job *job = j->running[i];
-            if (s->n_rows > 0 && is_prompt_turn(j, i) == prompt)
-                batch_add(&j->batch, job->user.seq, job->token + s->len, s->n_rows, (int32_t)s->len, s->n_out, prompt);
+            if (s->n_rows == 0 || is_prompt_turn(j, i) != prompt)
+                continue;
+            batch_add(&j->batch, job->user.seq, job->token + s->len, s->n_rows, (int32_t)s->len, s->n_out, prompt);
+            if (s->n_out > 0)
+                batch_set_top(&j->batch, n_top_of(j, job));
         }
 }
 
@@ -595,12 +607,15 @@ static bool add_token(struct job *job, int32_t token)
     return true;
 }
 
-static void draw(struct jobs *j, struct job *job, const float *logits)
+/* From row `out` of the step's logits. */
+static void draw(struct jobs *j, struct job *job, int out)
 {
+    struct sample_row row;
     int32_t token;
 
+    exec_row(j->args.exec, out, &row);
     sample_put(j->sample, &job->sample);
-    int rc = sample_draw(j->sample, logits, job->token, (int64_t)job->n_tok, &token);
+    int rc = sample_draw_row(j->sample, &row, job->token, (int64_t)job->n_tok, &token);
     sample_get(j->sample, &job->sample);
     if (rc == 0 && !add_token(job, token))
         rc = err(ERR_NOMEM, "an answer of %zu tokens", job->n_tok);
@@ -609,27 +624,28 @@ static void draw(struct jobs *j, struct job *job, const float *logits)
         return;
     }
     j->stats.n_drawn++;
-    answer_take(&job->answer, token, logits, j->args.n_vocab);
+    answer_take(&job->answer, token, row.logit, j->args.n_vocab);
     if (job->answer.end == ANSWER_GOES_ON && (int64_t)job->n_tok >= j->n_ctx)
         answer_finish(&job->answer, ANSWER_CONTEXT);
 }
 
-/* Logits (n_out) of the last rows of a turn. */
-static void use_logits(struct jobs *j, int i, const float *logits)
+/* Logits (n_out) of the last rows of a turn; the first is row `out` of the step's. */
+static void use_logits(struct jobs *j, int i, int out)
 {
     struct job *job = j->running[i];
     const struct sched_seq *s = &j->turns[i];
     int64_t end = s->len + s->n_rows;
 
     if (!job->n_scored) {
-        draw(j, job, logits);
+        draw(j, job, out);
         return;
     }
-    for (int64_t pos = end - s->n_out; pos < end && job->answer.end == ANSWER_GOES_ON; pos++) {
+    for (int64_t pos = end - s->n_out; pos < end && job->answer.end == ANSWER_GOES_ON; pos++, out++) {
+        struct sample_row row;
+        exec_row(j->args.exec, out, &row);
         /* One that gave its pages back has been here before. */
         if ((size_t)pos + 1 - (job->n_given - job->n_scored) == job->answer.n_tok)
-            answer_score(&job->answer, job->token[pos + 1], logits, j->args.n_vocab);
-        logits += j->args.n_vocab;
+            answer_score(&job->answer, job->token[pos + 1], row.logit, j->args.n_vocab);
     }
     if (end == n_to_run(job) && job->answer.end == ANSWER_GOES_ON)
         answer_finish(&job->answer, ANSWER_SCORED);
@@ -688,9 +704,9 @@ static void finish_pooled(struct job *job)
 }
 
 /* The step's rows count from here on. */
-static void commit(struct jobs *j, const float *logits)
+static void commit(struct jobs *j)
 {
-    const size_t n_vocab = (size_t)j->args.n_vocab;
+    int out = 0;
 
     for (int prompt = 1; prompt >= 0; prompt--)
         for (int i = 0; i < j->n_running; i++) {
@@ -700,10 +716,10 @@ static void commit(struct jobs *j, const float *logits)
             cache_commit(j->running[i]->user.seq, s->n_rows);
             count_rows(j, i);
             if (s->n_out > 0)
-                use_logits(j, i, logits);
+                use_logits(j, i, out);
             if (j->running[i]->embed.pooling != EMBED_NONE && s->len + s->n_rows == s->n_tok)
                 finish_pooled(j->running[i]);
-            logits += (size_t)s->n_out * n_vocab;
+            out += s->n_out;
         }
     for (int i = 0; i < j->n_running;) {
         if (j->running[i]->answer.end != ANSWER_GOES_ON)
@@ -746,7 +762,7 @@ int jobs_step(struct jobs *j)
         return rc;
     }
     count_time(j, j->args.clock() - rows_start_ns);
-    commit(j, logits);
+    commit(j);
     j->stats.n_steps++;
     j->stats.step_ns += clock_ns() - start_ns;
     return 0;

@@ -1,5 +1,5 @@
-/* Owns the way from a row of logits to one token, and the random numbers it takes. Leaves to others where logits come from
- * and what a token means.
+/* Owns the way from a row of logits, or the best of them, to one token, and the random numbers it takes. Leaves to others where logits
+ * come from and what a token means.
  *
  * The same draw on every machine: sums are taken in a fixed order, in double; exp is a polynomial of this file (libm's
  * differs between systems in the last bit, and one bit can turn a draw); the generator is ours. Nothing is ever sorted, so
@@ -8,6 +8,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/device/device.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -195,14 +196,38 @@ static bool has_penalties(const struct sample_opts *o)
     return o->penalty_window && (o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0);
 }
 
-/* Once for each different token of the window: a logit above 0 is divided by the repeat penalty, another is multiplied;
- * then how often the token was seen times the frequency penalty, and the presence penalty, are taken off. */
-static void penalize(struct sample *s, const int32_t *history, int64_t n_history)
+/* Can no logit rise by them? */
+static bool is_penalty_a_loss(const struct sample_opts *o)
+{
+    return o->repeat_penalty >= 1 && o->presence_penalty >= 0 && o->frequency_penalty >= 0;
+}
+
+/* Where a row has the logit of an id; -1: nowhere. */
+static int place_of(const struct sample_row *row, int32_t id)
+{
+    int first = 0, end = row->n;
+
+    if (!row->id)
+        return id;
+    while (first < end) {
+        int middle = first + (end - first) / 2;
+        if (row->id[middle] < id)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    return first < row->n && row->id[first] == id ? first : -1;
+}
+
+/* Copy the row's logits, and once for each different token of the window: a logit above 0 is divided by the repeat penalty, another is
+ * multiplied; then how often the token was seen times the frequency penalty, and the presence penalty, are taken off. */
+static void penalize(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history)
 {
     const struct sample_opts *o = &s->opts;
     int64_t first = o->penalty_window >= 0 && n_history > o->penalty_window ? n_history - o->penalty_window : 0;
     int n_ids = 0;
 
+    memcpy(s->logit, row->logit, (size_t)row->n * sizeof *s->logit);
     for (int64_t i = first; i < n_history; i++) {
         int32_t id = history[i];
         if (id < 0 || id >= s->n_vocab)
@@ -212,48 +237,56 @@ static void penalize(struct sample *s, const int32_t *history, int64_t n_history
     }
     for (int i = 0; i < n_ids; i++) {
         int32_t id = s->id[i];
-        float x = s->logit[id];
-        x = x > 0 ? x / o->repeat_penalty : x * o->repeat_penalty;
-        s->logit[id] = x - (float)s->n_seen[id] * o->frequency_penalty - o->presence_penalty;
+        int at = place_of(row, id), n_seen = s->n_seen[id];
         s->n_seen[id] = 0;
+        if (at < 0)
+            continue;
+        float x = s->logit[at];
+        x = x > 0 ? x / o->repeat_penalty : x * o->repeat_penalty;
+        s->logit[at] = x - (float)n_seen * o->frequency_penalty - o->presence_penalty;
     }
 }
 
 /* ---- candidates ---- */
 
-static int no_candidate(const float *logits, int n)
+static int no_candidate(const struct sample_row *row)
 {
     int n_nan = 0;
 
-    for (int i = 0; i < n; i++)
-        n_nan += isnan(logits[i]) != 0;
-    return err(ERR_FORMAT, "the model's %d logits hold no finite number (%d are NaN)", n, n_nan);
+    for (int i = 0; i < row->n; i++)
+        n_nan += isnan(row->logit[i]) != 0;
+    return err(ERR_FORMAT, "the model's %d logits hold no finite number (%d are NaN)", row->n, n_nan);
 }
 
-static int draw_greedy(const float *logits, int n, int32_t *token)
+static int32_t id_at(const struct sample_row *row, int i)
+{
+    return row->id ? row->id[i] : i;
+}
+
+static int draw_greedy(const struct sample_row *row, int32_t *token)
 {
     int best = -1;
 
-    for (int i = 0; i < n; i++)
-        if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best]))
+    for (int i = 0; i < row->n; i++)
+        if (isfinite(row->logit[i]) && (best < 0 || row->logit[i] > row->logit[best]))
             best = i;
     if (best < 0)
-        return no_candidate(logits, n);
-    *token = best;
+        return no_candidate(row);
+    *token = id_at(row, best);
     return 0;
 }
 
-/* All finite logits become candidates. logits may be s->logit: nothing moves up. */
-static void gather(struct sample *s, const float *logits)
+/* All finite logits become candidates. The row's may be s->logit: nothing moves up. */
+static void gather(struct sample *s, const struct sample_row *row)
 {
     int n = 0;
 
     s->max = -INFINITY;
-    for (int i = 0; i < s->n_vocab; i++) {
-        float x = logits[i];
+    for (int i = 0; i < row->n; i++) {
+        float x = row->logit[i];
         if (!isfinite(x))
             continue;
-        s->id[n] = i;
+        s->id[n] = id_at(row, i);
         s->logit[n++] = x;
         if (x > s->max)
             s->max = x;
@@ -383,20 +416,39 @@ static int32_t draw_weighted(struct sample *s)
     return s->id[last];
 }
 
-int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token)
+/* The k best with penalties that only take off are among the k + n best without them, if n tokens have a penalty: k of those have none,
+ * and a token that is not among them was behind these k already. */
+int sample_n_top(const struct sample *s, int64_t n_history)
 {
     const struct sample_opts *o = &s->opts;
+    int64_t n = o->temperature == 0 ? 1 : o->top_k, n_seen = 0;
+
+    if (n == 0)
+        return 0;
+    if (has_penalties(o)) {
+        if (!is_penalty_a_loss(o))
+            return 0;
+        n_seen = o->penalty_window >= 0 && n_history > o->penalty_window ? o->penalty_window : n_history;
+    }
+    /* Each comes with its id. */
+    return n > DEVICE_MAX_TOP_K - n_seen || 2 * (n + n_seen) >= s->n_vocab ? 0 : (int)(n + n_seen);
+}
+
+int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history,
+                    int32_t *token)
+{
+    const struct sample_opts *o = &s->opts;
+    struct sample_row from = *row;
 
     if (has_penalties(o)) {
-        memcpy(s->logit, logits, (size_t)s->n_vocab * sizeof *logits);
-        penalize(s, history, n_history);
-        logits = s->logit;
+        penalize(s, row, history, n_history);
+        from.logit = s->logit;
     }
     if (o->temperature == 0)
-        return draw_greedy(logits, s->n_vocab, token);
-    gather(s, logits);
+        return draw_greedy(&from, token);
+    gather(s, &from);
     if (!s->n)
-        return no_candidate(logits, s->n_vocab);
+        return no_candidate(&from);
     if (o->top_k)
         cut_top_k(s, o->top_k);
     if (o->top_p < 1 || o->min_p > 0)
@@ -408,6 +460,11 @@ int sample_draw(struct sample *s, const float *logits, const int32_t *history, i
     weigh(s, o->temperature);
     *token = draw_weighted(s);
     return 0;
+}
+
+int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token)
+{
+    return sample_draw_row(s, &(struct sample_row){.n = s->n_vocab, .logit = logits}, history, n_history, token);
 }
 
 double sample_log_sum(const float *logits, int n_vocab)

@@ -51,9 +51,24 @@ void sample_put(struct sample *s, const struct sample_state *state);
 /* log of the sum of e^logit: a token's log-probability is its logit less this. NaN logits count as absent. */
 double sample_log_sum(const float *logits, int n_vocab);
 
-/* Draw from logits (n_vocab), which are not changed; history (n_history): the sequence's tokens so far, for penalties
- * (ids outside the vocabulary do not count).
+/* Logits to draw from: all of the vocabulary's, or the best ones. Views. */
+struct sample_row {
+    int n;
+    const int32_t *id;  /* (n) rising; NULL: n is n_vocab, and each logit's place is its id */
+    const float *logit; /* (n) */
+};
+
+/* How many of the best logits (greatest first, of equal ones the lower id; those that are not finite left out) give the token that all
+ * of them give, for a sequence of n_history tokens; 0: all are wanted, or nearly. At most DEVICE_MAX_TOP_K. */
+int sample_n_top(const struct sample *s, int64_t n_history);
+
+/* Draw from a row, which is not changed; history (n_history): the sequence's tokens so far, for penalties
+ * (ids outside the vocabulary do not count). The same token and random numbers from all logits, and from sample_n_top() of them or more.
  * Never allocates. ERR_FORMAT when no logit is finite (a broken model): says how many were NaN. */
+int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history,
+                    int32_t *token);
+
+/* The same from all logits (n_vocab). */
 int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token);
 
 #ifdef __cplusplus

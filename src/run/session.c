@@ -80,8 +80,8 @@ static uint64_t weight_bytes(const struct session *s)
     return st.weight_bytes;
 }
 
-/* Run the next n pending tokens in one step, with logits of the last n_logits. */
-static int run_step(struct session *s, size_t n, size_t n_logits, bool prompt, const float **logits)
+/* Run the next n pending tokens in one step, with logits of the last n_logits; of the last one, n_top of the best are enough (batch.h). */
+static int run_step(struct session *s, size_t n, size_t n_logits, int n_top, bool prompt, const float **logits)
 {
     int64_t pos = cache_len(s->seq);
     int rc = cache_reserve(s->seq, (int64_t)n);
@@ -90,6 +90,8 @@ static int run_step(struct session *s, size_t n, size_t n_logits, bool prompt, c
     uint64_t t0 = clock_ns(), bytes0 = weight_bytes(s);
     batch_clear(&s->batch);
     batch_add(&s->batch, s->seq, s->tokens + pos, (int)n, (int32_t)pos, (int)n_logits, prompt);
+    if (n_logits > 0)
+        batch_set_top(&s->batch, n_top);
     rc = exec_run(s->args.exec, &s->batch, &s->cancel, logits);
     if (rc < 0)
         return rc;
@@ -123,8 +125,8 @@ static int give_up(struct session *s, int rc)
     return rc;
 }
 
-/* Run everything pending and keep the last token's logits. */
-static int run_pending(struct session *s, bool prompt, session_progress *progress, void *arg)
+/* Run everything pending and keep the last token's logits; or, with n_top, no more than what exec_row() has of them now. */
+static int run_pending(struct session *s, bool prompt, int n_top, session_progress *progress, void *arg)
 {
     const size_t total = n_pending(s);
     while (n_pending(s) > 0) {
@@ -138,15 +140,15 @@ static int run_pending(struct session *s, bool prompt, session_progress *progres
             n = s->chunk_tok;
         bool last = n == n_pending(s);
         const float *logits;
-        int rc = run_step(s, n, last ? 1 : 0, as_prompt, &logits);
+        int rc = run_step(s, n, last ? 1 : 0, n_top, as_prompt, &logits);
         if (rc < 0)
             return give_up(s, rc);
-        if (last)
+        if (last && n_top == 0)
             memcpy(s->logits, logits, (size_t)s->args.n_vocab * sizeof *s->logits);
         if (progress && !progress(total - n_pending(s), total, arg) && !last)
             return give_up(s, err(ERR_CANCEL, "stopped after %zu of %zu prompt tokens", total - n_pending(s), total));
     }
-    s->fresh = true;
+    s->fresh = n_top == 0;
     return 0;
 }
 
@@ -168,14 +170,14 @@ int session_append(struct session *s, const int32_t *tokens, size_t n, session_p
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
     int rc = add_tokens(s, tokens, n);
-    return rc < 0 ? rc : run_pending(s, true, progress, arg);
+    return rc < 0 ? rc : run_pending(s, true, 0, progress, arg);
 }
 
 int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, float *out)
 {
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
-    int rc = n_pending(s) > 0 ? run_pending(s, true, NULL, NULL) : 0;
+    int rc = n_pending(s) > 0 ? run_pending(s, true, 0, NULL, NULL) : 0;
     if (rc == 0)
         rc = add_tokens(s, tokens, n);
     if (rc < 0)
@@ -185,7 +187,7 @@ int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prom
     while (n_pending(s) > 0) {
         size_t m = n_pending(s) < step ? n_pending(s) : step;
         const float *logits;
-        rc = run_step(s, m, m, prompt, &logits);
+        rc = run_step(s, m, m, 0, prompt, &logits);
         if (rc < 0)
             return give_up(s, rc);
         memcpy(out, logits, m * n_vocab * sizeof *out);
@@ -200,6 +202,8 @@ int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prom
 
 int session_step(struct session *s, int32_t *token)
 {
+    struct sample_row row = {.n = s->args.n_vocab, .logit = s->logits};
+
     if (s->n_tokens == 0)
         return err(ERR_STATE, "nothing to continue: the session is empty");
     if (take_cancel(s))
@@ -207,13 +211,17 @@ int session_step(struct session *s, int32_t *token)
     if (!s->fresh) {
         if (n_pending(s) == 0) /* run, but its logits are gone: run the last one again */
             cache_truncate(s->seq, (int64_t)s->n_tokens - 1);
-        int rc = run_pending(s, true, NULL, NULL);
+        /* Where nothing can be drawn the logits are kept, not run again each time. */
+        int n_top = s->n_tokens < s->n_ctx ? sample_n_top(s->sample, (int64_t)s->n_tokens) : 0;
+        int rc = run_pending(s, true, n_top, NULL, NULL);
         if (rc < 0)
             return rc;
+        if (n_top > 0)
+            exec_row(s->args.exec, 0, &row);
     }
     if (s->n_tokens == s->n_ctx)
         return err(ERR_LIMIT, "the context is full: %zu tokens", s->n_ctx);
-    int rc = sample_draw(s->sample, s->logits, s->tokens, (int64_t)s->n_tokens, token);
+    int rc = sample_draw_row(s->sample, &row, s->tokens, (int64_t)s->n_tokens, token);
     if (rc < 0)
         return rc;
     s->tokens[s->n_tokens++] = *token;

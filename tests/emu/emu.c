@@ -94,6 +94,11 @@ void emu_seed(uint64_t seed)
     rng = seed * UINT64_C(0x9e3779b97f4a7c15) | 1;
 }
 
+static const struct card {
+    int capability, n_multiprocessors, shared_bytes;
+} usual_card = {9, 4, EMU_MAX_SHARED};
+static struct card card = {9, 4, EMU_MAX_SHARED};
+
 void emu_reset(uint64_t seed)
 {
     if (emu_n_live())
@@ -106,6 +111,7 @@ void emu_reset(uint64_t seed)
     in_step = false;
     n_gpus = 1;
     gpu = 0;
+    card = usual_card;
     driver = CUDART_VERSION;
     emu_clock(NULL);
 }
@@ -810,14 +816,26 @@ cudaError_t cudaSetDevice(int device)
     return cudaSuccess;
 }
 
+void emu_set_card(int capability, int n_multiprocessors, int shared_bytes)
+{
+    card = (struct card){capability, n_multiprocessors, shared_bytes};
+}
+
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
 {
     (void)device;
-    *value = attr == cudaDevAttrComputeCapabilityMajor         ? 9
-             : attr == cudaDevAttrMultiProcessorCount          ? 4
+    *value = attr == cudaDevAttrComputeCapabilityMajor         ? card.capability
+             : attr == cudaDevAttrMultiProcessorCount          ? card.n_multiprocessors
              : attr == cudaDevAttrL2CacheSize                  ? 4096
-             : attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? EMU_MAX_SHARED
+             : attr == cudaDevAttrMaxSharedMemoryPerBlockOptin ? card.shared_bytes
                                                                : 0;
+    return emu_fails() ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attr, const void *kernel)
+{
+    (void)kernel;
+    attr->maxThreadsPerBlock = 1024;
     return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
@@ -825,7 +843,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
 {
     if (emu_fails())
         return cudaErrorUnknown;
-    if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > EMU_MAX_SHARED)
+    if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > card.shared_bytes)
         return cudaErrorInvalidValue;
     emu_grid_allow(kernel, (size_t)value);
     return cudaSuccess;

@@ -27,6 +27,8 @@ void emu_seed(uint64_t seed);      /* of the orders */
 void emu_set_vram(size_t bytes);   /* cudaMalloc gives no more than this in all; at most 1 GiB */
 void emu_set_pinned(size_t bytes); /* cudaHostRegister takes no more than this in all */
 void emu_set_gpus(int n);          /* so many GPUs, all alike, of one memory; 1 where nobody says so */
+/* Their compute capability (the number before the point), multiprocessors, and most shared memory of a block, at most EMU_MAX_SHARED. */
+void emu_set_card(int capability, int n_multiprocessors, int shared_bytes);
 void emu_set_driver(
     int version);         /* 1000 * major + 10 * minor; 0: there is none. As new as the runtime where nobody says so */
 void emu_fail_nth(int n); /* the nth runtime call from now on (1 = the next) fails once; 0: none */

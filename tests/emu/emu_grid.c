@@ -14,7 +14,7 @@ enum {
     PLAIN_SHARED = 48 * 1024, /* what every card gives a block that does not ask for more */
     MAX_KERNELS = 256,
     MAX_EXCHANGE = 64,
-    MAX_ASYNC = 64,
+    MAX_ASYNC = 160,
     MAX_BULK = 4096,
     GUARD_BYTES = 64,
     GUARD = 0xa5
@@ -402,6 +402,8 @@ void emu_grid_run(const struct emu_launch *l)
         emu_here.block_idx = dim_of(at, l->grid);
         shared_make(l->shared_bytes);
         block_run((int)emu_random(n));
+        if (n_bulks)
+            emu_die("%s: %d bulk copies are under way when the block ends", l->name, n_bulks);
         shared_check(l->shared_bytes);
         at = (unsigned)(((uint64_t)at + step) % n_blocks);
     }

@@ -16,7 +16,7 @@ struct bench {
     char *dev, *host;             /* own: random bytes in the GPU's memory; pinned memory */
     uint64_t dev_bytes, host_bytes;
     uint64_t cold_bytes; /* so much read between two visits leaves nothing of the first in the L2 cache */
-    struct cu_card card;                                                                        /* for cu_gemm */
+    struct cu_card card;
     double read_bytes_per_s, dp4a_ops_per_s, mma_flops_per_s, up_bytes_per_s, down_bytes_per_s; /* measured roofs */
     json_t *rows;                                                                               /* own */
 };
@@ -26,6 +26,10 @@ typedef cudaError_t bench_fn(const struct bench *b, void *ctx, int i);
 
 /* Seconds that one of n runs takes, queued one behind another: the median of five such rows, after one that warms up. ERR_DEVICE. */
 int bench_time(struct bench *b, bench_fn *fn, void *ctx, int n, double *s);
+
+/* The same of runs as a step has them: one CUDA graph, in which kernels are brought up while those before them still run, where the card
+ * can (launch.h: cu_overlap). */
+int bench_time_step(struct bench *b, bench_fn *fn, void *ctx, int n, double *s);
 
 /* "x: what the runtime said", or 0. */
 int bench_failed(cudaError_t e, const char *what);

@@ -82,6 +82,45 @@ int bench_time(struct bench *b, bench_fn *fn, void *ctx, int n, double *s)
     return 0;
 }
 
+static cudaError_t capture(struct bench *b, bench_fn *fn, void *ctx, int n, cudaGraphExec_t *exec)
+{
+    cudaGraph_t graph = NULL;
+    cudaError_t e = cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal);
+
+    if (e)
+        return e;
+    cu_overlap = b->card.has_bulk ? CU_OVERLAP_FIRST : CU_OVERLAP_NONE;
+    for (int i = 0; i < n && !e; i++)
+        e = fn(b, ctx, i);
+    cu_overlap = CU_OVERLAP_NONE;
+    cudaError_t ended = cudaStreamEndCapture(b->stream, &graph); /* in any case */
+    e = e ? e : ended;
+    if (!e)
+        e = cudaGraphInstantiate(exec, graph, 0);
+    if (graph)
+        cudaGraphDestroy(graph);
+    return e;
+}
+
+static cudaError_t run_graph(const struct bench *b, void *ctx, int i)
+{
+    (void)i;
+    return cudaGraphLaunch(*(cudaGraphExec_t *)ctx, b->stream);
+}
+
+int bench_time_step(struct bench *b, bench_fn *fn, void *ctx, int n, double *s)
+{
+    cudaGraphExec_t exec = NULL;
+    int rc = bench_failed(capture(b, fn, ctx, n, &exec), "a graph");
+
+    if (!rc)
+        rc = bench_time(b, run_graph, &exec, 1, s);
+    if (exec)
+        cudaGraphExecDestroy(exec);
+    *s /= n;
+    return rc;
+}
+
 /* ---- open and close ---- */
 
 static int make_streams(struct bench *b)

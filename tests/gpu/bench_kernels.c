@@ -100,7 +100,9 @@ static int place_product(struct bench *b, enum quant_type type, int n_rows, int 
     p->n_mats = p->n_mats < n_cold ? p->n_mats : n_cold;
     struct cu_act_args f = {.act = act, .n_rows = n_tok, .width = n_cols, .x = x, .x_stride = n_cols, .out = form};
     f.out_stride = form_bytes;
-    p->a = (struct cu_mat_args){.card = b->card, .books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
+    f.by_lanes = p->is_gemm && b->card.has_wgmma;
+    p->a = (struct cu_mat_args){
+        .card = b->card, .books = books, .type = type, .n_cols = n_cols, .n_rows = n_rows, .x = form};
     p->a.w_stride = quant_row_bytes(type, n_cols);
     p->a.x_stride = form_bytes;
     p->a.dst = dst;
@@ -129,7 +131,7 @@ static int bench_gemv(struct bench *b, enum quant_type type)
     int rc = place_product(b, type, n_rows, n_cols, 1, &p);
 
     if (!rc)
-        rc = bench_time(b, run_product, &p, p.n_mats, &s);
+        rc = bench_time_step(b, run_product, &p, b->is_quick ? 2 : 8, &s); /* two and two again: cold all the same */
     if (rc)
         return rc;
     json_t *row = bench_row(b, "gemv", quant_info((int)type)->name, s);
@@ -163,21 +165,57 @@ static int bench_gemm(struct bench *b, enum quant_type type, bool by_tensor_core
 
 /* ---- experts ---- */
 
-/* One layer's chosen experts of Qwen3-30B-A3B in one grouped launch, other experts each time. */
-enum { MOE_K = 8, MOE_SETS = 64 };
+/* One layer's chosen experts of Qwen3-30B-A3B, other experts each time: the launch that multiplies with all their gates and ups, the one
+ * with all their downs, or both. */
+enum { MOE_K = 8, MOE_SETS = 64, MOE_UP = 0, MOE_DOWN = 2, MOE_BOTH };
 
 struct moe {
     struct cu_moe_args a;
     const struct cu_expert *sets; /* device: (n_sets, MOE_K) */
-    int n_sets;
+    int n_sets, part;
 };
+
+/* The launch of matrix `part` alone, as cu_moe() makes it. */
+static struct cu_mat_args launch_of(const struct moe *m, const struct cu_expert *experts)
+{
+    const struct cu_moe_args *a = &m->a;
+    const bool is_up = m->part == MOE_UP;
+    struct cu_mat_args l = {
+        .card = a->card, .books = a->books, .type = a->type[m->part], .w_stride = a->w_stride[m->part]};
+
+    l.n_cols = is_up ? a->n_embd : a->n_ff;
+    l.n_rows = (int)(is_up ? a->n_ff : a->n_out);
+    l.n_place = a->n_place;
+    l.tile_tok = 1;
+    l.tiles = a->tiles;
+    l.n_tiles = a->n_tiles;
+    l.experts = experts;
+    l.which = m->part;
+    l.code = (struct cu_act_args){
+        .act = QUANT_ACT_Q8X256, .n_rows = is_up ? 1 : MOE_K, .width = l.n_cols, .x_stride = l.n_cols};
+    l.code.x = is_up ? a->x : a->scratch;
+    l.dst = is_up ? a->scratch : a->dst;
+    l.dst_stride = l.n_rows;
+    if (is_up) {
+        l.n_more = 1;
+        l.more[0] = (struct cu_mat_more){.dst = l.dst, .dst_stride = l.dst_stride, .n_rows = l.n_rows};
+        l.is_glu = true;
+        l.glu = a->act;
+    }
+    return l;
+}
 
 static cudaError_t run_moe(const struct bench *b, void *ctx, int i)
 {
     const struct moe *m = ctx;
+    const struct cu_expert *experts = m->sets + i % m->n_sets * MOE_K;
     struct cu_moe_args a = m->a;
 
-    a.experts = m->sets + i % m->n_sets * MOE_K;
+    if (m->part != MOE_BOTH) {
+        struct cu_mat_args l = launch_of(m, experts);
+        return cu_gemv(&l, b->stream);
+    }
+    a.experts = experts;
     return cu_moe(&a, b->stream);
 }
 
@@ -223,20 +261,16 @@ static int place_experts(struct bench *b, uint64_t at, struct moe *m)
     return bench_failed(err, "experts");
 }
 
-static int bench_moe(struct bench *b)
+static int place_moe(struct bench *b, struct moe *m)
 {
-    struct moe m = {.a = {.type = {QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, .act = OP_ACT_SILU, .k = MOE_K, .n_rows = 1}};
-    struct cu_moe_args *a = &m.a;
+    struct cu_moe_args *a = &m->a;
     void *books = NULL, *x = NULL, *dst = NULL;
     uint64_t at = 0;
-    double s = 0, bytes = 0;
 
     a->n_embd = a->n_out = b->is_quick ? 256 : 2048;
     a->n_ff = b->is_quick ? 256 : 768;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++)
         a->w_stride[i] = quant_row_bytes(a->type[i], i == 2 ? a->n_ff : a->n_embd);
-        bytes += (double)a->w_stride[i] * (double)(i == 2 ? a->n_out : a->n_ff) * MOE_K;
-    }
     a->x_stride = a->dst_stride = a->n_embd;
     a->n_place = a->n_tiles = MOE_K;
     a->tile_tok = 1;
@@ -248,16 +282,38 @@ static int bench_moe(struct bench *b)
     a->books = books;
     a->x = x;
     a->dst = dst;
+    return rc ? rc : place_experts(b, at, m);
+}
+
+static int bench_moe(struct bench *b, enum quant_type down, int part, const char *what)
+{
+    struct moe m = {.a = {.type = {QUANT_Q4_K, QUANT_Q4_K, down}, .act = OP_ACT_SILU, .k = MOE_K, .n_rows = 1},
+                    .part = part};
+    const struct cu_moe_args *a = &m.a;
+    double s = 0, bytes = 0;
+    int rc = place_moe(b, &m);
+
+    for (int i = 0; i < 3; i++)
+        if (part == MOE_BOTH || (part == MOE_DOWN) == (i == 2))
+            bytes += (double)a->w_stride[i] * (double)(i == 2 ? a->n_out : a->n_ff) * MOE_K;
     if (!rc)
-        rc = place_experts(b, at, &m);
-    if (!rc)
-        rc = bench_time(b, run_moe, &m, m.n_sets, &s);
+        rc = bench_time_step(b, run_moe, &m, m.n_sets, &s);
     if (rc)
         return rc;
-    json_t *row = bench_row(b, "grouped experts", "8 of Qwen3-30B, Q4_K Q6_K", s);
+    json_t *row = bench_row(b, "grouped experts", what, s);
     add_share(row, "bytes_per_s", bytes / s, b->read_bytes_per_s);
     json_object_set_new(row, "cold_sets", json_integer(m.n_sets));
     return 0;
+}
+
+static int bench_moes(struct bench *b)
+{
+    int rc = bench_moe(b, QUANT_Q6_K, MOE_UP, "gate, up: Q4_K");
+
+    rc = rc ? rc : bench_moe(b, QUANT_Q6_K, MOE_DOWN, "down: Q6_K");
+    rc = rc ? rc : bench_moe(b, QUANT_Q4_K, MOE_DOWN, "down: Q4_K");
+    rc = rc ? rc : bench_moe(b, QUANT_Q6_K, MOE_BOTH, "all: Q4_K Q4_K Q6_K");
+    return rc ? rc : bench_moe(b, QUANT_Q4_K, MOE_BOTH, "all: Q4_K");
 }
 
 /* Prefill: rows of a prompt, each with MOE_K of all experts of such a layer, drawn at random: some experts have many, some few. */
@@ -358,6 +414,53 @@ static int bench_grouped_gemm(struct bench *b, bool by_dots)
     add_share(row, "flops_per_s", 6.0 * a.n_place * (double)a.n_embd * (double)a.n_ff / s, b->mma_flops_per_s);
     json_object_set_new(row, "tile_tok", json_integer(a.tile_tok));
     return 0;
+}
+
+/* ---- the best logits ---- */
+
+/* Rows as long as Qwen3's vocabulary, where the head's product has just left them, as a step finds them. */
+static cudaError_t run_top(const struct bench *b, void *ctx, int i)
+{
+    (void)i;
+    return cu_top(ctx, b->stream);
+}
+
+static int bench_top(struct bench *b, int n_rows, int k)
+{
+    struct cu_top_args a = {.n = n_rows, .k = k, .width = b->is_quick ? 5000 : 151936};
+    uint64_t at = 0, row_bytes = (uint64_t)a.width * sizeof(float);
+    void *x = NULL, *dst = NULL, *scratch = NULL;
+    char what[64];
+    double s = 0;
+    int rc = bench_take(b, &at, (uint64_t)n_rows * row_bytes, &x);
+
+    rc = rc ? rc : bench_take(b, &at, (uint64_t)(n_rows * 2 * k) * sizeof(int32_t), &dst);
+    rc = rc ? rc : bench_take(b, &at, cu_top_scratch_bytes(n_rows, a.width, k), &scratch);
+    a.x = x;
+    a.x_stride = a.width;
+    a.dst = dst;
+    a.dst_stride = 2 * k;
+    a.scratch = scratch;
+    rc = rc ? rc : bench_time_step(b, run_top, &a, b->is_quick ? 2 : 8, &s);
+    if (rc)
+        return rc;
+    snprintf(what, sizeof what, "%d of %d rows", k, n_rows);
+    add_share(bench_row(b, "top k", what, s), "bytes_per_s", (double)n_rows * (double)row_bytes / s,
+              b->read_bytes_per_s);
+    return 0;
+}
+
+static int bench_tops(struct bench *b)
+{
+    static const int k[] = {1, 64, DEVICE_MAX_TOP_K};
+    int rc = 0;
+
+    for (size_t i = 0; i < sizeof k / sizeof *k && !rc; i++) {
+        rc = bench_top(b, 1, k[i]);
+        if (!rc)
+            rc = bench_top(b, b->is_quick ? 2 : 16, k[i]);
+    }
+    return rc;
 }
 
 /* ---- attention ---- */
@@ -485,7 +588,9 @@ int bench_kernels(struct bench *b)
     for (int i = 0; i < N_TYPES && !rc; i++)
         rc = bench_gemv(b, types[i]);
     if (!rc)
-        rc = bench_moe(b);
+        rc = bench_tops(b);
+    if (!rc)
+        rc = bench_moes(b);
     if (!rc)
         rc = bench_grouped_gemm(b, false);
     if (!rc)

@@ -29,6 +29,7 @@ cudaError_t REAL(cudaDriverGetVersion)(int *version);
 cudaError_t REAL(cudaGetDeviceCount)(int *count);
 cudaError_t REAL(cudaSetDevice)(int device);
 cudaError_t REAL(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t REAL(cudaFuncGetAttributes)(struct cudaFuncAttributes *attr, const void *kernel);
 cudaError_t REAL(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value);
 cudaError_t REAL(cudaMemGetInfo)(size_t *free, size_t *total);
 cudaError_t REAL(cudaDeviceSynchronize)(void);
@@ -63,6 +64,7 @@ cudaError_t WRAP(cudaDriverGetVersion)(int *version);
 cudaError_t WRAP(cudaGetDeviceCount)(int *count);
 cudaError_t WRAP(cudaSetDevice)(int device);
 cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device);
+cudaError_t WRAP(cudaFuncGetAttributes)(struct cudaFuncAttributes *attr, const void *kernel);
 cudaError_t WRAP(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value);
 cudaError_t WRAP(cudaMemGetInfo)(size_t *free, size_t *total);
 cudaError_t WRAP(cudaDeviceSynchronize)(void);
@@ -153,6 +155,12 @@ void real_set_pinned(size_t bytes)
 void real_set_gpus(int n)
 {
     n_gpus = n;
+}
+
+/* The card is the one that is there. */
+void real_set_card(int capability, int n_multiprocessors, int shared_bytes)
+{
+    (void)capability, (void)n_multiprocessors, (void)shared_bytes;
 }
 
 void real_set_driver(int version)
@@ -257,6 +265,11 @@ cudaError_t WRAP(cudaSetDevice)(int device)
 cudaError_t WRAP(cudaDeviceGetAttribute)(int *value, enum cudaDeviceAttr attr, int device)
 {
     return fails() ? cudaErrorUnknown : REAL(cudaDeviceGetAttribute)(value, attr, device_of(device));
+}
+
+cudaError_t WRAP(cudaFuncGetAttributes)(struct cudaFuncAttributes *attr, const void *kernel)
+{
+    return fails() ? cudaErrorUnknown : REAL(cudaFuncGetAttributes)(attr, kernel);
 }
 
 cudaError_t WRAP(cudaFuncSetAttribute)(const void *kernel, enum cudaFuncAttribute attr, int value)
