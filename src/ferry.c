@@ -407,7 +407,9 @@ static int open_rooms(struct ferry_engine *e, const struct ferry_engine_opts *o)
                                              .pool_tok = p->kv_tok,
                                              .n_tables = p->kv_tok ? (int)p->n_seq * 3 : 0,
                                              .device = e->device,
-                                             .dev_tok = p->gpu.kv_tok},
+                                             .dev_tok = p->gpu.kv_tok,
+                                             .back_steps = (int)p->gpu.stage_rows,
+                                             .back_bytes = CACHE_BACK_BYTES},
                         &e->cache);
     struct offload_rates rates;
     cost_gpu_rates(&e->machine, (int)p->n_threads, &rates);
@@ -942,7 +944,10 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .expert_move_bytes = st.move_bytes,
                                 .gpu_segments = ex.n_dev_segments,
                                 .host_segments = ex.n_host_segments,
-                                .staged_segments = ex.n_staged_segments};
+                                .staged_segments = ex.n_staged_segments,
+                                .left_segments = ex.back.n_out,
+                                .returned_segments = ex.back.n_back,
+                                .returned_bytes = ex.back.bytes};
     gpu_stats(&ex, out);
 }
 

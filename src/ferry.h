@@ -246,6 +246,8 @@ struct ferry_stats {
     /* Where the KV cache lies in both memories: segments of 512 positions that a row saw in a layer, which lay with the GPU; in the host's
      * memory, the CPU computed with them there; or they came up. Counted in steps that touch some of the host's. */
     uint64_t gpu_segments, host_segments, staged_segments;
+    /* Segments that had to leave the GPU for the host's memory, that came back, and bytes that were copied for the latter. */
+    uint64_t left_segments, returned_segments, returned_bytes;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);
@@ -361,6 +363,8 @@ struct ferry_batch_stats {
     uint64_t n_spilled,
         n_spill_failed; /* how often they were kept on disk meanwhile; how often writing or reading failed */
     uint64_t kv_pages, kv_pages_used;
+    uint64_t
+        n_sat_out; /* times that a sequence waited for a step because its pages lay in the host's memory beside a GPU's */
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
 
@@ -368,7 +372,12 @@ void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats
  * line into buf; "" when nothing was predicted or there were none. What the engine made of that: ferry_engine_refit. Returns buf. */
 const char *ferry_batch_review(const struct ferry_batch *batch, char *buf, size_t buf_bytes);
 
-/* The same as numbers; 0: nothing was predicted; there were none. */
+/* One line for a person when sequences whose pages lie in the host's memory beside a GPU's have been left to wait for their pages to come
+ * back, or not to, since *n_seen changes of that (which is brought up to date; 0 in the beginning): which way brings more tokens by
+ * measured steps. "" when nothing has changed. Returns buf. */
+const char *ferry_batch_news(const struct ferry_batch *batch, uint32_t *n_seen, char *buf, size_t buf_bytes);
+
+/* The same as ferry_batch_review() as numbers; 0: nothing was predicted; there were none. */
 struct ferry_batch_speed {
     double predicted_tok_per_s, measured_tok_per_s;
 };

@@ -212,6 +212,11 @@ const char *ferry_batch_review(const struct ferry_batch *b, char *buf, size_t bu
     return tune_text(&expected, &t, buf, buf_bytes);
 }
 
+const char *ferry_batch_news(const struct ferry_batch *b, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    return jobs_news(b->jobs, n_seen, buf, buf_bytes);
+}
+
 void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *out)
 {
     struct plan expected;
@@ -238,7 +243,8 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_preempted = s.n_preempted,
                                       .n_rerun = s.n_rerun,
                                       .n_spilled = s.n_spilled,
-                                      .n_spill_failed = s.n_spill_failed};
+                                      .n_spill_failed = s.n_spill_failed,
+                                      .n_sat_out = s.n_sat_out};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);

@@ -1,185 +1,10 @@
-/* The choice between GPU only and overlap against engines that walk a tiny model: with the virtual clock of the emulated runtime, sequences
- * of which one has its pages in the host's memory, and a host that is a little faster and a little slower than where the choice turns. */
-#include "tests/emu/emu.h"
+/* The choice between GPU only and overlap, as the plan makes it and as it turns while a batch runs, against engines that walk a tiny model:
+ * with the virtual clock of the emulated runtime, sequences of which one has its pages in the host's memory, and a host that is a little
+ * faster and a little slower than where the choice turns, or not at all what the plan thought. */
+#include "src/run/jobs.h"
+#include "tests/cuda_seqs.h"
 
-#include "cpu/cpu.h"
-#include "cuda/cuda.h"
-#include "cuda/launch.h"
-#include "src/base/err.h"
-#include "src/base/size.h"
-#include "src/plan/cost.h"
-#include "src/plan/plan_in.h"
-#include "src/run/batch.h"
-#include "src/run/cache.h"
-#include "src/run/exec.h"
-#include "src/run/store.h"
-
-#include <check.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-/* Three sequences of one segment each; the GPU holds two. */
-enum { N_VOCAB = 288, N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 400, CHUNK = 100 };
-/* Slow ones, so that a nanosecond is nothing; the way is so fast that what crosses is little beside what is computed. */
-#define GPU_RATE 1e6
-#define PCIE_RATE 1e9
-
-static struct {
-    struct device_ops cpu_ops;
-    struct machine machine;
-    struct model *model;
-    struct plan plan;
-    struct plan_opts opts;
-    struct plan_in in;
-    struct device *gpu, *cpu;
-    struct store *store;
-    struct cache *cache;
-    struct cache_seq *seqs[N_SEQ];
-    struct exec *exec;
-    struct batch batch;
-    double row_bytes; /* that attention of a row reads in a layer */
-    int n_host_rows;  /* that the host computed */
-} rooms;
-
-static uint64_t ns_of(double bytes, double rate)
-{
-    return (uint64_t)(bytes * 1e9 / rate + 0.5);
-}
-
-/* ---- the devices, timed ---- */
-
-static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
-{
-    const struct cu_mat_args *a = (const struct cu_mat_args *)((const char *)l->closure + l->args_off);
-
-    (void)arg;
-    if (strstr(l->name, "attn"))
-        return ns_of(N_GPU * rooms.row_bytes, GPU_RATE);
-    if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
-        return 0;
-    ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    int n_rows = a->n_rows;
-    for (int i = 0; i < a->n_more; i++)
-        n_rows += a->more[i].n_rows;
-    return ns_of((double)a->w_stride * n_rows, GPU_RATE);
-}
-
-static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
-{
-    for (int i = 0; i < n_ops; i++)
-        if (ops[i].kind == OP_ATTN_STATES) {
-            emu_host_works(ns_of((N_SEQ - N_GPU) * rooms.row_bytes, rooms.machine.mem_bytes_per_s));
-            rooms.n_host_rows++;
-        }
-    return cpu_device_ops.run(dev, ops, n_ops, rows);
-}
-
-/* ---- an engine by hand ---- */
-
-static void make_plan(void)
-{
-    struct kv_shape shape;
-
-    rooms.opts = (struct plan_opts){.n_ctx = N_CTX,
-                                    .n_seq = N_SEQ,
-                                    .n_out = N_SEQ,
-                                    .n_threads = 1,
-                                    .chunk_tok = CHUNK,
-                                    .io = PLAN_IO_PREAD,
-                                    .no_pin = true,
-                                    .vram_bytes = GIB};
-    ck_assert_int_eq(machine_find(&rooms.machine), 0);
-    rooms.machine.gpu_bytes_per_s = GPU_RATE;
-    rooms.machine.pcie_bytes_per_s = PCIE_RATE;
-    rooms.machine.n_mem = 0;
-    rooms.in = (struct plan_in){&rooms.machine, rooms.model, &rooms.opts, &cpu_device_ops, &cuda_device_ops};
-    ck_assert_msg(plan_make(&rooms.in, &rooms.plan) == 0, "%s", err_text());
-    rooms.plan.gpu.kv_tok = N_GPU * N_CTX; /* so little a cache would not pay for what two sides need */
-    rooms.plan.gpu.stage_rows = 1000;
-    ck_assert_int_eq(plan_count(&rooms.in, &shape, &rooms.plan), 0);
-    ck_assert(plan_has_host_kv(&rooms.plan));
-}
-
-static void add_rows(int seq, int first, int n, int n_logits)
-{
-    int32_t tokens[CHUNK];
-
-    for (int i = 0; i < n; i++)
-        tokens[i] = (seq * 91 + (first + i) * 7 + (first + i) / 50) % 200 + 10;
-    ck_assert_int_eq(cache_reserve(rooms.seqs[seq], n), 0);
-    batch_add(&rooms.batch, rooms.seqs[seq], tokens, n, first, n_logits, n > 1);
-}
-
-static void fill_caches(void)
-{
-    const float *logits;
-
-    for (int seq = 0; seq < N_SEQ; seq++) {
-        ck_assert_int_eq(cache_seq_make(rooms.cache, &rooms.seqs[seq]), 0);
-        for (int first = 0; first < POS; first += CHUNK) {
-            batch_clear(&rooms.batch);
-            add_rows(seq, first, CHUNK, 0);
-            ck_assert_msg(exec_run(rooms.exec, &rooms.batch, NULL, &logits) == 0, "%s", err_text());
-            cache_commit(rooms.seqs[seq], CHUNK);
-        }
-    }
-}
-
-static void make_rooms(void)
-{
-    struct kv_shape shape;
-
-    memset(&rooms, 0, sizeof rooms);
-    ck_assert_int_eq(model_open(TEST_DATA_DIR "/models/llama.gguf", NULL, &rooms.model), 0);
-    make_plan();
-    const struct model_layer *l = &rooms.model->layers[0];
-    rooms.row_bytes =
-        (POS + 1.0) * l->n_head_kv * (rooms.model->hp.head_dim_k + rooms.model->hp.head_dim_v) * 2; /* F16 */
-    struct cuda_opts cuda;
-    memset(&cuda, 0, sizeof cuda);
-    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
-    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
-    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
-    rooms.cpu_ops = cpu_device_ops;
-    rooms.cpu_ops.run = run_host;
-    rooms.cpu->ops = &rooms.cpu_ops;
-    struct store_args store = {.model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu};
-    ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
-    ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, 0, &shape, NULL), 0);
-    struct cache_args cache = {.shape = &shape,
-                               .n_seq = N_SEQ,
-                               .n_ctx = N_CTX,
-                               .chunk_tok = CHUNK,
-                               .device = rooms.gpu,
-                               .dev_tok = rooms.plan.gpu.kv_tok};
-    ck_assert_int_eq(cache_open(&cache, &rooms.cache), 0);
-    struct exec_args exec = {.model = rooms.model,
-                             .plan = &rooms.plan,
-                             .device = rooms.gpu,
-                             .host = rooms.cpu,
-                             .store = rooms.store,
-                             .clock = emu_now_ns};
-    ck_assert_msg(exec_open(&exec, &rooms.exec) == 0, "%s", err_text());
-    ck_assert_int_eq(batch_init(&rooms.batch, CHUNK, N_SEQ), 0);
-    rooms.machine.mem_bytes_per_s = GPU_RATE;
-    fill_caches();
-}
-
-static void leave_rooms(void)
-{
-    batch_done(&rooms.batch);
-    exec_close(rooms.exec);
-    for (int seq = 0; seq < N_SEQ; seq++)
-        cache_seq_free(rooms.seqs[seq]);
-    cache_close(rooms.cache);
-    store_close(rooms.store);
-    rooms.cpu->ops->close(rooms.cpu);
-    rooms.gpu->ops->close(rooms.gpu);
-    model_close(rooms.model);
-    ck_assert_int_eq(emu_n_live(), 0);
-}
 
 /* Seconds of a step in which the first n sequences decode a token; its logits (n, N_VOCAB). Nothing is committed. */
 static double step_s(int n, float *out)
@@ -222,7 +47,7 @@ START_TEST(choice_is_not_what_the_clock_says)
     int n_chosen[APEX_N_WAYS] = {0};
     double turn_rate = 0;
 
-    make_rooms();
+    make_rooms(NULL);
     const double gpu_s = step_s(N_GPU, alone), row_s = rooms.model->hp.n_layer * rooms.row_bytes / GPU_RATE;
     /* Equal where 3 tokens take 3 / 2 of the time of two: linear layers, and the host's row. */
     turn_rate = row_s * GPU_RATE / (gpu_s * N_SEQ / N_GPU - (gpu_s - N_GPU * row_s));
@@ -256,6 +81,158 @@ START_TEST(choice_is_not_what_the_clock_says)
 }
 END_TEST
 
+/* ---- while a batch runs ---- */
+
+enum { GIVEN_TOK = 330, ANSWER_TOK = 170 };
+
+static int32_t said[N_SEQ][ANSWER_TOK];
+
+static void submit(struct jobs *jobs, int seq)
+{
+    int32_t tokens[GIVEN_TOK];
+    struct jobs_request r = {
+        .tokens = tokens, .n_tok = GIVEN_TOK, .rules = {.max_tok = ANSWER_TOK, .ignore_end = true}};
+    uint64_t id;
+
+    for (int i = 0; i < GIVEN_TOK; i++)
+        tokens[i] = (seq * 91 + i * 7 + i / 50) % 200 + 10;
+    sample_opts_init(&r.sample);
+    ck_assert_msg(jobs_submit(jobs, &r, &id) == 0, "%s", err_text());
+    ck_assert_uint_eq(id, (uint64_t)seq + 1);
+}
+
+static void take_answers(struct jobs *jobs)
+{
+    struct jobs_facts f;
+    struct job *job;
+
+    while ((job = jobs_take(jobs))) {
+        jobs_facts(job, &f);
+        ck_assert_uint_eq(f.answer->n_tok, ANSWER_TOK);
+        memcpy(said[f.id - 1], f.answer->token, sizeof said[0]);
+        jobs_free(job);
+    }
+}
+
+/* Seconds a token of both ways, where there was a whole trial: as computed, of the clock's rates. */
+static void check_times(const struct tier *t)
+{
+    struct apex_profile profile;
+
+    ck_assert(cost_gpu_apex(&rooms.in, &rooms.plan, POS + 1, &profile));
+    double on_s = apex_predict(&profile, APEX_OVERLAP, N_SEQ - N_GPU).s / N_SEQ,
+           off_s = apex_predict(&profile, APEX_GPU_ONLY, 0).s / N_GPU;
+    if (t->on_s <= 0)
+        return;
+    ck_assert_double_eq_tol(t->on_s, on_s, uncounted_s() / N_SEQ);
+    ck_assert_double_eq_tol(t->off_s, off_s, uncounted_s() / N_GPU);
+}
+
+/* Whoever asks is told once. */
+static void check_news(const struct jobs *jobs, const struct tier *t)
+{
+    char news[256];
+    uint32_t n_seen = 0;
+
+    jobs_news(jobs, &n_seen, news, sizeof news);
+    ck_assert_int_eq(strstr(news, "they wait for their pages to come back from now on") != NULL,
+                     t->n_changes && t->is_off);
+    ck_assert_int_eq(strstr(news, "they run beside the others from now on") != NULL, t->n_changes && !t->is_off);
+    ck_assert_uint_eq(n_seen, t->n_changes);
+    ck_assert_str_eq(jobs_news(jobs, &n_seen, news, sizeof news), "");
+}
+
+/* A step in which a call of the runtime may fail; it is tried again then. */
+static void step_with(struct jobs *jobs, int fail_nth)
+{
+    emu_fail_nth(fail_nth);
+    int rc = jobs_step(jobs);
+    emu_fail_nth(0);
+    ck_assert_msg(rc == 0 || (rc == ERR_DEVICE && fail_nth), "%s", err_text());
+}
+
+/* All answer together; the plan lets the one whose pages the GPU does not hold wait, or not. In every fifth step some call fails, or none
+ * does. */
+static void answer(bool waits, double host_rate, bool fails, struct jobs_stats *stats, struct cache_back_stats *back)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns};
+    struct jobs *jobs;
+
+    make_rooms(&(struct cache_args){.back_steps = 3, .back_bytes = MIB});
+    for (int seq = 0; seq < N_SEQ; seq++) {
+        cache_seq_free(rooms.seqs[seq]);
+        rooms.seqs[seq] = NULL;
+    }
+    rooms.plan.gpu.kv_waits = waits;
+    rooms.machine.mem_bytes_per_s = host_rate;
+    struct jobs_args args = {.exec = rooms.exec,
+                             .cache = rooms.cache,
+                             .plan = &rooms.plan,
+                             .n_vocab = N_VOCAB,
+                             .n_embd = rooms.model->hp.n_embd,
+                             .clock = emu_now_ns};
+    ck_assert_int_eq(jobs_open(&args, &jobs), 0);
+    for (int seq = 0; seq < N_SEQ; seq++)
+        submit(jobs, seq);
+    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+    emu_clock(&r);
+    for (int i = 1; i == 1 || stats->n_running + stats->n_waiting > 0; i++) {
+        step_with(jobs, fails && i % 5 == 0 ? 1 + i % 80 : 0);
+        jobs_stats(jobs, stats);
+    }
+    emu_clock(NULL);
+    take_answers(jobs);
+    if (!fails)
+        check_times(&stats->waits);
+    check_news(jobs, &stats->waits);
+    cache_back_stats(rooms.cache, back);
+    jobs_close(jobs);
+    leave_rooms();
+}
+
+/* By the clock the host is as the plan thought, or not: then the choice turns while the batch runs, and both ways are measured to take
+ * what is computed for them. Whoever waited has his pages on the GPU when he goes on. Nobody says anything else for it. */
+START_TEST(choice_stays_when_the_clock_says_otherwise)
+{
+    static const double rates[] = {GPU_RATE * 4, GPU_RATE / 100};
+    static int32_t first[N_SEQ][ANSWER_TOK];
+    struct cache_back_stats back;
+    struct jobs_stats s;
+
+    for (int i = 0; i < 4; i++) {
+        bool waits = i / 2, is_slow = i % 2;
+        emu_seed((uint64_t)i + 1);
+        answer(waits, rates[is_slow], false, &s, &back);
+        if (i == 0)
+            memcpy(first, said, sizeof first);
+        ck_assert_mem_eq(first, said, sizeof first);
+        ck_assert_uint_ge(s.waits.n_trials, 1);
+        ck_assert_int_eq(s.waits.is_off, is_slow);
+        ck_assert_uint_eq(s.waits.n_changes, waits != is_slow);
+        ck_assert_uint_gt(s.n_sat_out, 0);
+        ck_assert_int_eq(s.n_sat_out > 2 * TIER_TIMED + 2 * TIER_WARM, is_slow || waits);
+        ck_assert_uint_eq(back.n_back, 1);
+        ck_assert_uint_eq(back.n_out, 0);
+    }
+}
+END_TEST
+
+/* Steps that fail count for nothing, wherever the pages are by then, and are no trial. */
+START_TEST(failed_steps_of_a_batch_say_something_else)
+{
+    static int32_t first[N_SEQ][ANSWER_TOK];
+    struct cache_back_stats back;
+    struct jobs_stats s;
+
+    answer(false, GPU_RATE / 100, false, &s, &back);
+    memcpy(first, said, sizeof first);
+    answer(false, GPU_RATE / 100, true, &s, &back);
+    ck_assert_mem_eq(first, said, sizeof first);
+    ck_assert(s.waits.is_off);
+    ck_assert_uint_eq(back.n_back, 1);
+}
+END_TEST
+
 static void setup(void)
 {
     emu_reset(1);
@@ -269,6 +246,8 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, choice_is_not_what_the_clock_says);
+    tcase_add_test(tc, choice_stays_when_the_clock_says_otherwise);
+    tcase_add_test(tc, failed_steps_of_a_batch_say_something_else);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

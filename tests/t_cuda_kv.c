@@ -428,6 +428,47 @@ START_TEST(fork_between_two_memories_changes_bits)
 }
 END_TEST
 
+/* Two sessions, of which the second finds no room on the GPU; the first ends; words of the second in two rounds: (2 * LAST, N_VOCAB). */
+static void second_says(const struct ferry_engine_opts *o, float *out, struct ferry_stats stats[2])
+{
+    struct ferry_engine *e = open_with("llama", o);
+    struct ferry_session *s = session_of(e), *second = session_of(e);
+
+    ck_assert_int_eq(ferry_session_append(s, words, 300, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_append(second, words + 1000, 300, NULL, NULL), 0);
+    ferry_session_free(s);
+    for (int round = 0; round < 2; round++) {
+        emu_in_step(true);
+        for (int i = 0; i < LAST; i++)
+            ck_assert_int_eq(
+                ferry_session_logits(second, ids + round * LAST + i, 1, false, out + (round * LAST + i) * N_VOCAB), 0);
+        emu_in_step(false);
+        ferry_session_stats(second, &stats[round]);
+    }
+    ferry_session_free(second);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+START_TEST(pages_stay_with_the_host_when_a_session_ends)
+{
+    static float here[2 * LAST * N_VOCAB], there[2 * LAST * N_VOCAB];
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_stats stats[2];
+
+    spill("llama", 1, &gpu);
+    second_says(&cpu, here, stats);
+    second_says(&gpu, there, stats);
+    must_equal(here, there, 2 * LAST);
+    ck_assert_uint_gt(stats[0].host_segments, 0);
+    ck_assert_uint_eq(stats[0].returned_segments, 1);
+    ck_assert_uint_gt(stats[0].returned_bytes, 0);
+    ck_assert_uint_eq(stats[0].left_segments, 0);
+    ck_assert_uint_eq(stats[1].host_segments, stats[0].host_segments);
+    ck_assert_uint_eq(stats[1].returned_segments, 1);
+}
+END_TEST
+
 enum { N_PROMPTS = 4, ANSWER_TOK = 40 };
 
 /* Greedy answers to prompts of 330 to 630 words, of which some begin alike, three at a time. */
@@ -629,6 +670,7 @@ int main(void)
         tcase_add_test(drop, dropped_wait_is_not_seen);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_sequence, 0, 2);
     tcase_add_test(several, fork_between_two_memories_changes_bits);
+    tcase_add_test(several, pages_stay_with_the_host_when_a_session_ends);
     tcase_add_test(several, batch_between_two_memories_says_something_else);
     tcase_add_test(several, sequences_beyond_the_gpu_say_something_else);
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);

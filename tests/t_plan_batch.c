@@ -374,6 +374,30 @@ START_TEST(pipelining_is_promised)
 }
 END_TEST
 
+/* As many as were asked for run, whether it pays or not: where GPU only is better, those wait at first whose pages are the host's. A saved
+ * plan says so, too. */
+START_TEST(sequences_begin_the_other_way)
+{
+    for (int is_slow = 0; is_slow < 2; is_slow++) {
+        struct plan_batch b;
+        struct plan p, again;
+        char *text;
+        make_gpu(dense, 4.5, 400e9, is_slow ? 1e9 : 95e9, &b, &p);
+        ck_assert_int_eq(plan_batch_make(&gpu_in, &(struct plan_batch_opts){.n_seq = 8, .seq_tok = 16384}, &b, &p), 0);
+        ck_assert(plan_has_host_kv(&p));
+        ck_assert_int_eq(p.gpu.kv_waits, is_slow);
+        ck_assert_int_eq(plan_explain(&p, &gpu_in, &text), 0);
+        ck_assert_ptr_nonnull(strstr(text, "; measured steps may say otherwise while a batch runs"));
+        ck_assert_int_eq(strstr(text, ": GPU only;") != NULL, is_slow);
+        mem_free(text);
+        ck_assert_int_eq(plan_to_json(&p, &text), 0);
+        ck_assert_msg(plan_from_json(text, &gpu_in, &again) == 0, "%s", err_text());
+        ck_assert_int_eq(again.gpu.kv_waits, is_slow);
+        mem_free(text);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("plan_batch");
@@ -391,6 +415,7 @@ int main(void)
     tcase_add_test(t, profile_of_a_step_is_another);
     tcase_add_test(t, rows_want_other_experts);
     tcase_add_test(t, pipelining_is_promised);
+    tcase_add_test(t, sequences_begin_the_other_way);
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);
     suite_add_tcase(suite, t);

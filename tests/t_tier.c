@@ -23,7 +23,7 @@ START_TEST(gpu_that_wins_is_switched_off)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     ck_assert_int_eq(run(&t, TIER_FIRST + TIER_TIMED, 1, 0.010, 0.020), 0);
     ck_assert_int_eq(run(&t, TRIAL - TIER_TIMED, 1, 0.010, 0.020), TIER_WARM + TIER_TIMED);
     ck_assert_uint_eq(t.n_trials, 1);
@@ -41,7 +41,7 @@ START_TEST(gpu_that_loses_stays_on)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     run(&t, TIER_FIRST + TRIAL, 1, 0.020, 0.010);
     ck_assert(!t.is_off);
     run(&t, TIER_AGAIN + TRIAL, 1, 0.020, 0.010);
@@ -60,10 +60,10 @@ START_TEST(difference_of_nothing_switches)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     run(&t, 20000, 1, 0.0100, 0.0096); /* 4 % */
     ck_assert_uint_eq(t.n_changes, 0);
-    tier_init(&t);
+    tier_init(&t, false);
     run(&t, 20000, 1, 0.0100, 0.0094); /* 6 % */
     ck_assert_uint_eq(t.n_changes, 1);
     ck_assert(t.is_off);
@@ -75,7 +75,7 @@ START_TEST(one_lucky_trial_switches)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     for (int i = 0; i < 10; i++) {
         run(&t, TIER_FIRST + TRIAL, 1, 0.020, 0.010);
         run(&t, TIER_LONGEST + 2 * TRIAL, 1, 0.010, 0.020);
@@ -89,7 +89,7 @@ START_TEST(slow_moment_decides)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     for (int i = 0; i < 2; i++) {
         run(&t, i ? TIER_AGAIN + TIER_TIMED : TIER_FIRST + TIER_TIMED, 1, 0.030, 0.030);
         run(&t, TRIAL - TIER_TIMED, 1, 0.010, 0.012);
@@ -104,17 +104,17 @@ START_TEST(steps_of_different_rows_are_compared)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     for (int i = 0; i < 3000; i++)
         run(&t, 3, 1 + i % 2, 0.020, 0.001);
     ck_assert_uint_eq(t.n_trials, 0);
-    tier_init(&t);
-    ck_assert_int_eq(run(&t, 3000, TIER_MOST_ROWS + 1, 0.020, 0.001), 0);
+    tier_init(&t, false);
+    ck_assert_int_eq(run(&t, 3000, TIER_NO_KIND, 0.020, 0.001), 0);
     ck_assert_uint_eq(t.n_trials, 0);
     run(&t, TIER_FIRST + TIER_TIMED + 1, 1, 0.020, 0.010); /* in the middle of the other way a prompt comes */
     ck_assert_int_eq(t.part, TIER_OTHER);
-    ck_assert(tier_begin(&t, 100));
-    tier_end(&t, 100, 5);
+    ck_assert(tier_begin(&t, TIER_NO_KIND));
+    tier_end(&t, TIER_NO_KIND, 5);
     ck_assert_int_eq(t.part, TIER_OTHER);
 }
 END_TEST
@@ -124,7 +124,7 @@ START_TEST(hopeless_trial_goes_on)
 {
     struct tier t;
 
-    tier_init(&t);
+    tier_init(&t, false);
     ck_assert_int_eq(run(&t, TIER_FIRST + TRIAL, 1, 0.010, 0.500), TIER_WARM + 1);
     ck_assert_uint_eq(t.n_trials, 1);
     ck_assert_int_eq(t.part, TIER_WAIT);

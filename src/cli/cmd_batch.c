@@ -114,7 +114,7 @@ static void say_end(struct batch_run *r)
 {
     struct ferry_batch_stats st;
     struct state s = state_of(r);
-    uint32_t n_seen = 0;
+    uint32_t n_seen = 0, n_waits_seen = 0;
     char news[1024];
 
     if (r->conf->json) {
@@ -140,12 +140,16 @@ static void say_end(struct batch_run *r)
         fprintf(stderr, ", pages kept on disk %" PRIu64 " times", st.n_spilled);
     if (st.n_spill_failed)
         fprintf(stderr, " (failed %" PRIu64 " times)", st.n_spill_failed);
+    if (st.n_sat_out)
+        fprintf(stderr, "; steps sat out for pages in the host's memory: %" PRIu64, st.n_sat_out);
     fputs("]\n", stderr);
     if (ferry_batch_review(r->batch, news, sizeof news)[0])
         fprintf(stderr, "[steps of %" PRIu32 " answers at once: %s]\n", r->info.n_batch, news);
     if (ferry_engine_refit(r->engine, news, sizeof news)[0])
         fprintf(stderr, "[%s]\n", news);
     if (ferry_engine_gpu_news(r->engine, &n_seen, news, sizeof news)[0])
+        fprintf(stderr, "ferry: %s\n", news);
+    if (ferry_batch_news(r->batch, &n_waits_seen, news, sizeof news)[0])
         fprintf(stderr, "ferry: %s\n", news);
 }
 

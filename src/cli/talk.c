@@ -314,6 +314,10 @@ static void print_segments(const struct ferry_stats *now, const struct ferry_sta
         fprintf(stderr,
                 "; of %" PRIu64 " segments of KV read %.1f %% lay with it, %.1f %% came up, the CPU took the others", n,
                 percent(n_gpu, n), percent(n_staged, n));
+    if (now->returned_bytes > start->returned_bytes)
+        fprintf(stderr, "; %" PRIu64 " segments came back to it (%.1f MB)",
+                now->returned_segments - start->returned_segments,
+                (double)(now->returned_bytes - start->returned_bytes) / 1e6);
 }
 
 /* What the GPU holds, what crossed to and from it, and whose experts were computed where. */

@@ -324,3 +324,14 @@ bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, s
     out->up_s = out->n_host * states * sizeof(float) / m->pcie_bytes_per_s;
     return true;
 }
+
+bool cost_gpu_waits(const struct plan_in *in, const struct plan *p)
+{
+    struct apex_profile profile;
+    struct apex_choice choice;
+
+    if (!p->kv_tok || !plan_has_host_kv(p) || !cost_gpu_apex(in, p, (double)p->kv_tok / p->n_seq / 2, &profile))
+        return false;
+    apex_choose(&profile, &choice);
+    return profile.n_gpu > 0 && choice.runs == APEX_GPU_ONLY;
+}

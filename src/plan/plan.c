@@ -533,7 +533,9 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
         p->look_ahead = p->slot_ram_bytes && p->io == PLAN_IO_URING;
     p->pace = plan_usual_pace(in, p);
     choose_numa(in->machine, p);
-    return cost_predict(in, p);
+    rc = cost_predict(in, p);
+    p->gpu.kv_waits = !rc && cost_gpu_waits(in, p);
+    return rc;
 }
 
 /* Where experts are read, a step of more rows reads them for more tokens at once, and a smaller one leaves memory for slots. The

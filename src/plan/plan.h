@@ -85,6 +85,8 @@ struct plan_gpu {
         kv_tok; /* positions of the cache that it holds of layers without windows, the host the others; 0: all of them */
     uint32_t
         stage_rows; /* with kv_tok: from so many rows of a sequence in a step on, its pages of the host come up in stages */
+    bool
+        kv_waits; /* with kv_tok: sequences whose pages the host holds wait at first for those whose pages are the GPU's (apex.h) */
     uint64_t kv_bytes;      /* what it holds of the cache */
     uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
     uint64_t own_bytes;     /* what goes up with a step, tables, and what the driver rounds up at most */

@@ -210,7 +210,7 @@ static void say_rate(struct text *t, const char *what, double tok_per_s, bool is
         say(t, "  %-11s not known: %s", what, unknown);
 }
 
-/* Would those of several sequences that the GPU has no pages for better wait? Who runs in a step was settled with their number. */
+/* Would those of several sequences that the GPU has no pages for better wait? A batch begins so, and goes on as measured steps say. */
 static void say_sequences(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     struct apex_profile profile;
@@ -222,7 +222,8 @@ static void say_sequences(struct text *t, const struct plan *p, const struct pla
         return;
     apex_choose(&profile, &choice);
     apex_explain(&profile, &choice, line, sizeof line);
-    say(t, "  of %" PRIu32 " sequences, half way: %s\n", p->n_seq, line);
+    say(t, "  of %" PRIu32 " sequences, half way: %s%s\n", p->n_seq, line,
+        p->kv_tok ? "; measured steps may say otherwise while a batch runs" : "");
 }
 
 /* What attention over a cache on both sides reads for a token, which predictions for an empty context leave out. */
@@ -488,6 +489,7 @@ static json_t *gpu_of(const struct plan *p)
     if (plan_has_host_kv(p)) {
         json_object_set_new(o, "kv_tok", json_integer(g->kv_tok));
         json_object_set_new(o, "stage_rows", json_integer(g->stage_rows));
+        json_object_set_new(o, "kv_waits", json_boolean(g->kv_waits));
     }
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
@@ -703,6 +705,7 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     if (json_object_get(v, "kv_tok")) {
         p->gpu.kv_tok = (uint32_t)read_whole(r, v, "kv_tok", INT32_MAX);
         p->gpu.stage_rows = (uint32_t)read_whole(r, v, "stage_rows", INT32_MAX);
+        p->gpu.kv_waits = json_is_true(json_object_get(v, "kv_waits"));
     }
     if (!r->rc && p->gpu.kv_tok % DEVICE_ATTN_SEGMENT_TOK)
         r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"kv_tok\" has to be a multiple of %d", DEVICE_ATTN_SEGMENT_TOK);

@@ -9,87 +9,31 @@
  * Groups of layers that the host computes (kv_shape) lie in its memory, all others in the device's. Beside a device whose memory does not
  * hold all of those (dev_tok) a group without windows has two pools. A segment of positions, which
  * attention folds as one, lies in one of them: the device's as long as a whole segment is free there when it begins, then the
- * host's. Where sequences have taken what a begun one would need, it moves to the host. */
+ * host's. Where sequences have taken what a begun one would need, it moves to the host; when there is room again, one after the other comes
+ * back. */
 #include "src/run/cache.h"
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/run/cache_in.h"
 
 #include <assert.h>
 #include <inttypes.h>
 #include <string.h>
 
-/* Which memory a page is in: the device's, or the host's beside it. A device without memory of its own has all in the first. */
-enum side { NEAR, FAR, N_SIDES };
-
-struct pool {
-    int64_t n_pages;
-    uint64_t page_bytes;
-    char *base;         /* view into cache.memory */
-    int32_t *n_ref;     /* view into cache.counts: (n_pages) sequences that hold it */
-    int32_t *free_page; /* view into cache.counts: (n_pages) a stack */
-    int64_t n_free;
-};
-
-struct group {
-    uint64_t page_bytes;
-    int window;                /* positions; 0: all */
-    struct pool pool[N_SIDES]; /* FAR: no pages where the device holds all; NEAR: none where the host does */
-};
-
-struct cache_seq {
-    struct cache *c; /* view */
-    bool alive;
-    int64_t len;      /* positions committed */
-    int64_t reserved; /* positions from len on that may be written */
-    void **page[N_SIDES]
-               [DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); a slot that is held has one, on one side */
-    int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, all others NULL */
-    int64_t end[DEVICE_MAX_GROUPS];
-};
-
-struct cache {
-    int n_groups, n_tables;
-    int64_t n_ctx, chunk_tok;
-    int64_t n_slots; /* pages that n_ctx positions have */
-    struct group group[DEVICE_MAX_GROUPS];
-    struct device *dev;      /* view; NULL: the near pool is host memory */
-    char *memory[N_SIDES];   /* own: (bytes); FAR: alloc_host, NULL without one */
-    uint64_t bytes[N_SIDES]; /* FAR: 0: the device holds all */
-    struct cache_seq *seqs;  /* own: (n_tables) */
-    void **slots;            /* own: (n_tables, sides, n_groups, n_slots) */
-    int32_t *counts;         /* own: n_ref and free_page of every pool */
-};
-
 /* The system maps whole pages: rounded here, so that what is planned is what is taken. */
 #define MAP_BYTES (4 * KIB)
 
-/* Do its pages lie in both memories? */
-static bool is_two_sided(const struct group *g)
-{
-    return g->pool[NEAR].n_pages && g->pool[FAR].n_pages;
-}
-
-static int64_t slot_of(int64_t pos)
-{
-    return pos / DEVICE_PAGE_TOK;
-}
-
-static int64_t slots_of(int64_t n_tok)
-{
-    return slot_of(n_tok + DEVICE_PAGE_TOK - 1);
-}
-
-static int64_t group_pages(const struct cache_args *args, int group, enum side side)
+static int64_t group_pages(const struct cache_args *args, int group, enum cache_side side)
 {
     const struct kv_pool pool = {.n_seq = args->n_seq,
                                  .n_ctx = args->n_ctx,
                                  .chunk_tok = args->chunk_tok,
                                  .pool_tok = args->pool_tok,
                                  .dev_tok = args->dev_tok};
-    return side == NEAR ? model_kv_dev_pages(args->shape, group, &pool)
-                        : model_kv_host_pages(args->shape, group, &pool);
+    return side == CACHE_NEAR ? model_kv_dev_pages(args->shape, group, &pool)
+                              : model_kv_host_pages(args->shape, group, &pool);
 }
 
 static int tables_of(const struct cache_args *args)
@@ -97,7 +41,7 @@ static int tables_of(const struct cache_args *args)
     return args->n_tables ? args->n_tables : args->n_seq;
 }
 
-static uint64_t side_bytes(const struct cache_args *args, enum side side)
+static uint64_t side_bytes(const struct cache_args *args, enum cache_side side)
 {
     uint64_t sum = 0, bytes;
 
@@ -110,12 +54,12 @@ static uint64_t side_bytes(const struct cache_args *args, enum side side)
 
 uint64_t cache_bytes(const struct cache_args *args)
 {
-    return side_bytes(args, NEAR);
+    return side_bytes(args, CACHE_NEAR);
 }
 
 uint64_t cache_host_bytes(const struct cache_args *args)
 {
-    return side_bytes(args, FAR);
+    return side_bytes(args, CACHE_FAR);
 }
 
 static int check_args(const struct cache_args *args)
@@ -131,13 +75,13 @@ static int check_args(const struct cache_args *args)
                    "KV cache of which a device holds %" PRId64 " positions: segments of %d, of a device with memory",
                    args->dev_tok, DEVICE_ATTN_SEGMENT_TOK);
     /* Positions are int32 (device.h), and so are page numbers here. */
-    if (args->n_ctx > INT32_MAX || tables_of(args) > INT32_MAX / slots_of(args->n_ctx))
+    if (args->n_ctx > INT32_MAX || tables_of(args) > INT32_MAX / cache_slots_of(args->n_ctx))
         return err(ERR_LIMIT, "KV cache of %d sequences of %" PRId64 " positions: more pages than can be counted",
                    args->n_seq, args->n_ctx);
     return 0;
 }
 
-static void lay_out_pool(struct pool *pool, char **base, int32_t **counts)
+static void lay_out_pool(struct cache_pool *pool, char **base, int32_t **counts)
 {
     pool->base = *base;
     pool->n_ref = *counts;
@@ -151,7 +95,7 @@ static void lay_out_pool(struct pool *pool, char **base, int32_t **counts)
 
 static int n_sides(const struct cache *c)
 {
-    return c->bytes[FAR] ? N_SIDES : 1;
+    return c->bytes[CACHE_FAR] ? CACHE_N_SIDES : 1;
 }
 
 static void lay_out(struct cache *c)
@@ -179,13 +123,13 @@ static int take_memory(struct cache *c)
     int rc = 0;
 
     if (c->dev)
-        rc = c->dev->ops->alloc(c->dev, c->bytes[NEAR], &near);
-    else if (!(near = mem_map(c->bytes[NEAR], MEM_KV)))
+        rc = c->dev->ops->alloc(c->dev, c->bytes[CACHE_NEAR], &near);
+    else if (!(near = mem_map(c->bytes[CACHE_NEAR], MEM_KV)))
         rc = ERR_NOMEM;
-    c->memory[NEAR] = near;
-    if (rc == 0 && c->bytes[FAR])
-        rc = c->dev->ops->alloc_host(c->dev, c->bytes[FAR], &far);
-    c->memory[FAR] = far;
+    c->memory[CACHE_NEAR] = near;
+    if (rc == 0 && c->bytes[CACHE_FAR])
+        rc = c->dev->ops->alloc_host(c->dev, c->bytes[CACHE_FAR], &far);
+    c->memory[CACHE_FAR] = far;
     return rc;
 }
 
@@ -195,12 +139,12 @@ static int64_t count_pages(struct cache *c, const struct cache_args *args)
     int64_t n_pages = 0;
 
     for (int group = 0; group < c->n_groups; group++) {
-        struct group *g = &c->group[group];
+        struct cache_group *g = &c->group[group];
         g->page_bytes = args->shape->page_bytes[group];
         g->window = args->shape->window[group];
-        for (int side = 0; side < N_SIDES; side++) {
+        for (int side = 0; side < CACHE_N_SIDES; side++) {
             g->pool[side].page_bytes = g->page_bytes;
-            g->pool[side].n_pages = group_pages(args, group, (enum side)side);
+            g->pool[side].n_pages = group_pages(args, group, (enum cache_side)side);
             n_pages += g->pool[side].n_pages;
         }
     }
@@ -222,9 +166,12 @@ int cache_open(const struct cache_args *args, struct cache **out)
     c->n_ctx = args->n_ctx;
     c->chunk_tok = args->chunk_tok;
     c->dev = args->device && args->device->ops->alloc ? args->device : NULL;
-    c->n_slots = slots_of(args->n_ctx);
-    c->bytes[NEAR] = cache_bytes(args);
-    c->bytes[FAR] = cache_host_bytes(args);
+    c->n_slots = cache_slots_of(args->n_ctx);
+    c->step = 1; /* nobody asked before */
+    c->back_steps = args->back_steps;
+    c->back_bytes = args->back_bytes;
+    c->bytes[CACHE_NEAR] = cache_bytes(args);
+    c->bytes[CACHE_FAR] = cache_host_bytes(args);
     int64_t n_pages = count_pages(c, args), n_slots = c->n_slots * c->n_groups * c->n_tables * n_sides(c);
 
     /* The pools first: where they do not fit, the tables are not taken (and cleared) in vain. */
@@ -232,7 +179,7 @@ int cache_open(const struct cache_args *args, struct cache **out)
         !(c->slots = mem_zalloc((size_t)n_slots, sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
         rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions",
-                 c->bytes[NEAR] + c->bytes[FAR], args->n_seq, c->n_ctx);
+                 c->bytes[CACHE_NEAR] + c->bytes[CACHE_FAR], args->n_seq, c->n_ctx);
         cache_close(c);
         return rc;
     }
@@ -245,59 +192,25 @@ void cache_close(struct cache *c)
 {
     if (!c)
         return;
+    cache_back_wait(c);
     mem_free(c->counts);
     mem_free(c->slots);
     mem_free(c->seqs);
-    if (c->memory[FAR])
-        c->dev->ops->release_host(c->dev, c->memory[FAR]);
+    if (c->memory[CACHE_FAR])
+        c->dev->ops->release_host(c->dev, c->memory[CACHE_FAR]);
     if (c->dev)
-        c->dev->ops->release(c->dev, c->memory[NEAR]);
+        c->dev->ops->release(c->dev, c->memory[CACHE_NEAR]);
     else
-        mem_unmap(c->memory[NEAR], c->bytes[NEAR], MEM_KV);
+        mem_unmap(c->memory[CACHE_NEAR], c->bytes[CACHE_NEAR], MEM_KV);
     mem_free(c);
-}
-
-static int32_t page_number(const struct pool *pool, const void *page)
-{
-    return (int32_t)((uint64_t)((const char *)page - pool->base) / pool->page_bytes);
-}
-
-static void *take_page(struct pool *pool)
-{
-    assert(pool->n_free > 0); /* cache_reserve counted them */
-    int32_t i = pool->free_page[--pool->n_free];
-    pool->n_ref[i] = 1;
-    return pool->base + (uint64_t)i * pool->page_bytes;
-}
-
-static void drop_page(struct pool *pool, void *page)
-{
-    int32_t i = page_number(pool, page);
-
-    if (--pool->n_ref[i] == 0)
-        pool->free_page[pool->n_free++] = i;
-}
-
-/* Where a slot that is held lies. */
-static enum side side_of(const struct cache_seq *s, int group, int64_t slot)
-{
-    return s->page[FAR][group] && s->page[FAR][group][slot] ? FAR : NEAR;
-}
-
-static void drop_slot(struct cache_seq *s, int group, int64_t slot)
-{
-    enum side side = side_of(s, group, slot);
-
-    drop_page(&s->c->group[group].pool[side], s->page[side][group][slot]);
-    s->page[side][group][slot] = NULL;
 }
 
 static bool is_shared(const struct cache_seq *s, int group, int64_t slot)
 {
-    enum side side = side_of(s, group, slot);
-    const struct pool *pool = &s->c->group[group].pool[side];
+    enum cache_side side = cache_side_of(s, group, slot);
+    const struct cache_pool *pool = &s->c->group[group].pool[side];
 
-    return pool->n_ref[page_number(pool, s->page[side][group][slot])] > 1;
+    return pool->n_ref[cache_page_number(pool, s->page[side][group][slot])] > 1;
 }
 
 /* Hold slots [first, end) of a group and no others that were held. */
@@ -305,7 +218,7 @@ static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t en
 {
     for (int64_t slot = s->first[group]; slot < s->end[group]; slot++)
         if (slot < first || slot >= end)
-            drop_slot(s, group, slot);
+            cache_drop_slot(s, group, slot);
     if (s->first[group] < first)
         s->first[group] = first;
     if (s->end[group] > end)
@@ -315,7 +228,7 @@ static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t en
 }
 
 /* The first position that one at pos, or any later one, looks at: pos itself where it looks at none before it. */
-static int64_t first_seen(const struct group *g, int64_t pos)
+static int64_t first_seen(const struct cache_group *g, int64_t pos)
 {
     return g->window && pos >= g->window ? pos - g->window + 1 : 0;
 }
@@ -325,13 +238,14 @@ static void seen_slots(const struct cache_seq *s, int group, int64_t *first, int
 {
     int64_t seen = first_seen(&s->c->group[group], s->len);
 
-    *first = slot_of(seen);
-    *end = seen < s->len ? slots_of(s->len) : 0;
+    *first = cache_slot_of(seen);
+    *end = seen < s->len ? cache_slots_of(s->len) : 0;
 }
 
 static void keep_seen(struct cache_seq *s)
 {
     s->reserved = 0;
+    cache_back_forget(s);
     for (int group = 0; group < s->c->n_groups; group++) {
         int64_t first, end;
         seen_slots(s, group, &first, &end);
@@ -370,20 +284,20 @@ int64_t cache_len(const struct cache_seq *s)
  * committed is never shared. */
 static int own_slot(struct cache_seq *s, int group, int64_t slot)
 {
-    enum side side = side_of(s, group, slot);
-    struct pool *pool = &s->c->group[group].pool[side];
+    enum cache_side side = cache_side_of(s, group, slot);
+    struct cache_pool *pool = &s->c->group[group].pool[side];
     struct device *dev = s->c->dev;
     void *shared = s->page[side][group][slot];
     int rc = 0;
 
     if (!is_shared(s, group, slot))
         return 0;
-    void *mine = take_page(pool);
-    if (dev && side == NEAR)
+    void *mine = cache_take_page(pool);
+    if (dev && side == CACHE_NEAR)
         rc = dev->ops->copy(dev, mine, shared, pool->page_bytes);
     else
         memcpy(mine, shared, pool->page_bytes);
-    drop_page(pool, rc ? mine : shared);
+    cache_drop_page(pool, rc ? mine : shared);
     if (rc == 0)
         s->page[side][group][slot] = mine;
     return rc;
@@ -395,15 +309,15 @@ struct need {
     int64_t first, end; /* slots of the segment that are to be held; [held, end) are not yet */
     int64_t held;
     bool copies; /* one that is held is shared and will be written */
-    enum side side;
+    enum cache_side side;
     bool moves; /* what is held goes to that side first */
 };
 
 /* Of the segment that begins with slot `begin`, for positions from len on up to slot `end`, where pools have so many free pages. */
 static struct need need_of(const struct cache_seq *s, int group, int64_t begin, int64_t end,
-                           const int64_t n_free[N_SIDES])
+                           const int64_t n_free[CACHE_N_SIDES])
 {
-    int64_t first = slot_of(s->len), stop = begin + DEVICE_SEGMENT_PAGES;
+    int64_t first = cache_slot_of(s->len), stop = begin + DEVICE_SEGMENT_PAGES;
     bool has_any = s->first[group] < s->end[group];
     struct need n = {.first = has_any && s->first[group] > begin ? s->first[group] : begin,
                      .end = end < stop ? end : stop,
@@ -416,16 +330,16 @@ static struct need need_of(const struct cache_seq *s, int group, int64_t begin, 
     if (!has_any && first > begin)
         n.first = first;
     n.copies = first >= n.first && first < n.held && is_shared(s, group, first);
-    if (!is_two_sided(&s->c->group[group])) {
-        n.side = s->c->group[group].pool[FAR].n_pages ? FAR : NEAR;
+    if (!cache_is_two_sided(&s->c->group[group])) {
+        n.side = s->c->group[group].pool[CACHE_FAR].n_pages ? CACHE_FAR : CACHE_NEAR;
         return n;
     }
     if (n.first == n.held) /* it begins */
-        n.side = n_free[NEAR] < DEVICE_SEGMENT_PAGES ? FAR : NEAR;
+        n.side = n_free[CACHE_NEAR] < DEVICE_SEGMENT_PAGES ? CACHE_FAR : CACHE_NEAR;
     else
-        n.side = side_of(s, group, n.held - 1);
-    if (n.side == NEAR && n.end - n.held + n.copies > n_free[NEAR]) {
-        n.side = FAR;
+        n.side = cache_side_of(s, group, n.held - 1);
+    if (n.side == CACHE_NEAR && n.end - n.held + n.copies > n_free[CACHE_NEAR]) {
+        n.side = CACHE_FAR;
         n.moves = n.held > n.first;
     }
     return n;
@@ -442,10 +356,10 @@ static int64_t freed_by(const struct cache_seq *s, int group, const struct need 
 }
 
 /* What is left of free pages; below 0: it cannot be had. */
-static void account(const struct cache_seq *s, int group, const struct need *n, int64_t n_free[N_SIDES])
+static void account(const struct cache_seq *s, int group, const struct need *n, int64_t n_free[CACHE_N_SIDES])
 {
     n_free[n->side] -= n->end - n->held + (n->moves ? n->held - n->first : n->copies);
-    n_free[NEAR] += freed_by(s, group, n);
+    n_free[CACHE_NEAR] += freed_by(s, group, n);
 }
 
 static int64_t segment_of(int64_t slot)
@@ -453,59 +367,73 @@ static int64_t segment_of(int64_t slot)
     return slot - slot % DEVICE_SEGMENT_PAGES;
 }
 
-bool cache_has_room(const struct cache_seq *s, int64_t n_tok)
+/* n_coming: pages that a segment comes back to, and that count as free. */
+static bool has_room(const struct cache_seq *s, int64_t n_tok, int n_coming)
 {
     for (int group = 0; group < s->c->n_groups && n_tok > 0; group++) {
-        const struct group *g = &s->c->group[group];
-        int64_t n_free[N_SIDES] = {g->pool[NEAR].n_free, g->pool[FAR].n_free}, end = slots_of(s->len + n_tok);
-        for (int64_t at = segment_of(slot_of(s->len)); g->page_bytes && at < end; at += DEVICE_SEGMENT_PAGES) {
+        const struct cache_group *g = &s->c->group[group];
+        int64_t n_free[CACHE_N_SIDES] = {g->pool[CACHE_NEAR].n_free, g->pool[CACHE_FAR].n_free},
+                end = cache_slots_of(s->len + n_tok);
+        n_free[CACHE_NEAR] += group == s->c->coming.group ? n_coming : 0;
+        for (int64_t at = segment_of(cache_slot_of(s->len)); g->page_bytes && at < end; at += DEVICE_SEGMENT_PAGES) {
             struct need n = need_of(s, group, at, end, n_free);
             account(s, group, &n, n_free);
-            if (n_free[NEAR] < 0 || n_free[FAR] < 0)
+            if (n_free[CACHE_NEAR] < 0 || n_free[CACHE_FAR] < 0)
                 return false;
         }
     }
     return true;
 }
 
+bool cache_has_room(const struct cache_seq *s, int64_t n_tok)
+{
+    return has_room(s, n_tok, s->c->coming.n_to);
+}
+
 /* Slots [first, end) of a segment to the host's side, all or none. */
 static int move_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
 {
-    struct group *g = &s->c->group[group];
+    struct cache_group *g = &s->c->group[group];
     struct device *dev = s->c->dev;
     void *far[DEVICE_SEGMENT_PAGES];
     int rc = 0;
 
     for (int64_t slot = first; slot < end; slot++)
-        far[slot - first] = take_page(&g->pool[FAR]);
+        far[slot - first] = cache_take_page(&g->pool[CACHE_FAR]);
     for (int64_t slot = first; slot < end && rc == 0; slot++)
-        rc = dev->ops->fetch(dev, far[slot - first], s->page[NEAR][group][slot], g->page_bytes);
+        rc = dev->ops->fetch(dev, far[slot - first], s->page[CACHE_NEAR][group][slot], g->page_bytes);
     if (rc == 0)
         rc = dev->ops->fetched(dev);
     for (int64_t slot = first; slot < end; slot++) {
         if (rc == 0) {
-            drop_slot(s, group, slot);
-            s->page[FAR][group][slot] = far[slot - first];
+            cache_drop_slot(s, group, slot);
+            s->page[CACHE_FAR][group][slot] = far[slot - first];
         } else {
-            drop_page(&g->pool[FAR], far[slot - first]);
+            cache_drop_page(&g->pool[CACHE_FAR], far[slot - first]);
         }
     }
+    s->c->stats.n_out += rc == 0;
+    s->c->n_waited = 0;
     return rc;
 }
 
 static int reserve_segment(struct cache_seq *s, int group, int64_t begin, int64_t end)
 {
-    struct group *g = &s->c->group[group];
-    const int64_t n_free[N_SIDES] = {g->pool[NEAR].n_free, g->pool[FAR].n_free};
+    struct cache_group *g = &s->c->group[group];
+    const int64_t n_free[CACHE_N_SIDES] = {g->pool[CACHE_NEAR].n_free, g->pool[CACHE_FAR].n_free};
     struct need n = need_of(s, group, begin, end, n_free);
-    int rc = n.moves ? move_slots(s, group, n.first, n.held) : n.copies ? own_slot(s, group, slot_of(s->len)) : 0;
+    if (n.moves && s->c->coming.n_to) { /* who is there goes before who comes */
+        int rc = cache_back_leave(s->c);
+        return rc ? rc : reserve_segment(s, group, begin, end);
+    }
+    int rc = n.moves ? move_slots(s, group, n.first, n.held) : n.copies ? own_slot(s, group, cache_slot_of(s->len)) : 0;
 
     if (rc)
         return rc;
     if (s->first[group] == s->end[group])
         s->first[group] = s->end[group] = n.held;
     for (; s->end[group] < n.end; s->end[group]++)
-        s->page[n.side][group][s->end[group]] = take_page(&g->pool[n.side]);
+        s->page[n.side][group][s->end[group]] = cache_take_page(&g->pool[n.side]);
     return 0;
 }
 
@@ -520,10 +448,14 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
                    s->c->chunk_tok);
     if (!cache_has_room(s, n_tok))
         return err(ERR_LIMIT, "KV cache: no free pages for %" PRId64 " positions after %" PRId64, n_tok, s->len);
-    int64_t first = slot_of(s->len), end = slots_of(s->len + n_tok);
+    int rc = has_room(s, n_tok, 0) ? 0 : cache_back_leave(s->c);
+    if (rc)
+        return rc;
+    s->asked = s->c->step;
+    int64_t first = cache_slot_of(s->len), end = cache_slots_of(s->len + n_tok);
     for (int group = 0; group < s->c->n_groups && n_tok; group++)
         for (int64_t at = segment_of(first); s->c->group[group].page_bytes && at < end; at += DEVICE_SEGMENT_PAGES) {
-            int rc = reserve_segment(s, group, at, end);
+            rc = reserve_segment(s, group, at, end);
             if (rc)
                 return rc;
         }
@@ -532,12 +464,17 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
     return 0;
 }
 
+struct cache *cache_of(const struct cache_seq *s)
+{
+    return s->c;
+}
+
 void cache_view(const struct cache_seq *s, struct kv_seq *out)
 {
     *out = (struct kv_seq){.page = {NULL}};
     for (int group = 0; group < s->c->n_groups; group++)
-        if (s->c->group[group].pool[NEAR].n_pages)
-            out->page[group] = s->page[NEAR][group];
+        if (s->c->group[group].pool[CACHE_NEAR].n_pages)
+            out->page[group] = s->page[CACHE_NEAR][group];
 }
 
 bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
@@ -545,11 +482,11 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
     bool has_any = false;
 
     *out = (struct kv_seq){.page = {NULL}};
-    for (int group = 0; group < s->c->n_groups && s->c->bytes[FAR]; group++) {
-        out->page[group] = s->page[FAR][group];
-        bool may_have = is_two_sided(&s->c->group[group]);
+    for (int group = 0; group < s->c->n_groups && s->c->bytes[CACHE_FAR]; group++) {
+        out->page[group] = s->page[CACHE_FAR][group];
+        bool may_have = cache_is_two_sided(&s->c->group[group]);
         for (int64_t slot = s->first[group]; slot < s->end[group] && may_have && !has_any; slot++)
-            has_any = side_of(s, group, slot) == FAR;
+            has_any = cache_side_of(s, group, slot) == CACHE_FAR;
     }
     return has_any;
 }
@@ -570,7 +507,7 @@ int64_t cache_whole(const struct cache_seq *s, int64_t n)
     /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
     for (int group = 0; group < s->c->n_groups; group++) {
         int64_t seen = first_seen(&s->c->group[group], n);
-        if (s->c->group[group].page_bytes && seen < n && (slot_of(seen) < s->first[group] || s->end[group] == 0))
+        if (s->c->group[group].page_bytes && seen < n && (cache_slot_of(seen) < s->first[group] || s->end[group] == 0))
             n = 0;
     }
     return n;
@@ -593,7 +530,7 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
         return rc;
     copy->len = s->len;
     for (int group = 0; group < s->c->n_groups; group++) {
-        struct group *g = &s->c->group[group];
+        struct cache_group *g = &s->c->group[group];
         int64_t first, end;
 
         seen_slots(s, group, &first, &end);
@@ -602,9 +539,9 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
         copy->first[group] = first;
         copy->end[group] = end;
         for (int64_t slot = first; slot < end; slot++) {
-            enum side side = side_of(s, group, slot);
+            enum cache_side side = cache_side_of(s, group, slot);
             copy->page[side][group][slot] = s->page[side][group][slot];
-            g->pool[side].n_ref[page_number(&g->pool[side], s->page[side][group][slot])]++;
+            g->pool[side].n_ref[cache_page_number(&g->pool[side], s->page[side][group][slot])]++;
         }
     }
     return 0;
@@ -622,10 +559,10 @@ uint64_t cache_page_bytes(const struct cache *c, int group)
 
 int cache_save_page(const struct cache_seq *s, int group, int64_t slot, void *p)
 {
-    enum side side = side_of(s, group, slot);
+    enum cache_side side = cache_side_of(s, group, slot);
     uint64_t n_bytes = s->c->group[group].page_bytes;
 
-    if (s->c->dev && side == NEAR)
+    if (s->c->dev && side == CACHE_NEAR)
         return s->c->dev->ops->download(s->c->dev, p, s->page[side][group][slot], n_bytes);
     memcpy(p, s->page[side][group][slot], n_bytes);
     return 0;
@@ -633,23 +570,23 @@ int cache_save_page(const struct cache_seq *s, int group, int64_t slot, void *p)
 
 int cache_load_page(struct cache_seq *s, int group, int64_t slot, const void *p)
 {
-    enum side side = side_of(s, group, slot);
+    enum cache_side side = cache_side_of(s, group, slot);
     uint64_t n_bytes = s->c->group[group].page_bytes;
 
-    if (s->c->dev && side == NEAR)
+    if (s->c->dev && side == CACHE_NEAR)
         return s->c->dev->ops->upload(s->c->dev, s->page[side][group][slot], p, n_bytes);
     memcpy(s->page[side][group][slot], p, n_bytes);
     return 0;
 }
 
-static int64_t free_pages(const struct group *g)
+static int64_t free_pages(const struct cache_group *g)
 {
-    return g->pool[NEAR].n_free + g->pool[FAR].n_free;
+    return g->pool[CACHE_NEAR].n_free + g->pool[CACHE_FAR].n_free;
 }
 
 int64_t cache_pages(const struct cache *c, int group)
 {
-    return c->group[group].pool[NEAR].n_pages + c->group[group].pool[FAR].n_pages;
+    return c->group[group].pool[CACHE_NEAR].n_pages + c->group[group].pool[CACHE_FAR].n_pages;
 }
 
 int64_t cache_pages_used(const struct cache *c, int group)
@@ -662,7 +599,7 @@ int64_t cache_free_tok(const struct cache *c)
     int64_t least = -1;
 
     for (int group = 0; group < c->n_groups; group++) {
-        const struct group *g = &c->group[group];
+        const struct cache_group *g = &c->group[group];
         int64_t n = free_pages(g) * DEVICE_PAGE_TOK;
         if (g->page_bytes && !g->window && (least < 0 || n < least))
             least = n;

@@ -29,6 +29,9 @@ struct cache_args {
                               layers; NULL: the host's */
     int64_t
         dev_tok; /* so many positions of groups without windows lie there, whole segments; the host holds the others; 0: all */
+    /* With dev_tok, cache_back.h: what coming back costs (0: nothing does), and bytes that come in a step, or a page, if that is more. */
+    int back_steps;
+    uint64_t back_bytes;
 };
 
 /* Bytes of pages that these arguments need: what the plan counts and cache_open takes; of the device's memory (or the only one there
@@ -46,6 +49,8 @@ void cache_close(struct cache *c); /* after its sequences; takes NULL */
 int cache_seq_make(struct cache *c, struct cache_seq **out);
 void cache_seq_free(struct cache_seq *s); /* its pages go back; takes NULL */
 
+struct cache *cache_of(const struct cache_seq *s);
+
 /* Positions held. */
 int64_t cache_len(const struct cache_seq *s);
 
@@ -53,7 +58,7 @@ int64_t cache_len(const struct cache_seq *s);
  * held has changed. ERR_LIMIT (past n_ctx, more than chunk_tok, or more pages than are free: says the numbers), ERR_DEVICE. */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
 
-/* Are there free pages for cache_reserve of so many? */
+/* Are there free pages for cache_reserve of so many? Those that a segment comes back to count. */
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok);
 
 /* The pages as devices see them; views until the next call that changes the sequence. Where the host's memory has some beside a

@@ -20,6 +20,9 @@
 /* Steps of more rows than this look at the cancel flag between layers; a shorter one is over soon enough. */
 #define CANCEL_ROWS 8
 
+/* Steps of more rows are prompts: no two are alike. */
+#define TIMED_ROWS 8
+
 /* The best logits come by multiples of so many, so that steps which want a few more or less are one CUDA graph. */
 #define TOP_STEP 64
 
@@ -241,7 +244,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->trace = args->trace;
     e->n_seqs = (int)plan->n_seq;
     e->clock = args->clock ? args->clock : clock_ns;
-    tier_init(&e->tier);
+    tier_init(&e->tier, false);
     int rc = open_parts(e, args);
     if (rc == 0 && plan_has_host_kv(plan))
         rc = attn_init(&e->attn, &(struct attn_args){.program = e->main.program,
@@ -411,11 +414,29 @@ static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden,
 {
     if (!e->main.moe.host)
         return run_step(e, rows, wants_hidden, cancel);
-    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, rows->n));
+    int kind = rows->n <= TIMED_ROWS ? rows->n : TIER_NO_KIND;
+    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, kind));
     uint64_t from_ns = e->clock();
     int rc = run_step(e, rows, wants_hidden, cancel);
     if (rc == 0)
-        tier_end(&e->tier, rows->n, (double)(e->clock() - from_ns) * 1e-9);
+        tier_end(&e->tier, kind, (double)(e->clock() - from_ns) * 1e-9);
+    return rc;
+}
+
+/* Pages that were the host's, to where there is room by now, beside what follows. */
+static int bring_back(struct exec *e, struct cache *cache)
+{
+    struct trace_event event = {.what = TRACE_BACK, .begin_ns = e->trace ? clock_ns() : 0};
+    struct cache_back_stats before;
+
+    cache_back_stats(cache, &before);
+    int rc = cache_back_step(cache);
+    cache_back_stats(cache, &e->stats.back);
+    event.id = (int32_t)(e->stats.back.n_pages - before.n_pages);
+    event.bytes = e->stats.back.bytes - before.bytes;
+    event.end_ns = e->trace ? clock_ns() : 0;
+    if (event.id)
+        trace_add(e->trace, &event);
     return rc;
 }
 
@@ -491,6 +512,8 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
 {
     *logits = NULL;
     int rc = check_batch(e, batch);
+    if (rc == 0)
+        rc = bring_back(e, cache_of(batch->seqs[0]));
     if (rc < 0)
         return rc;
     for (int i = 0; i < batch->n_seqs; i++) {

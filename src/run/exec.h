@@ -9,6 +9,7 @@
 #include "src/model/model.h"
 #include "src/plan/plan.h"
 #include "src/run/batch.h"
+#include "src/run/cache_back.h"
 #include "src/run/landing.h"
 #include "src/run/moe_split.h"
 #include "src/run/sample.h"
@@ -72,6 +73,7 @@ struct exec_stats {
     uint64_t n_launches;                                         /* of a device with memory of its own */
     struct tier tier;                                            /* whether it computes experts */
     uint64_t n_dev_segments, n_host_segments, n_staged_segments; /* of KV pages that a row saw in a layer: attn.h */
+    struct cache_back_stats back;                                /* of the last step's cache */
 };
 void exec_stats(const struct exec *e, struct exec_stats *out);
 

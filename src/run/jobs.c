@@ -3,6 +3,7 @@
  * what is missing is run next, and where nothing is missing but one token, that one is a decode row. */
 #include "src/run/jobs.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "src/base/clock.h"
@@ -10,6 +11,7 @@
 #include "src/base/mem.h"
 #include "src/run/batch.h"
 #include "src/run/cache.h"
+#include "src/run/cache_back.h"
 #include "src/run/exec.h"
 #include "src/run/prefix.h"
 #include "src/run/sched.h"
@@ -53,6 +55,8 @@ struct jobs {
     struct sched_seq *turns; /* (n_most) of the running */
     int n_running;
     struct job_list waiting, finished;
+    int kind;         /* of the step, for stats.waits */
+    bool is_waiting;  /* in this step those wait whose pages may come back to the GPU */
     uint64_t rows_ns; /* what the rows of all steps took, without what pages took that were spilled */
     float *hidden;    /* own: (HIDDEN_ROWS, n_embd); NULL: nobody wanted an embedding yet */
     uint64_t last_id;
@@ -133,6 +137,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
         return err(ERR_NOMEM, "a batch of prompts");
     j->args = *args;
     j->args.plan = NULL;
+    j->args.clock = args->clock ? args->clock : clock_ns;
+    tier_init(&j->stats.waits, plan->gpu.kv_waits);
     j->n_ctx = plan->n_ctx;
     j->n_most = least(least((int)plan->n_seq, (int)plan->n_out), (int)plan->chunk_tok);
     j->limits = (struct sched_limits){(int)plan->chunk_tok, (int)plan->chunk_tok - j->n_most, (int)plan->n_out};
@@ -376,9 +382,12 @@ static int begin(struct jobs *j, struct job **at)
     return 0;
 }
 
-/* Let those begin for whom there is room. Who waits for another's pages is passed over; who waits for room is not. */
+/* Let those begin for whom there is room. Who waits for another's pages is passed over; who waits for room is not. Nobody takes the GPU's
+ * pages from those who have begun and wait for them. */
 static int admit(struct jobs *j)
 {
+    if (j->is_waiting && j->n_running > 0)
+        return 0;
     for (struct job **at = &j->waiting.first; *at && j->n_running < j->n_most;) {
         int64_t n_now;
         if (waits_for_another(j, *at, &n_now)) {
@@ -401,13 +410,52 @@ static int admit(struct jobs *j)
 
 /* ---- one step ---- */
 
+/* Are two numbers alike? As many bits tell. */
+static int n_bits(int n)
+{
+    int bits = 0;
+
+    for (; n; n >>= 1)
+        bits++;
+    return bits;
+}
+
+static bool is_in_prompt(const struct job *job)
+{
+    return cache_len(job->user.seq) < (int64_t)job->n_given;
+}
+
+/* Prompts are run in any case: their rows do not wait for the host's pages, which come up. */
+static bool may_wait(const struct job *job)
+{
+    return !is_in_prompt(job) && cache_back_may_come(job->user.seq);
+}
+
+/* Do those wait whose pages lie in the host's memory? Not where nobody would be left. Steps are compared in which everybody draws, of
+ * numbers that are alike. */
+static void choose_waiting(struct jobs *j)
+{
+    int n_far = 0;
+    bool has_prompt = false;
+
+    for (int i = 0; i < j->n_running; i++) {
+        const struct job *job = j->running[i];
+        n_far += may_wait(job);
+        has_prompt = has_prompt || is_in_prompt(job);
+    }
+    int n_near = j->n_running - n_far;
+    bool is_alike = n_far > 0 && n_near > 0 && !has_prompt;
+    j->kind = is_alike ? n_bits(n_near) * 32 + n_bits(n_far) : TIER_NO_KIND;
+    j->is_waiting = !tier_begin(&j->stats.waits, j->kind) && n_far > 0 && n_near > 0;
+}
+
 static void plan_turns(struct jobs *j)
 {
     for (int i = 0; i < j->n_running; i++) {
         const struct job *job = j->running[i];
         int64_t len = cache_len(job->user.seq), n_given = (int64_t)job->n_given;
         struct sched_seq *s = &j->turns[i];
-        *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job)};
+        *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job), .waits = j->is_waiting && may_wait(job)};
         s->first_out = job->n_scored ? n_sharable(job) : s->n_tok - (job->embed.pooling == EMBED_NONE);
         /* Given and drawn tokens are different kinds of rows (batch.h). */
         s->cut = len < n_given ? n_given : 0;
@@ -473,6 +521,28 @@ static int make_room(struct jobs *j)
             return rc;
     }
     return 0;
+}
+
+static bool has_rows(const struct jobs *j)
+{
+    for (int i = 0; i < j->n_running; i++)
+        if (j->turns[i].n_rows > 0)
+            return true;
+    return false;
+}
+
+/* Who runs how many rows, in reserved pages. Where those who do not wait find no room, nobody waits: the oldest always goes on. */
+static int settle_turns(struct jobs *j)
+{
+    choose_waiting(j);
+    plan_turns(j);
+    int rc = make_room(j);
+    if (rc < 0 || has_rows(j))
+        return rc;
+    j->kind = TIER_NO_KIND;
+    j->is_waiting = false;
+    plan_turns(j);
+    return make_room(j);
 }
 
 static bool is_prompt_turn(const struct jobs *j, int i)
@@ -659,6 +729,14 @@ static void commit(struct jobs *j)
     }
 }
 
+static void count_time(struct jobs *j, uint64_t ns)
+{
+    j->rows_ns += ns;
+    tier_end(&j->stats.waits, j->kind, (double)ns * 1e-9 / j->batch.n_rows);
+    for (int i = 0; i < j->n_running; i++)
+        j->stats.n_sat_out += j->turns[i].waits;
+}
+
 int jobs_step(struct jobs *j)
 {
     const float *logits;
@@ -669,12 +747,13 @@ int jobs_step(struct jobs *j)
     int rc = admit(j);
     if (rc < 0 || j->n_running == 0)
         return rc;
-    plan_turns(j);
-    rc = make_room(j);
+    if (cache_back_wants_room(j->args.cache))
+        prefix_leave_device(j->prefix);
+    rc = settle_turns(j);
     if (rc < 0)
         return rc;
     fill_batch(j);
-    uint64_t rows_start_ns = clock_ns();
+    uint64_t rows_start_ns = j->args.clock();
     rc = exec_run(j->args.exec, &j->batch, &j->cancel, &logits);
     if (rc == 0 && j->batch.wants_hidden)
         rc = pool(j);
@@ -682,7 +761,7 @@ int jobs_step(struct jobs *j)
         __atomic_store_n(&j->cancel, 0, __ATOMIC_RELAXED);
         return rc;
     }
-    j->rows_ns += clock_ns() - rows_start_ns;
+    count_time(j, j->args.clock() - rows_start_ns);
     commit(j);
     j->stats.n_steps++;
     j->stats.step_ns += clock_ns() - start_ns;
@@ -713,4 +792,19 @@ void jobs_stats(const struct jobs *j, struct jobs_stats *out)
 {
     *out = j->stats;
     out->n_running = j->n_running;
+}
+
+const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes)
+{
+    const struct tier *t = &j->stats.waits;
+
+    buf[0] = '\0';
+    if (t->n_changes != *n_seen)
+        snprintf(
+            buf, buf_bytes,
+            "with sequences whose pages lie in the host's memory steps bring %.3g tokens/s, without them %.3g: they "
+            "%s from now on, until trials say otherwise",
+            1 / t->on_s, 1 / t->off_s, t->is_off ? "wait for their pages to come back" : "run beside the others");
+    *n_seen = t->n_changes;
+    return buf;
 }

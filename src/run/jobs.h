@@ -1,6 +1,8 @@
 /* Many prompts answered together: who waits, who runs, who is done. Sequences join and leave at every step; a step runs one
  * row of everyone who is being answered and at most a chunk of prompt rows. When KV pages run out, whoever came last gives
- * its own back, and later gets them from a file or is run again: its tokens and random state are kept, so it says the same. One thread. */
+ * its own back, and later gets them from a file or is run again: its tokens and random state are kept, so it says the same. Where
+ * a GPU holds a part of the pages, those whose pages it does not hold run beside the others, with the CPU, or wait until theirs are
+ * there, whichever way brings more tokens by measured steps (tier.h). One thread. */
 #ifndef FERRY_RUN_JOBS_H
 #define FERRY_RUN_JOBS_H
 
@@ -12,6 +14,7 @@
 #include "src/run/answer.h"
 #include "src/run/embed.h"
 #include "src/run/sample.h"
+#include "src/run/tier.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -29,6 +32,7 @@ struct jobs_args {
     const struct plan *plan; /* looked at, not kept */
     const char *spill_dir;   /* looked at, not kept: where pages that are given back may be kept; NULL: nowhere */
     int n_vocab, n_embd;
+    uint64_t (*clock)(void); /* nanoseconds that rise; NULL: clock_ns() */
 };
 
 struct jobs_request {
@@ -88,8 +92,14 @@ struct jobs_stats {
     uint64_t n_spilled, n_spill_failed; /* times that pages were kept, instead of being run again; that this failed */
     uint64_t step_ns;
     int most_running;
+    uint64_t n_sat_out; /* times that a sequence waited for a step because its pages lay in the host's memory */
+    struct tier waits;  /* whether they wait: off; seconds a token */
 };
 void jobs_stats(const struct jobs *j, struct jobs_stats *out);
+
+/* One line for a person, without its end, when stats.waits has been changed since *n_seen changes, which is brought up to date: what was
+ * measured and what is done now. "" when nothing has changed. Returns buf. */
+const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes);
 
 #ifdef __cplusplus
 }

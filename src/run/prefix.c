@@ -8,6 +8,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/run/cache_back.h"
 
 /* Sharing less than this is not worth a page's copy. */
 #define LEAST_SHARED_TOK 16
@@ -311,13 +312,13 @@ void prefix_leave(struct prefix *p, struct prefix_user *user, bool without_trace
     prune(p, leaf);
 }
 
-bool prefix_shrink(struct prefix *p)
+static bool shrink(struct prefix *p, bool is_wanted(const struct cache_seq *seq))
 {
     struct prefix_node *oldest = NULL;
 
     /* Of equals the last in pre-order: a beginning goes after what it begins. */
     for (struct prefix_node *node = &p->root; node; node = following(node, &p->root))
-        if (node->held && (!oldest || node->used <= oldest->used))
+        if (node->held && (!oldest || node->used <= oldest->used) && is_wanted(node->held))
             oldest = node;
     if (!oldest)
         return false;
@@ -325,4 +326,20 @@ bool prefix_shrink(struct prefix *p)
     oldest->held = NULL;
     prune(p, oldest);
     return true;
+}
+
+static bool is_any(const struct cache_seq *seq)
+{
+    (void)seq;
+    return true;
+}
+
+bool prefix_shrink(struct prefix *p)
+{
+    return shrink(p, is_any);
+}
+
+bool prefix_leave_device(struct prefix *p)
+{
+    return shrink(p, cache_back_frees);
 }

@@ -45,6 +45,9 @@ void prefix_leave(struct prefix *p, struct prefix_user *user, bool without_trace
 /* Let go of the pages that were wanted longest ago and that no user holds the tree to. false: there are none. */
 bool prefix_shrink(struct prefix *p);
 
+/* The same of pages of which some are the device's, in a cache that lies on two sides, and nobody else's. */
+bool prefix_leave_device(struct prefix *p);
+
 #ifdef __cplusplus
 }
 #endif

@@ -36,12 +36,12 @@ void sched_rows(struct sched_seq *seqs, int n, const struct sched_limits *limits
 
     for (int i = 0; i < n; i++) {
         seqs[i].n_rows = seqs[i].n_out = 0;
-        if (seqs[i].n_tok - seqs[i].len == 1)
+        if (!seqs[i].waits && seqs[i].n_tok - seqs[i].len == 1)
             give(&seqs[i], 1, &rows_left, &out_left);
     }
     rows_left = least(rows_left, limits->chunk_tok);
     for (int i = 0; i < n; i++)
-        if (seqs[i].n_tok - seqs[i].len > 1)
+        if (!seqs[i].waits && seqs[i].n_tok - seqs[i].len > 1)
             give(&seqs[i], rows_left, &rows_left, &out_left);
 }
 

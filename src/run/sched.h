@@ -14,6 +14,7 @@ struct sched_seq {
     int64_t n_tok;     /* tokens to run in all, more than len */
     int64_t cut;       /* a step that begins before this position does not go beyond it */
     int64_t first_out; /* tokens from here on give logits */
+    bool waits;        /* for its pages: it gets no row */
     int n_rows, n_out; /* set by sched_rows: rows of the next step, and how many of them (the last) give logits */
 };
 
@@ -25,7 +26,7 @@ struct sched_limits {
 
 /* Set n_rows and n_out of seqs (n), which stand oldest first. Who has one token to run gets its row, so that decoding waits
  * for one chunk at most; the others share the chunk, oldest first. Somebody always gets a row, if limits hold at least n
- * rows, one of them in the chunk, and n rows of logits. */
+ * rows, one of them in the chunk, and n rows of logits, and not all wait. */
 void sched_rows(struct sched_seq *seqs, int n, const struct sched_limits *limits);
 
 /* May a sequence that has n_tok positions to fill begin beside n_running others, with free_tok positions free? Every other

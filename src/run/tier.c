@@ -1,9 +1,9 @@
 /* Owns the trials; whose steps are timed, and what is done about it, is exec's. */
 #include "src/run/tier.h"
 
-void tier_init(struct tier *t)
+void tier_init(struct tier *t, bool is_off)
 {
-    *t = (struct tier){.part = TIER_WAIT, .interval = TIER_FIRST};
+    *t = (struct tier){.is_off = is_off, .part = TIER_WAIT, .interval = TIER_FIRST};
 }
 
 static void begin_part(struct tier *t, enum tier_part part)
@@ -13,13 +13,13 @@ static void begin_part(struct tier *t, enum tier_part part)
     t->n_warm = part == TIER_BEFORE ? TIER_WARM : 0; /* before it nothing has changed */
 }
 
-bool tier_begin(struct tier *t, int n_rows)
+bool tier_begin(struct tier *t, int kind)
 {
-    if (n_rows > TIER_MOST_ROWS)
+    if (kind == TIER_NO_KIND)
         return !t->is_off;
-    if (n_rows != t->n_rows && t->part != TIER_WAIT) /* no comparison: begin anew, soon */
+    if (kind != t->kind && t->part != TIER_WAIT) /* no comparison: begin anew, soon */
         begin_part(t, TIER_BEFORE);
-    t->n_rows = n_rows;
+    t->kind = kind;
     if (t->part == TIER_WAIT && t->n_wait >= t->interval)
         begin_part(t, TIER_BEFORE);
     return t->is_off == (t->part == TIER_OTHER);
@@ -77,9 +77,9 @@ static void end_part(struct tier *t)
     }
 }
 
-void tier_end(struct tier *t, int n_rows, double seconds)
+void tier_end(struct tier *t, int kind, double seconds)
 {
-    if (n_rows > TIER_MOST_ROWS)
+    if (kind == TIER_NO_KIND)
         return;
     if (t->part == TIER_WAIT) {
         t->n_wait++;

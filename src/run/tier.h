@@ -1,7 +1,8 @@
-/* Whether the GPU shall compute experts at all, by measured step times. Now and then the other way is tried for a few steps, fairly:
- * before it and after it as many steps are timed the usual way, the first steps after each change do not count (slots have to fill),
- * and only steps with equally many rows are compared. It has to win twice in a row, by TIER_CLEAR, before anything is changed, which
- * holds for both directions. Trials that lose come ever more seldom. A pure state: times come in, so tests can invent them. */
+/* Which of two ways steps go, by measured times: whether the GPU shall compute experts at all (exec.c), whether sequences whose KV
+ * pages lie in the host's memory run beside those whose do not, or wait (jobs.c). Now and then the other way is tried for a few steps,
+ * fairly: before it and after it as many steps are timed the usual way, the first steps after each change do not count (slots have to
+ * fill), and only steps of one kind are compared. It has to win twice in a row, by TIER_CLEAR, before anything is changed, which holds for
+ * both directions. Trials that lose come ever more seldom. A pure state: times come in, so tests can invent them. */
 #ifndef FERRY_RUN_TIER_H
 #define FERRY_RUN_TIER_H
 
@@ -22,15 +23,15 @@ enum {
     TIER_LONGEST = 1 << 14, /* but no more than that */
     TIER_AGAIN = 8,         /* until the one that has to confirm a first win */
     TIER_GIVE_UP = 3,       /* a step of a trial that takes so many times the usual one ends it */
-    TIER_MOST_ROWS = 8,     /* steps of more rows are prompts: no two are alike */
+    TIER_NO_KIND = -1,      /* of steps that are like no others */
 };
 
 enum tier_part { TIER_WAIT, TIER_BEFORE, TIER_OTHER, TIER_AFTER };
 
 struct tier {
-    bool is_off; /* the GPU computes no experts, outside of trials */
+    bool is_off; /* which way, outside of trials */
     enum tier_part part;
-    int n_rows;                                 /* of the steps that are compared */
+    int kind;                                   /* of the steps that are compared */
     int n_warm, n_timed;                        /* of this part */
     int n_wins;                                 /* trials in a row that the other way won */
     uint32_t n_wait, interval;                  /* comparable steps since the last trial; until the next */
@@ -40,13 +41,14 @@ struct tier {
     uint32_t n_trials, n_changes;
 };
 
-void tier_init(struct tier *t);
+void tier_init(struct tier *t, bool is_off);
 
-/* A step of n_rows begins: shall the GPU compute experts in it? */
-bool tier_begin(struct tier *t, int n_rows);
+/* A step of that kind begins: does it go the way that is on? */
+bool tier_begin(struct tier *t, int kind);
 
-/* That step is over, after so many seconds. One that failed is not told. */
-void tier_end(struct tier *t, int n_rows, double seconds);
+/* That step is over, after so many seconds (or what they are divided by, where both ways do not get as much done). One that failed is not
+ * told. */
+void tier_end(struct tier *t, int kind, double seconds);
 
 #ifdef __cplusplus
 }

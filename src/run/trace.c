@@ -109,7 +109,8 @@ static int finish(FILE *f, const char *path)
 /* Compute and waits follow each other on one track. Reads overlap, so each is an asynchronous pair with an id of its own. */
 static void write_event(FILE *f, const struct trace_event *e, uint64_t number, uint64_t zero_ns)
 {
-    static const char *const names[] = {"step", "dense", "experts", "wait", "down", "up", "move", "read", "read ahead"};
+    static const char *const names[] = {"step", "dense", "experts", "wait", "down",
+                                        "up",   "pages", "move",    "read", "read ahead"};
     double begin_us = (double)(e->begin_ns - zero_ns) * 1e-3, end_us = (double)(e->end_ns - zero_ns) * 1e-3;
 
     if (e->what < TRACE_READ) {

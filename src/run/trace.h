@@ -18,9 +18,10 @@ enum trace_what {
     TRACE_WAIT,    /* nothing to compute until a read ends */
     TRACE_DOWN,    /* waiting for a GPU, and for what comes down from it then; id: rows */
     TRACE_UP,      /* queueing what goes up to it; id: rows */
-    TRACE_MOVE,    /* within DOWN: staging what moves to it; id: pieces, and looks whether all have come */
-    TRACE_READ,    /* an expert on its way; id: which */
-    TRACE_AHEAD,   /* the same, because of a hint */
+    TRACE_BACK, /* before a step: queueing KV pages that come back to the GPU, and waiting for a segment's last; id: how many */
+    TRACE_MOVE,  /* within DOWN: staging what moves to it; id: pieces, and looks whether all have come */
+    TRACE_READ,  /* an expert on its way; id: which */
+    TRACE_AHEAD, /* the same, because of a hint */
 };
 
 struct trace_event {
