@@ -28,13 +28,6 @@ static void setup(void)
     start();
 }
 
-static struct ferry_engine_opts opts_of(const char *device)
-{
-    struct ferry_engine_opts o = opts_for(device, 256, 64);
-    o.copies = "never";
-    return o;
-}
-
 /* What is counted for the driver's rounding: 2 MiB for each of 6 pieces, and for landings if there are any. */
 #define ROUNDING_BYTES (12 * MIB)
 #define LANDING_ROUNDING_BYTES (2 * MIB)
@@ -85,7 +78,7 @@ static uint64_t vram_for(const char *name, int quarters)
     static uint64_t expert_bytes, bytes;
 
     if (strcmp(name, last_name)) {
-        struct ferry_engine_opts o = opts_of("cuda:0");
+        struct ferry_engine_opts o = copies_nothing("cuda:0");
         struct ferry_engine *e = open_with(name, &o);
         expert_bytes = fact_of(e, "bytes", "expert");
         bytes = fact_of(e, "bytes", "total") - expert_bytes;
@@ -98,7 +91,7 @@ static uint64_t vram_for(const char *name, int quarters)
 /* Options of the split number `quarters`, nothing copied; the emulated GPU has no byte more than the plan may use. */
 static inline struct ferry_engine_opts split_of(const char *name, int quarters)
 {
-    struct ferry_engine_opts o = opts_of("cuda:0");
+    struct ferry_engine_opts o = copies_nothing("cuda:0");
     o.vram_bytes = vram_for(name, quarters);
     emu_set_vram(o.vram_bytes);
     return o;
@@ -176,7 +169,7 @@ static void plan_rooms(const struct machine *machine, struct plan_opts *o, int q
 static void make_rooms(const struct rooms_args *a)
 {
     const int n_ctx = a->n_ctx ? a->n_ctx : 256, n_seq = a->n_seq ? a->n_seq : 1;
-    struct plan_opts o = {.n_ctx = (uint32_t)n_ctx, /* all else as opts_of() has it */
+    struct plan_opts o = {.n_ctx = (uint32_t)n_ctx, /* all else as copies_nothing() has it */
                           .n_seq = 2,
                           .n_out = 16,
                           .n_threads = 1,

@@ -40,6 +40,14 @@ static struct ferry_engine_opts opts_for(const char *device, uint32_t n_ctx, uin
     return o;
 }
 
+/* The same, with experts that are not on the GPU never copied there. */
+static inline struct ferry_engine_opts copies_nothing(const char *device)
+{
+    struct ferry_engine_opts o = opts_for(device, 256, 64);
+    o.copies = "never";
+    return o;
+}
+
 static int try_open(const char *name, const struct ferry_engine_opts *o, struct ferry_engine **e)
 {
     char path[1024];
@@ -59,6 +67,31 @@ static struct ferry_session *session_of(struct ferry_engine *e)
     struct ferry_session *s = NULL;
     ck_assert_msg(ferry_session_make(e, NULL, &s) == 0, "%s", ferry_error());
     return s;
+}
+
+/* Greedy tokens after 20 ids, of a session and of one that was forked off it in the middle: words (2, n). */
+static inline void greedy_words(const char *name, const struct ferry_engine_opts *o, int n, int32_t *words)
+{
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_sample_opts greedy;
+    struct ferry_session *s, *fork;
+
+    ferry_sample_opts_init(&greedy);
+    greedy.temperature = 0;
+    ck_assert_int_eq(ferry_session_make(e, &greedy, &s), 0);
+    emu_in_step(true);
+    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+    for (int i = 0; i < n / 2; i++)
+        ck_assert_msg(ferry_session_step(s, &words[i]) == 0, "%s", ferry_error());
+    ck_assert_int_eq(ferry_session_fork(s, &fork), 0);
+    for (int i = n / 2; i < n; i++) { /* both write into a page that they share */
+        ck_assert_int_eq(ferry_session_step(s, &words[i]), 0);
+        ck_assert_int_eq(ferry_session_step(fork, &words[n + i]), 0);
+    }
+    emu_in_step(false);
+    ferry_session_free(fork);
+    ferry_session_free(s);
+    ferry_engine_close(e);
 }
 
 /* What an engine's plan says of the GPU: "experts", "bytes" "total"...; false: nothing. */

@@ -17,13 +17,6 @@ static void setup(void)
     start();
 }
 
-static struct ferry_engine_opts opts_of(const char *device)
-{
-    struct ferry_engine_opts o = opts_for(device, 256, 64);
-    o.copies = "never";
-    return o;
-}
-
 /* The least GPU memory with which so many layers are the CPU's. *expert_bytes: of all experts of the others. */
 static uint64_t vram_for(const char *name, int n_layers, const struct ferry_engine_opts *like, uint64_t *expert_bytes)
 {
@@ -46,7 +39,7 @@ static uint64_t vram_for(const char *name, int n_layers, const struct ferry_engi
 /* So many layers on the CPU, and memory for a quarter of all experts with the GPU; the emulated GPU has no byte more. */
 static struct ferry_engine_opts layers_of(const char *name, int n_layers, bool has_experts)
 {
-    struct ferry_engine_opts o = opts_of("cuda:0");
+    struct ferry_engine_opts o = copies_nothing("cuda:0");
     uint64_t expert_bytes;
 
     o.vram_bytes = vram_for(name, n_layers, &o, &expert_bytes);
@@ -120,7 +113,8 @@ enum { N_SPLITS = sizeof splits / sizeof *splits };
 START_TEST(layers_on_the_cpu_change_bits)
 {
     const char *name = splits[_i].name;
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of(name, splits[_i].n_layers, splits[_i].has_experts);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"),
+                             gpu = layers_of(name, splits[_i].n_layers, splits[_i].has_experts);
 
     must_say_the_same(name, &cpu, &gpu);
     ck_assert_uint_gt(emu_n_launches(), N_TOK - PROMPT); /* it was the GPU */
@@ -132,7 +126,7 @@ END_TEST
 
 START_TEST(layers_with_a_q8_0_cache_change_bits)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     uint64_t expert_bytes;
 
     cpu.kv_type = gpu.kv_type = "q8_0";
@@ -144,7 +138,7 @@ END_TEST
 
 START_TEST(another_order_of_streams_changes_bits)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("qwen3moe", 1, true);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = layers_of("qwen3moe", 1, true);
 
     for (uint64_t seed = 2; seed < 6; seed++) {
         emu_seed(seed);
@@ -157,7 +151,7 @@ END_TEST
 START_TEST(experts_from_disk_change_bits)
 {
     static const char *const io[] = {"pread", "uring"};
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("qwen3moe", 1, _i % 2);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = layers_of("qwen3moe", 1, _i % 2);
 
     gpu.io = io[_i / 2];
     gpu.n_threads = 2;
@@ -171,7 +165,7 @@ END_TEST
 /* What the GPU's layers have no places for goes to it for a step. */
 START_TEST(copied_experts_change_bits)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     struct ferry_engine *e = open_with("qwen3moe", &gpu);
 
     gpu.plan_path = plan_with(e, "{\"gpu\": {\"first_layer\": 1, \"experts\": 4, \"moves\": true, \"landings\": 2, "
@@ -183,39 +177,14 @@ START_TEST(copied_experts_change_bits)
 }
 END_TEST
 
-/* Greedy tokens after 20 ids, of a session and of one that was forked off it in the middle. */
-static void words_of(const char *name, const struct ferry_engine_opts *o, int32_t words[2 * N_NEW])
-{
-    struct ferry_engine *e = open_with(name, o);
-    struct ferry_sample_opts greedy;
-    struct ferry_session *s, *fork;
-
-    ferry_sample_opts_init(&greedy);
-    greedy.temperature = 0;
-    ck_assert_int_eq(ferry_session_make(e, &greedy, &s), 0);
-    emu_in_step(true);
-    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
-    for (int i = 0; i < N_NEW / 2; i++)
-        ck_assert_msg(ferry_session_step(s, &words[i]) == 0, "%s", ferry_error());
-    ck_assert_int_eq(ferry_session_fork(s, &fork), 0);
-    for (int i = N_NEW / 2; i < N_NEW; i++) { /* both write into a page that they share */
-        ck_assert_int_eq(ferry_session_step(s, &words[i]), 0);
-        ck_assert_int_eq(ferry_session_step(fork, &words[N_NEW + i]), 0);
-    }
-    emu_in_step(false);
-    ferry_session_free(fork);
-    ferry_session_free(s);
-    ferry_engine_close(e);
-}
-
 START_TEST(greedy_words_differ)
 {
     static const char *const names[] = {"gemma3", "mixtral"};
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of(names[_i], _i ? 1 : 5, false);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = layers_of(names[_i], _i ? 1 : 5, false);
     int32_t want[2 * N_NEW] = {0}, got[2 * N_NEW] = {0};
 
-    words_of(names[_i], &cpu, want);
-    words_of(names[_i], &gpu, got);
+    greedy_words(names[_i], &cpu, N_NEW, want);
+    greedy_words(names[_i], &gpu, N_NEW, got);
     ck_assert_mem_eq(want, got, sizeof want);
     ck_assert_mem_eq(got + N_NEW / 2, got + N_NEW + N_NEW / 2, N_NEW / 2 * sizeof *got);
 }
@@ -295,7 +264,7 @@ static void answers_of(const char *name, const struct ferry_engine_opts *o, stru
 START_TEST(batch_says_something_else)
 {
     static const char *const names[] = {"gemma3", "qwen3moe"};
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     struct answers want, got;
     uint64_t expert_bytes;
 
@@ -311,7 +280,7 @@ END_TEST
 /* Pages of both sides, for fewer positions than all have together: the youngest give theirs back, to a file. */
 START_TEST(spilled_pages_come_back_others)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     struct answers want, got;
     uint64_t expert_bytes;
 
@@ -406,7 +375,8 @@ END_TEST
 
 START_TEST(saved_layers_are_others)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("gemma3", 2, false), saved = opts_of(NULL);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = layers_of("gemma3", 2, false),
+                             saved = copies_nothing(NULL);
     struct ferry_engine *e = open_with("gemma3", &gpu);
     char *text;
 
@@ -497,7 +467,7 @@ START_TEST(gpu_that_makes_it_slower_is_used)
         ck_assert_int_eq(strstr(info.isa, "cuda") != NULL, faster);
         ck_assert_int_eq(emu_n_live() > 0, faster);
         if (!faster) {
-            struct ferry_engine_opts saved = opts_of("cuda:0");
+            struct ferry_engine_opts saved = copies_nothing("cuda:0");
             struct ferry_engine *other;
             saved.plan_path = plan_with(e, "{}");
             ferry_engine_close(open_with("gemma3", &saved)); /* the same wish, and the same answer */
@@ -533,7 +503,7 @@ END_TEST
  * see that, the tests above would prove nothing. */
 START_TEST(dropped_wait_is_not_seen)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = layers_of("llama", 1, false);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = layers_of("llama", 1, false);
     float *want = logits_of("llama", &cpu), got[N_VOCAB];
     int n_wrong = 0;
     enum { N_SEEDS = 64 };

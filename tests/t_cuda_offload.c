@@ -22,7 +22,7 @@ static void leave(void)
 static struct ferry_engine_opts copying_of(const char *name, const char *io, int quarters, int n_landing,
                                            const char *copies)
 {
-    struct ferry_engine_opts o = split_of(name, 0), saved = opts_of(NULL);
+    struct ferry_engine_opts o = split_of(name, 0), saved = copies_nothing(NULL);
     char *text;
 
     o.io = io;
@@ -53,7 +53,7 @@ static struct ferry_engine_opts copying_of(const char *name, const char *io, int
 START_TEST(copied_experts_change_bits)
 {
     const char *name = moe_models[_i];
-    struct ferry_engine_opts cpu = opts_of("cpu");
+    struct ferry_engine_opts cpu = copies_nothing("cpu");
     float *want = logits_of(name, &cpu);
 
     /* 1 to 3 landings are fewer than a layer has experts: places are used again in it. */
@@ -72,7 +72,7 @@ END_TEST
 
 static float *want_of(const char *name)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu");
+    struct ferry_engine_opts cpu = copies_nothing("cpu");
     return logits_of(name, &cpu);
 }
 

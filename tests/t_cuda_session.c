@@ -15,7 +15,7 @@ enum { N_MODELS = sizeof models / sizeof *models };
 
 START_TEST(logits_differ_from_the_cpus)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     float *want = logits_of(models[_i], &cpu);
 
     ck_assert_uint_eq(emu_n_launches(), 0);
@@ -30,7 +30,7 @@ END_TEST
 
 START_TEST(logits_with_a_q8_0_cache_differ)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     cpu.kv_type = gpu.kv_type = "q8_0";
     gpu.chunk_tok = gpu.n_out = 7;
     float *want = logits_of("gemma3", &cpu), *got = logits_of("gemma3", &gpu);
@@ -45,7 +45,7 @@ END_TEST
  * the average over the rows is far below the worst. */
 START_TEST(prompt_by_tensor_cores_loses_the_thread)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
     gpu.prefill = "blas";
     float *want = logits_of("mixed", &cpu), *got = logits_of("mixed", &gpu);
     double sum_sq = 0, diff_sq = 0;
@@ -61,39 +61,15 @@ START_TEST(prompt_by_tensor_cores_loses_the_thread)
 }
 END_TEST
 
-/* Greedy tokens after the first 20 ids, from a session and from one that was forked off it in the middle. */
-static void words_of(const char *name, const char *device, int32_t words[2 * N_NEW])
-{
-    struct ferry_engine_opts o = opts_of(device);
-    struct ferry_engine *e = open_with(name, &o);
-    struct ferry_sample_opts greedy;
-    struct ferry_session *s, *fork;
-
-    ferry_sample_opts_init(&greedy);
-    greedy.temperature = 0;
-    ck_assert_int_eq(ferry_session_make(e, &greedy, &s), 0);
-    emu_in_step(true);
-    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
-    for (int i = 0; i < N_NEW / 2; i++)
-        ck_assert_msg(ferry_session_step(s, &words[i]) == 0, "%s", ferry_error());
-    ck_assert_int_eq(ferry_session_fork(s, &fork), 0);
-    for (int i = N_NEW / 2; i < N_NEW; i++) { /* both write into a page that they share */
-        ck_assert_int_eq(ferry_session_step(s, &words[i]), 0);
-        ck_assert_int_eq(ferry_session_step(fork, &words[N_NEW + i]), 0);
-    }
-    emu_in_step(false);
-    ferry_session_free(fork);
-    ferry_session_free(s);
-    ferry_engine_close(e);
-}
-
 START_TEST(greedy_words_differ)
 {
     static const char *const names[] = {"llama", "mixtral"};
     int32_t want[2 * N_NEW] = {0}, got[2 * N_NEW] = {0};
 
-    words_of(names[_i], "cpu", want);
-    words_of(names[_i], "cuda:0", got);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
+
+    greedy_words(names[_i], &cpu, N_NEW, want);
+    greedy_words(names[_i], &gpu, N_NEW, got);
     ck_assert_mem_eq(want, got, sizeof want);
     ck_assert_mem_eq(got + N_NEW / 2, got + N_NEW + N_NEW / 2, N_NEW / 2 * sizeof *got);
 }
@@ -101,7 +77,7 @@ END_TEST
 
 START_TEST(another_order_of_streams_and_threads_changes_bits)
 {
-    struct ferry_engine_opts gpu = opts_of("cuda:0");
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
     float *want = logits_of("qwen2moe", &gpu);
 
     for (uint64_t seed = 2; seed < 4; seed++) {
@@ -123,7 +99,7 @@ enum { N_MOE_MODELS = sizeof moe_models / sizeof *moe_models, N_SPLITS = 4 };
 START_TEST(split_of_experts_changes_bits)
 {
     const char *name = moe_models[_i / N_SPLITS];
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of(name, _i % N_SPLITS);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of(name, _i % N_SPLITS);
     float *want = logits_of(name, &cpu), *got = logits_of(name, &gpu);
 
     must_equal(want, got, name);
@@ -142,7 +118,7 @@ END_TEST
 START_TEST(split_with_experts_from_disk_changes_bits)
 {
     static const char *const io[] = {"pread", "uring"};
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 1);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("qwen3moe", 1);
     float *want = logits_of("qwen3moe", &cpu);
 
     gpu.io = io[_i];
@@ -167,7 +143,7 @@ END_TEST
 
 START_TEST(another_order_changes_bits_of_a_split)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("mixtral", 2);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("mixtral", 2);
     float *want = logits_of("mixtral", &cpu);
 
     for (uint64_t seed = 2; seed < 6; seed++) {
@@ -184,7 +160,7 @@ END_TEST
  * another for it. */
 START_TEST(experts_that_move_change_bits)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 1);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("qwen3moe", 1);
     static float want[N_TOK * N_VOCAB], got[N_TOK * N_VOCAB];
     struct ferry_engine *e = open_with("qwen3moe", &cpu);
     struct ferry_session *s = session_of(e);
@@ -262,7 +238,7 @@ static void answers_of(const char *name, const struct ferry_engine_opts *o, int3
 
 START_TEST(batch_of_a_split_says_something_else)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 2);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("qwen3moe", 2);
     int32_t want[N_PROMPTS][ANSWER_TOK], got[N_PROMPTS][ANSWER_TOK];
 
     cpu.n_batch = gpu.n_batch = 2;
@@ -308,7 +284,7 @@ END_TEST
  * experts here, so that the GPU has nothing to do before the combine. */
 START_TEST(dropped_wait_is_not_seen)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("mixtral", 0);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("mixtral", 0);
     float *want = logits_of("mixtral", &cpu), got[N_VOCAB];
     int n_wrong = 0;
     enum { N_SEEDS = 64 };
@@ -334,7 +310,7 @@ END_TEST
 START_TEST(saved_split_is_another)
 {
     char path[] = TEST_BUILD_DIR "/t_cuda_session-XXXXXX", *text;
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("mixtral", 2), saved = opts_of(NULL);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("mixtral", 2), saved = copies_nothing(NULL);
     struct ferry_engine *e = open_with("mixtral", &gpu);
     uint64_t n_experts = fact_of(e, "experts", NULL);
     char words[64];
@@ -366,7 +342,7 @@ END_TEST
  * after each call here. The emulator ends the process where work goes to a GPU that is not chosen. */
 START_TEST(engine_is_bound_to_the_thread_that_opened_it)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = split_of("qwen3moe", 1);
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = split_of("qwen3moe", 1);
     static float want[N_TOK * N_VOCAB], got[N_VOCAB];
     struct ferry_engine *e = open_with("qwen3moe", &cpu);
     struct ferry_session *s = session_of(e);
@@ -401,7 +377,7 @@ END_TEST
 
 START_TEST(too_little_memory_leaves_something)
 {
-    struct ferry_engine_opts gpu = opts_of("cuda:0");
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
     struct ferry_engine *e = open_with("llama", &gpu);
     size_t bytes = emu_device_bytes();
 
@@ -426,7 +402,7 @@ END_TEST
 /* All experts on the GPU; half of them. */
 static struct ferry_engine_opts whole_or_split(int i)
 {
-    return i ? split_of("mixtral", 2) : opts_of("cuda:0");
+    return i ? split_of("mixtral", 2) : copies_nothing("cuda:0");
 }
 
 START_TEST(failed_call_at_open_leaves_something)
@@ -646,7 +622,7 @@ enum { N_MOVE_WORDS = 4, MOVE_CONTEXT = 10 };
 /* Logits of some words, each behind the same beginning, by the CPU. */
 static void want_words(float want[N_MOVE_WORDS][N_VOCAB])
 {
-    struct ferry_engine_opts cpu = opts_of("cpu");
+    struct ferry_engine_opts cpu = copies_nothing("cpu");
     struct ferry_engine *e = open_with("qwen3moe", &cpu);
     struct ferry_session *s = session_of(e);
 
@@ -807,7 +783,7 @@ END_TEST
  * finds all in order. */
 START_TEST(failed_read_in_a_layer_spoils_the_session)
 {
-    struct ferry_engine_opts cpu = opts_of("cpu");
+    struct ferry_engine_opts cpu = copies_nothing("cpu");
     float *want = logits_of("qwen3moe", &cpu), got[12 * N_VOCAB];
     int n_failed = 0;
 
@@ -840,7 +816,7 @@ enum { MOST_EMBD = 64 };
 
 static bool embed_two(const char *device, int nth, float *out)
 {
-    struct ferry_engine_opts o = opts_of(device);
+    struct ferry_engine_opts o = copies_nothing(device);
     struct ferry_batch *b = NULL;
     struct ferry_request q;
     uint64_t first = 0, id;
@@ -897,16 +873,16 @@ END_TEST
 
 START_TEST(what_a_gpu_cannot_have_is_taken)
 {
-    struct ferry_engine_opts o = opts_of("cuda:0");
+    struct ferry_engine_opts o = copies_nothing("cuda:0");
     struct ferry_engine *e;
 
     o.io = "mmap";
     ck_assert_int_eq(try_open("llama", &o, &e), FERRY_ERR_UNSUPPORTED);
-    o = opts_of("cuda:1");
+    o = copies_nothing("cuda:1");
     ck_assert_int_eq(try_open("llama", &o, &e), FERRY_ERR_DEVICE);
     static const char *const wrong[] = {"cuda", "cuda:", "cuda:x", "cuda:0x", "gpu", ""};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        o = opts_of(wrong[i]);
+        o = copies_nothing(wrong[i]);
         ck_assert_int_eq(try_open("llama", &o, &e), FERRY_ERR_ARG);
     }
     ck_assert_int_eq(emu_n_live(), 0);
