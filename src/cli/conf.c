@@ -112,7 +112,8 @@ const struct conf_option conf_options[] = {
     {"isa", 0, CONF_TEXT, ENGINES " plan", AT(isa), 0, "NAME", "the best there is", NULL, NULL, 0, 0,
      "kernels to use, by instruction set: avx512vnni, avx512, avx2, ref"},
     {"device", 0, CONF_TEXT, ENGINES " plan", AT(device), 0, "NAME", "cpu", NULL, NULL, 0, 0,
-     "who computes: cpu, cuda:N (GPU N all but the experts that do not fit it; where ferry was built with CUDA), or "
+     "who computes: cpu, cuda:N (GPU N all but the experts, or the first layers, that do not fit it; where ferry was "
+     "built with CUDA), or "
      "auto "
      "(cuda:0 if it is there)"},
     {"vram", 0, CONF_SIZE, ENGINES, AT(vram_bytes), 0, "SIZE", "what is free, less a margin", NULL, NULL, 0, 0,
