@@ -23,11 +23,6 @@
 
 enum { PREFILL = 130, N_NEW = 64 };
 
-static void setup(void)
-{
-    start();
-}
-
 /* What is counted for the driver's rounding: 2 MiB for each of 6 pieces, and for landings if there are any. */
 #define ROUNDING_BYTES (12 * MIB)
 #define LANDING_ROUNDING_BYTES (2 * MIB)

@@ -10,6 +10,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { N_TOK = 150, N_VOCAB = 288 };
 
@@ -92,6 +93,35 @@ static inline void greedy_words(const char *name, const struct ferry_engine_opts
     ferry_session_free(fork);
     ferry_session_free(s);
     ferry_engine_close(e);
+}
+
+/* A prompt's row after ten others, launch by launch (else: t_cuda_graph): every call of its step fails in turn, `least` or more of them; the
+ * session then goes on as if nothing had been. */
+static inline void fail_each_call_of_a_step(struct ferry_session *s, int least)
+{
+    float want[N_VOCAB], got[N_VOCAB];
+    bool failed = true;
+    int n = 1;
+
+    ck_assert_int_eq(ferry_session_append(s, ids, 10, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, want), 0);
+    size_t len = ferry_session_n_tokens(s) - 1;
+    for (; failed; n++) {
+        ck_assert_int_eq(ferry_session_truncate(s, len), 0);
+        emu_seed((uint64_t)n);
+        emu_fail_nth(n);
+        int rc = ferry_session_logits(s, ids + 10, 1, true, got);
+        failed = emu_n_calls() >= n;
+        emu_fail_nth(0);
+        ck_assert_int_eq(rc, failed ? FERRY_ERR_DEVICE : 0);
+        if (!failed || n % 3)
+            continue;
+        ck_assert_int_eq(ferry_session_truncate(s, len), 0); /* at once again, over what may be under way */
+        ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, got), 0);
+        ck_assert_mem_eq(want, got, sizeof want);
+    }
+    ck_assert_mem_eq(want, got, sizeof want);
+    ck_assert_int_gt(n, least);
 }
 
 /* What an engine's plan says of the GPU: "experts", "bytes" "total"...; false: nothing. */

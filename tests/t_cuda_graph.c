@@ -581,8 +581,8 @@ int main(void)
     Suite *suite = suite_create("cuda_graph");
     TCase *tc = tcase_create("ops"), *engines = tcase_create("engines"); /* CK_RUN_CASE chooses one of them */
 
-    tcase_add_checked_fixture(tc, setup, NULL);
-    tcase_add_checked_fixture(engines, setup, NULL);
+    tcase_add_checked_fixture(tc, start, NULL);
+    tcase_add_checked_fixture(engines, start, NULL);
     tcase_set_timeout(tc, 240);
     tcase_set_timeout(engines, 240);
     tcase_add_test(tc, graph_is_replayed_for_other_launches);

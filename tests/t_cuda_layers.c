@@ -12,11 +12,6 @@
 
 enum { PROMPT = 130, N_NEW = 24 };
 
-static void setup(void)
-{
-    start();
-}
-
 /* The least GPU memory with which so many layers are the CPU's. *expert_bytes: of all experts of the others. */
 static uint64_t vram_for(const char *name, int n_layers, const struct ferry_engine_opts *like, uint64_t *expert_bytes)
 {
@@ -552,36 +547,14 @@ START_TEST(failed_call_at_open_leaves_something)
 }
 END_TEST
 
-/* Every call of a step in turn; the session then goes on as if nothing had been. */
 START_TEST(failed_call_in_a_step_spoils_the_session)
 {
     const char *name = failing[_i];
     struct ferry_engine_opts gpu = layers_of(name, _i ? 1 : 3, _i);
     struct ferry_engine *e = open_with(name, &gpu);
     struct ferry_session *s = session_of(e);
-    float want[N_VOCAB], got[N_VOCAB];
-    bool failed = true;
-    int n = 1;
 
-    ck_assert_int_eq(ferry_session_append(s, ids, 10, NULL, NULL), 0);
-    ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, want), 0);
-    size_t len = ferry_session_n_tokens(s) - 1;
-    for (; failed; n++) {
-        ck_assert_int_eq(ferry_session_truncate(s, len), 0);
-        emu_seed((uint64_t)n);
-        emu_fail_nth(n);
-        int rc = ferry_session_logits(s, ids + 10, 1, true, got);
-        failed = emu_n_calls() >= n;
-        emu_fail_nth(0);
-        ck_assert_int_eq(rc, failed ? FERRY_ERR_DEVICE : 0);
-        if (!failed || n % 3)
-            continue;
-        ck_assert_int_eq(ferry_session_truncate(s, len), 0); /* at once again, over what may be under way */
-        ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, got), 0);
-        ck_assert_mem_eq(want, got, sizeof want);
-    }
-    ck_assert_mem_eq(want, got, sizeof want);
-    ck_assert_int_gt(n, 20); /* launches of a few layers */
+    fail_each_call_of_a_step(s, 20); /* launches of a few layers */
     ferry_session_free(s);
     ferry_engine_close(e);
     ck_assert_int_eq(emu_n_live(), 0);
@@ -592,7 +565,7 @@ static TCase *add_case(Suite *suite, const char *name)
 {
     TCase *tc = tcase_create(name);
 
-    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(tc, start, NULL);
     tcase_set_timeout(tc, 240);
     suite_add_tcase(suite, tc);
     return tc;

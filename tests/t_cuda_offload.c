@@ -503,7 +503,7 @@ int main(void)
     TCase *const all[] = {tc, failures, times};
 
     for (int i = 0; i < 3; i++) {
-        tcase_add_checked_fixture(all[i], setup, leave);
+        tcase_add_checked_fixture(all[i], start, leave);
         tcase_set_timeout(all[i], 240);
         suite_add_tcase(suite, all[i]);
     }

@@ -444,35 +444,13 @@ START_TEST(failed_allocation_at_open_leaves_something)
 }
 END_TEST
 
-/* Every call of a step in turn; the session then goes on as if nothing had been. */
 START_TEST(failed_call_in_a_step_spoils_the_session)
 {
     struct ferry_engine_opts gpu = whole_or_split(_i);
     struct ferry_engine *e = open_with("mixtral", &gpu);
     struct ferry_session *s = session_of(e);
-    float want[N_VOCAB], got[N_VOCAB];
-    bool failed = true;
-    int n = 1;
 
-    ck_assert_int_eq(ferry_session_append(s, ids, 10, NULL, NULL), 0);
-    ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, want), 0);
-    size_t len = ferry_session_n_tokens(s) - 1;
-    for (; failed; n++) {
-        ck_assert_int_eq(ferry_session_truncate(s, len), 0);
-        emu_fail_nth(n);
-        int rc =
-            ferry_session_logits(s, ids + 10, 1, true, got); /* a prompt's row: launch by launch (else: t_cuda_graph) */
-        failed = emu_n_calls() >= n;
-        emu_fail_nth(0);
-        ck_assert_int_eq(rc, failed ? FERRY_ERR_DEVICE : 0);
-        if (!failed || n % 4)
-            continue;
-        ck_assert_int_eq(ferry_session_truncate(s, len), 0); /* at once again, over what may be under way */
-        ck_assert_int_eq(ferry_session_logits(s, ids + 10, 1, true, got), 0);
-        ck_assert_mem_eq(want, got, sizeof want);
-    }
-    ck_assert_mem_eq(want, got, sizeof want);
-    ck_assert_int_gt(n, 30); /* launches of a few layers */
+    fail_each_call_of_a_step(s, 30); /* launches of a few layers */
     ferry_session_free(s);
     ferry_engine_close(e);
     ck_assert_int_eq(emu_n_live(), 0);
@@ -894,7 +872,7 @@ int main(void)
     Suite *suite = suite_create("cuda_session");
     TCase *tc = tcase_create("cuda_session");
 
-    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(tc, start, NULL);
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, logits_differ_from_the_cpus, 0, N_MODELS);
     tcase_add_test(tc, logits_with_a_q8_0_cache_differ);
