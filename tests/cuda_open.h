@@ -95,8 +95,8 @@ static inline void greedy_words(const char *name, const struct ferry_engine_opts
     ferry_engine_close(e);
 }
 
-/* A prompt's row after ten others, launch by launch (else: t_cuda_graph): every call of its step fails in turn, `least` or more of them; the
- * session then goes on as if nothing had been. */
+/* A prompt's row after ten others, launch by launch (else: t_cuda_graph): every call of its step fails in turn, `least` or more of them;
+ * the session then goes on as if nothing had been. */
 static inline void fail_each_call_of_a_step(struct ferry_session *s, int least)
 {
     float want[N_VOCAB], got[N_VOCAB];

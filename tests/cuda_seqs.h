@@ -17,6 +17,7 @@
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/store.h"
+#include "tests/cuda_times.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -25,9 +26,6 @@
 
 /* Three sequences of one segment each, of which POS positions are filled; the GPU holds two, until one of them ends. */
 enum { N_VOCAB = 288, N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
-/* Slow ones, so that a nanosecond is nothing; the way is so fast that what crosses is little beside what is computed. */
-#define GPU_RATE 1e6
-#define PCIE_RATE 1e9
 
 static struct {
     struct device_ops cpu_ops, gpu_ops;
@@ -47,27 +45,12 @@ static struct {
     int n_host_rows;  /* that the host computed, of all layers */
 } rooms;
 
-static uint64_t ns_of(double bytes, double rate)
-{
-    return (uint64_t)(bytes * 1e9 / rate + 0.5);
-}
-
 /* ---- the devices, timed ---- */
 
 static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
 {
-    const struct cu_mat_args *a = (const struct cu_mat_args *)((const char *)l->closure + l->args_off);
-
     (void)arg;
-    if (strstr(l->name, "attn"))
-        return ns_of(rooms.n_gpu_rows * rooms.row_bytes, GPU_RATE);
-    if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
-        return 0;
-    ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    int n_rows = a->n_rows;
-    for (int i = 0; i < a->n_more; i++)
-        n_rows += a->more[i].n_rows;
-    return ns_of((double)a->w_stride * n_rows, GPU_RATE);
+    return strstr(l->name, "attn") ? ns_of(rooms.n_gpu_rows * rooms.row_bytes, GPU_RATE) : product_ns(l);
 }
 
 static int count_rows(const struct op *op, const struct rows *rows)

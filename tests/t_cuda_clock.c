@@ -13,6 +13,7 @@
 #include "src/run/exec.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
+#include "tests/cuda_times.h"
 
 #include <check.h>
 #include <math.h>
@@ -21,9 +22,6 @@
 #include <string.h>
 
 enum { N_VOCAB = 288, N_TOK = 24, MAX_LAYERS = 8 };
-/* Slow ones, so that a nanosecond is nothing; the way is so fast that what crosses is little beside what is computed. */
-#define GPU_RATE 1e6
-#define PCIE_RATE 1e9
 
 static struct {
     double host_rate;
@@ -32,26 +30,12 @@ static struct {
     int n_pieces;                                     /* of a token */
 } walk;
 
-static uint64_t ns_of(double bytes, double rate)
-{
-    return (uint64_t)(bytes * 1e9 / rate + 0.5);
-}
-
 /* ---- the devices, timed ---- */
 
-/* Weights over the rate; what else a kernel reads is in its caches. */
 static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
 {
-    const struct cu_mat_args *a = (const struct cu_mat_args *)((const char *)l->closure + l->args_off);
-
     (void)arg;
-    if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
-        return 0;
-    ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
-    int n_rows = a->n_rows;
-    for (int i = 0; i < a->n_more; i++)
-        n_rows += a->more[i].n_rows;
-    return ns_of((double)a->w_stride * n_rows * (a->tiles ? a->n_tiles : 1), GPU_RATE);
+    return product_ns(l);
 }
 
 static uint64_t experts_ns(const struct op *op, double rate)
