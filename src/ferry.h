@@ -365,6 +365,7 @@ struct ferry_batch_stats {
     uint64_t kv_pages, kv_pages_used;
     uint64_t
         n_sat_out; /* times that a sequence waited for a step because its pages lay in the host's memory beside a GPU's */
+    uint64_t n_halved; /* steps in halves, of which the CPU attended to one while the GPU computed the other */
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
 
@@ -373,8 +374,8 @@ void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats
 const char *ferry_batch_review(const struct ferry_batch *batch, char *buf, size_t buf_bytes);
 
 /* One line for a person when sequences whose pages lie in the host's memory beside a GPU's have been left to wait for their pages to come
- * back, or not to, since *n_seen changes of that (which is brought up to date; 0 in the beginning): which way brings more tokens by
- * measured steps. "" when nothing has changed. Returns buf. */
+ * back, or not to, or steps to be run in halves, or not, since *n_seen changes of that (which is brought up to date; 0 in the beginning):
+ * which way brings more tokens by measured steps. "" when nothing has changed. Returns buf. */
 const char *ferry_batch_news(const struct ferry_batch *batch, uint32_t *n_seen, char *buf, size_t buf_bytes);
 
 /* The same as ferry_batch_review() as numbers; 0: nothing was predicted; there were none. */

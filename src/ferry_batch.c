@@ -7,6 +7,7 @@
 #include "src/ferry_in.h"
 #include "src/model/model.h"
 #include "src/run/cache.h"
+#include "src/run/exec.h"
 #include "src/run/jobs.h"
 #include "src/run/store.h"
 
@@ -228,8 +229,10 @@ void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *ou
 
 void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *out)
 {
+    struct exec_stats ex;
     struct jobs_stats s;
 
+    exec_stats(b->engine->exec, &ex);
     jobs_stats(b->jobs, &s);
     *out = (struct ferry_batch_stats){.n_waiting = (uint32_t)s.n_waiting,
                                       .n_running = (uint32_t)s.n_running,
@@ -244,7 +247,8 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_rerun = s.n_rerun,
                                       .n_spilled = s.n_spilled,
                                       .n_spill_failed = s.n_spill_failed,
-                                      .n_sat_out = s.n_sat_out};
+                                      .n_sat_out = s.n_sat_out,
+                                      .n_halved = ex.n_halved};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);

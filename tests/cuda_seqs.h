@@ -24,8 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Three sequences of one segment each, of which POS positions are filled; the GPU holds two, until one of them ends. */
-enum { N_VOCAB = 288, N_SEQ = 3, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
+/* Three sequences (or SEQS, which a suite may define before) of one segment each, of which POS positions are filled; the GPU holds two, until
+ * one of them ends. */
+#ifndef SEQS
+#define SEQS 3
+#endif
+enum { N_VOCAB = 288, N_SEQ = SEQS, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
 
 static struct {
     struct device_ops cpu_ops, gpu_ops;
@@ -41,8 +45,11 @@ static struct {
     struct exec *exec;
     struct batch batch;
     double row_bytes; /* that attention of a row reads in a layer */
-    int n_gpu_rows;   /* of the step, whose pages lie with the GPU */
-    int n_host_rows;  /* that the host computed, of all layers */
+    /* Rows whose pages lie with the GPU, of each attention that was queued there and has not begun, as a ring. */
+    int n_gpu_rows[256];
+    unsigned n_queued, n_begun;
+    bool is_timed;
+    int n_host_rows; /* that the host computed, of all layers */
 } rooms;
 
 /* ---- the devices, timed ---- */
@@ -50,7 +57,10 @@ static struct {
 static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
 {
     (void)arg;
-    return strstr(l->name, "attn") ? ns_of(rooms.n_gpu_rows * rooms.row_bytes, GPU_RATE) : product_ns(l);
+    if (!strstr(l->name, "attn"))
+        return product_ns(l);
+    ck_assert_uint_lt(rooms.n_begun, rooms.n_queued);
+    return ns_of(rooms.n_gpu_rows[rooms.n_begun++ % 256] * rooms.row_bytes, GPU_RATE);
 }
 
 static int count_rows(const struct op *op, const struct rows *rows)
@@ -64,10 +74,13 @@ static int count_rows(const struct op *op, const struct rows *rows)
 
 static int run_gpu(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
 {
-    for (int i = 0; i < n_ops; i++)
+    for (int i = 0; i < n_ops && rooms.is_timed; i++)
         if (ops[i].kind == OP_ATTN_STATES || ops[i].kind == OP_ATTENTION)
-            rooms.n_gpu_rows = count_rows(&ops[i], rows);
-    return cuda_device_ops.run(dev, ops, n_ops, rows);
+            rooms.n_gpu_rows[rooms.n_queued++ % 256] = count_rows(&ops[i], rows);
+    int rc = cuda_device_ops.run(dev, ops, n_ops, rows);
+    if (rc < 0) /* nothing is under way any more */
+        rooms.n_begun = rooms.n_queued;
+    return rc;
 }
 
 static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
@@ -81,6 +94,23 @@ static int run_host(struct device *dev, const struct op *ops, int n_ops, const s
     return cpu_device_ops.run(dev, ops, n_ops, rows);
 }
 
+/* From now on the emulated runtime has a clock, at 0; until time_off(). Nothing is under way. */
+static void time_on(double pcie_rate)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns};
+
+    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = pcie_rate;
+    rooms.n_begun = rooms.n_queued;
+    rooms.is_timed = true;
+    emu_clock(&r);
+}
+
+static void time_off(void)
+{
+    emu_clock(NULL);
+    rooms.is_timed = false;
+}
+
 /* ---- an engine by hand ---- */
 
 static void make_plan(void)
@@ -90,6 +120,7 @@ static void make_plan(void)
     rooms.opts = (struct plan_opts){.n_ctx = N_CTX,
                                     .n_seq = N_SEQ,
                                     .n_out = N_SEQ,
+                                    .kv_tok = N_SEQ * N_CTX,
                                     .n_threads = 1,
                                     .chunk_tok = CHUNK,
                                     .io = PLAN_IO_PREAD,

@@ -9,18 +9,16 @@
 /* Seconds of a step in which the first n sequences decode a token; its logits (n, N_VOCAB). Nothing is committed. */
 static double step_s(int n, float *out)
 {
-    struct emu_rates r = {.kernel_ns = kernel_ns};
     const float *logits;
 
-    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
     batch_clear(&rooms.batch);
     for (int seq = 0; seq < n; seq++)
         add_rows(seq, POS, 1, 1);
     rooms.n_host_rows = 0;
-    emu_clock(&r);
+    time_on(PCIE_RATE);
     ck_assert_msg(exec_run(rooms.exec, &rooms.batch, NULL, &logits) == 0, "%s", err_text());
     double s = (double)emu_now_ns() * 1e-9;
-    emu_clock(NULL);
+    time_off();
     memcpy(out, logits, sizeof *out * N_VOCAB * (size_t)n);
     for (int seq = 0; seq < n; seq++)
         ck_assert_int_eq(cache_truncate(rooms.seqs[seq], POS), POS);
@@ -155,7 +153,6 @@ static void step_with(struct jobs *jobs, int fail_nth)
  * does. */
 static void answer(bool waits, double host_rate, bool fails, struct jobs_stats *stats, struct cache_back_stats *back)
 {
-    struct emu_rates r = {.kernel_ns = kernel_ns};
     struct jobs *jobs;
 
     make_rooms(&(struct cache_args){.back_steps = 3, .back_bytes = MIB});
@@ -174,17 +171,16 @@ static void answer(bool waits, double host_rate, bool fails, struct jobs_stats *
     ck_assert_int_eq(jobs_open(&args, &jobs), 0);
     for (int seq = 0; seq < N_SEQ; seq++)
         submit(jobs, seq);
-    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
-    emu_clock(&r);
+    time_on(PCIE_RATE);
     for (int i = 1; i == 1 || stats->n_running + stats->n_waiting > 0; i++) {
         step_with(jobs, fails && i % 5 == 0 ? 1 + i % 80 : 0);
         jobs_stats(jobs, stats);
     }
-    emu_clock(NULL);
+    time_off();
     take_answers(jobs);
     if (!fails)
-        check_times(&stats->waits);
-    check_news(jobs, &stats->waits);
+        check_times(&stats->ways.waits);
+    check_news(jobs, &stats->ways.waits);
     cache_back_stats(rooms.cache, back);
     jobs_close(jobs);
     leave_rooms();
@@ -206,9 +202,9 @@ START_TEST(choice_stays_when_the_clock_says_otherwise)
         if (i == 0)
             memcpy(first, said, sizeof first);
         ck_assert_mem_eq(first, said, sizeof first);
-        ck_assert_uint_ge(s.waits.n_trials, 1);
-        ck_assert_int_eq(s.waits.is_off, is_slow);
-        ck_assert_uint_eq(s.waits.n_changes, waits != is_slow);
+        ck_assert_uint_ge(s.ways.waits.n_trials, 1);
+        ck_assert_int_eq(s.ways.waits.is_off, is_slow);
+        ck_assert_uint_eq(s.ways.waits.n_changes, waits != is_slow);
         ck_assert_uint_gt(s.n_sat_out, 0);
         ck_assert_int_eq(s.n_sat_out > 2 * TIER_TIMED + 2 * TIER_WARM, is_slow || waits);
         ck_assert_uint_eq(back.n_back, 1);
@@ -228,7 +224,7 @@ START_TEST(failed_steps_of_a_batch_say_something_else)
     memcpy(first, said, sizeof first);
     answer(false, GPU_RATE / 100, true, &s, &back);
     ck_assert_mem_eq(first, said, sizeof first);
-    ck_assert(s.waits.is_off);
+    ck_assert(s.ways.waits.is_off);
     ck_assert_uint_eq(back.n_back, 1);
 }
 END_TEST

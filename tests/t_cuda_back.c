@@ -468,13 +468,10 @@ END_TEST
 
 static double timed_step_s(double pcie_rate)
 {
-    struct emu_rates r = {.kernel_ns = kernel_ns};
-
-    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = pcie_rate;
-    emu_clock(&r);
+    time_on(pcie_rate);
     must_step(1, now);
     double s = (double)emu_now_ns() * 1e-9;
-    emu_clock(NULL);
+    time_off();
     return s;
 }
 

@@ -55,8 +55,8 @@ static void spill(const char *name, int n_segments, struct ferry_engine_opts *o)
     e = open_with(name, o);
     ck_assert_uint_eq(fact_of(e, "kv_tok", NULL), (uint64_t)n_segments * SEGMENT);
     ck_assert_uint_eq(fact_of(e, "experts", NULL), 0);
-    /* What is counted for the driver's rounding: 2 MiB for each of 7 pieces; all else to the byte. */
-    ck_assert_uint_eq(emu_device_bytes() + 14 * MIB, fact_of(e, "bytes", "total"));
+    /* What is counted for the driver's rounding: 2 MiB for each of 7 pieces, a batch's second half two more; all else to the byte. */
+    ck_assert_uint_eq(emu_device_bytes() + (o->n_batch > 1 ? 18 : 14) * MIB, fact_of(e, "bytes", "total"));
     ferry_engine_close(e);
     ck_assert_int_eq(emu_n_live(), 0);
 }
@@ -151,7 +151,8 @@ static void open_rooms(struct rooms *r, const char *name, const struct ferry_eng
     if (stage_rows)
         r->plan.gpu.stage_rows = (uint32_t)stage_rows;
     ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &r->cpu), 0);
-    struct cuda_opts cuda = {.most = {.n_rows = 128, .n_seqs = 1, .n_ctx = o->n_ctx}};
+    struct cuda_opts cuda = {.ordinal = 0};
+    plan_device_step(&r->plan, r->model, &cuda.most);
     if (has_gpu)
         ck_assert_int_eq(cuda_open(&cuda, &r->gpu), 0);
     struct store_args store = {.model = r->model, .plan = &r->plan, .device = r->gpu};
@@ -471,10 +472,12 @@ END_TEST
 
 enum { N_PROMPTS = 4, ANSWER_TOK = 40 };
 
+static struct ferry_batch_stats batch_stats; /* of the last batch */
+
 /* Greedy answers to prompts of 330 to 630 words, of which some begin alike, three at a time. */
-static void answers_of(const struct ferry_engine_opts *o, int32_t answers[N_PROMPTS][ANSWER_TOK])
+static void answers_of(const char *name, const struct ferry_engine_opts *o, int32_t answers[N_PROMPTS][ANSWER_TOK])
 {
-    struct ferry_engine *e = open_with("llama", o);
+    struct ferry_engine *e = open_with(name, o);
     struct ferry_batch *b;
     struct ferry_answer *a;
     uint64_t id[N_PROMPTS];
@@ -499,6 +502,7 @@ static void answers_of(const struct ferry_engine_opts *o, int32_t answers[N_PROM
         n += a != NULL;
         ferry_answer_free(a);
     }
+    ferry_batch_stats(b, &batch_stats);
     ferry_batch_free(b);
     struct ferry_session *s = session_of(e); /* any says what the engine has done */
     ferry_session_stats(s, &last_stats);
@@ -515,8 +519,8 @@ START_TEST(batch_between_two_memories_says_something_else)
     cpu.n_batch = gpu.n_batch = 3;
     cpu.batch_tok = gpu.batch_tok = 32768;
     spill("llama", 2, &gpu);
-    answers_of(&cpu, here);
-    answers_of(&gpu, there);
+    answers_of("llama", &cpu, here);
+    answers_of("llama", &gpu, there);
     ck_assert_mem_eq(here, there, sizeof here);
     ck_assert_uint_gt(last_stats.gpu_segments, 0);
     ck_assert_uint_gt(last_stats.host_segments, 0);
@@ -543,15 +547,16 @@ static const char *profile_with(double mem_rate)
     return path;
 }
 
-/* The plan of an engine, but for the positions that its GPU holds. */
-static const char *plan_of(const struct ferry_engine *e, int kv_tok)
+/* The plan of an engine with other choices for its GPU (JSON), in a file. */
+static const char *plan_with(const struct ferry_engine *e, const char *choices)
 {
     static const char path[] = TEST_BUILD_DIR "/t_cuda_kv-plan";
     char *text;
 
     ck_assert_int_eq(ferry_engine_plan(e, true, &text), 0);
-    json_t *plan = json_loads(text, 0, NULL);
-    json_object_set_new(json_object_get(plan, "gpu"), "kv_tok", json_integer(kv_tok));
+    json_t *plan = json_loads(text, 0, NULL), *others = json_loads(choices, 0, NULL);
+    ck_assert_int_eq(json_object_update(json_object_get(plan, "gpu"), others), 0);
+    json_decref(others);
     ck_assert_int_eq(json_dump_file(plan, path, 0), 0);
     json_decref(plan);
     ferry_free(text);
@@ -568,9 +573,9 @@ START_TEST(sequences_beyond_the_gpu_say_something_else)
 
     cpu.n_batch = gpu.n_batch = 2;
     cpu.batch_tok = gpu.batch_tok = 16384;
-    answers_of(&cpu, here);
+    answers_of("llama", &cpu, here);
     struct ferry_engine *e = open_with("llama", &gpu);
-    gpu.vram_bytes = fact_of(e, "bytes", "total") + 6 * MIB; /* a third sequence, were there no more */
+    gpu.vram_bytes = fact_of(e, "bytes", "total") + 7 * MIB; /* a third sequence, were there no more */
     ferry_engine_close(e);
     gpu.n_batch = FERRY_BATCH_AUTO;
     gpu.batch_most = 4;
@@ -578,21 +583,50 @@ START_TEST(sequences_beyond_the_gpu_say_something_else)
     e = open_with("llama", &gpu);
     ck_assert(!find_fact(e, "kv_tok", NULL, &kv_tok));
     ferry_engine_close(e);
-    answers_of(&gpu, there);
+    answers_of("llama", &gpu, there);
     ck_assert_mem_eq(here, there, sizeof here);
     ck_assert_uint_eq(last_stats.host_segments, 0);
     gpu.profile_path = profile_with(1e9);
     e = open_with("llama", &gpu);
     ck_assert(find_fact(e, "kv_tok", NULL, &kv_tok));
     ck_assert_uint_ge(kv_tok, 2 * 16384);
-    saved.plan_path = plan_of(e, 2 * SEGMENT);
+    saved.plan_path = plan_with(e, "{\"kv_tok\": 1024}");
     ferry_engine_close(e);
-    answers_of(&gpu, there);
+    answers_of("llama", &gpu, there);
     ck_assert_mem_eq(here, there, sizeof here);
-    answers_of(&saved, there); /* short prompts: all in the GPU's pages, had it not fewer */
+    answers_of("llama", &saved, there); /* short prompts: all in the GPU's pages, had it not fewer */
     ck_assert_mem_eq(here, there, sizeof here);
     ck_assert_uint_gt(last_stats.host_segments, 0);
     remove(gpu.profile_path);
+    remove(saved.plan_path);
+}
+END_TEST
+
+/* Steps in halves, with windows and without, with prompts in the first half and without: nobody says anything else for it. */
+START_TEST(halves_say_something_else)
+{
+    static const char *const names[] = {"llama", "gemma2", "qwen2"};
+    struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0"), saved = opts_of(NULL);
+    int32_t here[N_PROMPTS][ANSWER_TOK], there[N_PROMPTS][ANSWER_TOK];
+    const char *name = names[_i];
+
+    cpu.n_batch = gpu.n_batch = 3;
+    cpu.batch_tok = gpu.batch_tok = 32768;
+    spill(name, 1, &gpu);
+    answers_of(name, &cpu, here);
+    struct ferry_engine *e = open_with(name, &gpu);
+    saved.plan_path = plan_with(e, "{\"halves\": true}");
+    ferry_engine_close(e);
+    emu_seed((uint64_t)_i + 2);
+    answers_of(name, &saved, there);
+    ck_assert_mem_eq(here, there, sizeof here);
+    ck_assert_uint_ge(batch_stats.n_halved, ANSWER_TOK);
+    ck_assert_uint_lt(batch_stats.n_halved, batch_stats.n_steps);
+    ck_assert_uint_gt(last_stats.gpu_segments, 0);
+    ck_assert_uint_gt(last_stats.host_segments, 0);
+    answers_of(name, &gpu, there); /* the plan's are whole, rates being unknown */
+    ck_assert_mem_eq(here, there, sizeof here);
+    ck_assert_uint_eq(batch_stats.n_halved, 0);
     remove(saved.plan_path);
 }
 END_TEST
@@ -673,6 +707,7 @@ int main(void)
     tcase_add_test(several, pages_stay_with_the_host_when_a_session_ends);
     tcase_add_test(several, batch_between_two_memories_says_something_else);
     tcase_add_test(several, sequences_beyond_the_gpu_say_something_else);
+    tcase_add_loop_test(several, halves_say_something_else, 0, 3);
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(plan, plan_does_not_say_what_lies_where);
     tcase_add_test(plan, plan_without_room_for_a_segment_is_another);

@@ -123,6 +123,18 @@ static int pipeline(uint64_t seed, int n_buffers, int drop)
     return n_wrong;
 }
 
+/* Copies up that may not run before nothing else can are too late for each kernel that does not wait for them, by whatever seed. */
+START_TEST(starved_engine_comes_in_time)
+{
+    emu_starve(EMU_UP);
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        ck_assert_int_eq(pipeline(seed, 2, 0), 0);
+        ck_assert_int_gt(pipeline(seed, 2, 1), 0); /* the first kernel's wait */
+    }
+    emu_starve(EMU_N_ENGINES);
+}
+END_TEST
+
 START_TEST(orders_that_events_allow_change_a_result)
 {
     for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
@@ -762,6 +774,7 @@ int main(void)
 
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_add_test(tc, orders_that_events_allow_change_a_result);
+    tcase_add_test(tc, starved_engine_comes_in_time);
     tcase_add_loop_test(tc, left_out_wait_goes_unnoticed, 1, N_WAITS + 1);
     tcase_add_test(tc, queued_work_runs_before_somebody_waits);
     tcase_add_test(tc, fresh_memory_is_a_number);

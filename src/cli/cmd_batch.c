@@ -142,6 +142,8 @@ static void say_end(struct batch_run *r)
         fprintf(stderr, " (failed %" PRIu64 " times)", st.n_spill_failed);
     if (st.n_sat_out)
         fprintf(stderr, "; steps sat out for pages in the host's memory: %" PRIu64, st.n_sat_out);
+    if (st.n_halved)
+        fprintf(stderr, "; steps in halves: %" PRIu64, st.n_halved);
     fputs("]\n", stderr);
     if (ferry_batch_review(r->batch, news, sizeof news)[0])
         fprintf(stderr, "[steps of %" PRIu32 " answers at once: %s]\n", r->info.n_batch, news);

@@ -200,6 +200,7 @@ void team_add_stats(const struct team *t, struct ferry_batch_stats *own)
         own->n_rerun += st->n_rerun;
         own->n_spilled += st->n_spilled;
         own->n_sat_out += st->n_sat_out;
+        own->n_halved += st->n_halved;
         own->n_spill_failed += st->n_spill_failed;
     }
 }

@@ -96,8 +96,9 @@ double cost_position_bytes(const struct model *m, const struct plan *p, enum pla
  * GPU's arithmetic is taken to hide behind its memory. false: a rate is not known. */
 bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, struct apex_profile *out);
 
-/* Would a batch half way bring more tokens if sequences waited whose pages the GPU does not hold? false, too: a rate is not known. */
-bool cost_gpu_waits(const struct plan_in *in, const struct plan *p);
+/* How a batch begins, by what half way would bring more tokens: do sequences wait whose pages the GPU does not hold (gpu.kv_waits), or are
+ * steps run in halves (gpu.halves)? Neither, too, where a rate is not known. */
+void cost_gpu_way(const struct plan_in *in, struct plan *p);
 
 /* Seconds that a token's attention adds at a full context of one sequence, where the cache lies on both sides of a GPU's plan: each
  * reads its pages at its rate of memory, both at once. 0: a rate is not known. */

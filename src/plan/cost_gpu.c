@@ -311,9 +311,13 @@ bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, s
     *out = (struct apex_profile){.n_gpu = (int)n_on_gpu(p)};
     double kv_bytes = n_seq * pos * cost_position_bytes(in->model, p, PLAN_MAIN);
     out->n_host = (int)p->n_seq - out->n_gpu;
+    out->has_halves = plan_has_halves(p);
+    out->n_layers = in->model->hp.n_layer - (int)p->gpu.first_layer;
     out->gpu_linear_s = linear_s(in, p, out->n_gpu, pos);
     out->host_linear_s = linear_s(in, p, out->n_host, pos);
     out->both_linear_s = linear_s(in, p, (int)p->n_seq, pos);
+    out->tail_s = (double)tensor_bytes(&in->model->weights[in->model->w[ROLE_OUTPUT]].t) / m->gpu_bytes_per_s +
+                  p->gpu.host_layers_s;
     out->attend_s = kv_bytes * (1 - host_share) / m->gpu_bytes_per_s;
     if (out->n_host == 0)
         return true;
@@ -325,13 +329,14 @@ bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, s
     return true;
 }
 
-bool cost_gpu_waits(const struct plan_in *in, const struct plan *p)
+void cost_gpu_way(const struct plan_in *in, struct plan *p)
 {
     struct apex_profile profile;
     struct apex_choice choice;
 
     if (!p->kv_tok || !plan_has_host_kv(p) || !cost_gpu_apex(in, p, (double)p->kv_tok / p->n_seq / 2, &profile))
-        return false;
+        return;
     apex_choose(&profile, &choice);
-    return profile.n_gpu > 0 && choice.runs == APEX_GPU_ONLY;
+    p->gpu.kv_waits = profile.n_gpu > 0 && choice.runs == APEX_GPU_ONLY;
+    p->gpu.halves = choice.runs == APEX_PIPELINING;
 }

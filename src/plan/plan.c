@@ -77,9 +77,11 @@ struct model_span plan_span(const struct plan *p, const struct model *m, enum pl
 
 int plan_program(const struct plan *p, const struct model *m, enum plan_part part, struct program **out)
 {
+    bool is_half = part == PLAN_HALF; /* a row of each sequence at most, none of logits */
+
     return program_make(&(struct program_args){.model = m,
-                                               .n_rows = (int)p->chunk_tok,
-                                               .n_out = (int)p->n_out,
+                                               .n_rows = (int)(is_half ? p->n_seq : p->chunk_tok),
+                                               .n_out = is_half ? 1 : (int)p->n_out,
                                                .kv_type = p->kv_type,
                                                .has_top = p->has_gpu, /* logits lie in the host's memory otherwise */
                                                .span = plan_span(p, m, part)},
@@ -104,7 +106,7 @@ static int check_ops(const struct plan_in *in, const struct program *program, bo
 /* What activations and the devices' own scratch take. */
 static int count_scratch(const struct plan_in *in, struct plan *p)
 {
-    struct program *program, *before = NULL;
+    struct program *program, *before = NULL, *half = NULL;
     int rc = plan_program(p, in->model, PLAN_MAIN, &program);
 
     if (!rc)
@@ -113,13 +115,16 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
         rc = plan_program(p, in->model, PLAN_BEFORE, &before);
     if (!rc && before)
         rc = check_ops(in, before, false);
+    if (!rc && plan_has_halves(p))
+        rc = plan_program(p, in->model, PLAN_HALF, &half);
     if (!rc && p->has_gpu)
-        plan_gpu_scratch(in, program, before, p);
+        plan_gpu_scratch(in, program, before, half, p);
     else if (!rc)
         p->scratch_bytes =
             size_up(program->arena_bytes, MAP_BYTES) +
             size_up(in->cpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads),
                     MAP_BYTES);
+    program_free(half);
     program_free(before);
     program_free(program);
     return rc;
@@ -534,7 +539,8 @@ static int make(const struct plan_in *in, const struct plan_opts *o, struct plan
     p->pace = plan_usual_pace(in, p);
     choose_numa(in->machine, p);
     rc = cost_predict(in, p);
-    p->gpu.kv_waits = !rc && cost_gpu_waits(in, p);
+    if (!rc)
+        cost_gpu_way(in, p);
     return rc;
 }
 

@@ -87,6 +87,7 @@ struct plan_gpu {
         stage_rows; /* with kv_tok: from so many rows of a sequence in a step on, its pages of the host come up in stages */
     bool
         kv_waits; /* with kv_tok: sequences whose pages the host holds wait at first for those whose pages are the GPU's (apex.h) */
+    bool halves;            /* with kv_tok: steps are run in halves at first (plan_has_halves) */
     uint64_t kv_bytes;      /* what it holds of the cache */
     uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
     uint64_t own_bytes;     /* what goes up with a step, tables, and what the driver rounds up at most */
@@ -163,21 +164,30 @@ static inline bool plan_has_host_experts(const struct plan *p)
     return plan_is_split(p) || (p->has_gpu && p->gpu.n_host_experts > 0);
 }
 
-/* Whose layers: those of the device that the plan is for (without a GPU: all), and the CPU's before a GPU's. */
-enum plan_part { PLAN_MAIN, PLAN_BEFORE };
+/* Whose layers: those of the device that the plan is for (without a GPU: all), and the CPU's before a GPU's; the first once more, for the
+ * second half of a step. */
+enum plan_part { PLAN_MAIN, PLAN_BEFORE, PLAN_HALF };
 struct model_span plan_span(const struct plan *p, const struct model *m, enum plan_part part);
 
 /* Room for any expert of the model, each matrix on a boundary of PLAN_ROOM_ALIGN. */
 #define PLAN_ROOM_ALIGN 256
 uint64_t plan_gpu_room_bytes(const struct model *m);
 
-/* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES. */
-enum { PLAN_MOST_LANDING = 1 << 12, PLAN_LANDING_FENCES = 3, PLAN_LAYER_FENCES = 7 };
+/* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES; the last are those
+ * of attention on two sides, one for each half of a step. */
+enum { PLAN_MOST_LANDING = 1 << 12, PLAN_LANDING_FENCES = 3, PLAN_LAYER_FENCES = 7, PLAN_ATTN_FENCES = 2 };
 void plan_device_step(const struct plan *p, const struct model *m, struct device_step *out);
 /* Does the host's memory hold a part of the KV cache beside the GPU's? The CPU then computes attention over it. */
 static inline bool plan_has_host_kv(const struct plan *p)
 {
     return p->has_gpu && p->gpu.kv_tok > 0;
+}
+
+/* May steps of a batch be run in halves, of which the CPU attends to one while the GPU computes the other (apex.h)? Not where there are
+ * experts: the CPU has them to compute then, for both halves, or to wait for their routers. */
+static inline bool plan_has_halves(const struct plan *p)
+{
+    return plan_has_host_kv(p) && p->kv_tok > 0 && p->n_seq > 1 && p->gpu.n_all_experts == 0;
 }
 
 /* The program of a part. Errors as program_make(). */

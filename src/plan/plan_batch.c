@@ -73,7 +73,7 @@ static bool predict_gpu(const struct plan_in *in, const struct plan *p, uint32_t
 {
     if (!cost_gpu_apex(in, p, seq_tok / 2.0, &at->profile)) /* on average half way */
         return false;
-    struct apex_time t = apex_predict(&at->profile, APEX_OVERLAP, at->profile.n_host);
+    struct apex_time t = apex_all(&at->profile);
     at->memory_s = t.s;
     at->tok_per_s = t.tok_per_s;
     return true;

@@ -21,7 +21,7 @@
 /* The driver gives memory in these. */
 #define GRANULE_BYTES (2 * MIB)
 /* Pieces of memory beside the device's own: weights, cache, activations, scratch; landings; what attention on two sides needs. */
-enum { N_ALLOCS = 4, N_LANDING_ALLOCS = 1, N_HOST_KV_ALLOCS = 1 };
+enum { N_ALLOCS = 4, N_LANDING_ALLOCS = 1, N_HOST_KV_ALLOCS = 1, N_HALF_ALLOCS = 2 };
 /* Rows of a sequence from which on its pages come up, where the rates are not known. A generated row is always computed on both sides:
  * the CPU reads its memory faster than PCIe does. */
 enum { DEFAULT_STAGE_ROWS = 4, LEAST_STAGE_ROWS = 2 };
@@ -61,6 +61,8 @@ void plan_device_step(const struct plan *p, const struct model *m, struct device
                                 .n_expert_used = m->hp.n_expert_used};
     if (plan_is_split(p))
         out->n_fences = PLAN_LAYER_FENCES + PLAN_LANDING_FENCES * (int)p->gpu.n_landing;
+    if (plan_has_host_kv(p))
+        out->n_fences += PLAN_ATTN_FENCES;
 }
 
 static void own_bytes(const struct plan_in *in, const struct plan *p, struct device_own *out)
@@ -97,8 +99,18 @@ uint64_t plan_host_scratch(const struct plan *p, const struct program *program, 
     return most;
 }
 
+/* What attention over pages of both sides needs for a part's rows. */
+static void count_attn(const struct program *program, struct plan *p)
+{
+    struct attn_shape attn;
+
+    attn_shape_of(program, &attn);
+    p->gpu.scratch_bytes += attn.dev_bytes;
+    p->scratch_bytes += size_up(attn.host_bytes, MAP_BYTES);
+}
+
 void plan_gpu_scratch(const struct plan_in *in, const struct program *program, const struct program *before,
-                      struct plan *p)
+                      const struct program *half, struct plan *p)
 {
     struct program_host host;
     uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
@@ -109,11 +121,11 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, c
                        size_up(tensor_bytes(program->top->dst[0]), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
     if (plan_is_split(p))
         p->scratch_bytes += size_up(host.x_bytes, MAP_BYTES) + size_up(host.y_bytes, MAP_BYTES);
-    if (plan_has_host_kv(p)) {
-        struct attn_shape attn;
-        attn_shape_of(program, &attn);
-        p->gpu.scratch_bytes += attn.dev_bytes;
-        p->scratch_bytes += size_up(attn.host_bytes, MAP_BYTES);
+    if (plan_has_host_kv(p))
+        count_attn(program, p);
+    if (half) {
+        p->gpu.scratch_bytes += half->arena_bytes;
+        count_attn(half, p);
     }
     if (before)
         p->scratch_bytes += size_up(before->arena_bytes, MAP_BYTES);
@@ -259,8 +271,8 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
     own_bytes(in, p, &own);
     g->kv_bytes = plan_kv_bytes(shape, p);
     g->landing_bytes = g->n_landing * plan_gpu_room_bytes(in->model); /* and as much pinned memory */
-    n_allocs =
-        N_ALLOCS + own.n_allocs + (g->n_landing ? N_LANDING_ALLOCS : 0) + (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0);
+    n_allocs = N_ALLOCS + own.n_allocs + (g->n_landing ? N_LANDING_ALLOCS : 0) +
+               (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0) + (plan_has_halves(p) ? N_HALF_ALLOCS : 0);
     g->own_bytes = own.dev_bytes + (uint64_t)n_allocs * GRANULE_BYTES;
     g->total_bytes = g->dense_bytes + g->expert_bytes + g->landing_bytes + g->scratch_bytes + g->own_bytes;
     if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))

@@ -52,7 +52,7 @@ int plan_gpu_choose(const struct plan_in *in, const struct plan_opts *o, struct 
 
 /* Activations and scratch, of both sides. before: of the CPU's layers; NULL: it has none. */
 void plan_gpu_scratch(const struct plan_in *in, const struct program *program, const struct program *before,
-                      struct plan *p);
+                      const struct program *half, struct plan *p);
 
 /* Its weights, and slots for the other experts. ERR_NOMEM, ERR_LIMIT, ERR_FORMAT (experts without a place). */
 int plan_gpu_weights(const struct model *m, struct plan *p);

@@ -490,6 +490,7 @@ static json_t *gpu_of(const struct plan *p)
         json_object_set_new(o, "kv_tok", json_integer(g->kv_tok));
         json_object_set_new(o, "stage_rows", json_integer(g->stage_rows));
         json_object_set_new(o, "kv_waits", json_boolean(g->kv_waits));
+        json_object_set_new(o, "halves", json_boolean(g->halves));
     }
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
@@ -706,6 +707,7 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
         p->gpu.kv_tok = (uint32_t)read_whole(r, v, "kv_tok", INT32_MAX);
         p->gpu.stage_rows = (uint32_t)read_whole(r, v, "stage_rows", INT32_MAX);
         p->gpu.kv_waits = json_is_true(json_object_get(v, "kv_waits"));
+        p->gpu.halves = json_is_true(json_object_get(v, "halves"));
     }
     if (!r->rc && p->gpu.kv_tok % DEVICE_ATTN_SEGMENT_TOK)
         r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"kv_tok\" has to be a multiple of %d", DEVICE_ATTN_SEGMENT_TOK);

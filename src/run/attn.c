@@ -19,7 +19,7 @@
 enum way { BY_DEVICE, BY_BOTH, STAGED };
 
 /* A stretch of rows, as both sides see it. */
-struct job {
+struct attn_job {
     struct attn *a;
     struct rows rows; /* (n) of the step's; seqs is set for each run */
     int group, n_segments;
@@ -39,6 +39,7 @@ int attn_init(struct attn *a, const struct attn_args *args)
                        .program = args->program,
                        .stage_rows = args->stage_rows,
                        .n_seqs = args->n_seqs,
+                       .fence = args->fence,
                        .n_pages = (args->n_ctx + DEVICE_PAGE_TOK - 1) / DEVICE_PAGE_TOK};
     attn_shape_of(a->program, &a->shape);
     size_t n_seqs = (size_t)a->n_seqs;
@@ -46,7 +47,8 @@ int attn_init(struct attn *a, const struct attn_args *args)
     a->staged = mem_zalloc(n_seqs, sizeof *a->staged, MEM_META);
     a->has_host = mem_zalloc(n_seqs, sizeof *a->has_host, MEM_META);
     a->table = mem_zalloc((size_t)a->n_pages, sizeof *a->table, MEM_META);
-    int rc = a->on_host && a->staged && a->has_host && a->table
+    a->job = mem_zalloc(1, sizeof *a->job, MEM_META);
+    int rc = a->on_host && a->staged && a->has_host && a->table && a->job
                  ? 0
                  : err(ERR_NOMEM, "views of %d sequences' pages on two sides", a->n_seqs);
     if (rc == 0)
@@ -66,6 +68,7 @@ void attn_done(struct attn *a)
         a->dev->ops->release_host(a->dev, a->host_memory);
         a->dev->ops->release(a->dev, a->dev_memory);
     }
+    mem_free(a->job);
     mem_free(a->table);
     mem_free(a->has_host);
     mem_free(a->staged);
@@ -73,11 +76,11 @@ void attn_done(struct attn *a)
     memset(a, 0, sizeof *a);
 }
 
-void attn_begin(struct attn *a, const struct batch *batch, const struct kv_seq *on_dev)
+void attn_begin(struct attn *a, const struct batch *batch, int first_seq, int end_seq, const struct kv_seq *on_dev)
 {
     a->on_dev = on_dev;
-    a->is_split = false;
-    for (int i = 0; i < batch->n_seqs; i++) {
+    a->is_split = a->is_open = false;
+    for (int i = first_seq; i < end_seq; i++) {
         a->has_host[i] = cache_view_host(batch->seqs[i], &a->on_host[i]);
         a->is_split = a->is_split || a->has_host[i];
     }
@@ -103,7 +106,7 @@ static struct tensor on_host(const struct tensor *t, char *data)
     return rows;
 }
 
-static void make_tensors(struct job *j, const struct op *ops, int first)
+static void make_tensors(struct attn_job *j, const struct op *ops, int first)
 {
     const struct attn *a = j->a;
     const struct op_attn *p = &ops[1].p.attn;
@@ -133,9 +136,10 @@ static struct op op_of(const struct op *like, enum op_kind kind, const struct te
 }
 
 /* Rows [first, first + n) of the step. ops: KV_APPEND, ATTENTION. The job is not to be moved: ops point into it. */
-static void job_make(struct job *j, struct attn *a, const struct op *ops, const struct rows *rows, int first, int n)
+static void job_make(struct attn_job *j, struct attn *a, const struct op *ops, const struct rows *rows, int first,
+                     int n)
 {
-    *j = (struct job){.a = a, .rows = {.n = n}, .group = ops[0].p.attn.group};
+    *j = (struct attn_job){.a = a, .rows = {.n = n}, .group = ops[0].p.attn.group};
     j->rows.token = rows->token + first;
     j->rows.pos = rows->pos + first;
     j->rows.seq = rows->seq + first;
@@ -156,7 +160,7 @@ static void job_make(struct job *j, struct attn *a, const struct op *ops, const 
     j->host_fold = op_of(&ops[1], OP_ATTN_STATES, &j->host_states, &j->host_q);
 }
 
-static void set_wave(struct job *j, int first, int n)
+static void set_wave(struct attn_job *j, int first, int n)
 {
     struct op *ops[3] = {&j->fold, &j->merge, &j->host_fold};
 
@@ -168,7 +172,8 @@ static void set_wave(struct job *j, int first, int n)
 }
 
 /* Ops a and b (NULL: none), on the device or the host, with these pages. */
-static int run(struct job *j, struct device *dev, const struct kv_seq *seqs, const struct op *a, const struct op *b)
+static int run(struct attn_job *j, struct device *dev, const struct kv_seq *seqs, const struct op *a,
+               const struct op *b)
 {
     struct op ops[2];
     int n = 0;
@@ -181,7 +186,7 @@ static int run(struct job *j, struct device *dev, const struct kv_seq *seqs, con
     return dev->ops->run(dev, ops, n, &j->rows);
 }
 
-static int fetch(struct job *j, const struct tensor *host, const struct tensor *t)
+static int fetch(struct attn_job *j, const struct tensor *host, const struct tensor *t)
 {
     struct device *dev = j->a->dev;
     uint64_t bytes = t->stride[1] * (uint64_t)j->rows.n;
@@ -190,13 +195,13 @@ static int fetch(struct job *j, const struct tensor *host, const struct tensor *
     return dev->ops->fetch(dev, host->data, t->data, bytes);
 }
 
-static int fetch_kv(struct job *j)
+static int fetch_kv(struct attn_job *j)
 {
     int rc = fetch(j, &j->host_k, &j->k);
     return rc ? rc : fetch(j, &j->host_v, &j->v);
 }
 
-static bool is_on_host(const struct job *j, int i, int64_t page)
+static bool is_on_host(const struct attn_job *j, int i, int64_t page)
 {
     void *const *table = j->a->on_host[j->rows.seq[i]].page[j->group];
     return table && table[page];
@@ -204,7 +209,7 @@ static bool is_on_host(const struct job *j, int i, int64_t page)
 
 /* ---- by the device ---- */
 
-static int run_by_device(struct job *j)
+static int run_by_device(struct attn_job *j)
 {
     return run(j, j->a->dev, j->a->on_dev, &j->append, &j->attend);
 }
@@ -212,7 +217,7 @@ static int run_by_device(struct job *j)
 /* ---- by both ---- */
 
 /* Has the host computed place s * n + i of the wave? */
-static bool is_host_state(const struct job *j, int place)
+static bool is_host_state(const struct attn_job *j, int place)
 {
     int i = place % j->rows.n, segment = j->fold.p.attn.first + place / j->rows.n;
 
@@ -221,7 +226,7 @@ static bool is_host_state(const struct job *j, int place)
 }
 
 /* The host's states, each to its own place among the device's, in runs of neighbours. */
-static int send_states(struct job *j)
+static int send_states(struct attn_job *j)
 {
     struct device *dev = j->a->dev;
     const uint64_t state_bytes = j->states.stride[1];
@@ -241,36 +246,54 @@ static int send_states(struct job *j)
     return rc == 0 && n_sent > 0 ? dev->ops->meet(dev) : rc;
 }
 
-/* One wave: the device's segments are queued, then the host computes its own. */
-static int run_wave(struct job *j, bool is_first)
+/* Queue the device's segments of a wave. */
+static int begin_wave(struct attn_job *j, int first)
+{
+    const int most = (int)(j->a->shape.n_places / j->rows.n), left = j->n_segments - first;
+
+    set_wave(j, first, left < most ? left : most);
+    return run(j, j->a->dev, j->a->on_dev, first == 0 ? &j->append : NULL, &j->fold);
+}
+
+/* The host computes its own meanwhile, and then all are merged. */
+static int end_wave(struct attn_job *j)
 {
     struct attn *a = j->a;
-    int rc = run(j, a->dev, a->on_dev, is_first ? &j->append : NULL, &j->fold);
+    int rc = run(j, a->host, a->on_host, j->fold.p.attn.first == 0 ? &j->host_append : NULL, &j->host_fold);
 
-    if (rc == 0 && is_first)
-        rc = a->dev->ops->fetched(a->dev);
-    if (rc == 0)
-        rc = run(j, a->host, a->on_host, is_first ? &j->host_append : NULL, &j->host_fold);
     if (rc == 0)
         rc = send_states(j);
     return rc ? rc : run(j, a->dev, a->on_dev, &j->merge, NULL);
 }
 
-static int run_by_both(struct job *j)
+/* All that the host need not wait for. */
+static int begin_by_both(struct attn_job *j)
 {
-    struct attn *a = j->a;
-    const int most = (int)(a->shape.n_places / j->rows.n);
+    const struct device_ops *ops = j->a->dev->ops;
     int rc = fetch(j, &j->host_q, &j->q);
 
     if (rc == 0)
         rc = fetch_kv(j);
+    if (rc == 0)
+        rc = ops->fence(j->a->dev, DEVICE_OPS, j->a->fence);
     j->append.p.attn.is_part = true;
-    for (int first = 0; first < j->n_segments && rc == 0; first += most) {
-        set_wave(j, first, j->n_segments - first < most ? j->n_segments - first : most);
-        if (first > 0) /* the last wave's states are read by its merge, and the host's by their copy */
-            rc = a->dev->ops->sync(a->dev);
+    return rc ? rc : begin_wave(j, 0);
+}
+
+static int end_by_both(struct attn_job *j)
+{
+    const struct device_ops *ops = j->a->dev->ops;
+    bool is_there;
+    int rc = ops->passed(j->a->dev, j->a->fence, true, &is_there);
+
+    if (rc == 0)
+        rc = end_wave(j);
+    while (rc == 0 && !j->fold.p.attn.is_last) {
+        rc = ops->sync(j->a->dev); /* the last wave's states are read by its merge, and the host's by their copy */
         if (rc == 0)
-            rc = run_wave(j, first == 0);
+            rc = begin_wave(j, j->fold.p.attn.first + j->fold.p.attn.n_segments);
+        if (rc == 0)
+            rc = end_wave(j);
     }
     return rc;
 }
@@ -278,14 +301,15 @@ static int run_by_both(struct job *j)
 /* ---- staged: the rows are of one sequence ---- */
 
 /* Keys and values of the rows whose pages are the host's. */
-static int append_on_host(struct job *j)
+static int append_on_host(struct attn_job *j)
 {
-    int rc = j->a->dev->ops->fetched(j->a->dev);
+    bool is_there;
+    int rc = j->a->dev->ops->passed(j->a->dev, j->a->fence, true, &is_there);
     return rc ? rc : run(j, j->a->host, j->a->on_host, &j->host_append, NULL);
 }
 
 /* One page of the layer up to the stage; the table says so as the kernels look at it: from a page's start. */
-static int send_page(struct job *j, int64_t page, char *to)
+static int send_page(struct attn_job *j, int64_t page, char *to)
 {
     const struct op_attn *p = &j->fold.p.attn;
     const char *from = j->a->on_host[j->rows.seq[0]].page[j->group][page];
@@ -302,7 +326,7 @@ struct wave {
     bool is_staged; /* some of its pages came up */
 };
 
-static struct wave wave_from(const struct job *j, int first)
+static struct wave wave_from(const struct attn_job *j, int first)
 {
     const int room = (int)(j->a->shape.n_places / j->rows.n);
     struct wave w = {.first = first, .end = first};
@@ -318,7 +342,7 @@ static struct wave wave_from(const struct job *j, int first)
 }
 
 /* The host's pages of a wave up to half of the stage. *has_appended: the rows' own keys are in their pages. */
-static int send_wave(struct job *j, struct wave *w, char *half, bool *has_appended)
+static int send_wave(struct attn_job *j, struct wave *w, char *half, bool *has_appended)
 {
     const int64_t last = j->rows.pos[j->rows.n - 1] / DEVICE_PAGE_TOK, own = j->rows.pos[0] / DEVICE_PAGE_TOK;
     int64_t begin = (int64_t)w->first * DEVICE_SEGMENT_PAGES, end = (int64_t)w->end * DEVICE_SEGMENT_PAGES;
@@ -340,7 +364,7 @@ static int send_wave(struct job *j, struct wave *w, char *half, bool *has_append
 }
 
 /* The sequence's pages as the device shall see them: its own, and the host's as they come up. */
-static void make_table(struct job *j)
+static void make_table(struct attn_job *j)
 {
     struct attn *a = j->a;
     const int seq = j->rows.seq[0];
@@ -353,7 +377,7 @@ static void make_table(struct job *j)
 
 /* While a wave is computed with, the next one comes up to the other half: its copies are queued before the wave's ops, so that they
  * wait only for those of the wave before, which read that half. */
-static int run_waves(struct job *j)
+static int run_waves(struct attn_job *j)
 {
     struct attn *a = j->a;
     const struct device_ops *ops = a->dev->ops;
@@ -379,11 +403,13 @@ static int run_waves(struct job *j)
     return rc;
 }
 
-static int run_staged(struct job *j)
+static int run_staged(struct attn_job *j)
 {
     make_table(j);
     j->append.p.attn.is_part = true;
     int rc = fetch_kv(j);
+    if (rc == 0)
+        rc = j->a->dev->ops->fence(j->a->dev, DEVICE_OPS, j->a->fence);
     if (rc == 0)
         rc = run(j, j->a->dev, j->a->on_dev, &j->append, NULL);
     return rc ? rc : run_waves(j);
@@ -428,28 +454,45 @@ static void count_dev(struct attn *a, const struct op *op, const struct rows *ro
                 a->on_dev[rows->seq[i]].page[op->p.attn.group][at * DEVICE_SEGMENT_PAGES] != NULL;
 }
 
-int attn_run(struct attn *a, const struct op *ops, const struct rows *rows)
+/* What was sent must not come in the middle of the next step. */
+static int stop(struct attn *a, int rc)
+{
+    a->is_open = false;
+    if (rc < 0 && a->dev->ops->meet(a->dev) == 0)
+        a->dev->ops->sync(a->dev);
+    return rc;
+}
+
+int attn_start(struct attn *a, const struct op *ops, const struct rows *rows)
 {
     int rc = 0;
 
     for (int first = 0, n; first < rows->n && rc == 0; first += n) {
-        struct job j;
         n = stretch_of(a, rows, first);
-        job_make(&j, a, ops, rows, first, n);
+        job_make(a->job, a, ops, rows, first, n);
         switch (way_of(a, rows, first)) {
         case BY_DEVICE:
-            rc = run_by_device(&j);
+            rc = run_by_device(a->job);
             break;
         case BY_BOTH:
-            rc = run_by_both(&j);
+            rc = begin_by_both(a->job);
+            a->is_open = first + n == rows->n;
+            if (rc == 0 && !a->is_open)
+                rc = end_by_both(a->job);
             break;
         case STAGED:
-            rc = run_staged(&j);
+            rc = run_staged(a->job);
             break;
         }
     }
     count_dev(a, &ops[1], rows);
-    if (rc < 0 && a->dev->ops->meet(a->dev) == 0) /* what was sent must not come in the middle of the next step */
-        a->dev->ops->sync(a->dev);
-    return rc;
+    return rc < 0 ? stop(a, rc) : 0;
+}
+
+int attn_finish(struct attn *a)
+{
+    bool is_open = a->is_open;
+
+    a->is_open = false;
+    return is_open ? stop(a, end_by_both(a->job)) : 0;
 }

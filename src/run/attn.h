@@ -11,6 +11,7 @@
 extern "C" {
 #endif
 
+struct attn_job;
 struct batch;
 
 /* What passed between host and device, and who computed how many segments (of a row and a layer), those that came up included. */
@@ -33,8 +34,11 @@ struct attn {
     struct kv_seq *staged;       /* own: (n_seqs) on_dev, but for the sequence that is being staged */
     void **table;                /* own: (n_pages) of that sequence */
     int64_t n_pages;
-    bool *has_host; /* own: (n_seqs) has pages in the host's memory */
-    bool is_split;  /* some sequence of the step has */
+    bool *has_host;       /* own: (n_seqs) has pages in the host's memory */
+    bool is_split;        /* some sequence of the step has */
+    int fence;            /* the device's: what came down is there */
+    struct attn_job *job; /* own: the stretch of rows that is worked on */
+    bool is_open;         /* attn_start has left it to attn_finish */
     struct attn_stats stats;
 };
 
@@ -44,16 +48,18 @@ struct attn_args {
     int n_seqs;    /* most of a step */
     int64_t n_ctx; /* positions of a sequence */
     int stage_rows; /* from so many rows of a sequence in a step on, its pages come up; below, the host computes with them */
+    int fence;      /* the number of one of the device's that nobody else uses */
 };
 
 /* ERR_NOMEM, ERR_DEVICE. */
 int attn_init(struct attn *a, const struct attn_args *args);
 void attn_done(struct attn *a);
 
-/* Before a step: where its sequences' pages lie. on_dev: (batch->n_seqs) what cache_view gave; view until the step's end. */
-void attn_begin(struct attn *a, const struct batch *batch, const struct kv_seq *on_dev);
+/* Before a step: where the pages of the batch's sequences [first_seq, end_seq) lie, of whose rows the next calls will be. on_dev:
+ * (batch->n_seqs) what cache_view gave; view until the step's end. */
+void attn_begin(struct attn *a, const struct batch *batch, int first_seq, int end_seq, const struct kv_seq *on_dev);
 
-/* Shall attn_run have this OP_KV_APPEND and the OP_ATTENTION behind it? Otherwise all pages that they touch are the device's. */
+/* Shall attn_start have this OP_KV_APPEND and the OP_ATTENTION behind it? Otherwise all pages that they touch are the device's. */
 static inline bool attn_wants(const struct attn *a, const struct op *op)
 {
     return a->is_split && op->kind == OP_KV_APPEND && op->p.attn.window == 0;
@@ -62,8 +68,11 @@ static inline bool attn_wants(const struct attn *a, const struct op *op)
 /* Run both, ops[0] and ops[1]. Keys and values go to where the page of their position lies. The device computes its segments; the
  * host's are computed with by the host meanwhile, or, for sequences with many rows, come up in stages, one computed with while the next
  * is on its way. All segments' states are merged on the device in ascending order, so that no bit depends on where a page lies.
+ * attn_start leaves to attn_finish what the host does for the last rows, if it does anything for them: until then the device may be given
+ * anything that does not want these rows' results. Each attn_start wants its attn_finish. rows: views until then.
  * ERR_DEVICE and what else the devices say; nothing is under way then. */
-int attn_run(struct attn *a, const struct op *ops, const struct rows *rows);
+int attn_start(struct attn *a, const struct op *ops, const struct rows *rows);
+int attn_finish(struct attn *a);
 
 #ifdef __cplusplus
 }

@@ -37,7 +37,7 @@ void batch_done(struct batch *b)
 
 void batch_clear(struct batch *b)
 {
-    b->n_rows = b->n_out = b->n_prompt = b->n_seqs = 0;
+    b->n_rows = b->n_out = b->n_prompt = b->n_seqs = b->n_second = 0;
     b->wants_hidden = false;
 }
 

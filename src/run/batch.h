@@ -19,6 +19,9 @@ struct batch {
     int32_t *n_top;    /* own: (cap_rows) for each of them, how many of the best logits are enough; 0: all are wanted */
     bool wants_hidden; /* the step gives hidden states, too (exec_hidden); batch_clear says no */
     struct cache_seq **seqs; /* own array of views: (cap_seqs) */
+    /* The last n_second rows, generated ones of sequences of their own, may be a half of their own: the host attends to rows of one while a
+     * device has the other's to do. Fewer than n_rows; batch_clear says 0. */
+    int n_second;
 };
 
 /* ERR_NOMEM. */

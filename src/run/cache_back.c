@@ -244,6 +244,16 @@ bool cache_back_may_come(const struct cache_seq *s)
     return has_far && s->c->back_steps > 0;
 }
 
+int64_t cache_back_n_far(const struct cache_seq *s)
+{
+    int64_t n = 0, first;
+
+    for (int group = 0; group < s->c->n_groups; group++)
+        if (cache_is_two_sided(&s->c->group[group]))
+            n += count_far(s, group, &first);
+    return n;
+}
+
 bool cache_back_frees(const struct cache_seq *s)
 {
     for (int group = 0; group < s->c->n_groups; group++) {

@@ -40,6 +40,9 @@ bool cache_back_wants_room(const struct cache *c);
 /* Has the sequence pages in the host's memory, and will they all come back when there is room? */
 bool cache_back_may_come(const struct cache_seq *s);
 
+/* Segments of it that lie in the host's memory beside a device's. */
+int64_t cache_back_n_far(const struct cache_seq *s);
+
 /* Would pages of the device become free, did it end? */
 bool cache_back_frees(const struct cache_seq *s);
 

@@ -1,6 +1,7 @@
 /* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), and, in steps of
  * many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. Where a plan leaves the first layers to the
- * CPU, they are a list of their own, walked before the device's; what comes out of it goes up. */
+ * CPU, they are a list of their own, walked before the device's; what comes out of it goes up. A step in halves walks the device's list
+ * twice, from attention to attention in turn: while the host attends to rows of one half, the device has the other half's to do. */
 #include "src/run/exec.h"
 
 #include <inttypes.h>
@@ -35,7 +36,17 @@ struct part {
     struct program *program; /* own; NULL: there are no such layers */
     void *arena;             /* own: (program->arena_bytes) */
     struct kv_seq *seqs;     /* own: (n_seqs) the step's pages */
-    struct moe moe;
+    struct moe *moe;         /* view */
+    struct attn attn;        /* where the host's memory holds pages beside the device's; otherwise zeros */
+};
+
+/* A walk down a part's list. */
+struct walk {
+    struct part *part;
+    struct rows rows; /* some of the step's */
+    int at;           /* the op that comes next */
+    bool is_half;     /* it stops behind each attention, for the other one */
+    bool is_over;     /* at the end, or at what is for rows that want logits, and there are none */
 };
 
 struct exec {
@@ -43,9 +54,11 @@ struct exec {
     struct store *store;       /* view */
     struct trace *trace;       /* view */
     struct part main, before;  /* the device's; the host's, whose arena is alloc_host's */
-    struct device *host;       /* view; NULL: the device computes all */
-    void *scratch;             /* own: (scratch_bytes), in the device's memory */
-    void *host_scratch;        /* own: (host_scratch_bytes) */
+    struct part half; /* the device's layers once more, with an arena of their own, for the second half of a step */
+    struct moe moe, before_moe;
+    struct device *host; /* view; NULL: the device computes all */
+    void *scratch;       /* own: (scratch_bytes), in the device's memory */
+    void *host_scratch;  /* own: (host_scratch_bytes) */
     uint64_t scratch_bytes, host_scratch_bytes;
     float *logits; /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     int32_t *best; /* own: (best_bytes) with logits; as TOP_K gives them */
@@ -59,7 +72,6 @@ struct exec {
     int n_hidden;     /* rows whose hidden states the last step left */
     struct tier tier; /* with host */
     uint64_t (*clock)(void);
-    struct attn attn;     /* where the host's memory holds pages beside the device's; otherwise zeros */
     uint64_t dense_bytes; /* that a step reads: all dense weights but the embedding table, unless it is also the head */
     struct exec_stats stats;
 };
@@ -95,6 +107,8 @@ static int take_memory(struct exec *e)
             rc = dev->ops->alloc(dev, e->scratch_bytes, &e->scratch);
         if (rc == 0 && e->before.program) /* rows go up from there */
             rc = dev->ops->alloc_host(dev, e->before.program->arena_bytes, &e->before.arena);
+        if (rc == 0 && e->half.program)
+            rc = dev->ops->alloc(dev, e->half.program->arena_bytes, &e->half.arena);
         if (rc < 0)
             return rc;
         e->logits = mem_map(logits_bytes(e), MEM_SCRATCH);
@@ -118,6 +132,7 @@ static void give_memory(struct exec *e)
     if (has_memory(e)) {
         mem_unmap(e->best, e->best_bytes, MEM_SCRATCH);
         mem_unmap(e->logits, e->logits ? logits_bytes(e) : 0, MEM_SCRATCH);
+        dev->ops->release(dev, e->half.arena);
         dev->ops->release_host(dev, e->before.arena);
         dev->ops->release(dev, e->scratch);
         dev->ops->release(dev, e->main.arena);
@@ -160,19 +175,20 @@ static int make_part(const struct exec *e, const struct plan *plan, enum plan_pa
 {
     int rc = plan_program(plan, e->model, which, &part->program);
     if (rc == 0)
-        rc = check_ops(part, which == PLAN_MAIN ? e->host : NULL);
+        rc = check_ops(part, which == PLAN_BEFORE ? NULL : e->host);
     if (rc < 0)
         return rc;
     part->seqs = mem_zalloc((size_t)e->n_seqs, sizeof *part->seqs, MEM_META);
     return part->seqs ? 0 : err(ERR_NOMEM, "views of %d sequences", e->n_seqs);
 }
 
-static int take_moe(struct exec *e, const struct exec_args *args, struct part *part)
+static int take_moe(struct exec *e, const struct exec_args *args, struct part *part, struct moe *moe)
 {
     const struct plan *plan = args->plan;
     bool is_beside = part == &e->main && plan_is_split(plan);
 
-    return moe_init(&part->moe,
+    part->moe = moe;
+    return moe_init(moe,
                     &(struct moe_args){.program = part->program,
                                        .store = e->store,
                                        .dev = part->dev,
@@ -185,6 +201,21 @@ static int take_moe(struct exec *e, const struct exec_args *args, struct part *p
                                        .clock = e->clock});
 }
 
+/* half: 0 or 1, of a step in halves. */
+static int take_attn(const struct exec *e, const struct plan *plan, struct part *part, int half)
+{
+    struct device_step step;
+
+    plan_device_step(plan, e->model, &step);
+    return attn_init(&part->attn, &(struct attn_args){.program = part->program,
+                                                      .dev = part->dev,
+                                                      .host = e->host,
+                                                      .n_seqs = e->n_seqs,
+                                                      .n_ctx = plan->n_ctx,
+                                                      .stage_rows = (int)plan->gpu.stage_rows,
+                                                      .fence = step.n_fences - PLAN_ATTN_FENCES + half});
+}
+
 static int open_parts(struct exec *e, const struct exec_args *args)
 {
     const struct plan *plan = args->plan;
@@ -193,6 +224,8 @@ static int open_parts(struct exec *e, const struct exec_args *args)
 
     if (rc == 0 && plan_has_host_layers(plan))
         rc = make_part(e, plan, PLAN_BEFORE, &e->before);
+    if (rc == 0 && plan_has_halves(plan))
+        rc = make_part(e, plan, PLAN_HALF, &e->half);
     if (rc < 0)
         return rc;
     p = e->main.program;
@@ -203,6 +236,8 @@ static int open_parts(struct exec *e, const struct exec_args *args)
     bind(e, &e->main, store_weight);
     if (e->before.program)
         bind(e, &e->before, store_host_weight);
+    if (e->half.program)
+        bind(e, &e->half, store_weight);
     if (p->top) {
         e->top_data = p->top->dst[0]->data;
         p->top->dst[0] = &e->top;
@@ -211,22 +246,29 @@ static int open_parts(struct exec *e, const struct exec_args *args)
     if (rc == 0 && e->host)
         rc = take_host_scratch(e, plan);
     if (rc == 0)
-        rc = take_moe(e, args, &e->main);
+        rc = take_moe(e, args, &e->main, &e->moe);
     if (rc == 0 && e->before.program)
-        rc = take_moe(e, args, &e->before);
+        rc = take_moe(e, args, &e->before, &e->before_moe);
+    e->half.moe = &e->moe; /* no more than a few rows at a time, and one half after the other */
+    if (rc == 0 && plan_has_host_kv(plan))
+        rc = take_attn(e, plan, &e->main, 0);
+    if (rc == 0 && e->half.program)
+        rc = take_attn(e, plan, &e->half, 1);
     return rc;
 }
 
 static void count_memory(struct exec *e)
 {
     uint64_t before_bytes = e->before.program ? e->before.program->arena_bytes : 0;
+    uint64_t half_bytes = e->half.program ? e->half.program->arena_bytes : 0;
 
     e->dense_bytes = model_decode_bytes(e->model, model_all(e->model));
     for (int layer = 0; layer < e->model->hp.n_layer; layer++)
         e->dense_bytes -= (uint64_t)e->model->hp.n_expert_used * model_expert_bytes(e->model, layer);
     e->stats.scratch_bytes = size_up(e->main.program->arena_bytes, PAGE_BYTES) + size_up(before_bytes, PAGE_BYTES) +
                              size_up(e->scratch_bytes, PAGE_BYTES) + size_up(e->host_scratch_bytes, PAGE_BYTES) +
-                             e->attn.shape.dev_bytes + e->attn.shape.host_bytes;
+                             e->main.attn.shape.dev_bytes + e->main.attn.shape.host_bytes +
+                             e->half.attn.shape.dev_bytes + e->half.attn.shape.host_bytes + half_bytes;
 }
 
 int exec_open(const struct exec_args *args, struct exec **out)
@@ -237,7 +279,7 @@ int exec_open(const struct exec_args *args, struct exec **out)
     if (!e)
         return err(ERR_NOMEM, "an executor");
     e->model = args->model;
-    e->main.dev = args->device;
+    e->main.dev = e->half.dev = args->device;
     e->before.dev = args->host;
     e->host = args->host;
     e->store = args->store;
@@ -246,13 +288,6 @@ int exec_open(const struct exec_args *args, struct exec **out)
     e->clock = args->clock ? args->clock : clock_ns;
     tier_init(&e->tier, false);
     int rc = open_parts(e, args);
-    if (rc == 0 && plan_has_host_kv(plan))
-        rc = attn_init(&e->attn, &(struct attn_args){.program = e->main.program,
-                                                     .dev = e->main.dev,
-                                                     .host = e->host,
-                                                     .n_seqs = e->n_seqs,
-                                                     .n_ctx = plan->n_ctx,
-                                                     .stage_rows = (int)plan->gpu.stage_rows});
     if (rc < 0) {
         exec_close(e);
         return rc;
@@ -266,12 +301,15 @@ void exec_close(struct exec *e)
 {
     if (!e)
         return;
-    attn_done(&e->attn);
-    moe_done(&e->before.moe);
-    moe_done(&e->main.moe);
+    attn_done(&e->half.attn);
+    attn_done(&e->main.attn);
+    moe_done(&e->before_moe);
+    moe_done(&e->moe);
+    mem_free(e->half.seqs);
     mem_free(e->before.seqs);
     mem_free(e->main.seqs);
     give_memory(e);
+    program_free(e->half.program);
     program_free(e->before.program);
     program_free(e->main.program);
     mem_free(e);
@@ -279,14 +317,15 @@ void exec_close(struct exec *e)
 
 void exec_set_pace(struct exec *e, const struct plan_pace *pace)
 {
-    e->main.moe.ahead.n_likely = e->before.moe.ahead.n_likely = (int)pace->n_ahead;
+    e->moe.ahead.n_likely = e->before_moe.ahead.n_likely = (int)pace->n_ahead;
     store_set_reads(e->store, (int)pace->n_reads);
 }
 
 static int check_batch(const struct exec *e, const struct batch *b)
 {
     const struct program *p = e->main.program;
-    if (b->n_rows < 1 || b->n_rows > p->n_rows || b->n_out > p->n_out || b->n_seqs > e->n_seqs)
+    if (b->n_rows < 1 || b->n_rows > p->n_rows || b->n_out > p->n_out || b->n_seqs > e->n_seqs ||
+        b->n_second > e->n_seqs)
         return err(ERR_LIMIT, "a step of %d rows, %d of logits, %d sequences; the plan allows %d, %d and %d", b->n_rows,
                    b->n_out, b->n_seqs, p->n_rows, p->n_out, e->n_seqs);
     for (int row = 0; row < b->n_rows; row++)
@@ -295,27 +334,40 @@ static int check_batch(const struct exec *e, const struct batch *b)
     return 0;
 }
 
-/* Is the KV_APPEND at op i one whose pages lie on two sides? */
-static bool is_two_sided(const struct exec *e, const struct part *part, int i)
+/* Rows of the step's second half; 0: it is walked as a whole. */
+static int n_second_of(const struct exec *e, const struct batch *b)
 {
-    return part == &e->main && attn_wants(&e->attn, &part->program->ops[i]);
+    return e->half.program ? b->n_second : 0;
+}
+
+/* Is the KV_APPEND at op i one whose pages lie on two sides? */
+static bool is_two_sided(const struct part *part, int i)
+{
+    return attn_wants(&part->attn, &part->program->ops[i]);
+}
+
+/* Does the other half come next, behind this op? */
+static bool is_stop(const struct walk *w, const struct op *op)
+{
+    return w->is_half && op->kind == OP_ATTENTION && op->p.attn.window == 0;
 }
 
 /* Where the segment that starts at op `first` ends. */
-static int segment_end(const struct exec *e, const struct part *part, int first, const struct rows *rows)
+static int segment_end(const struct exec *e, const struct walk *w, int first)
 {
-    const struct program *p = part->program;
+    const struct program *p = w->part->program;
+    bool has_stops = w->rows.n > CANCEL_ROWS && !w->is_half;
     int i = first;
-    if (is_two_sided(e, part, first))
+    if (is_two_sided(w->part, first))
         return first + 2;
     for (; i < p->n_ops; i++) {
         const struct op *op = &p->ops[i];
-        if (op->rows == OP_ROWS_OUT && rows->n_out == 0)
+        if (op->rows == OP_ROWS_OUT && w->rows.n_out == 0)
             return i;
         if (op == p->top && e->top.ne[0] == 0)
             return i;
-        if (i > first && (op->kind == OP_MOE || is_two_sided(e, part, i) ||
-                          (rows->n > CANCEL_ROWS && op->layer != p->ops[first].layer)))
+        if (i > first && (op->kind == OP_MOE || is_two_sided(w->part, i) || is_stop(w, op - 1) ||
+                          (has_stops && op->layer != p->ops[first].layer)))
             return i;
         if (op->kind == OP_MOE)
             return i + 1;
@@ -336,29 +388,91 @@ static int run_dense(struct exec *e, const struct part *part, const struct op *o
     return rc;
 }
 
-static int walk(struct exec *e, struct part *part, const struct rows *step, const int *cancel)
+/* On to where the host has something to do for attention (attn_finish), or the other half comes next, or to the end. */
+static int walk_on(struct exec *e, struct walk *w, const int *cancel)
 {
+    struct part *part = w->part;
     const struct program *p = part->program;
-    struct rows rows = *step;
-    rows.seqs = part->seqs;
-    for (int i = 0; i < p->n_ops;) {
+
+    while (!w->is_over) {
+        const struct op *op = &p->ops[w->at];
+        int end = w->at < p->n_ops ? segment_end(e, w, w->at) : w->at;
+        if (end == w->at) {
+            w->is_over = true;
+            break;
+        }
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
-            return err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
-        int end = segment_end(e, part, i, &rows);
-        if (end == i) /* the rest is for rows that want logits, or the best of them, and there are none */
-            return 0;
-        int rc = p->ops[i].kind == OP_MOE   ? moe_run(&part->moe, &p->ops[i], &rows, &e->stats.expert_bytes)
-                 : is_two_sided(e, part, i) ? attn_run(&e->attn, &p->ops[i], &rows)
-                                            : run_dense(e, part, &p->ops[i], end - i, &rows);
+            return err(ERR_CANCEL, "stopped in layer %d", op->layer);
+        int rc = op->kind == OP_MOE          ? moe_run(part->moe, op, &w->rows, &e->stats.expert_bytes)
+                 : is_two_sided(part, w->at) ? attn_start(&part->attn, op, &w->rows)
+                                             : run_dense(e, part, op, end - w->at, &w->rows);
         if (rc < 0)
             return rc;
-        i = end;
+        w->at = end;
+        if (part->attn.is_open || is_stop(w, &p->ops[end - 1]))
+            break;
     }
     return 0;
 }
 
+static struct walk walk_of(struct part *part, const struct rows *rows)
+{
+    struct walk w = {.part = part, .rows = *rows};
+
+    w.rows.seqs = part->seqs;
+    return w;
+}
+
+static int walk(struct exec *e, struct walk *w, const int *cancel)
+{
+    int rc = 0;
+
+    while (rc == 0 && !w->is_over) {
+        rc = walk_on(e, w, cancel);
+        if (rc == 0)
+            rc = attn_finish(&w->part->attn);
+    }
+    return rc;
+}
+
+/* The last n_second rows apart from the others. Their results join them before what is for all: the head's weights are read once. */
+static int walk_halves(struct exec *e, const struct rows *step, int n_second, const int *cancel)
+{
+    const struct tensor *x = e->main.program->x, *from = e->half.program->x;
+    struct walk halves[2] = {walk_of(&e->main, step), walk_of(&e->half, step)}, *first = &halves[0];
+    const int n_first = step->n - n_second;
+    struct rows *rows = &halves[1].rows;
+    int rc = 0;
+
+    halves[0].is_half = halves[1].is_half = true;
+    first->rows.n = n_first;
+    first->rows.n_out = rows->n_out = rows->n_prompt = 0;
+    first->rows.n_prompt = step->n_prompt < n_first ? step->n_prompt : n_first;
+    rows->n = n_second;
+    rows->token += n_first;
+    rows->pos += n_first;
+    rows->seq += n_first;
+    for (int i = 0; rc == 0 && !(halves[0].is_over && halves[1].is_over); i ^= 1) {
+        rc = attn_finish(&halves[i].part->attn);
+        if (rc == 0)
+            rc = walk_on(e, &halves[i], cancel);
+    }
+    if (rc == 0)
+        rc = e->main.dev->ops->copy(e->main.dev, tensor_row(x, n_first), from->data,
+                                    from->stride[1] * (uint64_t)n_second);
+    if (rc < 0) {
+        if (e->main.dev->ops->meet(e->main.dev) == 0) /* of the other half something may be on its way up */
+            e->main.dev->ops->sync(e->main.dev);
+        return rc;
+    }
+    e->stats.n_halved++;
+    *first = (struct walk){.part = &e->main, .rows = *step, .at = first->at};
+    first->rows.seqs = e->main.seqs;
+    return walk(e, first, cancel);
+}
+
 /* What came out of the host's layers to where the device's begin. Nothing is queued there: a step ends with a wait. */
-static int bring_up(struct exec *e, int n_rows)
+static int bring_up(struct exec *e, int n_rows, int n_second)
 {
     const struct tensor *from = e->before.program->x, *to = e->main.program->x;
     struct device *dev = e->main.dev;
@@ -367,8 +481,12 @@ static int bring_up(struct exec *e, int n_rows)
                                 .id = n_rows,
                                 .bytes = from->stride[1] * (uint64_t)n_rows,
                                 .begin_ns = e->trace ? clock_ns() : 0};
-    int rc = dev->ops->send(dev, to->data, from->data, event.bytes);
+    int n_first = n_rows - n_second;
+    int rc = dev->ops->send(dev, to->data, from->data, from->stride[1] * (uint64_t)n_first);
 
+    if (rc == 0 && n_second)
+        rc = dev->ops->send(dev, e->half.program->x->data, tensor_row(from, n_first),
+                            from->stride[1] * (uint64_t)n_second);
     if (rc == 0)
         rc = dev->ops->meet(dev);
     if (rc < 0)
@@ -379,24 +497,29 @@ static int bring_up(struct exec *e, int n_rows)
     return 0;
 }
 
-static int walk_parts(struct exec *e, const struct rows *rows, const int *cancel)
+static int walk_parts(struct exec *e, const struct rows *rows, int n_second, const int *cancel)
 {
+    struct walk all = walk_of(&e->main, rows);
     int rc = 0;
 
-    if (e->before.program)
-        rc = walk(e, &e->before, rows, cancel);
-    if (rc == 0 && e->before.program)
-        rc = bring_up(e, rows->n);
-    return rc ? rc : walk(e, &e->main, rows, cancel);
+    if (e->before.program) {
+        struct walk before = walk_of(&e->before, rows);
+        rc = walk(e, &before, cancel);
+        if (rc == 0)
+            rc = bring_up(e, rows->n, n_second);
+    }
+    if (rc < 0)
+        return rc;
+    return n_second ? walk_halves(e, rows, n_second, cancel) : walk(e, &all, cancel);
 }
 
-static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
+static int run_step(struct exec *e, const struct rows *rows, const struct batch *batch, const int *cancel)
 {
     struct trace_event event = {.what = TRACE_STEP, .id = rows->n, .begin_ns = e->trace ? clock_ns() : 0};
 
     trace_step(e->trace, rows->n);
-    int rc = walk_parts(e, rows, cancel);
-    if (rc == 0 && wants_hidden)
+    int rc = walk_parts(e, rows, n_second_of(e, batch), cancel);
+    if (rc == 0 && batch->wants_hidden)
         rc = run_dense(e, &e->main, &e->main.program->hidden, 1, rows);
     if (rc == 0)
         rc = e->main.dev->ops->sync(e->main.dev);
@@ -410,14 +533,14 @@ static int run_step(struct exec *e, const struct rows *rows, bool wants_hidden, 
 }
 
 /* A step whose experts both sides compute is timed, and now and then one side is left out. */
-static int run_timed(struct exec *e, const struct rows *rows, bool wants_hidden, const int *cancel)
+static int run_timed(struct exec *e, const struct rows *rows, const struct batch *batch, const int *cancel)
 {
-    if (!e->main.moe.host)
-        return run_step(e, rows, wants_hidden, cancel);
+    if (!e->moe.host)
+        return run_step(e, rows, batch, cancel);
     int kind = rows->n <= TIMED_ROWS ? rows->n : TIER_NO_KIND;
-    moe_use_gpu(&e->main.moe, tier_begin(&e->tier, kind));
+    moe_use_gpu(&e->moe, tier_begin(&e->tier, kind));
     uint64_t from_ns = e->clock();
-    int rc = run_step(e, rows, wants_hidden, cancel);
+    int rc = run_step(e, rows, batch, cancel);
     if (rc == 0)
         tier_end(&e->tier, kind, (double)(e->clock() - from_ns) * 1e-9);
     return rc;
@@ -508,6 +631,24 @@ void exec_row(const struct exec *e, int i, struct sample_row *row)
         row->n--;
 }
 
+/* Which pages whose walk will see. */
+static void view_pages(struct exec *e, const struct batch *b)
+{
+    const int n_second = n_second_of(e, b), first_seq = n_second ? b->seq[b->n_rows - n_second] : b->n_seqs;
+
+    for (int i = 0; i < b->n_seqs; i++) {
+        cache_view(b->seqs[i], &e->main.seqs[i]);
+        if (e->before.program)
+            cache_view_host(b->seqs[i], &e->before.seqs[i]);
+        if (e->half.program)
+            e->half.seqs[i] = e->main.seqs[i];
+    }
+    if (e->main.attn.dev)
+        attn_begin(&e->main.attn, b, 0, first_seq, e->main.seqs);
+    if (n_second)
+        attn_begin(&e->half.attn, b, first_seq, b->n_seqs, e->half.seqs);
+}
+
 int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const float **logits)
 {
     *logits = NULL;
@@ -516,13 +657,7 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
         rc = bring_back(e, cache_of(batch->seqs[0]));
     if (rc < 0)
         return rc;
-    for (int i = 0; i < batch->n_seqs; i++) {
-        cache_view(batch->seqs[i], &e->main.seqs[i]);
-        if (e->before.program)
-            cache_view_host(batch->seqs[i], &e->before.seqs[i]);
-    }
-    if (e->attn.dev)
-        attn_begin(&e->attn, batch, e->main.seqs);
+    view_pages(e, batch);
     const struct rows rows = {.n = batch->n_rows,
                               .n_out = batch->n_out,
                               .n_prompt = batch->n_prompt,
@@ -536,7 +671,7 @@ int exec_run(struct exec *e, const struct batch *batch, const int *cancel, const
     e->n_top = batch->n_top;
     e->n_said = batch->n_out;
     set_top(e, batch);
-    rc = run_timed(e, &rows, batch->wants_hidden, cancel);
+    rc = run_timed(e, &rows, batch, cancel);
     if (rc == 0 && e->logits)
         rc = bring_down(e);
     if (rc < 0)
@@ -570,15 +705,16 @@ int exec_hidden(struct exec *e, int first, int n, float *out)
 
 void exec_stats(const struct exec *e, struct exec_stats *out)
 {
-    const struct moe *moe = &e->main.moe, *before = &e->before.moe;
+    const struct moe *moe = &e->moe, *before = &e->before_moe;
+    const struct attn_stats *attn = &e->main.attn.stats, *half = &e->half.attn.stats;
     const struct device *dev = e->main.dev;
 
     *out = e->stats;
-    out->down_bytes += moe->stats.down_bytes + e->attn.stats.down_bytes;
-    out->up_bytes += moe->stats.up_bytes + e->attn.stats.up_bytes;
-    out->n_dev_segments = e->attn.stats.n_dev_segments;
-    out->n_host_segments = e->attn.stats.n_host_segments;
-    out->n_staged_segments = e->attn.stats.n_staged_segments;
+    out->down_bytes += moe->stats.down_bytes + attn->down_bytes + half->down_bytes;
+    out->up_bytes += moe->stats.up_bytes + attn->up_bytes + half->up_bytes;
+    out->n_dev_segments = attn->n_dev_segments + half->n_dev_segments;
+    out->n_host_segments = attn->n_host_segments + half->n_host_segments;
+    out->n_staged_segments = attn->n_staged_segments + half->n_staged_segments;
     out->n_expert_rows = moe->stats.n_rows + before->stats.n_rows;
     out->n_host_rows = moe->stats.n_host_rows + before->stats.n_rows;
     out->split = moe->split.stats;

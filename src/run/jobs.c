@@ -3,7 +3,6 @@
  * what is missing is run next, and where nothing is missing but one token, that one is a decode row. */
 #include "src/run/jobs.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "src/base/clock.h"
@@ -55,8 +54,6 @@ struct jobs {
     struct sched_seq *turns; /* (n_most) of the running */
     int n_running;
     struct job_list waiting, finished;
-    int kind;         /* of the step, for stats.waits */
-    bool is_waiting;  /* in this step those wait whose pages may come back to the GPU */
     uint64_t rows_ns; /* what the rows of all steps took, without what pages took that were spilled */
     float *hidden;    /* own: (HIDDEN_ROWS, n_embd); NULL: nobody wanted an embedding yet */
     uint64_t last_id;
@@ -138,7 +135,7 @@ int jobs_open(const struct jobs_args *args, struct jobs **out)
     j->args = *args;
     j->args.plan = NULL;
     j->args.clock = args->clock ? args->clock : clock_ns;
-    tier_init(&j->stats.waits, plan->gpu.kv_waits);
+    ways_init(&j->stats.ways, plan);
     j->n_ctx = plan->n_ctx;
     j->n_most = least(least((int)plan->n_seq, (int)plan->n_out), (int)plan->chunk_tok);
     j->limits = (struct sched_limits){(int)plan->chunk_tok, (int)plan->chunk_tok - j->n_most, (int)plan->n_out};
@@ -386,7 +383,7 @@ static int begin(struct jobs *j, struct job **at)
  * pages from those who have begun and wait for them. */
 static int admit(struct jobs *j)
 {
-    if (j->is_waiting && j->n_running > 0)
+    if (j->stats.ways.is_waiting && j->n_running > 0)
         return 0;
     for (struct job **at = &j->waiting.first; *at && j->n_running < j->n_most;) {
         int64_t n_now;
@@ -410,16 +407,6 @@ static int admit(struct jobs *j)
 
 /* ---- one step ---- */
 
-/* Are two numbers alike? As many bits tell. */
-static int n_bits(int n)
-{
-    int bits = 0;
-
-    for (; n; n >>= 1)
-        bits++;
-    return bits;
-}
-
 static bool is_in_prompt(const struct job *job)
 {
     return cache_len(job->user.seq) < (int64_t)job->n_given;
@@ -431,22 +418,18 @@ static bool may_wait(const struct job *job)
     return !is_in_prompt(job) && cache_back_may_come(job->user.seq);
 }
 
-/* Do those wait whose pages lie in the host's memory? Not where nobody would be left. Steps are compared in which everybody draws, of
- * numbers that are alike. */
-static void choose_waiting(struct jobs *j)
+static void choose_ways(struct jobs *j)
 {
-    int n_far = 0;
-    bool has_prompt = false;
+    struct ways_step step = {0};
 
     for (int i = 0; i < j->n_running; i++) {
         const struct job *job = j->running[i];
-        n_far += may_wait(job);
-        has_prompt = has_prompt || is_in_prompt(job);
+        step.n_far += may_wait(job);
+        step.has_prompt = step.has_prompt || is_in_prompt(job);
+        step.n_host += !is_in_prompt(job) && cache_back_n_far(job->user.seq) > 0;
     }
-    int n_near = j->n_running - n_far;
-    bool is_alike = n_far > 0 && n_near > 0 && !has_prompt;
-    j->kind = is_alike ? n_bits(n_near) * 32 + n_bits(n_far) : TIER_NO_KIND;
-    j->is_waiting = !tier_begin(&j->stats.waits, j->kind) && n_far > 0 && n_near > 0;
+    step.n_near = j->n_running - step.n_far;
+    ways_begin(&j->stats.ways, &step);
 }
 
 static void plan_turns(struct jobs *j)
@@ -455,7 +438,7 @@ static void plan_turns(struct jobs *j)
         const struct job *job = j->running[i];
         int64_t len = cache_len(job->user.seq), n_given = (int64_t)job->n_given;
         struct sched_seq *s = &j->turns[i];
-        *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job), .waits = j->is_waiting && may_wait(job)};
+        *s = (struct sched_seq){.len = len, .n_tok = n_to_run(job), .waits = j->stats.ways.is_waiting && may_wait(job)};
         s->first_out = job->n_scored ? n_sharable(job) : s->n_tok - (job->embed.pooling == EMBED_NONE);
         /* Given and drawn tokens are different kinds of rows (batch.h). */
         s->cut = len < n_given ? n_given : 0;
@@ -534,13 +517,12 @@ static bool has_rows(const struct jobs *j)
 /* Who runs how many rows, in reserved pages. Where those who do not wait find no room, nobody waits: the oldest always goes on. */
 static int settle_turns(struct jobs *j)
 {
-    choose_waiting(j);
+    choose_ways(j);
     plan_turns(j);
     int rc = make_room(j);
     if (rc < 0 || has_rows(j))
         return rc;
-    j->kind = TIER_NO_KIND;
-    j->is_waiting = false;
+    ways_let_all(&j->stats.ways);
     plan_turns(j);
     return make_room(j);
 }
@@ -548,6 +530,14 @@ static int settle_turns(struct jobs *j)
 static bool is_prompt_turn(const struct jobs *j, int i)
 {
     return j->turns[i].len < (int64_t)j->running[i]->n_given;
+}
+
+static bool has_prompt_turn(const struct jobs *j)
+{
+    for (int i = 0; i < j->n_running; i++)
+        if (j->turns[i].n_rows > 0 && is_prompt_turn(j, i))
+            return true;
+    return false;
 }
 
 /* Does the job's vector want the hidden state of this position? One that gave its pages back, or whose step failed, comes by
@@ -574,20 +564,55 @@ static int n_top_of(struct jobs *j, const struct job *job)
     return sample_n_top(j->sample, (int64_t)job->n_tok);
 }
 
-/* Rows of given tokens stand before rows of drawn ones. */
+/* Which sequences are the step's second half: of those that draw and have pages in the host's memory as many as have half of them
+ * (apex.h); beside a prompt, which the GPU is busy with, all. Those that are run again have many rows, and stay. */
+static void halve(struct jobs *j)
+{
+    int64_t n_all = 0, n_first = 0;
+    bool has_first = false;
+
+    for (int i = 0; i < j->n_running; i++) {
+        struct sched_seq *s = &j->turns[i];
+        int64_t n = s->n_rows == 1 && !is_prompt_turn(j, i) ? cache_back_n_far(j->running[i]->user.seq) : 0;
+        s->is_second = j->stats.ways.is_halved && n > 0;
+        n_all += s->is_second ? n : 0;
+        has_first = has_first || (s->n_rows > 0 && !s->is_second);
+    }
+    for (int i = 0; i < j->n_running && !has_prompt_turn(j); i++) {
+        struct sched_seq *s = &j->turns[i];
+        int64_t n = s->is_second ? cache_back_n_far(j->running[i]->user.seq) : 0;
+        if (n == 0 || (has_first && 2 * (n_first + n) > n_all))
+            continue;
+        n_first += n;
+        s->is_second = false;
+        has_first = true;
+    }
+}
+
+/* In which order rows stand: those of given tokens before those of drawn ones, and of these a second half last. */
+enum { RANK_PROMPT, RANK_DRAWN, RANK_SECOND, N_RANKS };
+
+static int rank_of(const struct jobs *j, int i)
+{
+    return is_prompt_turn(j, i) ? RANK_PROMPT : j->turns[i].is_second ? RANK_SECOND : RANK_DRAWN;
+}
+
 static void fill_batch(struct jobs *j)
 {
     batch_clear(&j->batch);
+    halve(j);
     for (int i = 0; i < j->n_running; i++)
         if (j->turns[i].n_rows > 0 && wants_any_hidden(j->running[i], &j->turns[i]))
             j->batch.wants_hidden = true;
-    for (int prompt = 1; prompt >= 0; prompt--)
+    for (int rank = 0; rank < N_RANKS; rank++)
         for (int i = 0; i < j->n_running; i++) {
             const struct sched_seq *s = &j->turns[i];
             const struct job *job = j->running[i];
-            if (s->n_rows == 0 || is_prompt_turn(j, i) != prompt)
+            if (s->n_rows == 0 || rank_of(j, i) != rank)
                 continue;
-            batch_add(&j->batch, job->user.seq, job->token + s->len, s->n_rows, (int32_t)s->len, s->n_out, prompt);
+            batch_add(&j->batch, job->user.seq, job->token + s->len, s->n_rows, (int32_t)s->len, s->n_out,
+                      rank == RANK_PROMPT);
+            j->batch.n_second += rank == RANK_SECOND ? s->n_rows : 0;
             if (s->n_out > 0)
                 batch_set_top(&j->batch, n_top_of(j, job));
         }
@@ -674,9 +699,9 @@ static int pool(struct jobs *j)
 {
     int row = 0, rc = 0;
 
-    for (int prompt = 1; prompt >= 0; prompt--)
+    for (int rank = 0; rank < N_RANKS; rank++)
         for (int i = 0; i < j->n_running; i++) {
-            if (is_prompt_turn(j, i) != prompt)
+            if (rank_of(j, i) != rank)
                 continue;
             if (rc == 0)
                 rc = pool_turn(j, i, row);
@@ -708,10 +733,10 @@ static void commit(struct jobs *j)
 {
     int out = 0;
 
-    for (int prompt = 1; prompt >= 0; prompt--)
+    for (int rank = 0; rank < N_RANKS; rank++)
         for (int i = 0; i < j->n_running; i++) {
             const struct sched_seq *s = &j->turns[i];
-            if (s->n_rows == 0 || is_prompt_turn(j, i) != prompt)
+            if (s->n_rows == 0 || rank_of(j, i) != rank)
                 continue;
             cache_commit(j->running[i]->user.seq, s->n_rows);
             count_rows(j, i);
@@ -732,7 +757,7 @@ static void commit(struct jobs *j)
 static void count_time(struct jobs *j, uint64_t ns)
 {
     j->rows_ns += ns;
-    tier_end(&j->stats.waits, j->kind, (double)ns * 1e-9 / j->batch.n_rows);
+    ways_end(&j->stats.ways, (double)ns * 1e-9 / j->batch.n_rows);
     for (int i = 0; i < j->n_running; i++)
         j->stats.n_sat_out += j->turns[i].waits;
 }
@@ -796,15 +821,5 @@ void jobs_stats(const struct jobs *j, struct jobs_stats *out)
 
 const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes)
 {
-    const struct tier *t = &j->stats.waits;
-
-    buf[0] = '\0';
-    if (t->n_changes != *n_seen)
-        snprintf(
-            buf, buf_bytes,
-            "with sequences whose pages lie in the host's memory steps bring %.3g tokens/s, without them %.3g: they "
-            "%s from now on, until trials say otherwise",
-            1 / t->on_s, 1 / t->off_s, t->is_off ? "wait for their pages to come back" : "run beside the others");
-    *n_seen = t->n_changes;
-    return buf;
+    return ways_news(&j->stats.ways, n_seen, buf, buf_bytes);
 }

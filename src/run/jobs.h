@@ -2,7 +2,7 @@
  * row of everyone who is being answered and at most a chunk of prompt rows. When KV pages run out, whoever came last gives
  * its own back, and later gets them from a file or is run again: its tokens and random state are kept, so it says the same. Where
  * a GPU holds a part of the pages, those whose pages it does not hold run beside the others, with the CPU, or wait until theirs are
- * there, whichever way brings more tokens by measured steps (tier.h). One thread. */
+ * there, whichever way brings more tokens by measured steps (ways.h). One thread. */
 #ifndef FERRY_RUN_JOBS_H
 #define FERRY_RUN_JOBS_H
 
@@ -14,7 +14,7 @@
 #include "src/run/answer.h"
 #include "src/run/embed.h"
 #include "src/run/sample.h"
-#include "src/run/tier.h"
+#include "src/run/ways.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -93,12 +93,11 @@ struct jobs_stats {
     uint64_t step_ns;
     int most_running;
     uint64_t n_sat_out; /* times that a sequence waited for a step because its pages lay in the host's memory */
-    struct tier waits;  /* whether they wait: off; seconds a token */
+    struct ways ways;   /* whether they wait, and whether steps are run in halves */
 };
 void jobs_stats(const struct jobs *j, struct jobs_stats *out);
 
-/* One line for a person, without its end, when stats.waits has been changed since *n_seen changes, which is brought up to date: what was
- * measured and what is done now. "" when nothing has changed. Returns buf. */
+/* ways_news() of stats.ways. */
 const char *jobs_news(const struct jobs *j, uint32_t *n_seen, char *buf, size_t buf_bytes);
 
 #ifdef __cplusplus

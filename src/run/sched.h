@@ -15,6 +15,7 @@ struct sched_seq {
     int64_t cut;       /* a step that begins before this position does not go beyond it */
     int64_t first_out; /* tokens from here on give logits */
     bool waits;        /* for its pages: it gets no row */
+    bool is_second;    /* its row is of the step's second half (batch.h) */
     int n_rows, n_out; /* set by sched_rows: rows of the next step, and how many of them (the last) give logits */
 };
 

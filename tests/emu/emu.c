@@ -98,6 +98,7 @@ static const struct card {
     int capability, n_multiprocessors, shared_bytes;
 } usual_card = {9, 4, EMU_MAX_SHARED};
 static struct card card = {9, 4, EMU_MAX_SHARED};
+static enum emu_engine starved = EMU_N_ENGINES;
 
 void emu_reset(uint64_t seed)
 {
@@ -113,6 +114,7 @@ void emu_reset(uint64_t seed)
     gpu = 0;
     card = usual_card;
     driver = CUDART_VERSION;
+    starved = EMU_N_ENGINES;
     emu_clock(NULL);
 }
 
@@ -155,6 +157,11 @@ int emu_n_calls(void)
 void emu_in_step(bool is_in)
 {
     in_step = is_in;
+}
+
+void emu_starve(enum emu_engine engine)
+{
+    starved = engine;
 }
 
 void emu_drop_wait(int n)
@@ -488,15 +495,27 @@ static bool is_before(const cudaStream_t a, const cudaStream_t b)
 
 /* ---- whose turn it is ---- */
 
+/* Streams (n) whose first operation may run, of the starved engine or of the others. */
+static uint32_t find_ready(bool is_starved, cudaStream_t *ready)
+{
+    uint32_t n = 0;
+
+    for (int i = 0; i < MAX_STREAMS; i++) {
+        const struct op *op = streams[i] ? streams[i]->head : NULL;
+        if (is_ready(op) && (uses_engine(op) && op->engine == starved) == is_starved)
+            ready[n++] = streams[i];
+    }
+    return n;
+}
+
 /* Of the streams whose first operation may run, one drawn by lot; with a clock the one that begins first. NULL: none may. */
 static cudaStream_t choose_stream(void)
 {
     cudaStream_t ready[MAX_STREAMS], first;
-    uint32_t n = 0;
+    uint32_t n = find_ready(false, ready);
 
-    for (int i = 0; i < MAX_STREAMS; i++)
-        if (streams[i] && is_ready(streams[i]->head))
-            ready[n++] = streams[i];
+    if (!n)
+        n = find_ready(true, ready);
     if (!n)
         return NULL;
     if (!has_clock)

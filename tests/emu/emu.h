@@ -20,6 +20,9 @@ extern "C" {
 
 /* ---- for tests ---- */
 
+/* What can work at the same time; each does one operation after another. Copies within the device are COMPUTE's. */
+enum emu_engine { EMU_UP, EMU_DOWN, EMU_COMPUTE, EMU_N_ENGINES };
+
 /* Forget everything of the tests before: no call fails, default limit, no step. Streams, events and memory must be gone. */
 void emu_reset(uint64_t seed);
 
@@ -33,7 +36,9 @@ void emu_set_driver(
     int version);         /* 1000 * major + 10 * minor; 0: there is none. As new as the runtime where nobody says so */
 void emu_fail_nth(int n); /* the nth runtime call from now on (1 = the next) fails once; 0: none */
 int emu_n_calls(void);    /* runtime calls since emu_fail_nth() */
-void emu_in_step(bool in_step);      /* within a step malloc, free and whole-device waits end the process */
+void emu_in_step(bool in_step); /* within a step malloc, free and whole-device waits end the process */
+/* Operations of that engine run when nothing else may, and not before; EMU_N_ENGINES: all are alike. Without a clock. */
+void emu_starve(enum emu_engine engine);
 void emu_drop_wait(int n);           /* the nth cudaStreamWaitEvent from now on does nothing; 0: none */
 size_t emu_device_bytes(void);       /* device memory alive */
 int emu_n_live(void);                /* allocations, streams, events and graphs alive */
@@ -88,9 +93,6 @@ struct emu_launch {
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
 
 /* ---- the virtual clock: how long it would take ---- */
-
-/* What can work at the same time; each does one operation after another. Copies within the device are COMPUTE's. */
-enum emu_engine { EMU_UP, EMU_DOWN, EMU_COMPUTE, EMU_N_ENGINES };
 
 struct emu_rates {
     double bytes_per_s[EMU_N_ENGINES]; /* of copies */
