@@ -24,8 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Three sequences (or SEQS, which a suite may define before) of one segment each, of which POS positions are filled; the GPU holds two, until
- * one of them ends. */
+/* Three sequences (or SEQS, which a suite may define before) of one segment each, of which POS positions are filled; the GPU holds two,
+ * until one of them ends. */
 #ifndef SEQS
 #define SEQS 3
 #endif

@@ -1,5 +1,5 @@
-/* Steps in halves: the CPU attends to rows of one half while the GPU that the emulated runtime plays computes the other. They take as long as
- * a walk from event to event says, by a virtual clock; bits are those of whole steps, in whatever order streams run and whatever fails;
+/* Steps in halves: the CPU attends to rows of one half while the GPU that the emulated runtime plays computes the other. By a virtual clock
+ * they take as long as a walk from event to event says; bits are those of whole steps, in whatever order streams run and whatever fails;
  * and a batch goes over to them, or away from them, as its steps show. */
 #define SEQS 7
 #include "tests/cuda_seqs.h"
@@ -360,8 +360,8 @@ static void check_news(const struct ways *w)
     ck_assert_str_eq(ways_news(w, &n_seen, news, sizeof news), "");
 }
 
-/* Beside a host nearly as fast as the GPU halves bring more, beside a faster one whole steps; however a batch begins, it goes over to what is
- * better, and nobody says anything else for it. */
+/* Beside a host nearly as fast as the GPU halves bring more, beside a faster one whole steps; however a batch begins, it goes over to what
+ * is better, and nobody says anything else for it. */
 START_TEST(batch_keeps_to_the_worse_way)
 {
     static const double rates[] = {GPU_RATE * 0.8, GPU_RATE * 6};

@@ -43,7 +43,8 @@ void exec_set_pace(struct exec *e, const struct plan_pace *pace);
 
 void exec_close(struct exec *e); /* takes NULL */
 
-/* Run one step: where the plan has halves and the batch has a second one, as two, else as a whole, which changes no bit. Keys and values go into the batch's sequences (the caller reserved room and commits afterwards).
+/* Run one step: in halves where the plan has them and the batch says so, else as a whole, which changes no bit. Keys and values go into
+ * the batch's sequences (the caller reserved room and commits afterwards).
  * *logits: (batch->n_out, n_vocab), a view until the next run, with those rows filled that want all (batch.n_top); NULL if no row wanted
  * any. cancel (may be NULL): when it is
  * seen to be non-zero between layers, the step is given up with ERR_CANCEL and nothing of it counts.
