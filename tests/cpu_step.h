@@ -119,7 +119,11 @@ struct fixture {
 static inline struct fixture fixture_open(const char *isa, int n_threads, enum device_prefill prefill)
 {
     struct fixture f = {NULL, NULL, 0, n_threads};
-    struct cpu_opts opts = {.n_threads = n_threads, .isa = isa, .prefill = prefill};
+    struct cpu_opts opts;
+    memset(&opts, 0, sizeof opts);
+    opts.n_threads = n_threads;
+    opts.isa = isa;
+    opts.prefill = prefill;
     ck_assert_msg(cpu_open(&opts, &f.dev) == 0, "%s", err_text());
     return f;
 }
