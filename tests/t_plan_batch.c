@@ -77,6 +77,79 @@ START_TEST(point_says_what_is_not_so)
 }
 END_TEST
 
+/* Kernels by which a weight takes WEIGHT_S and ROW_S for each row, and attention KEY_S for each element of a query and a key. */
+#define WEIGHT_S 4e-11
+#define ROW_S 1e-11
+#define KEY_S 1e-10
+
+static struct machine measured_machine(void)
+{
+    struct machine m = machine_of(512 * GIB);
+
+    m.mem_bytes_per_s = 1e15;
+    for (int type = 0; type < QUANT_ID_END; type++) {
+        if (!quant_info(type))
+            continue;
+        double weight_bytes = (double)quant_row_bytes((enum quant_type)type, 256) / 256;
+        m.kernels[type] =
+            (struct machine_kernel){.token_bytes_per_s = weight_bytes / (WEIGHT_S + ROW_S),
+                                    .few_ops_per_s = 2 * MACHINE_FEW_ROWS / (WEIGHT_S + MACHINE_FEW_ROWS * ROW_S),
+                                    .many_ops_per_s = 2 * MACHINE_MANY_ROWS / (WEIGHT_S + MACHINE_MANY_ROWS * ROW_S)};
+    }
+    m.ops[OP_ADD].op_s = 1e-15; /* an op without a rate is taken for one of these */
+    m.ops[OP_ATTENTION].unit_s = KEY_S;
+    return m;
+}
+
+/* Of the dense model, that a token is multiplied with: it has no head of its own. */
+static double weights_of_token(void)
+{
+    double n = 0;
+
+    ck_assert_int_eq(dense->w[ROLE_OUTPUT], dense->w[ROLE_TOKEN_EMBD]);
+    for (int i = 0; i < dense->n_weights; i++) {
+        const struct tensor *t = &dense->weights[i].t;
+        n += t->ne[1] == 1 ? 0 : (double)(t->ne[0] * t->ne[1]); /* norms and biases are added */
+    }
+    return n;
+}
+
+/* Every sequence multiplies with all weights, the head too, and looks back at its own positions only; the weights are read once. */
+START_TEST(measured_kernels_are_not_asked)
+{
+    const struct machine m = measured_machine();
+    struct plan_opts o = {.n_ctx = 1024, .n_threads = (uint32_t)m.n_cores};
+    struct plan_in in = {.machine = &m, .model = dense, .opts = &o, .cpu = &device};
+    struct plan_batch b;
+    struct plan p;
+    double weights = weights_of_token(), keys = 0;
+
+    for (int i = 0; i < dense->hp.n_layer; i++)
+        keys += (512 / 2 + 1) * dense->layers[i].n_head * (dense->hp.head_dim_k + dense->hp.head_dim_v);
+    ck_assert_int_eq(plan_batch_make(&in, &(struct plan_batch_opts){.seq_tok = 512}, &b, &p), 0);
+    ck_assert(b.has_rates);
+    for (int i = 0; i < b.n_points; i++) {
+        double n = b.points[i].n_seq, step_s = weights * (WEIGHT_S + n * ROW_S) + n * keys * KEY_S;
+        ck_assert_double_eq_tol(b.points[i].tok_per_s * step_s / n, 1, 1e-6);
+        ck_assert_double_eq_tol(b.points[i].compute_s / step_s, 1, 1e-6);
+    }
+}
+END_TEST
+
+/* Without kernels' rates arithmetic is a guess, but of all that is multiplied. */
+START_TEST(head_is_not_multiplied)
+{
+    struct machine m = machine_of(512 * GIB);
+    struct plan_opts o = {.n_ctx = 1024, .n_threads = 1};
+    struct plan_in in = {.machine = &m, .model = dense, .opts = &o, .cpu = &device};
+    struct plan_batch b;
+    struct plan p;
+    ck_assert_int_eq(plan_batch_make(&in, &(struct plan_batch_opts){.seq_tok = 512}, &b, &p), 0);
+    double one_s = b.points[1].compute_s - b.points[0].compute_s; /* 100e9 a second are counted on, with AVX2 */
+    ck_assert_double_eq_tol(one_s * 100e9 / (2 * weights_of_token()), 1, 1e-3); /* norms are in there */
+}
+END_TEST
+
 /* Too little memory for the experts: more pages leave fewer slots, and the disk has its share. */
 START_TEST(full_step_is_expected_otherwise_than_predicted)
 {
@@ -410,6 +483,8 @@ int main(void)
     tcase_set_timeout(t, 60);
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, point_says_what_is_not_so);
+    tcase_add_test(t, measured_kernels_are_not_asked);
+    tcase_add_test(t, head_is_not_multiplied);
     tcase_add_test(t, full_step_is_expected_otherwise_than_predicted);
     tcase_add_test(t, nothing_predicted_divides_by_zero);
     tcase_add_test(t, pages_take_nothing_from_slots);

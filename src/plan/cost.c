@@ -69,15 +69,17 @@ double cost_op_units(const struct op *op, double n_rows, double pos)
 }
 
 /* An op beside its weights. What was not measured is taken for as dear as the plainest. */
-static double op_s(const struct machine *m, const struct op *op, double n_rows, double pos)
+static double op_s(const struct cost_args *a, const struct op *op, double n_rows)
 {
+    const struct machine *m = a->machine;
     const struct machine_op *k = &m->ops[op->kind];
 
     if (op->kind == OP_MATMUL)
         return k->op_s;
     if (k->op_s <= 0 && k->unit_s <= 0)
         k = &m->ops[OP_ADD];
-    return k->op_s + k->unit_s * cost_op_units(op, n_rows, pos);
+    return k->op_s +
+           k->unit_s * (a->is_batch ? n_rows * cost_op_units(op, 1, a->pos) : cost_op_units(op, n_rows, a->pos));
 }
 
 /* ---- experts ---- */
@@ -158,7 +160,7 @@ static int experts_of(const struct cost_args *a, const struct op *op, const stru
         out->n = cost_router_distinct(router, a->n_rows);
         out->rows = a->n_rows * router->k / out->n;
     }
-    out->compute_s = op_s(a->machine, op, a->n_rows, a->pos);
+    out->compute_s = op_s(a, op, a->n_rows);
     for (int i = 0; i < N_MATRICES; i++) {
         double s = cost_matmul_s(a->machine, (int)a->plan->n_threads, op->w[i], out->rows);
         if (s < 0)
@@ -248,7 +250,7 @@ static double asking_s(const struct cost_args *a)
 static int add_op(const struct cost_args *a, const struct op *op, const struct cost_router *router, double hits,
                   struct cost_step *out)
 {
-    double n_rows = op->rows == OP_ROWS_OUT ? 1 : a->n_rows;
+    double n_rows = op->rows == OP_ROWS_OUT && !a->is_batch ? 1 : a->n_rows;
     struct experts x;
 
     if (op->kind == OP_MOE) {
@@ -260,7 +262,7 @@ static int add_op(const struct cost_args *a, const struct op *op, const struct c
         out->s += s;
         return 0;
     }
-    double s = op_s(a->machine, op, n_rows, a->pos);
+    double s = op_s(a, op, n_rows);
     for (int i = 0; i < op->n_w && op->kind == OP_MATMUL; i++) {
         double w_s = cost_matmul_s(a->machine, (int)a->plan->n_threads, op->w[i], n_rows);
         if (w_s < 0)
@@ -390,6 +392,21 @@ int cost_predict(const struct plan_in *in, struct plan *p)
         rc = predict_prompt(&a, p);
     if (!rc)
         rc = predict_first(&a, p);
+    program_free(program);
+    return rc;
+}
+
+int cost_batch_step(const struct plan_in *in, const struct plan *p, double pos, struct cost_step *out)
+{
+    struct program *program;
+    int rc = plan_program(p, in->model, PLAN_MAIN, &program);
+
+    if (rc)
+        return rc;
+    rc = cost_step(
+        &(struct cost_args){
+            .machine = in->machine, .plan = p, .program = program, .n_rows = p->n_seq, .pos = pos, .is_batch = true},
+        out);
     program_free(program);
     return rc;
 }

@@ -53,6 +53,7 @@ struct cost_args {
     const struct program *program; /* of any number of rows */
     double n_rows, pos;            /* rows of the step, positions before them */
     bool is_cold;                  /* slots are empty */
+    bool is_batch;                 /* each row is the next token of another sequence and gives logits; else one does */
 };
 
 /* ERR_NOMEM. */
@@ -86,6 +87,10 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p);
 
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);
+
+/* A step in which each of the plan's n_seq sequences decodes a token behind pos others, for a plan without a GPU. ERR_NOMEM, codes of
+ * program_make(). */
+int cost_batch_step(const struct plan_in *in, const struct plan *p, double pos, struct cost_step *out);
 
 /* Keys and values that a row reads of each position before it, in bytes, all layers of a part together; windows count as if they had no
  * end. */

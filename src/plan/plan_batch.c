@@ -16,9 +16,9 @@
 
 enum { CHUNK_TOK = 512, SEQ_TOK = 512, UNASKED = 32 };
 
-/* Multiplications and additions that a core does in a step of many rows, all that goes with them included, and the rows whose
- * time a tile of weights costs before the first of them is multiplied (unpacking). Rounded down from batches of SmolLM2 and
- * Qwen2.5-1.5B on Zen 4 and prefill on Zen 3 (tests/results/batch.md, README.md). */
+/* Where no kernel was measured: multiplications and additions that a core does in a step of many rows, all that goes with them
+ * included, and the rows whose time a tile of weights costs before the first of them is multiplied (unpacking). Rounded down from
+ * batches of SmolLM2 and Qwen2.5-1.5B on Zen 4 and prefill on Zen 3 (tests/results/batch.md, README.md). */
 static const struct {
     const char *isa;
     double ops_per_s;
@@ -62,7 +62,7 @@ static double token_ops(const struct model *m)
         const struct weight *w = &m->weights[i];
         double values = (double)w->t.ne[0] * (double)w->t.ne[1] * (double)w->t.ne[2];
         /* Rows of the embedding table are looked up; as the head it is multiplied. */
-        if (i != m->w[ROLE_TOKEN_EMBD] || m->w[ROLE_OUTPUT] < 0)
+        if (i != m->w[ROLE_TOKEN_EMBD] || i == m->w[ROLE_OUTPUT])
             n += w->is_expert ? values * share : values;
     }
     return 2 * n;
@@ -84,7 +84,25 @@ static double position_bytes(const struct model *m, const struct plan *p)
     return cost_position_bytes(m, p, PLAN_BEFORE) + cost_position_bytes(m, p, PLAN_MAIN);
 }
 
-static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq_tok, struct plan_batch_point *at)
+/* By kernels that probe measured; reading what they read takes its time in any case. tok_per_s stays 0 where one was not. */
+static int predict_measured(const struct plan_in *in, const struct plan *p, uint32_t seq_tok,
+                            struct plan_batch_point *at)
+{
+    struct cost_step step;
+
+    if (!plan_is_measured(p, in->machine))
+        return 0;
+    int rc = cost_batch_step(in, p, seq_tok / 2.0, &step); /* on average half way */
+    if (rc || step.s <= 0)
+        return rc;
+    at->disk_s = step.disk_s;
+    at->missed_bytes = (uint64_t)step.missed_bytes;
+    at->compute_s = step.dense_s + step.expert_s;
+    at->tok_per_s = at->n_seq / fmax(step.s, at->memory_s);
+    return 0;
+}
+
+static int predict(const struct plan_in *in, const struct plan *p, uint32_t seq_tok, struct plan_batch_point *at)
 {
     const struct machine *machine = in->machine;
     double dense_bytes = (double)p->decode_bytes_per_tok - wanted_bytes(in->model, 1);
@@ -99,14 +117,18 @@ static void predict(const struct plan_in *in, const struct plan *p, uint32_t seq
     if (machine->disk_bytes_per_s > 0)
         at->disk_s = experts * missing / machine->disk_bytes_per_s;
     if (predict_gpu(in, p, seq_tok, at))
-        return;
+        return 0;
     if (machine->mem_bytes_per_s > 0)
         at->memory_s = (dense_bytes + experts + kv_bytes) / machine->mem_bytes_per_s;
+    int rc = predict_measured(in, p, seq_tok, at);
+    if (rc || at->tok_per_s > 0)
+        return rc;
     if (ops_per_s(p) > 0)
         at->compute_s = (at->n_seq + TILE_ROWS) * token_ops(in->model) / ops_per_s(p);
     bool known = at->memory_s > 0 && at->compute_s > 0 && (missing == 0 || at->disk_s > 0);
     double step_s = fmax(fmax(at->memory_s, at->disk_s), at->compute_s);
     at->tok_per_s = known && step_s > 0 ? at->n_seq / step_s : 0;
+    return 0;
 }
 
 /* Every sequence has a row of its own beside the chunk, and gives logits. It holds whole pages: sequences that begin together come
@@ -134,7 +156,7 @@ static int try_point(const struct plan_in *in, uint32_t n_seq, uint32_t seq_tok,
     bool is_thrashing = rc == 0 && plan->io == PLAN_IO_MMAP && o.io != PLAN_IO_MMAP && plan_missing_share(plan) > 0;
     at->fits = rc == 0 && !is_thrashing;
     if (at->fits)
-        predict(in, plan, seq_tok, at);
+        return predict(in, plan, seq_tok, at);
     return rc == ERR_LIMIT ? 0 : rc;
 }
 
