@@ -434,7 +434,8 @@ END_TEST
 
 /* ---- traces, nodes ---- */
 
-/* What a trace is kept in is memory like any other: slots give way to it, and a saved plan that is full has no room for it. */
+/* What a trace is kept in is memory like any other: slots give way to it. A saved plan stays what it is, and the trace lies beside its
+ * budget, but for nothing else, and not beyond what the machine has. */
 START_TEST(trace_stands_outside_the_budget)
 {
     struct plan p, without, back;
@@ -455,8 +456,18 @@ START_TEST(trace_stands_outside_the_budget)
     ck_assert_int_eq(plan_to_json(&without, &text), 0);
     ck_assert_int_eq(plan_from_json(text, &in, &back), 0);
     opts.trace_bytes = 26 * MIB;
+    machine.ram_limit_bytes = without.total_bytes + 26 * MIB;
+    ck_assert_int_eq(plan_from_json(text, &in, &back), 0);
+    ck_assert_uint_eq(back.slot_ram_bytes, without.slot_ram_bytes);
+    ck_assert_uint_eq(back.n_ctx, without.n_ctx);
+    ck_assert_uint_eq(back.budget_bytes, without.total_bytes + 26 * MIB);
+    machine.ram_limit_bytes--;
     ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_LIMIT);
     ck_assert_ptr_nonnull(strstr(err_text(), "traces"));
+    machine.ram_limit_bytes = UINT64_MAX;
+    char budget[32];
+    snprintf(budget, sizeof budget, "%" PRIu64, without.total_bytes - 1);
+    ck_assert_int_eq(plan_from_json(edited(text, "budget", budget), &in, &back), ERR_LIMIT);
     mem_free(text);
 }
 END_TEST

@@ -235,7 +235,8 @@ int plan_to_json(const struct plan *plan, char **out);
 int plan_compare(const struct plan *plan, const struct plan_in *in, char **out);
 
 /* Read a plan back. It is refused when it names another machine or model, or does not fit (ERR_STATE, ERR_LIMIT, with the
- * numbers). A plan for a GPU wants in->gpu (ERR_UNSUPPORTED), one without leaves it alone. Of in->opts only trace_bytes is looked at. */
+ * numbers). A plan for a GPU wants in->gpu (ERR_UNSUPPORTED), one without leaves it alone. Of in->opts only trace_bytes is looked at: what
+ * the budget lacks for them is added to it, up to what the machine allows. */
 int plan_from_json(const char *text, const struct plan_in *in, struct plan *out);
 
 #ifdef __cplusplus

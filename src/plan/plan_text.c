@@ -808,9 +808,25 @@ static int read_plan(const json_t *o, const struct plan_in *in, struct plan *p)
     return r.rc;
 }
 
+static uint64_t most_bytes_of(const struct machine *m)
+{
+    return m->ram_limit_bytes < m->ram_total_bytes ? m->ram_limit_bytes : m->ram_total_bytes;
+}
+
+/* Nobody thought of a trace when the plan was saved, and what it is to show is that very plan: nothing gives way to it. What the budget
+ * lacks for it lies beside it, where the machine allows so much. */
+static void take_trace_aside(struct plan *p, const struct machine *m)
+{
+    uint64_t need_bytes = plan_must_fit_bytes(p);
+
+    if (need_bytes > p->budget_bytes && need_bytes - p->budget_bytes <= p->trace_bytes &&
+        need_bytes <= most_bytes_of(m))
+        p->budget_bytes = need_bytes;
+}
+
 static int check_machine(const struct plan *p, const struct machine *m)
 {
-    uint64_t most_bytes = m->ram_limit_bytes < m->ram_total_bytes ? m->ram_limit_bytes : m->ram_total_bytes;
+    uint64_t most_bytes = most_bytes_of(m);
     char a[32], b[32];
 
     if (p->has_gpu && m->vram_total_bytes && p->gpu.budget_bytes > m->vram_free_bytes)
@@ -840,6 +856,8 @@ int plan_from_json(const char *text, const struct plan_in *in, struct plan *out)
         rc = check_machine(&p, in->machine);
     if (!rc)
         rc = plan_count(in, &shape, &p);
+    if (!rc)
+        take_trace_aside(&p, in->machine);
     if (!rc)
         rc = plan_check(in, &p);
     if (rc)
