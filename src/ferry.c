@@ -808,6 +808,12 @@ int ferry_session_logits(struct ferry_session *fs, const int32_t *tokens, size_t
     return session_logits(fs->s, tokens, n, prompt, out);
 }
 
+int ferry_session_each_logits(struct ferry_session *fs, const int32_t *tokens, size_t n, bool prompt,
+                              ferry_take_logits *take, void *arg)
+{
+    return session_each_logits(fs->s, tokens, n, prompt, take, arg);
+}
+
 void ferry_see(struct ferry_engine *e, const struct tune_seen *before, const struct tune_seen *after)
 {
     e->seen.n_tok += after->n_tok - before->n_tok;

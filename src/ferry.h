@@ -190,6 +190,13 @@ int ferry_session_append(struct ferry_session *session, const int32_t *tokens, s
 /* As append, and write every row's logits to out (n, n_vocab). prompt false: run them as generated tokens, one by one. */
 int ferry_session_logits(struct ferry_session *session, const int32_t *tokens, size_t n, bool prompt, float *out);
 
+/* Takes rows of logits (n_rows, n_vocab), view until it returns. An error (negative) ends the run, and is what it returns. */
+typedef int ferry_take_logits(const float *rows, size_t n_rows, void *arg);
+
+/* The same in no memory but the plan's: take has the rows of each step, in order. */
+int ferry_session_each_logits(struct ferry_session *session, const int32_t *tokens, size_t n, bool prompt,
+                              ferry_take_logits *take, void *arg);
+
 /* Draw the next token from what the session has seen and put it at its end. ERR_STATE when nothing was appended yet,
  * ERR_LIMIT when the session is full (n_ctx). */
 int ferry_session_step(struct ferry_session *session, int32_t *token);

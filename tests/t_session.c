@@ -702,6 +702,47 @@ START_TEST(step_allocates)
 }
 END_TEST
 
+struct taker {
+    const float *want; /* (N_TOK, N_VOCAB) */
+    size_t n, n_most;  /* rows taken, and how many it does not mind */
+};
+
+static int take_rows(const float *rows, size_t n_rows, void *arg)
+{
+    struct taker *t = arg;
+
+    ck_assert_mem_eq(rows, t->want + t->n * N_VOCAB, n_rows * N_VOCAB * sizeof *rows);
+    t->n += n_rows;
+    return t->n > t->n_most ? FERRY_ERR_IO : 0;
+}
+
+/* Whoever keeps no logits needs no memory for them; when he fails, the session has what he was given. */
+START_TEST(rows_that_are_taken_need_room)
+{
+    struct ferry_engine_opts o = small_opts();
+    float *want = logits_of("llama", &o, PREFILL);
+    struct ferry_engine *e = open_with("llama", &o);
+    struct ferry_session *s = session_of(e);
+    struct taker all = {want, 0, N_TOK}, few = {want, 0, 20};
+    uint64_t calls = mem_n_calls();
+
+    ck_assert_int_eq(ferry_session_each_logits(s, ids, PREFILL, true, take_rows, &all), 0);
+    ck_assert_int_eq(ferry_session_each_logits(s, ids + PREFILL, N_TOK - PREFILL, false, take_rows, &all), 0);
+    ck_assert_uint_eq(all.n, N_TOK);
+    ck_assert_uint_eq(mem_n_calls(), calls);
+    ck_assert_int_eq(ferry_session_truncate(s, 0), 0);
+    ck_assert_int_eq(ferry_session_each_logits(s, ids, PREFILL, true, take_rows, &few), FERRY_ERR_IO);
+    ck_assert_uint_eq(few.n, 2 * o.n_out);
+    ck_assert_uint_eq(ferry_session_n_tokens(s), few.n);
+    few.n_most = N_TOK;
+    ck_assert_int_eq(ferry_session_each_logits(s, ids + few.n, PREFILL - few.n, true, take_rows, &few), 0);
+    ck_assert_uint_eq(few.n, PREFILL);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    free(want);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("session");
@@ -724,6 +765,7 @@ int main(void)
     tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 2);
     tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 2);
     tcase_add_loop_test(t, step_allocates, 0, 2);
+    tcase_add_test(t, rows_that_are_taken_need_room);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -10,6 +10,7 @@
 #include "src/ferry.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -18,8 +19,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Rows of logits a step: a vocabulary of 256 Ki floats makes 64 MiB of them. How a prompt is cut changes no bit. */
+/* Rows of logits a step, which the plan counts: a vocabulary of 256 Ki floats makes 64 MiB of them. How a prompt is cut changes no bit. */
 enum { ROWS = 64 };
+/* Of logits that were written, in the system's memory: within the margin that a plan leaves of what is free. */
+#define MOST_CACHED_BYTES ((uint64_t)64 << 20)
 #define MAX_INPUT_BYTES ((uint64_t)1 << 30)
 #define DEFAULT_WINDOW 512
 /* Under this the half of a window that counts is no text any more. */
@@ -75,29 +78,50 @@ static int check_tokens(const struct talk *t, const int32_t *tokens, size_t n)
 
 /* ---- logits to a file ---- */
 
-static int write_rows(FILE *f, const char *path, const float *rows, size_t n_floats)
+/* Own: f. */
+struct logits_file {
+    FILE *f;
+    const char *path; /* view */
+    size_t n_vocab;
+    uint64_t cached_bytes; /* written since the system was last told to let go */
+};
+
+/* The file may be much larger than the memory, and what the system keeps of it counts against a limit (cgroup) as ferry's own does. */
+static int drop_cache(struct logits_file *to)
 {
+    int fd = fileno(to->f);
+
+    to->cached_bytes = 0;
+    if (fdatasync(fd)) /* EINVAL: a pipe or the like, of which nothing is kept */
+        return errno == EINVAL ? 0 : err(ERR_IO, "%s: %s", to->path, strerror(errno));
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    return 0;
+}
+
+static int write_rows(const float *rows, size_t n_rows, void *arg)
+{
+    struct logits_file *to = arg;
+    size_t n_floats = n_rows * to->n_vocab;
+
     errno = 0;
-    if (fwrite(rows, sizeof *rows, n_floats, f) == n_floats)
-        return 0;
-    return err(ERR_IO, "%s: %zu bytes cannot be written: %s", path, n_floats * sizeof *rows, strerror(errno));
+    if (fwrite(rows, sizeof *rows, n_floats, to->f) != n_floats)
+        return err(ERR_IO, "%s: %zu bytes cannot be written: %s", to->path, n_floats * sizeof *rows, strerror(errno));
+    to->cached_bytes += n_floats * sizeof *rows;
+    return to->cached_bytes < MOST_CACHED_BYTES ? 0 : drop_cache(to);
 }
 
 /* Run tokens [first, end) and write their rows. */
-static int write_logits(struct talk *t, FILE *f, const int32_t *tokens, size_t first, size_t end, bool prompt,
-                        float *rows)
+static int write_logits(struct talk *t, struct logits_file *to, const int32_t *tokens, size_t first, size_t end,
+                        bool prompt)
 {
     struct term_progress progress;
-    size_t n_vocab = t->info.n_vocab;
     int rc = 0;
 
     term_progress_begin(&progress, t->conf, prompt ? "prompt" : "one by one", "tokens");
     for (size_t at = first; at < end && !rc; at += ROWS) {
         size_t n = end - at < ROWS ? end - at : ROWS;
         rc = stop_asked() ? err(ERR_CANCEL, "interrupted")
-                          : ferry_session_logits(t->session, tokens + at, n, prompt, rows);
-        if (!rc)
-            rc = write_rows(f, t->conf->logits, rows, n * n_vocab);
+                          : ferry_session_each_logits(t->session, tokens + at, n, prompt, write_rows, to);
         term_progress_at(&progress, at + n - first, end - first);
     }
     term_progress_end(&progress);
@@ -124,20 +148,18 @@ static int eval_tokens(struct talk *t, const int32_t *tokens, size_t n)
 {
     const struct conf *conf = t->conf;
     size_t n_prefill = conf->has_n_prefill && conf->n_prefill < n ? conf->n_prefill : n;
-    float *rows = mem_zalloc((size_t)ROWS * t->info.n_vocab, sizeof *rows, MEM_OTHER);
-    FILE *f = NULL;
-    int rc = rows ? check_tokens(t, tokens, n) : err(ERR_NOMEM, "%d rows of logits", ROWS);
+    struct logits_file to = {.path = conf->logits, .n_vocab = t->info.n_vocab};
+    int rc = check_tokens(t, tokens, n);
 
-    if (!rc && !(f = fopen(conf->logits, "wbe")))
+    if (!rc && !(to.f = fopen(conf->logits, "wbe")))
         rc = err(ERR_IO, "%s: %s", conf->logits, strerror(errno));
     if (!rc)
-        rc = write_logits(t, f, tokens, 0, n_prefill, true, rows);
+        rc = write_logits(t, &to, tokens, 0, n_prefill, true);
     if (!rc)
-        rc = write_logits(t, f, tokens, n_prefill, n, false, rows);
+        rc = write_logits(t, &to, tokens, n_prefill, n, false);
     errno = 0;
-    if (f && fclose(f) && !rc)
+    if (to.f && fclose(to.f) && !rc)
         rc = err(ERR_IO, "%s: %s", conf->logits, strerror(errno));
-    mem_free(rows);
     return rc ? rc : print_logits_report(t, n, n_prefill);
 }
 
@@ -145,7 +167,8 @@ static int eval_tokens(struct talk *t, const int32_t *tokens, size_t n)
 
 struct score {
     double sum, sum_squares; /* of -log p */
-    size_t n;
+    size_t n, n_vocab;
+    const int32_t *next; /* view: what follows the token that is run next */
 };
 
 /* -log softmax(row)[token], in double: the sum runs over the whole vocabulary. */
@@ -160,25 +183,29 @@ static double loss(const float *row, size_t n_vocab, int32_t token)
     return log(sum) + most - row[token];
 }
 
-/* One window: all of it is run, the tokens of its second half are scored by the logits before them. */
-static int score_window(struct talk *t, const int32_t *tokens, size_t n, float *rows, struct score *s)
+static int score_rows(const float *rows, size_t n_rows, void *arg)
 {
-    size_t n_vocab = t->info.n_vocab, n_before = n / 2;
+    struct score *s = arg;
+
+    for (size_t i = 0; i < n_rows; i++) {
+        double x = loss(rows + i * s->n_vocab, s->n_vocab, *s->next++);
+        s->sum += x;
+        s->sum_squares += x * x;
+        s->n++;
+    }
+    return 0;
+}
+
+/* One window: all of it is run, the tokens of its second half are scored by the logits before them. */
+static int score_window(struct talk *t, const int32_t *tokens, size_t n, struct score *s)
+{
+    size_t n_before = n / 2;
     int rc = ferry_session_truncate(t->session, 0);
 
     if (!rc)
         rc = ferry_session_append(t->session, tokens, n_before, NULL, NULL);
-    for (size_t at = n_before; at + 1 < n && !rc; at += ROWS) {
-        size_t n_rows = n - 1 - at < ROWS ? n - 1 - at : ROWS;
-        rc = ferry_session_logits(t->session, tokens + at, n_rows, true, rows);
-        for (size_t i = 0; i < n_rows && !rc; i++) {
-            double x = loss(rows + i * n_vocab, n_vocab, tokens[at + i + 1]);
-            s->sum += x;
-            s->sum_squares += x * x;
-            s->n++;
-        }
-    }
-    return rc;
+    s->next = tokens + n_before + 1;
+    return rc ? rc : ferry_session_each_logits(t->session, tokens + n_before, n - 1 - n_before, true, score_rows, s);
 }
 
 static int print_perplexity(const struct talk *t, const struct score *s, size_t n_windows, size_t window)
@@ -217,22 +244,20 @@ static int find_bos(const struct talk *t, int32_t *bos)
 static int score_text(struct talk *t, int32_t *tokens, size_t n, size_t window, int32_t bos)
 {
     struct term_progress progress;
-    struct score s = {0};
+    struct score s = {.n_vocab = t->info.n_vocab};
     size_t n_windows = n / window;
-    float *rows = mem_zalloc((size_t)ROWS * t->info.n_vocab, sizeof *rows, MEM_OTHER);
-    int rc = rows ? 0 : err(ERR_NOMEM, "%d rows of logits", ROWS);
+    int rc = 0;
 
     term_progress_begin(&progress, t->conf, "reading", "tokens");
     for (size_t i = 0; i < n_windows && !rc; i++) {
         int32_t *first = tokens + i * window, was = *first;
         if (bos >= 0)
             *first = bos;
-        rc = stop_asked() ? err(ERR_CANCEL, "interrupted") : score_window(t, first, window, rows, &s);
+        rc = stop_asked() ? err(ERR_CANCEL, "interrupted") : score_window(t, first, window, &s);
         *first = was;
         term_progress_at(&progress, (i + 1) * window, n_windows * window);
     }
     term_progress_end(&progress);
-    mem_free(rows);
     return rc ? rc : print_perplexity(t, &s, n_windows, window);
 }
 

@@ -173,7 +173,7 @@ int session_append(struct session *s, const int32_t *tokens, size_t n, session_p
     return rc < 0 ? rc : run_pending(s, true, 0, progress, arg);
 }
 
-int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, float *out)
+int session_each_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, session_take *take, void *arg)
 {
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
@@ -188,16 +188,34 @@ int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prom
         size_t m = n_pending(s) < step ? n_pending(s) : step;
         const float *logits;
         rc = run_step(s, m, m, 0, prompt, &logits);
+        rc = rc < 0 ? rc : take(logits, m, arg);
         if (rc < 0)
             return give_up(s, rc);
-        memcpy(out, logits, m * n_vocab * sizeof *out);
-        out += m * n_vocab;
-    }
-    if (n > 0) {
-        memcpy(s->logits, out - n_vocab, n_vocab * sizeof *out);
-        s->fresh = true;
+        if (n_pending(s) == 0) {
+            memcpy(s->logits, logits + (m - 1) * n_vocab, n_vocab * sizeof *s->logits);
+            s->fresh = true;
+        }
     }
     return 0;
+}
+
+struct copy {
+    float *to;
+    size_t n_vocab;
+};
+
+static int copy_rows(const float *rows, size_t n_rows, void *arg)
+{
+    struct copy *c = arg;
+
+    memcpy(c->to, rows, n_rows * c->n_vocab * sizeof *rows);
+    c->to += n_rows * c->n_vocab;
+    return 0;
+}
+
+int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, float *out)
+{
+    return session_each_logits(s, tokens, n, prompt, copy_rows, &(struct copy){out, (size_t)s->args.n_vocab});
 }
 
 int session_step(struct session *s, int32_t *token)

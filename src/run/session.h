@@ -43,7 +43,13 @@ typedef bool session_progress(size_t done, size_t total, void *arg);
  * the session holds the tokens that were run. */
 int session_append(struct session *s, const int32_t *tokens, size_t n, session_progress *progress, void *arg);
 
-/* Run these tokens one chunk at a time (prompt) or one by one, and write each one's logits to out (n, n_vocab). */
+/* Takes the logits of so many more tokens: (n_rows, n_vocab), view until it returns. An error ends the run, and is what comes of it. */
+typedef int session_take(const float *rows, size_t n_rows, void *arg);
+
+/* Run these tokens one chunk at a time (prompt) or one by one, and let take have each one's logits. */
+int session_each_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, session_take *take, void *arg);
+
+/* The same; the logits are written to out (n, n_vocab). */
 int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, float *out);
 
 /* Draw a token and hold it, pending. ERR_STATE without any token, ERR_LIMIT when n_ctx tokens are held. */
