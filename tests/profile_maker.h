@@ -27,7 +27,7 @@ static void write_profile(const char *path, const char *model)
     m.mem_bytes_per_s = 1e11;
     for (int type = 0; type < QUANT_ID_END; type++)
         if (quant_info(type))
-            m.kernels[type] = (struct machine_kernel){1e11, 1e13, 1e13};
+            m.kernels[type] = (struct machine_kernel){1e11, 1e13, 1e13, 1e13};
     for (int kind = 0; kind < OP_N_KIND; kind++)
         m.ops[kind] = (struct machine_op){1e-9, 1e-12};
     ck_assert_int_eq(machine_disk_id(model, disk.id), 0);

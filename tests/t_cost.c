@@ -66,9 +66,9 @@ static void setup(void)
                                .has_uring = true,
                                .mem_bytes_per_s = 20e9,
                                .run_s = 7e-6};
-    machine.kernels[QUANT_Q4_K] = (struct machine_kernel){8e9, 100e9, 200e9};
-    machine.kernels[QUANT_Q6_K] = (struct machine_kernel){6e9, 80e9, 150e9};
-    machine.kernels[QUANT_F32] = (struct machine_kernel){16e9, 30e9, 40e9};
+    machine.kernels[QUANT_Q4_K] = (struct machine_kernel){8e9, 100e9, 200e9, 0};
+    machine.kernels[QUANT_Q6_K] = (struct machine_kernel){6e9, 80e9, 150e9, 0};
+    machine.kernels[QUANT_F32] = (struct machine_kernel){16e9, 30e9, 40e9, 0};
     machine.ops[OP_MATMUL].op_s = 2e-6;
     machine.ops[OP_MOE] = (struct machine_op){5e-6, 1e-9};
     machine.ops[OP_ATTENTION].unit_s = 2e-10;
@@ -185,6 +185,51 @@ START_TEST(half_the_threads_compute_half_as_fast)
 }
 END_TEST
 
+/* A matmul takes what was measured at 1, 4, 16 and 256 rows, and half way between any two the mean of both; of a profile that says nothing
+ * of 4 rows, half way between 1 and 16. */
+START_TEST(time_of_some_rows_is_another)
+{
+    const struct tensor w = tensor_make(QUANT_Q4_K, 256, 1000, 1, NULL);
+    struct machine_kernel *k = &machine.kernels[QUANT_Q4_K];
+    double one_s = 144 * 1000 / 8e9, some_s = 2 * 256e3 * 4 / 50e9, few_s = 2 * 256e3 * 16 / 100e9,
+           many_s = 2 * 256e3 * 256 / 200e9;
+
+    NEAR(cost_matmul_s(&machine, 2, &w, 8.5), (one_s + few_s) / 2);
+    k->some_ops_per_s = 50e9;
+    NEAR(cost_matmul_s(&machine, 2, &w, 1), one_s);
+    NEAR(cost_matmul_s(&machine, 2, &w, 2.5), (one_s + some_s) / 2);
+    NEAR(cost_matmul_s(&machine, 2, &w, 4), some_s);
+    NEAR(cost_matmul_s(&machine, 2, &w, 10), (some_s + few_s) / 2);
+    NEAR(cost_matmul_s(&machine, 2, &w, 16), few_s);
+    NEAR(cost_matmul_s(&machine, 2, &w, 136), (few_s + many_s) / 2);
+}
+END_TEST
+
+/* A token is drawn from all logits, one after another in a batch; a prompt's step draws none. */
+START_TEST(drawing_takes_no_time)
+{
+    struct plan p = make();
+    struct cost_step with, without;
+    struct program *program;
+
+    p.n_seq = 6;
+    ck_assert_int_eq(plan_program(&p, model, PLAN_MAIN, &program), 0);
+    for (int n_rows = 1; n_rows <= 5; n_rows += 4) {
+        struct cost_args a = {.machine = &machine, .plan = &p, .program = program, .n_rows = n_rows};
+        machine.draw_s = 0;
+        ck_assert_int_eq(cost_step(&a, &without), 0);
+        machine.draw_s = 1e-6;
+        ck_assert_int_eq(cost_step(&a, &with), 0);
+        ck_assert_double_eq_tol(with.s - without.s, n_rows == 1 ? 1e-6 * model->hp.n_vocab : 0, 1e-9);
+    }
+    ck_assert_int_eq(cost_batch_step(&in, &p, 100, &with), 0);
+    machine.draw_s = 0;
+    ck_assert_int_eq(cost_batch_step(&in, &p, 100, &without), 0);
+    ck_assert_double_eq_tol(with.s - without.s, 6e-6 * model->hp.n_vocab, 1e-9);
+    program_free(program);
+}
+END_TEST
+
 START_TEST(what_was_not_measured_is_not_predicted)
 {
     machine.kernels[QUANT_Q6_K] = (struct machine_kernel){0};
@@ -192,7 +237,7 @@ START_TEST(what_was_not_measured_is_not_predicted)
     ck_assert_double_eq(p.decode_tok_per_s, 0);
     ck_assert_double_eq(p.prefill_tok_per_s, 0);
     /* nor are other kernels than those that were */
-    machine.kernels[QUANT_Q6_K] = (struct machine_kernel){6e9, 80e9, 150e9};
+    machine.kernels[QUANT_Q6_K] = (struct machine_kernel){6e9, 80e9, 150e9, 0};
     snprintf(opts.isa, sizeof opts.isa, "ref");
     p = make();
     ck_assert(!plan_is_measured(&p, &machine));
@@ -435,6 +480,8 @@ int main(void)
     tcase_add_test(t, reading_hides_behind_computing);
     tcase_add_test(t, disk_that_reads_slows_computing);
     tcase_add_test(t, half_the_threads_compute_half_as_fast);
+    tcase_add_test(t, time_of_some_rows_is_another);
+    tcase_add_test(t, drawing_takes_no_time);
     tcase_add_test(t, what_was_not_measured_is_not_predicted);
     tcase_add_loop_test(t, router_finds_what_a_simulated_cache_finds, 0, 3);
     tcase_add_test(t, favourites_are_read_less);

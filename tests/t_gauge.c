@@ -35,9 +35,11 @@ START_TEST(no_kernel_is_left_out_and_no_memory_leaks_nothing)
         bool is_weight = info && info->act != QUANT_ACT_NONE;
         ck_assert_int_eq(k->token_bytes_per_s > 0, is_weight);
         ck_assert_int_eq(k->few_ops_per_s > 0, is_weight);
+        ck_assert_int_eq(k->some_ops_per_s > 0, is_weight);
         ck_assert_int_eq(k->many_ops_per_s > 0, is_weight);
-        ck_assert(isfinite(k->token_bytes_per_s + k->few_ops_per_s + k->many_ops_per_s));
+        ck_assert(isfinite(k->token_bytes_per_s + k->some_ops_per_s + k->few_ops_per_s + k->many_ops_per_s));
     }
+    ck_assert(isfinite(m.draw_s) && m.draw_s > 0);
     static const enum op_kind dear[] = {OP_ATTENTION, OP_RMS_NORM, OP_ROPE, OP_GLU, OP_ROUTE, OP_COMBINE};
     for (size_t i = 0; i < sizeof dear / sizeof *dear; i++)
         ck_assert_msg(m.ops[dear[i]].unit_s > 0, "%s", device_op_name(dear[i]));

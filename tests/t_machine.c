@@ -352,9 +352,10 @@ static struct machine invented(void)
                         .n_mem = 2,
                         .mem = {{1, 20e9}, {8, 61234567890.125}},
                         .run_s = 5e-6,
+                        .draw_s = 3e-9,
                         .disk = -1};
-    m.kernels[QUANT_Q4_K] = (struct machine_kernel){40e9, 600e9, 900e9};
-    m.kernels[QUANT_NVFP4] = (struct machine_kernel){1, 2, 3};
+    m.kernels[QUANT_Q4_K] = (struct machine_kernel){40e9, 600e9, 900e9, 300e9};
+    m.kernels[QUANT_NVFP4] = (struct machine_kernel){1, 2, 3, 0};
     m.ops[OP_ATTENTION] = (struct machine_op){1e-6, 2.5e-11};
     const struct machine_disk disk = {.id = "ef53-1",
                                       .is_direct = true,
@@ -386,6 +387,7 @@ START_TEST(profile_comes_back_whole)
     ck_assert_int_eq(memcmp(back.kernels, m.kernels, sizeof m.kernels), 0);
     ck_assert_int_eq(memcmp(back.ops, m.ops, sizeof m.ops), 0);
     ck_assert_double_eq(back.run_s, 5e-6);
+    ck_assert_double_eq(back.draw_s, 3e-9);
     ck_assert_int_eq(back.n_disks, 1);
     ck_assert_str_eq(back.disks[0].id, "ef53-1");
     ck_assert(back.disks[0].is_direct);

@@ -77,10 +77,12 @@ START_TEST(point_says_what_is_not_so)
 }
 END_TEST
 
-/* Kernels by which a weight takes WEIGHT_S and ROW_S for each row, and attention KEY_S for each element of a query and a key. */
+/* Kernels by which a weight takes WEIGHT_S and ROW_S for each row, attention KEY_S for each element of a query and a key, and drawing
+ * LOGIT_S for each logit. */
 #define WEIGHT_S 4e-11
 #define ROW_S 1e-11
 #define KEY_S 1e-10
+#define LOGIT_S 1e-8
 
 static struct machine measured_machine(void)
 {
@@ -93,11 +95,13 @@ static struct machine measured_machine(void)
         double weight_bytes = (double)quant_row_bytes((enum quant_type)type, 256) / 256;
         m.kernels[type] =
             (struct machine_kernel){.token_bytes_per_s = weight_bytes / (WEIGHT_S + ROW_S),
+                                    .some_ops_per_s = 2 * MACHINE_SOME_ROWS / (WEIGHT_S + MACHINE_SOME_ROWS * ROW_S),
                                     .few_ops_per_s = 2 * MACHINE_FEW_ROWS / (WEIGHT_S + MACHINE_FEW_ROWS * ROW_S),
                                     .many_ops_per_s = 2 * MACHINE_MANY_ROWS / (WEIGHT_S + MACHINE_MANY_ROWS * ROW_S)};
     }
     m.ops[OP_ADD].op_s = 1e-15; /* an op without a rate is taken for one of these */
     m.ops[OP_ATTENTION].unit_s = KEY_S;
+    m.draw_s = LOGIT_S;
     return m;
 }
 
@@ -129,7 +133,8 @@ START_TEST(measured_kernels_are_not_asked)
     ck_assert_int_eq(plan_batch_make(&in, &(struct plan_batch_opts){.seq_tok = 512}, &b, &p), 0);
     ck_assert(b.has_rates);
     for (int i = 0; i < b.n_points; i++) {
-        double n = b.points[i].n_seq, step_s = weights * (WEIGHT_S + n * ROW_S) + n * keys * KEY_S;
+        double n = b.points[i].n_seq,
+               step_s = weights * (WEIGHT_S + n * ROW_S) + n * keys * KEY_S + n * dense->hp.n_vocab * LOGIT_S;
         ck_assert_double_eq_tol(b.points[i].tok_per_s * step_s / n, 1, 1e-6);
         ck_assert_double_eq_tol(b.points[i].compute_s / step_s, 1, 1e-6);
     }

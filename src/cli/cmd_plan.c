@@ -29,6 +29,7 @@ static void describe_compute(const struct conf *conf, struct machine *m)
         token = conf->mem_bytes_per_s / m->mem_bytes_per_s;
     for (int type = 0; type < QUANT_ID_END; type++) {
         m->kernels[type].token_bytes_per_s *= token;
+        m->kernels[type].some_ops_per_s *= token;
         m->kernels[type].few_ops_per_s *= cores;
         m->kernels[type].many_ops_per_s *= cores;
     }

@@ -124,13 +124,14 @@ static int print_json(const struct probe *p)
 /* One row of a matmul is bound by reading the weights, many are by arithmetic. */
 static void print_kernels(const struct machine *m)
 {
-    printf("\nmatmul by weight type, %d thread%s\n  %-8s %10s %12s %12s\n", m->n_cores, m->n_cores == 1 ? "" : "s", "",
-           "1 row", "16 rows", "256 rows");
+    printf("\nmatmul by weight type, %d thread%s\n  %-8s %10s %12s %12s %12s\n", m->n_cores, m->n_cores == 1 ? "" : "s",
+           "", "1 row", "4 rows", "16 rows", "256 rows");
     for (int type = 0; type < QUANT_ID_END; type++) {
         const struct machine_kernel *k = &m->kernels[type];
         if (k->token_bytes_per_s > 0)
-            printf("  %-8s %5.1f GB/s %6.0f Gop/s %6.0f Gop/s\n", quant_info(type)->name, k->token_bytes_per_s / 1e9,
-                   k->few_ops_per_s / 1e9, k->many_ops_per_s / 1e9);
+            printf("  %-8s %5.1f GB/s %6.0f Gop/s %6.0f Gop/s %6.0f Gop/s\n", quant_info(type)->name,
+                   k->token_bytes_per_s / 1e9, k->some_ops_per_s / 1e9, k->few_ops_per_s / 1e9,
+                   k->many_ops_per_s / 1e9);
     }
     printf("other ops, beside their weights (calling the device %.1f us)\n", m->run_s * 1e6);
     for (int kind = 0; kind < OP_N_KIND; kind++) {
@@ -138,7 +139,7 @@ static void print_kernels(const struct machine *m)
             printf("  %-12s %6.1f us and %8.4f ns an element\n", device_op_name((enum op_kind)kind),
                    m->ops[kind].op_s * 1e6, m->ops[kind].unit_s * 1e9);
     }
-    printf("\n");
+    printf("  %-12s %20.4f ns a logit\n\n", "draw", m->draw_s * 1e9);
 }
 
 static void print_disk(const struct machine *m, bool is_new)

@@ -10,6 +10,7 @@
 #include "src/cli/shape.h"
 #include "src/model/program.h"
 #include "src/plan/cost.h"
+#include "src/run/sample.h"
 
 #include <math.h>
 #include <string.h>
@@ -23,20 +24,22 @@ enum {
     N_SAME = 8,  /* runs of one op in a list */
     MAX_EXPERTS = 64,
     N_TURNS = 12,
-    SHARE_ROWS = 64, /* about what an expert has of a prompt */
-    SHARE_OPS = 96,  /* three times what most caches hold */
+    N_DRAWN = 1 << 17, /* logits to draw from: about as many as today's vocabularies have */
+    SHARE_ROWS = 64,   /* about what an expert has of a prompt */
+    SHARE_OPS = 96,    /* three times what most caches hold */
 };
 
 /* Of computing alone, and of computing while a disk reads. */
 #define SPELL_NS UINT64_C(80000000)
 
 /* How a matmul of a type is timed. Workers wait for each other after each matrix: with many rows that
- * is to be as rare as in a prompt's step. */
+ * is to be as rare as in a prompt's step. With few rows reading still counts, so that no cache may hold the matrices, with many it does not. */
 static const struct {
     int n_rows; /* of activations */
     int n_ops;  /* matrices, at most */
     int n_out;  /* rows of each */
-} type_steps[] = {{1, MAX_OPS, N_OUT}, {MACHINE_FEW_ROWS, 4, 4 * N_OUT}, {MANY, 1, 4 * N_OUT}};
+} type_steps[] = {
+    {1, MAX_OPS, N_OUT}, {MACHINE_SOME_ROWS, 24, 4 * N_OUT}, {MACHINE_FEW_ROWS, 24, 4 * N_OUT}, {MANY, 1, 4 * N_OUT}};
 enum { N_TYPE_STEPS = sizeof type_steps / sizeof *type_steps };
 
 /* One matrix of the largest type. */
@@ -73,10 +76,11 @@ struct gauge {
     int32_t *slot;             /* (MANY * n_used) */
     struct op_expert *experts; /* (MAX_OPS) */
     struct kv_seq seq;
+    struct sample *sample;
     int pass;
     size_t n_passes;
     /* Seconds of a list in each pass: one tiny op and N_TINY; matmuls; other ops with one row and with MANY */
-    double tiny_s[2][GAUGE_MAX_PASSES], type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES],
+    double draw_s[GAUGE_MAX_PASSES], tiny_s[2][GAUGE_MAX_PASSES], type_s[QUANT_ID_END][N_TYPE_STEPS][GAUGE_MAX_PASSES],
         op_s[OP_N_KIND][2][GAUGE_MAX_PASSES];
 };
 
@@ -127,6 +131,7 @@ static int take_memory(struct gauge *g, uint64_t pool_bytes)
 
 static void close_gauge(struct gauge *g)
 {
+    sample_free(g->sample);
     mem_free(g->experts);
     mem_free(g->slot);
     mem_free(g->ids);
@@ -154,6 +159,11 @@ static int open_gauge(struct gauge *g, struct machine *m, uint64_t pool_bytes)
                           &g->program);
     if (!rc)
         rc = take_memory(g, pool_bytes);
+    if (!rc) /* as ferry draws where nobody says otherwise */
+        rc = sample_make(
+            &(struct sample_opts){
+                .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1},
+            N_DRAWN, &g->sample);
     if (rc)
         return rc;
     program_bind_arena(g->program, g->arena);
@@ -258,8 +268,9 @@ static void settle_type(struct gauge *g, enum quant_type type)
     }
     g->m->kernels[type] = (struct machine_kernel){
         .token_bytes_per_s = weights_per_s[0] / N_IN * (double)quant_row_bytes(type, N_IN),
-        .few_ops_per_s = 2 * weights_per_s[1] * MACHINE_FEW_ROWS,
-        .many_ops_per_s = 2 * weights_per_s[2] * MANY,
+        .some_ops_per_s = 2 * weights_per_s[1] * MACHINE_SOME_ROWS,
+        .few_ops_per_s = 2 * weights_per_s[2] * MACHINE_FEW_ROWS,
+        .many_ops_per_s = 2 * weights_per_s[3] * MANY,
     };
 }
 
@@ -353,12 +364,32 @@ static void settle_op(struct gauge *g, const struct op *op)
     out->op_s = one_s > one * out->unit_s ? one_s - one * out->unit_s : 0;
 }
 
+/* ---- drawing ---- */
+
+/* From numbers of the pool, each time others. */
+static int gauge_draw(struct gauge *g)
+{
+    const float *logits = (const float *)g->pool;
+    uint64_t start_ns = 0;
+    int32_t token;
+    int rc = 0;
+
+    for (int i = 0; i < 2 && !rc; i++) { /* the first warms caches */
+        start_ns = clock_ns();
+        rc = sample_draw(g->sample, logits + (size_t)i * N_DRAWN, NULL, 0, &token);
+    }
+    g->draw_s[g->pass] = (double)(clock_ns() - start_ns) * 1e-9 / N_DRAWN;
+    return rc;
+}
+
 static int run_pass(struct gauge *g)
 {
     bool is_done[OP_N_KIND] = {false};
     int i = 0;
 
     int rc = gauge_tiny(g);
+    if (!rc)
+        rc = gauge_draw(g);
     for (int type = 0; type < QUANT_ID_END && !rc; type++)
         rc = is_weight(type) ? gauge_type(g, (enum quant_type)type) : 0;
     for (const struct op *op; !rc && (op = next_op(g, is_done, &i));)
@@ -372,6 +403,7 @@ static void settle(struct gauge *g)
     int i = 0;
 
     settle_tiny(g);
+    g->m->draw_s = clock_median(g->draw_s, g->n_passes);
     for (int type = 0; type < QUANT_ID_END; type++)
         if (is_weight(type))
             settle_type(g, (enum quant_type)type);

@@ -19,15 +19,22 @@ enum { SHORT_PROMPT_TOK = 21 };
 
 /* ---- pieces ---- */
 
-/* Affine between the numbers of rows at which the kernel was measured, and on beyond the last. */
-static double rows_s(double n_rows, double one_s, double few_s, double many_s)
+/* A line through what was measured at two numbers of rows. */
+static double line_s(double n_rows, double from, double from_s, double to, double to_s)
 {
-    const double few = MACHINE_FEW_ROWS, many = MACHINE_MANY_ROWS;
+    return from_s + (n_rows - from) / (to - from) * (to_s - from_s);
+}
 
+/* Affine between the numbers of rows at which the kernel was measured, and on beyond the last. some_s 0: not measured there. */
+static double rows_s(double n_rows, double one_s, double some_s, double few_s, double many_s)
+{
+    const double some = MACHINE_SOME_ROWS, few = MACHINE_FEW_ROWS, many = MACHINE_MANY_ROWS;
+
+    if (n_rows <= some && some_s > 0)
+        return line_s(n_rows, 1, one_s, some, some_s);
     if (n_rows <= few)
-        return one_s + (n_rows - 1) / (few - 1) * (few_s - one_s);
-    double slope_s = fmax((many_s - few_s) / (many - few), 0);
-    return few_s + (n_rows - few) * slope_s;
+        return some_s > 0 ? line_s(n_rows, some, some_s, few, few_s) : line_s(n_rows, 1, one_s, few, few_s);
+    return line_s(n_rows, few, few_s, many, fmax(many_s, few_s));
 }
 
 double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor *w, double n_rows)
@@ -39,9 +46,10 @@ double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor
     if (k->token_bytes_per_s <= 0)
         return -1;
     double one_s = bytes / (k->token_bytes_per_s * part);
+    double some_s = k->some_ops_per_s > 0 ? 2 * weights * MACHINE_SOME_ROWS / (k->some_ops_per_s * part) : 0;
     double few_s = 2 * weights * MACHINE_FEW_ROWS / (k->few_ops_per_s * part);
     double many_s = 2 * weights * MACHINE_MANY_ROWS / (k->many_ops_per_s * part);
-    return rows_s(n_rows < 1 ? 1 : n_rows, one_s, few_s, many_s);
+    return rows_s(n_rows < 1 ? 1 : n_rows, one_s, some_s, few_s, many_s);
 }
 
 double cost_op_units(const struct op *op, double n_rows, double pos)
@@ -247,6 +255,15 @@ static double asking_s(const struct cost_args *a)
     return sum;
 }
 
+/* Each sequence draws its token when the head has been multiplied, one after the other; what is drawn behind a prompt does not count. */
+static double draws_s(const struct cost_args *a)
+{
+    const struct program *p = a->program;
+    bool has_head = p->span.end == p->model->hp.n_layer;
+
+    return has_head && (a->is_batch || a->n_rows <= 1) ? a->n_rows * p->model->hp.n_vocab * a->machine->draw_s : 0;
+}
+
 static int add_op(const struct cost_args *a, const struct op *op, const struct cost_router *router, double hits,
                   struct cost_step *out)
 {
@@ -285,8 +302,9 @@ static void add_ops(const struct cost_args *a, const struct cost_router *router,
             return;
         }
     }
-    out->dense_s += runs_s(a) + asking_s(a);
-    out->s += runs_s(a) + asking_s(a);
+    double besides_s = runs_s(a) + asking_s(a) + draws_s(a);
+    out->dense_s += besides_s;
+    out->s += besides_s;
     if (a->n_rows > 1 && a->plan->look_ahead) { /* the next layer's are read while this one is computed */
         double compute_s = out->dense_s + out->expert_s;
         out->s = fmax(machine_beside_disk_s(a->machine, false, compute_s, out->disk_s), out->disk_s);

@@ -14,9 +14,9 @@ extern "C" {
 
 enum { MACHINE_MAX_MEM = 16, MACHINE_MAX_DISK = 4, MACHINE_MAX_DISK_RATE = 24 };
 
-/* Numbers of rows at which a matmul is measured: as many as a batch of chats or an expert's share of a prompt has, and a
- * prompt's. */
-enum { MACHINE_FEW_ROWS = 16, MACHINE_MANY_ROWS = 256 };
+/* Numbers of rows at which a matmul is measured besides one: the least at which weights are unpacked for all of them, as many as a batch of
+ * chats or an expert's share of a prompt has, and a prompt's. */
+enum { MACHINE_SOME_ROWS = 4, MACHINE_FEW_ROWS = 16, MACHINE_MANY_ROWS = 256 };
 
 /* Memory read by so many threads. */
 struct machine_mem {
@@ -28,6 +28,7 @@ struct machine_mem {
 struct machine_kernel {
     double token_bytes_per_s;             /* one row: weight bytes */
     double few_ops_per_s, many_ops_per_s; /* MACHINE_FEW_ROWS, MACHINE_MANY_ROWS rows: multiplications and additions */
+    double some_ops_per_s;                /* MACHINE_SOME_ROWS rows */
 };
 
 /* Another op, by all cores: op_s + units * unit_s (cost_op_units()). Of MATMUL and MOE: beside the weights' time. */
@@ -76,7 +77,8 @@ struct machine {
     struct machine_mem mem[MACHINE_MAX_MEM]; /* by rising n_threads */
     struct machine_kernel kernels[QUANT_ID_END];
     struct machine_op ops[OP_N_KIND];
-    double run_s; /* that calling the CPU device takes beside the ops */
+    double run_s;  /* that calling the CPU device takes beside the ops */
+    double draw_s; /* that drawing a token takes for each of its logits, by one core */
     struct machine_disk disks[MACHINE_MAX_DISK];
     int disk;          /* index of the model's; -1: not known */
     uint64_t identity; /* hash of what names the machine: CPU, cores, RAM size; not of rates */

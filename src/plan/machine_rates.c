@@ -139,6 +139,7 @@ int machine_take_rates(const char *profile, const char *path, struct machine *m)
         memcpy(m->kernels, saved.kernels, sizeof m->kernels);
         memcpy(m->ops, saved.ops, sizeof m->ops);
         m->run_s = saved.run_s;
+        m->draw_s = saved.draw_s;
     }
     m->n_disks = saved.n_disks;
     memcpy(m->disks, saved.disks, sizeof m->disks);
@@ -186,8 +187,9 @@ static void set_rates(json_t *o, const struct machine *m)
         const struct machine_kernel *k = &m->kernels[type];
         if (k->token_bytes_per_s > 0)
             json_object_set_new(kernels, quant_info(type)->name,
-                                json_pack("{s:f, s:f, s:f}", "token_bytes_per_s", k->token_bytes_per_s, "few_ops_per_s",
-                                          k->few_ops_per_s, "many_ops_per_s", k->many_ops_per_s));
+                                json_pack("{s:f, s:f, s:f, s:f}", "token_bytes_per_s", k->token_bytes_per_s,
+                                          "some_ops_per_s", k->some_ops_per_s, "few_ops_per_s", k->few_ops_per_s,
+                                          "many_ops_per_s", k->many_ops_per_s));
     }
     for (int kind = 0; kind < OP_N_KIND; kind++) {
         if (m->ops[kind].op_s > 0 || m->ops[kind].unit_s > 0)
@@ -198,6 +200,7 @@ static void set_rates(json_t *o, const struct machine *m)
     json_object_set_new(o, "kernels", kernels);
     json_object_set_new(o, "ops", ops);
     json_object_set_new(o, "run_s", json_real(m->run_s));
+    json_object_set_new(o, "draw_s", json_real(m->draw_s));
     set_disks(o, m);
 }
 
@@ -310,6 +313,8 @@ static int read_kernels(json_t *list, struct machine *m)
         int rc = read_rate(v, "token_bytes_per_s", &k->token_bytes_per_s);
         rc = rc ? rc : read_rate(v, "few_ops_per_s", &k->few_ops_per_s);
         rc = rc ? rc : read_rate(v, "many_ops_per_s", &k->many_ops_per_s);
+        if (!rc && json_object_get(v, "some_ops_per_s"))
+            rc = read_rate(v, "some_ops_per_s", &k->some_ops_per_s);
         if (rc)
             return rc;
     }
@@ -365,6 +370,8 @@ static int read_rates(const json_t *o, struct machine *m)
     rc = rc ? rc : read_ops(json_object_get(o, "ops"), m);
     if (!rc && json_object_get(o, "run_s"))
         rc = read_rate(o, "run_s", &m->run_s);
+    if (!rc && json_object_get(o, "draw_s"))
+        rc = read_rate(o, "draw_s", &m->draw_s);
     json_array_foreach(disks, i, v)
     {
         if (!rc && i == MACHINE_MAX_DISK)
