@@ -32,8 +32,8 @@ enum {
 /* Of computing alone, and of computing while a disk reads. */
 #define SPELL_NS UINT64_C(80000000)
 
-/* How a matmul of a type is timed. Workers wait for each other after each matrix: with many rows that
- * is to be as rare as in a prompt's step. With few rows reading still counts, so that no cache may hold the matrices, with many it does not. */
+/* How a matmul of a type is timed. Workers wait for each other after each matrix: with many rows that is to be as rare as in a prompt's
+ * step. With few rows reading still counts, so that no cache may hold the matrices; with many it does not. */
 static const struct {
     int n_rows; /* of activations */
     int n_ops;  /* matrices, at most */

@@ -10,8 +10,9 @@ extern "C" {
 
 enum { GAUGE_MAX_PASSES = 15 };
 
-/* Measure with all of m's cores and fill in m->kernels, m->ops, m->run_s and m->draw_s, from the middle of what n_passes over all of them give. A
- * pass takes some three seconds; pool_bytes of memory should be several times the last cache. ERR_NOMEM, ERR_ARG, what the device says. */
+/* Measure with all of m's cores and fill in m->kernels, m->ops, m->run_s and m->draw_s, from the middle of what n_passes over all of them
+ * give. A pass takes some four seconds; pool_bytes of memory should be several times the last cache. ERR_NOMEM, ERR_ARG, what the device
+ * says. */
 int gauge_run(struct machine *m, uint64_t pool_bytes, int n_passes);
 
 /* How much of that is left while the disk of m (one of m->disks, of the file or folder `path`) reads as fast as it can: fill in its
