@@ -4,6 +4,7 @@
 #include "src/base/log.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -381,7 +382,6 @@ int main(void)
 {
     Suite *suite = suite_create("base");
     TCase *tc = tcase_create("base");
-    int n_failed;
 
     tcase_add_test(tc, error_text_is_kept_cut_and_cleared);
     tcase_add_test(tc, error_text_may_quote_the_last_one);
@@ -402,9 +402,5 @@ int main(void)
     tcase_add_test(tc, exactly_the_nth_allocation_fails);
     tcase_add_test(tc, counters_survive_many_threads);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -4,6 +4,7 @@
 #include "src/base/mem.h"
 #include "src/ferry.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -604,9 +605,5 @@ int main(void)
     tcase_add_test(t, cancel_or_interrupt_changes_the_others);
     tcase_add_test(t, failed_allocation_changes_or_leaks);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

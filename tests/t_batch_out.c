@@ -3,6 +3,7 @@
 #include "src/base/mem.h"
 #include "src/cli/batch_out.h"
 #include "src/cli/json_room.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -208,9 +209,5 @@ int main(void)
     tcase_add_loop_test(tc, output_that_was_replaced_is_cut, 0, 2);
     tcase_add_test(tc, json_without_memory_is_no_json);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -3,6 +3,7 @@
 #include "src/base/mem.h"
 #include "src/model/model.h"
 #include "src/run/cache.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -808,7 +809,6 @@ int main(void)
 {
     Suite *suite = suite_create("cache");
     TCase *tc = tcase_create("cache");
-    int n_failed;
 
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, layers_of_a_page_do_not_overlap, 0, 2);
@@ -829,9 +829,5 @@ int main(void)
     tcase_add_test(tc, page_of_the_host_is_not_saved);
     tcase_add_loop_test(tc, random_walk_agrees_with_a_naive_cache, 0, 12);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

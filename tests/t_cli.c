@@ -1,6 +1,7 @@
 /* The program as its users meet it: built, run, its output and exit status looked at. The model is tests/data/cli/tiny.gguf, which says
  * nonsense. */
 #include "src/cli/conf.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -688,9 +689,5 @@ int main(void)
     if (!getenv("FERRY_TESTS_VALGRIND")) /* it measures until it is steady, which it never is there */
         tcase_add_test(t, probed_rates_are_used_by_all);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -1,6 +1,7 @@
 /* ferry batch as its users meet it: requests in, records out, and the same command again after whatever ended the run. The model
  * is tests/data/cli/tiny.gguf, which says nonsense. */
 #include "tests/profile_maker.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <jansson.h>
@@ -664,9 +665,5 @@ int main(void)
     tcase_add_test(t, end_of_text_is_left_out);
     tcase_add_test(t, killed_run_loses_or_doubles_vectors);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -3,6 +3,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -283,9 +284,5 @@ int main(void)
     tcase_add_test(t, every_row_of_the_table_is_whole_and_known_once);
     tcase_add_test(t, help_fits_the_screen);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -6,6 +6,7 @@
 #include "src/base/size.h"
 #include "src/cli/shape.h"
 #include "src/plan/tune.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -493,9 +494,5 @@ int main(void)
     tcase_add_test(t, too_little_work_is_no_review);
     tcase_add_test(t, no_memory_leaks_nothing);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

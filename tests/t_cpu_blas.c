@@ -1,5 +1,6 @@
 /* --prefill blas: prompt rows of a matmul through OpenBLAS, all others as ever. */
 #include "tests/cpu_step.h"
+#include "tests/run_suite.h"
 
 #include <cblas.h>
 #include <dlfcn.h>
@@ -178,7 +179,6 @@ int main(void)
 {
     Suite *suite = suite_create("cpu_blas");
     TCase *tc = tcase_create("cpu_blas");
-    int n_failed;
 
     for (int i = 0; i < 2 * MAX_ROWS; i++)
         pos[i] = i;
@@ -189,9 +189,5 @@ int main(void)
     tcase_add_test(tc, rows_behind_the_prompt_keep_their_bits);
     tcase_add_test(tc, router_logits_stay_float_dots);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* The float kernels of every table that this machine can run: the same bits as the plain C ones, nothing written beside the
  * result; and how far the plain C polynomials are from libm. (Matmul kernels: kernels.c.) */
 #include "tests/cpu_step.h"
+#include "tests/run_suite.h"
 
 #include <inttypes.h>
 
@@ -410,7 +411,6 @@ int main(void)
 {
     Suite *suite = suite_create("cpu_kern");
     TCase *tc = tcase_create("cpu_kern");
-    int n_failed;
 
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, polynomials_stay_within_their_error_of_libm, 0,
@@ -420,9 +420,5 @@ int main(void)
     tcase_add_test(tc, attention_kernels_give_the_bits_of_the_plain_one);
     tcase_add_test(tc, unknown_instruction_set_is_refused_by_name);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

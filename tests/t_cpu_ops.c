@@ -1,5 +1,6 @@
 /* Every op of ops.def on the CPU device, on each kernel table that the machine has, against plain double arithmetic. */
 #include "tests/cpu_step.h"
+#include "tests/run_suite.h"
 
 #include "src/device/device_check.h"
 
@@ -900,7 +901,7 @@ static void add_isa_tests(TCase *tc, int n_isas)
 int main(void)
 {
     const char *usable[8] = {NULL};
-    int n_isas = 0, n_failed;
+    int n_isas = 0;
 
     for (const char *const *name = cpu_isa_names(); *name; name++)
         if (cpu_isa_has(*name))
@@ -911,9 +912,5 @@ int main(void)
     tcase_set_timeout(tc, 60);
     add_isa_tests(tc, n_isas);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

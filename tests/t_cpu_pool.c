@@ -14,6 +14,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 static int fail_thread; /* the nth pthread_create from now on fails; 0: none */
 
@@ -303,7 +304,6 @@ int main(void)
 {
     Suite *suite = suite_create("cpu_pool");
     TCase *tc = tcase_create("cpu_pool");
-    int n_failed;
 
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, barrier_lets_nobody_pass_early_and_claims_give_each_item_once);
@@ -316,9 +316,5 @@ int main(void)
     tcase_add_test(tc, steps_that_do_not_fit_are_refused_and_the_device_lives_on);
     tcase_add_test(tc, time_is_told_by_op_and_forgotten_on_demand);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* A small transformer of two layers on the CPU device: the bits of its logits may depend neither on the number of threads,
  * nor on how rows were cut into steps, nor on what else was in a step, nor on the instruction set. */
 #include "tests/cpu_step.h"
+#include "tests/run_suite.h"
 
 enum { N_EMBD = 256, N_HEAD = 4, N_HEAD_KV = 2, HEAD_DIM = 64, N_EXPERT = 6, TOP_K = 2, N_FF = 96, N_VOCAB = 33 };
 enum { N_LAYER = 2, MAX_ROWS = 600, N_SEQ = 2, WINDOW = 100, N_KV = N_HEAD_KV * HEAD_DIM, N_PAGES = 10 };
@@ -368,7 +369,6 @@ int main(void)
 {
     Suite *suite = suite_create("cpu_split");
     TCase *tc = tcase_create("cpu_split");
-    int n_failed;
 
     tcase_set_timeout(tc, 120);
     tcase_add_unchecked_fixture(tc, weights_make, weights_free);
@@ -377,9 +377,5 @@ int main(void)
     tcase_add_test(tc, logits_do_not_depend_on_the_instruction_set);
     tcase_add_test(tc, steps_with_few_or_no_logits_leave_the_others_alone);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* KV pages that come back from the host's memory to the GPU that the emulated runtime plays, where there was no room when they were
  * written. No bit may depend on when they do, and steps are the shorter for it. */
 #include "tests/cuda_seqs.h"
+#include "tests/run_suite.h"
 
 enum { PAGE_TOK = 64, N_WHOLE = POS / PAGE_TOK, N_PAGES = N_WHOLE + 1, BACK_STEPS = 3, N_STEPS = 24 };
 
@@ -538,9 +539,5 @@ int main(void)
     tcase_add_test(turns, some_order_loses_a_page);
     if (!emu_is_real()) /* rates that the test chooses */
         tcase_add_test(turns, coming_pages_take_time_of_steps);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -14,6 +14,7 @@
 #include "src/run/session.h"
 #include "src/run/store.h"
 #include "tests/cuda_times.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -347,9 +348,5 @@ int main(void)
     tcase_add_loop_test(tc, moves_are_not_hidden, 0, 2);
     tcase_add_loop_test(tc, background_copy_is_not_hidden, 0, sizeof ratios / sizeof *ratios);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

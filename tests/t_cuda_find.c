@@ -2,6 +2,7 @@
 #include "src/ferry.h"
 
 #include "tests/emu/emu.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -111,9 +112,5 @@ int main(void)
     tcase_add_loop_test(tc, machine_is_not_what_it_is_taken_for, 0, sizeof machines / sizeof *machines);
     tcase_add_test(tc, failed_search_ends_the_program);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* Products by tensor cores (--prefill blas) on the CUDA device over the emulated runtime, against doubles within derived bounds;
  * weights as halves to the bit. */
 #include "tests/cuda_pair.h"
+#include "tests/run_suite.h"
 
 #include "cuda/launch.h"
 #include "quant/iq_grid.h"
@@ -499,9 +500,5 @@ int main(void)
     tcase_add_loop_test(tc, experts_by_tensor_cores_differ, 0, n_cards * N_MOE_CASES);
     tcase_add_test(tc, failed_open_leaves_something);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* Short steps as graphs, on the emulated GPU: no bit may differ from launches one by one, whatever changes between two steps, a token
  * takes as few launches as there are decisions of the host, and a runtime that makes no graph is no error. */
 #include "tests/cuda_engine.h"
+#include "tests/run_suite.h"
 
 #include "cuda/graph.h"
 #include "src/run/batch.h"
@@ -598,9 +599,5 @@ int main(void)
     tcase_add_loop_test(engines, failed_call_spoils_later_tokens, 0, 2);
     suite_add_tcase(suite, tc);
     suite_add_tcase(suite, engines);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -12,6 +12,7 @@
 #include "src/run/exec.h"
 #include "src/run/store.h"
 #include "tests/cuda_open.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -711,9 +712,5 @@ int main(void)
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(plan, plan_does_not_say_what_lies_where);
     tcase_add_test(plan, plan_without_room_for_a_segment_is_another);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

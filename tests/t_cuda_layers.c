@@ -5,6 +5,7 @@
 #include "src/base/size.h"
 #include "src/plan/machine.h"
 #include "tests/cuda_open.h"
+#include "tests/run_suite.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -596,9 +597,5 @@ int main(void)
         tcase_add_test(fail, dropped_wait_is_not_seen);
     tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 4);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_session, 0, 2);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

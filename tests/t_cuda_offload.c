@@ -1,6 +1,7 @@
 /* Experts that are copied to the emulated GPU for a step: no bit of the logits may differ from the CPU's, whichever way experts go, in
  * whichever order streams run, and whatever fails. */
 #include "tests/cuda_engine.h"
+#include "tests/run_suite.h"
 
 #include "src/base/clock.h"
 #include "src/base/mem.h"
@@ -530,9 +531,5 @@ int main(void)
         tcase_add_test(times, news_of_the_gpu_are_not_told);
     }
     tcase_add_test(times, launches_are_not_counted);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

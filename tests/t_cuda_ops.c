@@ -1,6 +1,7 @@
 /* Every op of ops.def on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit. What tensor
  * cores do is t_cuda_gemm.c's. */
 #include "tests/cuda_pair.h"
+#include "tests/run_suite.h"
 
 #include <float.h>
 
@@ -897,9 +898,5 @@ int main(void)
     tcase_add_test(tc, weights_are_read_where_they_cannot_be);
     tcase_add_test(tc, too_large_a_step_is_run);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* Whole engines whose GPU the emulated runtime plays, on the tiny models of tests/data/models: no bit of the logits may differ
  * from the CPU's, no word of a greedy answer, and nothing may be left over. */
 #include "tests/cuda_engine.h"
+#include "tests/run_suite.h"
 
 #include "src/base/mem.h"
 
@@ -902,9 +903,5 @@ int main(void)
     tcase_add_test(tc, embedding_differs_from_the_cpus);
     tcase_add_test(tc, what_a_gpu_cannot_have_is_taken);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* Engines whose GPU, played by the emulated runtime, sends down the best logits alone where they are enough: no word may differ from the
  * CPU's, and what comes down is what the plan says. */
 #include "tests/cuda_open.h"
+#include "tests/run_suite.h"
 
 #include "src/base/err.h"
 
@@ -262,9 +263,5 @@ int main(void)
     tcase_add_loop_test(tc, batch_draws_other_words, 0, 2);
     tcase_add_loop_test(tc, failed_call_while_drawing_spoils_the_session, 0, 2);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

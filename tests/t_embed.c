@@ -5,6 +5,7 @@
 #include "src/ferry_in.h"
 #include "src/run/embed.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -323,9 +324,5 @@ int main(void)
     tcase_add_test(t, bad_request_is_taken);
     tcase_add_test(t, failed_allocation_changes_or_leaks);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* The emulated CUDA runtime: what it must catch, caught. Kernels here are plain functions of one thread. */
 #include "tests/emu/emu.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -799,10 +800,6 @@ int main(void)
     tcase_add_test(tc, graph_takes_another_time_than_its_kernels);
     tcase_add_test(tc, host_waits_for_what_it_has_overlapped);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
     freopen("/dev/null", "w", stderr); /* the texts of those that must die */
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

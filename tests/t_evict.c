@@ -2,6 +2,7 @@
 #include "src/run/evict.h"
 
 #include "src/run/adapt.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <float.h>
@@ -275,9 +276,5 @@ int main(void)
     tcase_add_test(tc, half_life_does_not_follow_what_is_wanted);
     tcase_add_test(tc, moves_follow_chance_and_not_favourites);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -5,6 +5,7 @@
 #include "src/base/mem.h"
 #include "src/base/size.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -89,9 +90,5 @@ int main(void)
     tcase_add_test(t, no_kernel_is_left_out_and_no_memory_leaks_nothing);
     tcase_add_test(t, computing_beside_a_disk_is_lost);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -2,6 +2,7 @@
  * files are t_gguf_hostile's. */
 #include "src/base/err.h"
 #include "tests/gguf_maker.h"
+#include "tests/run_suite.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -670,7 +671,6 @@ int main(void)
 {
     Suite *suite = suite_create("gguf");
     TCase *tc = tcase_create("gguf");
-    int n_failed;
 
     tcase_add_test(tc, every_value_type_is_read);
     tcase_add_test(tc, head_of_a_file_is_enough);
@@ -693,9 +693,5 @@ int main(void)
     tcase_add_test(tc, every_allocation_may_fail_without_leaking);
     tcase_add_test(tc, every_read_may_fail_without_leaking);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -2,6 +2,7 @@
  * name. */
 #include "src/base/err.h"
 #include "tests/gguf_maker.h"
+#include "tests/run_suite.h"
 
 #include <stdlib.h>
 
@@ -455,15 +456,10 @@ int main(void)
 {
     Suite *suite = suite_create("gguf_hostile");
     TCase *tc = tcase_create("gguf_hostile");
-    int n_failed;
 
     tcase_add_loop_test(tc, hostile_file_is_refused_by_name_and_numbers, 0, (int)(sizeof hostile / sizeof hostile[0]));
     tcase_add_test(tc, file_cut_anywhere_is_refused);
     tcase_add_test(tc, header_beyond_every_model_is_refused_before_it_is_read);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

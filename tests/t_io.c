@@ -2,6 +2,7 @@
 #include "io/file.h"
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -295,7 +296,6 @@ int main(void)
 {
     Suite *suite = suite_create("io");
     TCase *tc = tcase_create("io");
-    int n_failed;
 
     tcase_add_test(tc, plain_read_gives_the_bytes_at_the_offset);
     tcase_add_test(tc, short_and_interrupted_reads_are_resumed);
@@ -307,9 +307,5 @@ int main(void)
     tcase_add_test(tc, truncated_replaced_and_rewritten_files_are_noticed);
     tcase_add_test(tc, map_shows_the_file_or_says_why_not);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -2,6 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/run/journal.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -381,9 +382,5 @@ int main(void)
     tcase_add_test(t, failed_allocation_leaks);
     tcase_add_test(t, killed_writer_leaves_a_hole);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -5,6 +5,7 @@
 #include "src/base/mem.h"
 #include "src/base/size.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -564,9 +565,5 @@ int main(void)
     tcase_add_test(t, profile_of_another_machine_is_not_taken);
     tcase_add_test(t, identity_is_of_the_machine_not_of_its_rates);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -13,6 +13,7 @@
 #include "src/plan/plan.h"
 #include "tests/memfile.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -672,9 +673,5 @@ int main(void)
     tcase_add_loop_test(tc, failed_read_leaks_a_model, 0, N_FAMILIES);
     suite_add_tcase(s, tc);
 
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed != 0;
+    return run_suite(s);
 }

@@ -1,6 +1,7 @@
 /* Who computes a layer's misses, by arithmetic: golden walks, the places where the choice turns, the known formula as the case that it
  * is, and what is learnt from measured times. */
 #include "src/plan/offload.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -333,9 +334,5 @@ int main(void)
     tcase_add_test(tc, one_hiccup_is_believed);
     tcase_add_test(tc, cost_is_negative_or_no_number);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

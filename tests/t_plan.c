@@ -1,5 +1,6 @@
 /* Plans for machines that do not exist, of models without weights. */
 #include "tests/plan_ask.h"
+#include "tests/run_suite.h"
 
 #include "src/run/cache.h"
 #include "src/run/store.h"
@@ -536,9 +537,5 @@ int main(void)
     tcase_add_test(t, trace_stands_outside_the_budget);
     tcase_add_loop_test(t, weights_lie_on_other_nodes_than_the_cores, 0, 6);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
 #include "src/plan/plan_batch.h"
 
 #include "tests/plan_machine.h"
+#include "tests/run_suite.h"
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
@@ -504,9 +505,5 @@ int main(void)
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* Plans with a GPU, for machines that do not exist, of models without weights. */
 #include "tests/plan_ask.h"
+#include "tests/run_suite.h"
 
 #include "src/plan/cost.h"
 
@@ -597,9 +598,5 @@ int main(void)
     tcase_add_test(t, other_plans_forget_the_gpu);
     tcase_add_loop_test(t, no_memory_with_a_gpu_leaks_something, 0, 2);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -5,6 +5,7 @@
 #include "src/model/model.h"
 #include "src/run/cache.h"
 #include "src/run/prefix.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -306,9 +307,5 @@ int main(void)
     tcase_add_test(t, failed_allocation_leaves_half_a_tree);
     tcase_add_loop_test(t, some_order_of_events_mixes_pages, 0, 20);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* Block types against the numpy code of the `gguf` package (tests/gen/quant_vectors.py) and against arithmetic. */
 #include "quant/quant.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -614,9 +615,5 @@ int main(void)
     suite_add_tcase(suite, from);
     suite_add_tcase(suite, f16);
     suite_add_tcase(suite, table);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -9,6 +9,7 @@
 #include "tests/memfile.h"
 #include "tests/memout.h"
 #include "tests/raw.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -979,9 +980,5 @@ int main(void)
     suite_add_tcase(s, t);
     suite_add_tcase(s, im);
     suite_add_tcase(s, sys);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
 #include "src/model/recipe.h"
 #include "tests/memfile.h"
 #include "tests/raw.h"
+#include "tests/run_suite.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -138,9 +139,5 @@ int main(void)
     tcase_add_loop_test(t, mixture_is_another_than_llama_quantize_makes, 0, 4);
     tcase_add_test(t, recipe_is_not_found_or_twice);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int n_failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n_failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

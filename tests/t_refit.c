@@ -1,6 +1,7 @@
 /* Predictions held against a made world whose clock is the test: what is wrong is corrected, what is faster stays, and noise changes
  * nothing. */
 #include "src/plan/refit.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -280,9 +281,5 @@ int main(void)
     tcase_add_test(tc, trials_where_there_is_nothing_to_try);
     tcase_add_test(tc, long_line_leaves_its_room);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -4,6 +4,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -561,7 +562,6 @@ int main(void)
 {
     Suite *suite = suite_create("ring");
     TCase *tc = tcase_create("ring");
-    int n_failed;
 
     if (!has_io_uring()) {
         printf("skipped: %s\n", err_text());
@@ -580,9 +580,5 @@ int main(void)
     tcase_add_test(tc, memory_that_cannot_be_locked_stops_reading);
     tcase_add_loop_test(tc, system_that_takes_no_reads_is_waited_for_for_ever, 0, 2);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

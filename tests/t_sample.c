@@ -2,6 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/run/sample.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -541,7 +542,6 @@ int main(void)
 {
     Suite *suite = suite_create("sample");
     TCase *tc = tcase_create("sample");
-    int n_failed;
 
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, draws_are_numpys, 0, N_CASES);
@@ -560,9 +560,5 @@ int main(void)
     tcase_add_loop_test(tc, best_logits_give_another_token, 0, 10);
     tcase_add_loop_test(tc, fewer_or_more_logits_are_wanted_than_suffice, 0, (int)(sizeof tops / sizeof *tops));
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

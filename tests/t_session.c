@@ -8,6 +8,7 @@
 #include "src/model/slot_shape.h"
 #include "tests/profile_maker.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <inttypes.h>
@@ -767,9 +768,5 @@ int main(void)
     tcase_add_loop_test(t, step_allocates, 0, 2);
     tcase_add_test(t, rows_that_are_taken_need_room);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -9,6 +9,7 @@
 #include "src/run/ahead.h"
 #include "tests/memfile.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -799,9 +800,5 @@ int main(void)
     tcase_add_test(tc, large_loans_drive_out_what_small_ones_use);
     tcase_add_test(tc, first_layers_of_a_prompt_take_the_slots_of_the_last);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

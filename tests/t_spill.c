@@ -4,6 +4,7 @@
 #include "src/run/cache.h"
 #include "src/run/spill.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -335,9 +336,5 @@ int main(void)
     tcase_add_test(t, full_pool_is_an_error);
     tcase_add_test(t, failed_allocation_leaks);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

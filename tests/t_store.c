@@ -7,6 +7,7 @@
 #include "src/model/layout.h"
 #include "tests/live_bytes.h"
 #include "tests/memfile.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -660,7 +661,6 @@ int main(void)
 {
     Suite *suite = suite_create("store");
     TCase *tc = tcase_create("store");
-    int n_failed;
 
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, unused_stretches_take_no_memory);
@@ -683,9 +683,5 @@ int main(void)
     tcase_add_loop_test(tc, every_failing_allocation_is_survived, 0, 3);
     tcase_add_test(tc, parts_of_a_split_model_are_all_read);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -6,6 +6,7 @@
 #include "src/cli/json_room.h"
 #include "src/cli/team.h"
 #include "tests/live_bytes.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -387,9 +388,5 @@ int main(void)
                         (int)(sizeof short_of / sizeof *short_of));
     tcase_add_test(t, line_that_is_given_up_leaks_or_is_lost);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

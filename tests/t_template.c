@@ -2,6 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/model/template.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -281,9 +282,5 @@ int main(int argc, char **argv)
     tcase_add_test(tc, failed_allocation_leaks_or_is_not_reported);
     tcase_add_test(tc, one_template_cannot_be_rendered_twice);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,6 @@
 /* When the GPU is left out, by invented step times. */
 #include "src/run/tier.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 
@@ -144,9 +145,5 @@ int main(void)
     tcase_add_test(tc, steps_of_different_rows_are_compared);
     tcase_add_test(tc, hopeless_trial_goes_on);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

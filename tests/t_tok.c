@@ -3,6 +3,7 @@
 #include "src/base/log.h"
 #include "src/base/mem.h"
 #include "src/model/tok.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <jansson.h>
@@ -564,9 +565,5 @@ int main(void)
     tcase_add_loop_test(tc, failed_allocation_leaks_or_is_not_reported, 0, 2);
     tcase_add_test(tc, id_out_of_range_is_read);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

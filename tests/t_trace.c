@@ -4,6 +4,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/run/touch.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <jansson.h>
@@ -190,9 +191,5 @@ int main(void)
     tcase_add_test(tc, failed_allocation_of_a_trace_leaks);
     tcase_add_test(tc, touching_changes_memory);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }
