@@ -14,6 +14,7 @@
 
 #include <inttypes.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Calls under way before the host waits for the first: a step of a dense model is one call. */
@@ -756,6 +757,22 @@ int cuda_memory(int ordinal, uint64_t *free_bytes, uint64_t *total_bytes)
         rc = failed(cudaMemGetInfo(&free_now, &total), "asking for its memory");
     *free_bytes = free_now;
     *total_bytes = total;
+    return rc;
+}
+
+int cuda_id(int ordinal, char id[CUDA_ID_BYTES])
+{
+    int capability = 0, n_multiprocessors = 0, rc = find_gpu(ordinal, &capability);
+    size_t free_now = 0, total = 0;
+
+    if (rc == 0)
+        rc = failed(cudaMemGetInfo(&free_now, &total), "asking for its memory");
+    if (rc == 0)
+        rc = failed(cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, ordinal),
+                    "asking for its multiprocessors");
+    if (rc == 0)
+        snprintf(id, CUDA_ID_BYTES, "compute capability %d.%d, %d multiprocessors, %d GiB", capability / 10,
+                 capability % 10, n_multiprocessors, (int)((total + GIB / 2) / GIB));
     return rc;
 }
 

@@ -18,6 +18,11 @@ struct cuda_opts {
 /* Memory of a GPU, as its driver sees it now, with the context that ferry works in already made. ERR_DEVICE, ERR_UNSUPPORTED. */
 int cuda_memory(int ordinal, uint64_t *free_bytes, uint64_t *total_bytes);
 
+/* What tells it from others when rates that were measured are looked at again: "compute capability 8.9, 24 multiprocessors, 8 GiB".
+ * Errors as above. */
+enum { CUDA_ID_BYTES = 64 };
+int cuda_id(int ordinal, char id[CUDA_ID_BYTES]);
+
 /* ERR_DEVICE (no driver, no such GPU, the driver's own words), ERR_UNSUPPORTED (too old a GPU), ERR_LIMIT (n_rows times the
  * experts of a row pass 65535), ERR_NOMEM. */
 int cuda_open(const struct cuda_opts *opts, struct device **out);

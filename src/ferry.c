@@ -231,8 +231,15 @@ static int find_gpu(const struct wish *wish, struct plan_opts *opts, struct mach
 {
     opts->gpu_number = (uint32_t)wish->number;
 #ifdef FERRY_HAVE_CUDA
-    if (wish->is_gpu)
-        return cuda_memory(wish->number, &m->vram_free_bytes, &m->vram_total_bytes);
+    if (wish->is_gpu) {
+        char id[CUDA_ID_BYTES];
+        int rc = cuda_memory(wish->number, &m->vram_free_bytes, &m->vram_total_bytes);
+        if (rc == 0)
+            rc = cuda_id(wish->number, id);
+        if (rc == 0)
+            machine_use_gpu(m, id);
+        return rc;
+    }
 #endif
     (void)m;
     return 0;

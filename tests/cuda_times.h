@@ -26,7 +26,7 @@ static inline uint64_t product_ns(const struct emu_launch *l)
 
     if (!strstr(l->name, "gemv") && !strstr(l->name, "gemm_int"))
         return 0;
-    ck_assert_uint_eq(l->closure_bytes - l->args_off, sizeof *a);
+    ck_assert_uint_ge(l->closure_bytes - l->args_off, sizeof *a); /* what all products' arguments begin with */
     int n_rows = a->n_rows;
     for (int i = 0; i < a->n_more; i++)
         n_rows += a->more[i].n_rows;

@@ -5,6 +5,7 @@
 #include "tests/cuda_seqs.h"
 
 #include "src/run/jobs.h"
+#include "tests/run_suite.h"
 
 #include <math.h>
 
@@ -405,9 +406,5 @@ int main(void)
     tcase_add_test(tc, cancelled_step_spoils_the_next);
     tcase_add_test(tc, batch_keeps_to_the_worse_way);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

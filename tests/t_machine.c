@@ -427,6 +427,35 @@ START_TEST(described_gpu_is_forgotten)
 }
 END_TEST
 
+/* Rates that were measured are those of one GPU; what was said of a GPU is said of any. */
+START_TEST(rates_of_another_gpu_are_believed)
+{
+    struct machine m = invented(), back = invented();
+    char *text;
+
+    m.gpu_bytes_per_s = 256e9;
+    m.pcie_bytes_per_s = 12.5e9;
+    for (int is_measured = 0; is_measured < 2; is_measured++) {
+        snprintf(m.gpu_id, sizeof m.gpu_id, "%s", is_measured ? "one GPU" : "");
+        ck_assert_int_eq(machine_to_json(&m, &text), 0);
+        ck_assert_int_eq(machine_take_rates(text, "/proc", &back), 0);
+        ck_assert_str_eq(back.gpu_id, m.gpu_id);
+        machine_use_gpu(&back, "one GPU");
+        ck_assert_double_eq(back.gpu_bytes_per_s, 256e9);
+        machine_use_gpu(&back, "another");
+        ck_assert_double_eq(back.gpu_bytes_per_s, is_measured ? 0 : 256e9);
+        ck_assert_double_eq(back.pcie_bytes_per_s, is_measured ? 0 : 12.5e9);
+        if (is_measured) {
+            char *at = strstr(text, "\"one GPU\"");
+            memcpy(at, "99999999 ", 9);
+            ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+            ck_assert_ptr_nonnull(strstr(err_text(), "\"gpu\""));
+        }
+        mem_free(text);
+    }
+}
+END_TEST
+
 START_TEST(bad_profile_names_its_field)
 {
     struct machine m = invented(), back;
@@ -559,6 +588,7 @@ int main(void)
     tcase_add_loop_test(t, nodes_of_a_machine_are_miscounted, 0, 3);
     tcase_add_test(t, profile_comes_back_whole);
     tcase_add_test(t, described_gpu_is_forgotten);
+    tcase_add_test(t, rates_of_another_gpu_are_believed);
     tcase_add_test(t, bad_profile_names_its_field);
     tcase_add_test(t, rates_lie_between_what_was_measured);
     tcase_add_test(t, oldest_disk_makes_room_for_a_new_one);

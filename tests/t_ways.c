@@ -2,6 +2,7 @@
 #include "src/run/ways.h"
 
 #include "src/plan/plan.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <string.h>
@@ -121,9 +122,5 @@ int main(void)
     tcase_add_test(tc, unlike_steps_are_compared);
     tcase_add_test(tc, news_are_not_those_of_the_last_change);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

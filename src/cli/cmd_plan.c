@@ -10,6 +10,7 @@
 #include "src/base/size.h"
 #include "src/cli/profile.h"
 #include "src/cli/shape.h"
+#include "src/cli/which_gpu.h"
 #include "src/cli/term.h"
 #include "src/model/model.h"
 #include "src/plan/cost.h"
@@ -120,45 +121,40 @@ static int open_model(const char *name, struct model **out)
     return shape ? shape_open(shape, out) : model_open_head(name, NULL, out);
 }
 
-/* --device with auto settled. */
-static const char *device_of(const struct conf *conf)
-{
-    if (!conf->device || strcmp(conf->device, "auto") != 0)
-        return conf->device;
-#ifdef FERRY_HAVE_CUDA
-    uint64_t free_bytes, total_bytes;
-    return cuda_memory(0, &free_bytes, &total_bytes) == 0 ? "cuda:0" : "cpu";
-#else
-    return "cpu";
-#endif
-}
-
 /* The GPU that --device names, which need not be there if --vram says how much memory it has. */
 static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opts *o, struct machine *m)
 {
-    const char *device = device_of(conf);
-    int number = 0, end = 0;
+    int number, rc = which_gpu(conf->device ? conf->device : "cpu", &number);
 
-    if (conf->gpu_bytes_per_s > 0)
-        m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
-    if (conf->pcie_bytes_per_s > 0)
-        m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
-    if (!device || !strcmp(device, "cpu"))
-        return 0;
-    if (sscanf(device, "cuda:%4d%n", &number, &end) != 1 || device[end] || number < 0)
-        return err(ERR_ARG, "--device %.40s: expected auto, cpu or cuda:N", device);
+    if (rc || number == WHICH_GPU_NONE)
+        return rc;
     o->gpu_number = (uint32_t)number;
     o->vram_bytes = conf->vram_bytes;
     o->copies = !conf->gpu_copies || !strcmp(conf->gpu_copies, "auto") ? PLAN_COPIES_AUTO
                 : !strcmp(conf->gpu_copies, "never")                   ? PLAN_COPIES_NEVER
                                                                        : PLAN_COPIES_ALWAYS;
 #ifdef FERRY_HAVE_CUDA
+    char id[CUDA_ID_BYTES];
     in->gpu = &cuda_device_ops;
+    if (cuda_id(number, id) == 0)
+        machine_use_gpu(m, id);
+    else /* it need not be there */
+        err_clear();
     return o->vram_bytes ? 0 : cuda_memory(number, &m->vram_free_bytes, &m->vram_total_bytes);
 #else
     (void)in;
-    return err(ERR_UNSUPPORTED, "device cuda:%d: this ferry was built without CUDA", number);
+    (void)m;
+    return 0;
 #endif
+}
+
+/* What is said of a GPU goes before what was measured. */
+static void describe_gpu(const struct conf *conf, struct machine *m)
+{
+    if (conf->gpu_bytes_per_s > 0)
+        m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
+    if (conf->pcie_bytes_per_s > 0)
+        m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
 }
 
 /* What a described GPU would do, estimated where no plan for it was asked for: the plan itself is the CPU's. */
@@ -215,6 +211,7 @@ int cmd_plan(const struct conf *conf)
         rc = make_machine(conf, &machine);
     if (!rc)
         rc = take_gpu(conf, &in, &opts, &machine);
+    describe_gpu(conf, &machine);
     if (!rc)
         rc = open_model(conf->model, &model);
     in.model = model;

@@ -1,13 +1,18 @@
-/* ferry probe: memory by number of threads, cores, kernels, a disk; saved for plans. */
+/* ferry probe: memory by number of threads, cores, kernels, a disk, a GPU; saved for plans. */
 #include "src/cli/cmd.h"
 
 #include "cpu/cpu.h"
+#ifdef FERRY_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
 #include "src/cli/gauge.h"
+#include "src/cli/gauge_gpu.h"
 #include "src/cli/profile.h"
 #include "src/cli/term.h"
+#include "src/cli/which_gpu.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -19,6 +24,9 @@ enum { N_REPS = 9, N_PASSES = 7 };
 
 /* Weights that kernels are measured with: several times the last cache of most machines. */
 #define POOL_BYTES (128 * MIB)
+
+/* The same of a GPU: the largest last caches have 72 to 96 MiB. */
+#define GPU_POOL_BYTES (512 * MIB)
 
 struct probe {
     struct machine machine;
@@ -91,13 +99,64 @@ static int measure_disk(const struct conf *conf, struct probe *p)
     return rc;
 }
 
-/* A GPU's rates are said, not measured. */
-static void take_gpu(const struct conf *conf, struct machine *m)
+/* A GPU that is not here is described; then none is measured. */
+static bool describe_gpu(const struct conf *conf, struct machine *m)
 {
+    if (conf->gpu_bytes_per_s <= 0 && conf->pcie_bytes_per_s <= 0)
+        return false;
+    if (m->gpu_id[0]) /* what was measured is of another */
+        m->gpu_bytes_per_s = m->pcie_bytes_per_s = 0;
+    m->gpu_id[0] = '\0';
     if (conf->gpu_bytes_per_s > 0)
         m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
     if (conf->pcie_bytes_per_s > 0)
         m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
+    return true;
+}
+
+#ifdef FERRY_HAVE_CUDA
+static int measure_this_gpu(int number, struct machine *m)
+{
+    const struct cuda_opts opts = {.ordinal = number, .most = gauge_gpu_step};
+    struct gauge_gpu_rates rates;
+    struct device *dev = NULL;
+    char id[CUDA_ID_BYTES];
+
+    int rc = cuda_memory(number, &m->vram_free_bytes, &m->vram_total_bytes);
+    if (!rc)
+        rc = cuda_id(number, id);
+    if (!rc)
+        rc = cuda_open(&opts, &dev);
+    if (!rc)
+        rc = gauge_gpu(dev, least(m->vram_free_bytes / 4, GPU_POOL_BYTES), N_PASSES, &rates);
+    if (dev)
+        dev->ops->close(dev);
+    if (rc)
+        return rc;
+    m->gpu_bytes_per_s = rates.mem_bytes_per_s;
+    m->pcie_bytes_per_s = rates.up_bytes_per_s;
+    snprintf(m->gpu_id, sizeof m->gpu_id, "%s", id);
+    return 0;
+}
+#endif
+
+static int measure_gpu(const struct conf *conf, struct probe *p)
+{
+    struct machine *m = &p->machine;
+    int number, rc = which_gpu(conf->device ? conf->device : "auto", &number);
+
+    if (rc || describe_gpu(conf, m) || number == WHICH_GPU_NONE)
+        return rc;
+#ifdef FERRY_HAVE_CUDA
+    if (!conf->quiet)
+        fprintf(stderr, "GPU %d: ", number);
+    rc = measure_this_gpu(number, m);
+    if (!conf->quiet && rc)
+        fprintf(stderr, "failed\n");
+    else if (!conf->quiet)
+        fprintf(stderr, "%.0f GB/s, the way to it %.1f GB/s\n", m->gpu_bytes_per_s / 1e9, m->pcie_bytes_per_s / 1e9);
+#endif
+    return rc;
 }
 
 static int print_json(const struct probe *p)
@@ -188,10 +247,11 @@ static void print_text(const struct probe *p)
            m->has_uring ? "yes" : "no");
     print_kernels(m);
     print_disk(m, p->disk_path != NULL);
+    const char *how = m->gpu_id[0] ? m->gpu_id : "as described";
     if (m->gpu_bytes_per_s > 0)
-        printf("GPU        memory %.1f GB/s, as described\n", m->gpu_bytes_per_s / 1e9);
+        printf("GPU        memory %.1f GB/s (%s)\n", m->gpu_bytes_per_s / 1e9, how);
     if (m->pcie_bytes_per_s > 0)
-        printf("PCIe       %.1f GB/s, as described\n", m->pcie_bytes_per_s / 1e9);
+        printf("PCIe       %.1f GB/s\n", m->pcie_bytes_per_s / 1e9);
     if (p->saved_to)
         printf("saved to   %s\n", p->saved_to);
 }
@@ -205,9 +265,10 @@ int cmd_probe(const struct conf *conf)
      * replaced. */
     if (!rc && profile_load(conf, conf->model ? conf->model : ".", &p.machine))
         err_clear();
-    take_gpu(conf, &p.machine);
     if (!rc)
-        rc = measure_disk(conf, &p); /* first: it may not be there */
+        rc = measure_gpu(conf, &p); /* first: it may not be there */
+    if (!rc)
+        rc = measure_disk(conf, &p); /* nor this */
     if (!rc)
         rc = measure_memory(conf, &p);
     if (!rc)

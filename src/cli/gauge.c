@@ -87,7 +87,7 @@ struct gauge {
 /* ---- set-up ---- */
 
 /* Scales are ordinary numbers whatever the type: halves from 1/8 to 2, floats from 2^-31 to 1, no byte of an exponent is large. */
-static void fill(void *p, uint64_t bytes)
+void gauge_fill(void *p, uint64_t bytes)
 {
     uint64_t x = 1, *words = p;
 
@@ -124,8 +124,8 @@ static int take_memory(struct gauge *g, uint64_t pool_bytes)
     g->seq.page[0] = g->page;
     for (int i = 0; i < MANY; i++)
         g->ids[MANY + i] = i; /* positions; tokens, sequences and rows of logits are 0 */
-    fill(g->pool, pool_bytes);
-    fill(g->arena, p->arena_bytes);
+    gauge_fill(g->pool, pool_bytes);
+    gauge_fill(g->arena, p->arena_bytes);
     return ops->set_scratch(g->dev, g->scratch, g->scratch_bytes);
 }
 

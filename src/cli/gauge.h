@@ -19,6 +19,9 @@ int gauge_run(struct machine *m, uint64_t pool_bytes, int n_passes);
  * token_share and many_share. Takes some five seconds, and pool_bytes twice. ERR_NOMEM, ERR_IO, what the device says. */
 int gauge_beside_disk(struct machine *m, uint64_t pool_bytes, const char *path);
 
+/* Weights of any type: numbers whose scales are ordinary. bytes: a multiple of 8. */
+void gauge_fill(void *p, uint64_t bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -54,7 +54,8 @@ static const struct conf_command commands[] = {
      "ferry plan model.gguf --ram 8G --explain\nferry plan qwen3-30b-a3b --ram 32G --mem-rate 60G/s --cores 8", 1, 1,
      cmd_plan},
     {"probe", "measure this machine", "[PATH] [options]",
-     "Measure memory, kernels and, if a path is given, the disk that it lies on (a file is read past the page "
+     "Measure memory, kernels, a GPU if there is one and, if a path is given, the disk that it lies on (a file is read "
+     "past the page "
      "cache; in a folder files of 512 MiB are made and deleted). Takes some 40 seconds, and wants a machine that does "
      "nothing else. The result is saved: plans of ferry plan, run, chat and bench predict with it.",
      "ferry probe model.gguf", 0, 1, cmd_probe},

@@ -69,8 +69,8 @@ struct machine {
     uint64_t vram_total_bytes,
         vram_free_bytes; /* of the GPU that shall compute; 0: none, or not known. Whoever lists devices says */
     /* Measured by probe or described; 0: not known */
-    double gpu_bytes_per_s,
-        pcie_bytes_per_s;    /* described alone, and kept in the profile: of the GPU's memory, of the way to it */
+    double gpu_bytes_per_s, pcie_bytes_per_s; /* of the GPU's memory, of the way to it */
+    char gpu_id[64];         /* that they were measured on (cuda_id()); "": they are of any, being described */
     double mem_bytes_per_s;  /* read by all cores */
     double disk_bytes_per_s; /* of the model's file system: large reads, many in flight */
     int n_mem, n_disks;
@@ -137,6 +137,9 @@ double machine_mem_at(const struct machine *m, int n_threads);
 
 /* Has the cost of kernels been measured? */
 bool machine_has_kernels(const struct machine *m);
+
+/* The GPU that shall compute: what was measured on another is not known of it. id: fewer bytes than gpu_id has. */
+void machine_use_gpu(struct machine *m, const char *id);
 
 /* Take the rates of a saved profile (machine_to_json) if it is of this very machine; m stays as it is if it is another's.
  * path: a file on the model's disk. ERR_FORMAT names the field, ERR_NOMEM. */

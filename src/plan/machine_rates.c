@@ -121,6 +121,14 @@ void machine_disk_put(struct machine *m, const struct machine_disk *disk)
     machine_disk_use(m, disk->id);
 }
 
+void machine_use_gpu(struct machine *m, const char *id)
+{
+    if (m->gpu_id[0] && strcmp(m->gpu_id, id) != 0) {
+        m->gpu_bytes_per_s = m->pcie_bytes_per_s = 0;
+        m->gpu_id[0] = '\0';
+    }
+}
+
 int machine_take_rates(const char *profile, const char *path, struct machine *m)
 {
     struct machine saved;
@@ -132,6 +140,7 @@ int machine_take_rates(const char *profile, const char *path, struct machine *m)
     m->mem_bytes_per_s = saved.mem_bytes_per_s;
     m->gpu_bytes_per_s = saved.gpu_bytes_per_s;
     m->pcie_bytes_per_s = saved.pcie_bytes_per_s;
+    memcpy(m->gpu_id, saved.gpu_id, sizeof m->gpu_id);
     m->n_mem = saved.n_mem;
     memcpy(m->mem, saved.mem, sizeof m->mem);
     /* Kernels of another build or a masked instruction set have other rates. */
@@ -220,6 +229,8 @@ int machine_to_json(const struct machine *m, char **out)
         json_object_set_new(o, "gpu_bytes_per_s", json_real(m->gpu_bytes_per_s));
     if (m->pcie_bytes_per_s > 0)
         json_object_set_new(o, "pcie_bytes_per_s", json_real(m->pcie_bytes_per_s));
+    if (m->gpu_id[0])
+        json_object_set_new(o, "gpu", json_string(m->gpu_id));
     const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
@@ -404,10 +415,12 @@ static int read_machine(const json_t *o, struct machine *m)
     m->has_uring = json_is_true(json_object_get(o, "uring"));
     rc = rc ? rc : read_rate(o, "mem_bytes_per_s", &m->mem_bytes_per_s);
     rc = rc ? rc : read_rate(o, "disk_bytes_per_s", &m->disk_bytes_per_s);
-    if (!rc && json_object_get(o, "gpu_bytes_per_s")) /* where somebody described a GPU */
+    if (!rc && json_object_get(o, "gpu_bytes_per_s")) /* where a GPU was measured or described */
         rc = read_rate(o, "gpu_bytes_per_s", &m->gpu_bytes_per_s);
     if (!rc && json_object_get(o, "pcie_bytes_per_s"))
         rc = read_rate(o, "pcie_bytes_per_s", &m->pcie_bytes_per_s);
+    if (!rc && json_object_get(o, "gpu"))
+        rc = read_text(o, "gpu", m->gpu_id, sizeof m->gpu_id);
     return rc ? rc : read_rates(o, m);
 }
 

@@ -248,7 +248,8 @@ static void say_decode(struct text *t, const struct plan *p, const struct plan_i
     char size[32], missed[32];
 
     say_rate(t, "decode", p->decode_tok_per_s, is_measured,
-             p->has_gpu               ? "--gpu-rate, --pcie, --mem-rate and --disk of ferry plan say the rates"
+             p->has_gpu
+                 ? "ferry probe measures the rates (--gpu-rate, --pcie, --mem-rate and --disk of ferry plan say them)"
              : m->mem_bytes_per_s > 0 ? "the rate of the disk (ferry probe measures it)"
                                       : "the rate of memory (ferry probe measures it)");
     say(t, "\n              %s of weights a token (empty context)",

@@ -1,0 +1,143 @@
+/* What `ferry probe` measures of a GPU, which the emulated runtime plays with a clock: the rates that this goes by, whichever call fails
+ * on the way. */
+#include "src/cli/gauge_gpu.h"
+
+#include "cuda/cuda.h"
+#include "src/base/err.h"
+#include "src/base/size.h"
+#include "src/cli/gauge.h"
+#include "tests/cuda_times.h"
+#include "tests/run_suite.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { POOL_BYTES = 64 * 1024, N_PASSES = 3 };
+
+static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
+{
+    (void)arg;
+    return product_ns(l);
+}
+
+static struct device *open_gpu(void)
+{
+    const struct cuda_opts opts = {.most = gauge_gpu_step};
+    struct device *dev;
+
+    ck_assert_msg(cuda_open(&opts, &dev) == 0, "%s", err_text());
+    return dev;
+}
+
+static void close_gpu(struct device *dev)
+{
+    dev->ops->close(dev);
+    ck_assert_int_eq(emu_n_live(), 0);
+}
+
+START_TEST(rates_are_not_the_clocks)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns};
+    struct gauge_gpu_rates got;
+    struct device *dev = open_gpu();
+
+    r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+    emu_clock(&r);
+    ck_assert_msg(gauge_gpu(dev, POOL_BYTES, N_PASSES, &got) == 0, "%s", err_text());
+    emu_clock(NULL);
+    ck_assert_double_eq_tol(got.mem_bytes_per_s, GPU_RATE, 1e-4 * GPU_RATE);
+    ck_assert_double_eq_tol(got.up_bytes_per_s, PCIE_RATE, 1e-4 * PCIE_RATE);
+    close_gpu(dev);
+}
+END_TEST
+
+START_TEST(timeless_gpu_is_infinitely_fast)
+{
+    struct gauge_gpu_rates got;
+    struct device *dev = open_gpu();
+
+    emu_clock(&(struct emu_rates){.op_ns = 0});
+    ck_assert_int_eq(gauge_gpu(dev, POOL_BYTES, N_PASSES, &got), ERR_DEVICE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "does not tell how long"));
+    emu_clock(NULL);
+    close_gpu(dev);
+}
+END_TEST
+
+START_TEST(senseless_measuring_is_tried)
+{
+    struct gauge_gpu_rates got;
+    struct device *dev = open_gpu();
+
+    ck_assert_int_eq(gauge_gpu(dev, POOL_BYTES, 0, &got), ERR_ARG);
+    ck_assert_int_eq(gauge_gpu(dev, POOL_BYTES, GAUGE_MAX_PASSES + 1, &got), ERR_ARG);
+    ck_assert_int_eq(gauge_gpu(dev, 2 * 2304 - 1, N_PASSES, &got), ERR_ARG); /* two rows of 4096 weights in 4.5 bits */
+    close_gpu(dev);
+}
+END_TEST
+
+START_TEST(failed_call_leaves_something)
+{
+    bool failed = true;
+    int n = 0;
+
+    while (failed) {
+        struct emu_rates r = {.op_ns = 10};
+        struct gauge_gpu_rates got;
+        struct device *dev = open_gpu();
+        emu_clock(&r);
+        emu_fail_nth(++n);
+        int rc = gauge_gpu(dev, 2 * 2304, 1, &got);
+        failed = emu_n_calls() >= n;
+        emu_fail_nth(0);
+        emu_clock(NULL);
+        ck_assert_msg(rc == 0 || ((rc == ERR_DEVICE || rc == ERR_NOMEM) && failed), "%d: %s", n, err_text());
+        close_gpu(dev);
+    }
+    ck_assert_int_gt(n, 40);
+}
+END_TEST
+
+/* A GPU is known again; another is another. */
+START_TEST(gpus_have_one_name)
+{
+    char a[CUDA_ID_BYTES], b[CUDA_ID_BYTES], text[CUDA_ID_BYTES];
+
+    ck_assert_int_eq(cuda_id(0, a), 0);
+    emu_set_card(8, 24, 100 * 1024);
+    ck_assert_int_eq(cuda_id(0, b), 0);
+    ck_assert_str_ne(a, b);
+    snprintf(text, sizeof text, "compute capability 8.0, 24 multiprocessors, 1 GiB");
+    ck_assert_str_eq(b, text);
+    emu_set_card(8, 30, 100 * 1024);
+    ck_assert_int_eq(cuda_id(0, a), 0);
+    ck_assert_str_ne(a, b);
+    ck_assert_int_eq(cuda_id(1, a), ERR_DEVICE);
+    for (int n = 1; n <= 3; n++) {
+        emu_fail_nth(n);
+        ck_assert_int_eq(cuda_id(0, a), ERR_DEVICE);
+        emu_fail_nth(0);
+    }
+}
+END_TEST
+
+static void setup(void)
+{
+    emu_reset(1);
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_gauge");
+    TCase *tc = tcase_create("cuda_gauge");
+
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 120);
+    tcase_add_test(tc, rates_are_not_the_clocks);
+    tcase_add_test(tc, timeless_gpu_is_infinitely_fast);
+    tcase_add_test(tc, senseless_measuring_is_tried);
+    tcase_add_test(tc, failed_call_leaves_something);
+    tcase_add_test(tc, gpus_have_one_name);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}
