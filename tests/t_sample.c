@@ -411,6 +411,78 @@ START_TEST(top_k_of_crowded_logits_is_exact)
 }
 END_TEST
 
+/* A logit with its place: better ones first, of equal ones the first. */
+struct placed {
+    float logit;
+    int32_t id;
+};
+
+static int is_worse(const void *a, const void *b)
+{
+    const struct placed *x = a, *y = b;
+
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : (x->id > y->id) - (x->id < y->id);
+}
+
+static int is_later(const void *a, const void *b)
+{
+    const struct placed *x = a, *y = b;
+
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Rows of all lengths around a block's, with few different numbers or many, of which some are none: the best is the one that sorting finds,
+ * and of the k best the one is drawn that would be drawn of them alone. */
+START_TEST(blocks_of_a_row_hide_candidates)
+{
+    enum { MOST = 1000 };
+    static const int lengths[] = {1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 640, 641, MOST};
+    static const float odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 3e38f, -3e38f};
+    static float logits[MOST], best[MOST];
+    static struct placed sorted[MOST];
+    static int32_t ids[MOST];
+
+    for (int round = 0; round < 200; round++) {
+        int n = lengths[round % 13], n_finite = 0, n_kinds = round % 3 ? 1 << 20 : 4;
+        struct sample_opts o;
+        struct sample *s;
+        int32_t got, want;
+        for (int i = 0; i < n; i++) {
+            uint32_t x = (uint32_t)(round * 1000 + i) * 2654435761u;
+            x ^= x >> 15;
+            logits[i] = x % 11 == 0 ? odd[x / 11 % 6] : (float)(x * 2246822519u % (uint32_t)n_kinds) / 3;
+            if (isfinite(logits[i]))
+                sorted[n_finite++] = (struct placed){logits[i], i};
+        }
+        if (n_finite == 0)
+            continue;
+        qsort(sorted, (size_t)n_finite, sizeof *sorted, is_worse);
+        sample_opts_init(&o);
+        ck_assert_int_eq(sample_make(&o, MOST, &s), 0);
+        ck_assert_int_eq(sample_draw_row(s, &(struct sample_row){.n = n, .logit = logits}, NULL, 0, &got), 0);
+        ck_assert_int_eq(got, sorted[0].id);
+        for (int k = 1; k < 12; k += 2) {
+            int n_best = k < n_finite ? k : n_finite;
+            qsort(sorted, (size_t)n_finite, sizeof *sorted, is_worse);
+            qsort(sorted, (size_t)n_best, sizeof *sorted, is_later);
+            for (int i = 0; i < n_best; i++) {
+                best[i] = sorted[i].logit;
+                ids[i] = sorted[i].id;
+            }
+            o = (struct sample_opts){.temperature = 1e6f, .top_p = 1, .repeat_penalty = 1, .seed = (uint64_t)round};
+            ck_assert_int_eq(sample_reset(s, &o), 0);
+            ck_assert_int_eq(
+                sample_draw_row(s, &(struct sample_row){.n = n_best, .id = ids, .logit = best}, NULL, 0, &want), 0);
+            o.top_k = k;
+            ck_assert_int_eq(sample_reset(s, &o), 0);
+            ck_assert_int_eq(sample_draw_row(s, &(struct sample_row){.n = n, .logit = logits}, NULL, 0, &got), 0);
+            ck_assert_msg(got == want, "round %d, the best %d of %d: %d instead of %d", round, k, n, got, want);
+        }
+        sample_free(s);
+    }
+}
+END_TEST
+
 /* ---- from the best logits alone ---- */
 
 enum { WIDE = 700, LONG = 90 };
@@ -557,6 +629,7 @@ int main(void)
     tcase_add_test(tc, every_failing_allocation_is_survived);
     tcase_add_test(tc, draw_takes_no_memory);
     tcase_add_loop_test(tc, top_k_of_crowded_logits_is_exact, 0, 6);
+    tcase_add_test(tc, blocks_of_a_row_hide_candidates);
     tcase_add_loop_test(tc, best_logits_give_another_token, 0, 10);
     tcase_add_loop_test(tc, fewer_or_more_logits_are_wanted_than_suffice, 0, (int)(sizeof tops / sizeof *tops));
     suite_add_tcase(suite, tc);

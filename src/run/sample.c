@@ -3,18 +3,21 @@
  *
  * The same draw on every machine: sums are taken in a fixed order, in double; exp is a polynomial of this file (libm's
  * differs between systems in the last bit, and one bit can turn a draw); the generator is ours. Nothing is ever sorted, so
- * that a draw takes the same few passes over the vocabulary whatever the logits are. */
+ * that a draw takes the same few passes over the vocabulary whatever the logits are. Where few are wanted of a long row, the best of each
+ * block of it say first which blocks have any. */
 #include "src/run/sample.h"
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/device/device.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
-enum { N_BINS = 4096 };
+/* A block is a few cache lines; lanes are compared side by side. */
+enum { N_BINS = 4096, BLOCK = 64, LANES = 16 };
 
 struct sample {
     struct sample_opts opts;
@@ -28,7 +31,13 @@ struct sample {
     float max;       /* best logit among them */
     int32_t *n_seen; /* (n_vocab) how often a token was seen; zero but in penalize() */
     double *bin;     /* (N_BINS) */
+    float *peak;     /* (n_blocks(n_vocab)) of a row's blocks, the best logit that is finite; -INFINITY: none is */
 };
+
+static int n_blocks(int n)
+{
+    return (n + BLOCK - 1) / BLOCK;
+}
 
 void sample_opts_init(struct sample_opts *opts)
 {
@@ -136,7 +145,8 @@ int sample_make(const struct sample_opts *opts, int n_vocab, struct sample **out
         return err(ERR_ARG, "sampler for %d tokens; there must be at least 1", n_vocab);
     /* Doubles first: everything in the block is then aligned to its size. */
     size_t n = (size_t)n_vocab;
-    size_t bytes = sizeof(struct sample) + (n + N_BINS) * sizeof(double) + n * (sizeof(float) + 2 * sizeof(int32_t));
+    size_t bytes = sizeof(struct sample) + (n + N_BINS) * sizeof(double) + n * (sizeof(float) + 2 * sizeof(int32_t)) +
+                   (size_t)n_blocks(n_vocab) * sizeof(float);
     struct sample *s = mem_zalloc(1, bytes, MEM_META);
     if (!s)
         return err(ERR_NOMEM, "sampler for %d tokens: %zu bytes", n_vocab, bytes);
@@ -147,6 +157,7 @@ int sample_make(const struct sample_opts *opts, int n_vocab, struct sample **out
     s->logit = (float *)(s->bin + N_BINS);
     s->id = (int32_t *)(s->logit + n);
     s->n_seen = s->id + n;
+    s->peak = (float *)(s->n_seen + n);
     seed_rng(s);
     *out = s;
     return 0;
@@ -263,28 +274,60 @@ static int32_t id_at(const struct sample_row *row, int i)
     return row->id ? row->id[i] : i;
 }
 
-static int draw_greedy(const struct sample_row *row, int32_t *token)
+static float peak_of(const float *x, int n)
 {
-    int best = -1;
+    float lane[LANES], peak = -INFINITY;
+    int i = 0;
 
-    for (int i = 0; i < row->n; i++)
-        if (isfinite(row->logit[i]) && (best < 0 || row->logit[i] > row->logit[best]))
-            best = i;
-    if (best < 0)
+    for (int k = 0; k < LANES; k++)
+        lane[k] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) /* no NaN is more than anything */
+            lane[k] = (x[i + k] > lane[k]) & (x[i + k] <= FLT_MAX) ? x[i + k] : lane[k];
+    for (; i < n; i++)
+        peak = x[i] > peak && x[i] <= FLT_MAX ? x[i] : peak;
+    for (int k = 0; k < LANES; k++)
+        peak = lane[k] > peak ? lane[k] : peak;
+    return peak;
+}
+
+static void find_peaks(struct sample *s, const struct sample_row *row)
+{
+    for (int i = 0; i < row->n; i += BLOCK)
+        s->peak[i / BLOCK] = peak_of(row->logit + i, row->n - i < BLOCK ? row->n - i : BLOCK);
+}
+
+/* Of equals the first. */
+static int draw_greedy(struct sample *s, const struct sample_row *row, int32_t *token)
+{
+    int block = 0, i;
+
+    find_peaks(s, row);
+    for (int b = 1; b < n_blocks(row->n); b++)
+        if (s->peak[b] > s->peak[block])
+            block = b;
+    if (s->peak[block] == -INFINITY)
         return no_candidate(row);
-    *token = id_at(row, best);
+    for (i = block * BLOCK; row->logit[i] != s->peak[block];)
+        i++;
+    *token = id_at(row, i);
     return 0;
 }
 
-/* All finite logits become candidates. The row's may be s->logit: nothing moves up. */
-static void gather(struct sample *s, const struct sample_row *row)
+/* All finite logits that are at least `least` become candidates, by rising id. peaks: the row's are there. The row's logits may be s->logit:
+ * nothing moves up. */
+static void gather(struct sample *s, const struct sample_row *row, float least, bool peaks)
 {
     int n = 0;
 
     s->max = -INFINITY;
     for (int i = 0; i < row->n; i++) {
         float x = row->logit[i];
-        if (!isfinite(x))
+        if (peaks && i % BLOCK == 0 && s->peak[i / BLOCK] < least) {
+            i += BLOCK - 1;
+            continue;
+        }
+        if (!isfinite(x) || x < least)
             continue;
         s->id[n] = id_at(row, i);
         s->logit[n++] = x;
@@ -312,10 +355,10 @@ static uint32_t key_of(float logit)
     return bits >> 31 ? bits : ~bits & 0x7fffffff;
 }
 
-/* Add up, from the best candidate downwards and of equal ones by rising id, their values (each 1 where value is NULL)
- * until the sum is at least want (> 0); the candidate that made it so, or the last where rounding leaves want unreached.
+/* Add up, from the best of n logits downwards and of equal ones by rising place, their values (each 1 where value is NULL)
+ * until the sum is at least want (> 0); the place that made it so, or the last where rounding leaves want unreached.
  * A radix selection: what lies in the bins above the one where the sum crosses is never put in order. */
-static int find_last(struct sample *s, const double *value, double want)
+static int find_last(struct sample *s, const float *logit, int n, const double *value, double want)
 {
     static const struct {
         int shift;
@@ -328,8 +371,8 @@ static int find_last(struct sample *s, const double *value, double want)
     for (int d = 0; d < 3; d++) {
         uint32_t bin = 0, max_bin = 0;
         memset(s->bin, 0, (digits[d].mask + 1) * sizeof *s->bin);
-        for (int i = 0; i < s->n; i++) {
-            uint32_t key = key_of(s->logit[i]), at = key >> digits[d].shift & digits[d].mask;
+        for (int i = 0; i < n; i++) {
+            uint32_t key = key_of(logit[i]), at = key >> digits[d].shift & digits[d].mask;
             if ((key & prefix_mask) != prefix)
                 continue;
             s->bin[at] += value ? value[i] : 1;
@@ -341,12 +384,25 @@ static int find_last(struct sample *s, const double *value, double want)
         prefix |= bin << digits[d].shift;
         prefix_mask |= digits[d].mask << digits[d].shift;
     }
-    for (int i = 0; i < s->n && above < want; i++)
-        if (key_of(s->logit[i]) == prefix) {
+    for (int i = 0; i < n && above < want; i++)
+        if (key_of(logit[i]) == prefix) {
             above += value ? value[i] : 1;
             last = i;
         }
     return last;
+}
+
+/* Candidates among which the k best of the row are: k blocks whose best is at least so much have k logits that are. */
+static void gather_best(struct sample *s, const struct sample_row *row, int k)
+{
+    bool peaks = k < n_blocks(row->n);
+    float least = -INFINITY;
+
+    if (peaks) {
+        find_peaks(s, row);
+        least = s->peak[find_last(s, s->peak, n_blocks(row->n), NULL, k)];
+    }
+    gather(s, row, least, peaks);
 }
 
 static void keep(struct sample *s, int i, int *n)
@@ -372,7 +428,7 @@ static void cut_behind(struct sample *s, int last)
 static void cut_top_k(struct sample *s, int k)
 {
     if (s->n > k)
-        cut_behind(s, find_last(s, NULL, k));
+        cut_behind(s, find_last(s, s->logit, s->n, NULL, k));
 }
 
 /* Keep the fewest of the best that together weigh at least top_p of all. The weights must be those of temperature 1. */
@@ -383,7 +439,7 @@ static void cut_top_p(struct sample *s, double top_p)
     for (int i = 0; i < s->n; i++)
         total += s->weight[i];
     /* The best weighs 1: where nothing is asked for, it alone stays. */
-    cut_behind(s, find_last(s, s->weight, top_p > 0 ? total * top_p : 1));
+    cut_behind(s, find_last(s, s->logit, s->n, s->weight, top_p > 0 ? total * top_p : 1));
 }
 
 /* Keep what weighs at least min_p times the best. */
@@ -445,8 +501,11 @@ int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_
         from.logit = s->logit;
     }
     if (o->temperature == 0)
-        return draw_greedy(&from, token);
-    gather(s, &from);
+        return draw_greedy(s, &from, token);
+    if (o->top_k)
+        gather_best(s, &from, o->top_k);
+    else
+        gather(s, &from, -INFINITY, false);
     if (!s->n)
         return no_candidate(&from);
     if (o->top_k)
