@@ -791,7 +791,9 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .staged_segments = ex.n_staged_segments,
                                 .left_segments = ex.back.n_out,
                                 .returned_segments = ex.back.n_back,
-                                .returned_bytes = ex.back.bytes};
+                                .returned_bytes = ex.back.bytes,
+                                .lifted_steps = ex.lift.n_steps,
+                                .lifted_bytes = ex.lift.weight_bytes};
     gpu_stats(&ex, out);
 }
 
@@ -802,13 +804,18 @@ const char *ferry_engine_gpu_news(const struct ferry_engine *e, uint32_t *n_seen
 
     buf[0] = '\0';
     exec_stats(e->exec, &ex);
-    uint32_t n_changes = ex.tier.n_changes + (unused->decode_tok_per_s > 0);
+    uint32_t n_changes = ex.tier.n_changes + (unused->decode_tok_per_s > 0 || ex.is_lift_refused);
     if (n_changes != *n_seen && unused->decode_tok_per_s > 0)
         snprintf(buf, buf_bytes,
                  "GPU %" PRIu32 " is not used: with all but %" PRIu32
                  " of %d layers there, at most %.3g tokens/s are expected, from the CPU alone %.3g",
                  unused->number, unused->first_layer, e->model->hp.n_layer, unused->decode_tok_per_s,
                  e->plan.decode_tok_per_s);
+    else if (n_changes != *n_seen && ex.tier.n_changes == 0)
+        snprintf(buf, buf_bytes,
+                 "the system does not pin the weights of the CPU's layers (%" PRIu64
+                 " bytes): the GPU computes no prompts of these, the CPU does",
+                 e->plan.dense_bytes);
     else if (n_changes != *n_seen)
         snprintf(
             buf, buf_bytes,

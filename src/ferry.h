@@ -255,6 +255,8 @@ struct ferry_stats {
     uint64_t gpu_segments, host_segments, staged_segments;
     /* Segments that had to leave the GPU for the host's memory, that came back, and bytes that were copied for the latter. */
     uint64_t left_segments, returned_segments, returned_bytes;
+    /* Steps of many rows in which the GPU computed the CPU's layers, too, and weights that came up for it. */
+    uint64_t lifted_steps, lifted_bytes;
 };
 
 void ferry_session_stats(const struct ferry_session *session, struct ferry_stats *out);

@@ -3,8 +3,10 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/base/size.h"
+#include "src/model/model.h"
 #include "src/plan/machine.h"
 #include "tests/cuda_open.h"
+#include "tests/cuda_times.h"
 #include "tests/run_suite.h"
 
 #include <stdlib.h>
@@ -169,6 +171,184 @@ START_TEST(copied_experts_change_bits)
     ferry_engine_close(e);
     must_say_the_same("qwen3moe", &cpu, &gpu);
     ck_assert_uint_gt(last_stats.copied_experts, 0);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* ---- lifted ---- */
+
+/* An engine whose GPU computes the last layers, and in steps of `rows` rows or more the first n, too. */
+static const char *lifting_plan(const char *name, const struct ferry_engine_opts *o, int n, int rows)
+{
+    struct ferry_engine *e = open_with(name, o);
+    char choices[96];
+
+    snprintf(choices, sizeof choices, "{\"gpu\": {\"first_layer\": %d, \"lift_rows\": %d}}", n, rows);
+    const char *path = plan_with(e, choices);
+    ferry_engine_close(e);
+    return path;
+}
+
+static const struct {
+    const char *name, *kv_type;
+    int n_layers;
+} lifts[] = {{"llama", "f16", 1}, {"gemma2", "f16", 1}, {"gemma3", "q8_0", 3}, {"gemma3", "f16", 6},
+             {"qwen2", "f16", 1}, {"qwen3", "q8_0", 1}, {"granite", "f16", 1}};
+enum { N_LIFTS = sizeof lifts / sizeof *lifts };
+
+/* A prompt in eight steps of 16 rows and one of 2, then tokens one by one: steps of many rows are lifted, or all. */
+START_TEST(lifted_layers_change_bits)
+{
+    const char *name = lifts[_i / 2].name;
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
+
+    cpu.kv_type = gpu.kv_type = lifts[_i / 2].kv_type;
+    gpu.plan_path = lifting_plan(name, &gpu, lifts[_i / 2].n_layers, _i % 2 ? 1 : 3);
+    must_say_the_same(name, &cpu, &gpu);
+    ck_assert_uint_eq(last_stats.lifted_steps, _i % 2 ? 9 + N_TOK - PROMPT : 8);
+    ck_assert_uint_gt(last_stats.lifted_bytes, 0);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* The logits of one row of a lifted step after another that left other numbers everywhere; 0: no wait is dropped. false: there is none of
+ * that number. */
+static bool say_without(struct ferry_session *s, int wait, enum emu_engine late, float *out)
+{
+    ck_assert_int_eq(ferry_session_truncate(s, 20), 0);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 60, 1, false, out), 0);
+    ck_assert_int_eq(ferry_session_truncate(s, 20), 0);
+    emu_starve(late);
+    emu_drop_wait(wait);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 20, 1, false, out), 0);
+    bool is_there = !emu_drops_wait();
+    emu_drop_wait(0);
+    emu_starve(EMU_N_ENGINES);
+    return is_there;
+}
+
+/* Each wait of a lifted step keeps something from being read, or written, too early: in some order, with one of the engines late, that
+ * shows. */
+START_TEST(dropped_wait_of_a_lifted_step_is_not_seen)
+{
+    static float want[N_VOCAB], got[N_VOCAB];
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
+    bool is_there = true;
+    int wait = 0;
+
+    gpu.plan_path = lifting_plan("gemma3", &gpu, 3, 1);
+    struct ferry_engine *e = open_with("gemma3", &gpu);
+    struct ferry_session *s = session_of(e);
+    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 20, 1, false, want), 0);
+    for (; is_there; wait++) {
+        bool is_seen = false;
+        for (uint64_t seed = 0; seed < 90 && is_there && !is_seen; seed++) {
+            emu_seed(seed);
+            is_there = say_without(s, wait, (enum emu_engine)(seed % EMU_N_ENGINES), got);
+            is_seen = memcmp(want, got, sizeof want) != 0;
+        }
+        ck_assert_msg(is_seen == (wait > 0 && is_there), "wait %d", wait);
+    }
+    ck_assert_int_gt(wait, 3 * 6);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
+{
+    (void)arg;
+    return product_ns(l);
+}
+
+/* Bytes of all matrices that a token is multiplied with, of layers [first, end). */
+static double matrix_bytes(const struct model *m, int first, int end)
+{
+    double sum = 0;
+
+    for (int layer = first; layer < end; layer++)
+        for (int role = 0; role < ROLE_N; role++) {
+            int w = m->layers[layer].w[role];
+            sum += w >= 0 && m->weights[w].t.ne[1] > 1 ? (double)tensor_bytes(&m->weights[w].t) : 0;
+        }
+    return sum;
+}
+
+/* By a virtual clock a lifted step takes as long as its copies, and the last product and the other layers behind them, where copies are slow;
+ * where they are quick, as long as all products, and the first one's copy before them. */
+START_TEST(copies_of_a_lifted_step_are_waited_for)
+{
+    enum { N_LIFTED = 4 };
+    static const double rates[] = {GPU_RATE / 3, GPU_RATE * 8};
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
+    static float logits[N_VOCAB];
+    struct model *m;
+
+    gpu.plan_path = lifting_plan("gemma3", &gpu, N_LIFTED, 1);
+    ck_assert_int_eq(model_open(TEST_DATA_DIR "/models/gemma3.gguf", NULL, &m), 0);
+    double lifted = matrix_bytes(m, 0, N_LIFTED), last = 0, first = 0;
+    double rest = matrix_bytes(m, N_LIFTED, m->hp.n_layer) + (double)tensor_bytes(&m->weights[m->w[ROLE_OUTPUT]].t);
+    static const enum role qkv[] = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V};
+    for (int i = 0; i < 3; i++)
+        first += (double)tensor_bytes(&m->weights[m->layers[0].w[qkv[i]]].t);
+    last = (double)tensor_bytes(&m->weights[m->layers[N_LIFTED - 1].w[ROLE_FFN_DOWN]].t);
+    double piece = (double)tensor_bytes(&m->weights[m->layers[0].w[ROLE_FFN_UP]].t);
+    struct ferry_engine *e = open_with("gemma3", &gpu);
+    struct ferry_session *s = session_of(e);
+    ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        struct emu_rates r = {.kernel_ns = kernel_ns};
+        r.bytes_per_s[EMU_UP] = rates[i];
+        r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+        emu_clock(&r);
+        ck_assert_int_eq(ferry_session_logits(s, ids + 20 + i, 1, false, logits), 0);
+        double took_s = (double)emu_now_ns() * 1e-9;
+        emu_clock(NULL);
+        double want_s =
+            i == 0 ? lifted / rates[0] + (last + rest) / GPU_RATE : first / rates[1] + (lifted + rest) / GPU_RATE;
+        /* Rows that go up, and what is before them on the way: a matrix as small as here is one piece. */
+        double rows_s = (1 + N_LIFTED) * ((double)m->hp.n_embd * 4 * 4 + piece) / rates[i];
+        ck_assert_msg(took_s >= want_s * (1 - 1e-6) && took_s <= want_s + rows_s + 1e-3, "%g s instead of %g", took_s,
+                      want_s);
+    }
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    model_close(m);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+START_TEST(failed_call_of_a_lifted_step_says_something_else)
+{
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
+
+    gpu.plan_path = lifting_plan("gemma3", &gpu, 2, 1);
+    struct ferry_engine *e = open_with("gemma3", &gpu);
+    struct ferry_session *s = session_of(e);
+    fail_each_call_of_a_step(s, 60);
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* Where weights may not be pinned the CPU computes its layers, and whoever asks is told. */
+START_TEST(weights_that_are_not_pinned_are_missed)
+{
+    struct ferry_engine_opts cpu = copies_nothing("cpu"), gpu = copies_nothing("cuda:0");
+    uint32_t n_seen = 0;
+    char news[256];
+
+    gpu.plan_path = lifting_plan("llama", &gpu, 1, 1);
+    emu_set_pinned(4096);
+    must_say_the_same("llama", &cpu, &gpu);
+    ck_assert_uint_eq(last_stats.lifted_steps, 0);
+    struct ferry_engine *e = open_with("llama", &gpu);
+    ck_assert_ptr_nonnull(strstr(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "does not pin"));
+    ck_assert_str_eq(ferry_engine_gpu_news(e, &n_seen, news, sizeof news), "");
+    ferry_engine_close(e);
     unlink(gpu.plan_path);
 }
 END_TEST
@@ -576,13 +756,20 @@ int main(void)
 {
     Suite *suite = suite_create("cuda_layers");
     TCase *bits = add_case(suite, "bits"), *many = add_case(suite, "many"), *plan = add_case(suite, "plan"),
-          *fail = add_case(suite, "fail");
+          *lifted = add_case(suite, "lifted"), *fail = add_case(suite, "fail");
 
     tcase_add_loop_test(bits, layers_on_the_cpu_change_bits, 0, N_SPLITS);
     tcase_add_test(bits, layers_with_a_q8_0_cache_change_bits);
     tcase_add_test(bits, another_order_of_streams_changes_bits);
     tcase_add_loop_test(bits, experts_from_disk_change_bits, 0, 4);
     tcase_add_test(bits, copied_experts_change_bits);
+    tcase_add_loop_test(lifted, lifted_layers_change_bits, 0, 2 * N_LIFTS);
+    tcase_add_test(lifted, failed_call_of_a_lifted_step_says_something_else);
+    tcase_add_test(lifted, weights_that_are_not_pinned_are_missed);
+    if (!emu_is_real())
+        tcase_add_test(lifted, copies_of_a_lifted_step_are_waited_for);
+    if (!emu_is_real())
+        tcase_add_test(lifted, dropped_wait_of_a_lifted_step_is_not_seen);
     tcase_add_loop_test(bits, greedy_words_differ, 0, 2);
     tcase_add_test(bits, token_takes_more_launches);
     tcase_add_loop_test(many, batch_says_something_else, 0, 2);

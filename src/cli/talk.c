@@ -318,6 +318,9 @@ static void print_segments(const struct ferry_stats *now, const struct ferry_sta
         fprintf(stderr, "; %" PRIu64 " segments came back to it (%.1f MB)",
                 now->returned_segments - start->returned_segments,
                 (double)(now->returned_bytes - start->returned_bytes) / 1e6);
+    if (now->lifted_steps > start->lifted_steps)
+        fprintf(stderr, "; in %" PRIu64 " steps it computed the CPU's layers, too, whose weights came up (%.1f MB)",
+                now->lifted_steps - start->lifted_steps, (double)(now->lifted_bytes - start->lifted_bytes) / 1e6);
 }
 
 /* What the GPU holds, what crossed to and from it, and whose experts were computed where. */

@@ -101,6 +101,10 @@ double cost_position_bytes(const struct model *m, const struct plan *p, enum pla
  * GPU's arithmetic is taken to hide behind its memory. false: a rate is not known. */
 bool cost_gpu_apex(const struct plan_in *in, const struct plan *p, double pos, struct apex_profile *out);
 
+/* From how many rows of a step on the CPU takes longer for the products of its layers before the GPU's than their weights need to come up:
+ * a power of two; 0: none that a step may have. Where a rate is not known, 32, from which on most CPUs are bound by arithmetic. */
+uint32_t cost_gpu_lift_rows(const struct plan_in *in, const struct plan *p);
+
 /* How a batch begins, by what half way would bring more tokens: do sequences wait whose pages the GPU does not hold (gpu.kv_waits), or are
  * steps run in halves (gpu.halves)? Neither, too, where a rate is not known. */
 void cost_gpu_way(const struct plan_in *in, struct plan *p);

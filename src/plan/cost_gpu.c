@@ -252,6 +252,40 @@ double cost_gpu_kv_s(const struct plan_in *in, const struct plan *p)
     return before_bytes / rate + fmax((double)p->gpu.kv_bytes / n_seq / m->gpu_bytes_per_s, host_bytes / rate);
 }
 
+/* ---- layers before the GPU's, in steps of many rows ---- */
+
+enum { USUAL_LIFT_ROWS = 32 };
+
+/* Of all matrices of those layers. */
+static double products_s(const struct plan_in *in, const struct plan *p, double n_rows, double *bytes)
+{
+    const struct model *m = in->model;
+    double sum_s = 0;
+
+    *bytes = 0;
+    for (int layer = 0; layer < (int)p->gpu.first_layer; layer++)
+        for (int role = 0; role < ROLE_N; role++) {
+            int i = m->layers[layer].w[role];
+            if (i < 0 || m->weights[i].t.ne[1] == 1)
+                continue;
+            sum_s += cost_matmul_s(in->machine, (int)p->n_threads, &m->weights[i].t, n_rows);
+            *bytes += (double)tensor_bytes(&m->weights[i].t);
+        }
+    return sum_s;
+}
+
+uint32_t cost_gpu_lift_rows(const struct plan_in *in, const struct plan *p)
+{
+    double bytes, pcie = in->machine->pcie_bytes_per_s;
+
+    if (pcie <= 0 || products_s(in, p, 1, &bytes) <= 0)
+        return p->chunk_tok < USUAL_LIFT_ROWS ? 0 : USUAL_LIFT_ROWS;
+    for (uint32_t n = 2; n <= p->chunk_tok; n *= 2)
+        if (products_s(in, p, n, &bytes) > bytes / pcie)
+            return n;
+    return 0;
+}
+
 /* ---- many sequences ---- */
 
 /* Different experts that n rows want, for each that one does, if all are wanted equally often. */

@@ -71,6 +71,9 @@ struct plan_gpu {
     uint32_t number; /* which one */
     uint32_t
         first_layer; /* it and those behind it are the GPU's; those before it, with the embedding, their pages and experts, the CPU's */
+    uint32_t
+        lift_rows; /* with layers before: from so many rows of a step on the GPU computes those, too, and their weights come up; 0: never */
+    uint64_t lift_bytes;               /* that this takes of its memory */
     uint32_t n_experts, n_all_experts; /* so many of the experts of its layers, shared among them (layout_share()) */
     uint32_t n_host_experts;           /* of the layers before */
     bool moves;                        /* which ones changes with use */
@@ -158,6 +161,12 @@ static inline bool plan_has_host_layers(const struct plan *p)
     return p->has_gpu && p->gpu.first_layer > 0;
 }
 
+/* Does the GPU compute those in steps of many rows? */
+static inline bool plan_has_lift(const struct plan *p)
+{
+    return plan_has_host_layers(p) && p->gpu.lift_rows > 0;
+}
+
 /* Are there experts, of either, that only the host's memory holds? They have slots. */
 static inline bool plan_has_host_experts(const struct plan *p)
 {
@@ -173,9 +182,15 @@ struct model_span plan_span(const struct plan *p, const struct model *m, enum pl
 #define PLAN_ROOM_ALIGN 256
 uint64_t plan_gpu_room_bytes(const struct model *m);
 
-/* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES; the last are those
- * of attention on two sides, one for each half of a step. */
-enum { PLAN_MOST_LANDING = 1 << 12, PLAN_LANDING_FENCES = 3, PLAN_LAYER_FENCES = 7, PLAN_ATTN_FENCES = 2 };
+/* The largest step of such an engine, for opening its GPU. A landing has three fences, and a layer PLAN_LAYER_FENCES; then come those of
+ * lift.h, and those of attention on two sides, one for each half of a step. */
+enum {
+    PLAN_MOST_LANDING = 1 << 12,
+    PLAN_LANDING_FENCES = 3,
+    PLAN_LAYER_FENCES = 7,
+    PLAN_ATTN_FENCES = 2,
+    PLAN_LIFT_FENCES = 4
+};
 void plan_device_step(const struct plan *p, const struct model *m, struct device_step *out);
 /* Does the host's memory hold a part of the KV cache beside the GPU's? The CPU then computes attention over it. */
 static inline bool plan_has_host_kv(const struct plan *p)

@@ -11,7 +11,9 @@
 #include "src/base/size.h"
 #include "src/model/attn_shape.h"
 #include "src/model/layout.h"
+#include "src/model/lift_shape.h"
 #include "src/model/slot_shape.h"
+#include "src/plan/cost.h"
 
 #include <inttypes.h>
 
@@ -21,7 +23,7 @@
 /* The driver gives memory in these. */
 #define GRANULE_BYTES (2 * MIB)
 /* Pieces of memory beside the device's own: weights, cache, activations, scratch; landings; what attention on two sides needs. */
-enum { N_ALLOCS = 4, N_LANDING_ALLOCS = 1, N_HOST_KV_ALLOCS = 1, N_HALF_ALLOCS = 2 };
+enum { N_ALLOCS = 4, N_LANDING_ALLOCS = 1, N_HOST_KV_ALLOCS = 1, N_HALF_ALLOCS = 2, N_LIFT_ALLOCS = 1 };
 /* Rows of a sequence from which on its pages come up, where the rates are not known. A generated row is always computed on both sides:
  * the CPU reads its memory faster than PCIe does. */
 enum { DEFAULT_STAGE_ROWS = 4, LEAST_STAGE_ROWS = 2 };
@@ -61,6 +63,8 @@ void plan_device_step(const struct plan *p, const struct model *m, struct device
                                 .n_expert_used = m->hp.n_expert_used};
     if (plan_is_split(p))
         out->n_fences = PLAN_LAYER_FENCES + PLAN_LANDING_FENCES * (int)p->gpu.n_landing;
+    if (plan_has_lift(p))
+        out->n_fences += PLAN_LIFT_FENCES;
     if (plan_has_host_kv(p))
         out->n_fences += PLAN_ATTN_FENCES;
 }
@@ -114,8 +118,17 @@ void plan_gpu_scratch(const struct plan_in *in, const struct program *program, c
 {
     struct program_host host;
     uint64_t scratch = in->gpu->scratch_bytes(program->ops, program->n_ops, (int)p->chunk_tok, (int)p->n_threads);
+    uint64_t arena_bytes = program->arena_bytes;
+    struct lift_shape lift = {.bytes = 0};
 
-    p->gpu.scratch_bytes = program->arena_bytes + size_up(scratch, 64);
+    if (plan_has_lift(p)) {
+        uint64_t own = in->gpu->scratch_bytes(before->ops, before->n_ops, (int)p->chunk_tok, (int)p->n_threads);
+        scratch = own > scratch ? own : scratch;
+        arena_bytes = before->arena_bytes > arena_bytes ? before->arena_bytes : arena_bytes;
+        lift_shape_of(before, &lift);
+    }
+    p->gpu.lift_bytes = lift.bytes;
+    p->gpu.scratch_bytes = arena_bytes + size_up(scratch, 64);
     program_host_bytes(program, &host);
     p->scratch_bytes = size_up(tensor_bytes(program->logits), MAP_BYTES) +
                        size_up(tensor_bytes(program->top->dst[0]), MAP_BYTES) + size_up(host.ids_bytes, MAP_BYTES);
@@ -272,9 +285,11 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
     g->kv_bytes = plan_kv_bytes(shape, p);
     g->landing_bytes = g->n_landing * plan_gpu_room_bytes(in->model); /* and as much pinned memory */
     n_allocs = N_ALLOCS + own.n_allocs + (g->n_landing ? N_LANDING_ALLOCS : 0) +
-               (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0) + (plan_has_halves(p) ? N_HALF_ALLOCS : 0);
+               (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0) + (plan_has_halves(p) ? N_HALF_ALLOCS : 0) +
+               (plan_has_lift(p) ? N_LIFT_ALLOCS : 0);
     g->own_bytes = own.dev_bytes + (uint64_t)n_allocs * GRANULE_BYTES;
-    g->total_bytes = g->dense_bytes + g->expert_bytes + g->landing_bytes + g->scratch_bytes + g->own_bytes;
+    g->total_bytes =
+        g->dense_bytes + g->expert_bytes + g->landing_bytes + g->lift_bytes + g->scratch_bytes + g->own_bytes;
     if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
         g->total_bytes = UINT64_MAX;
     p->stage_bytes =
@@ -462,27 +477,46 @@ static int split_kv(const struct plan_in *in, const struct plan_opts *o, struct 
 
 /* ---- layers that do not fit ---- */
 
-static int set_layers(const struct plan_in *in, struct kv_shape *shape, uint32_t first, struct plan *p)
+/* lifts: with room for their weights on the GPU. */
+static int set_layers(const struct plan_in *in, struct kv_shape *shape, uint32_t first, bool lifts, struct plan *p)
 {
     p->gpu.first_layer = first;
+    p->gpu.lift_rows = lifts ? cost_gpu_lift_rows(in, p) : 0;
     return plan_count(in, shape, p);
 }
 
 /* The fewest layers before the GPU's with which those fit it; where none do, all but one. */
-static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
+static int leave_fewest(const struct plan_in *in, struct kv_shape *shape, bool lifts, struct plan *p)
 {
     uint32_t lo = 1, hi = (uint32_t)in->model->hp.n_layer - 1;
     int rc = 0;
 
     while (!rc && lo < hi) {
         uint32_t mid = lo + (hi - lo) / 2;
-        rc = set_layers(in, shape, mid, p);
+        rc = set_layers(in, shape, mid, lifts, p);
         if (fits_gpu(p))
             hi = mid;
         else
             lo = mid + 1;
     }
-    return rc ? rc : set_layers(in, shape, lo, p);
+    return rc ? rc : set_layers(in, shape, lo, lifts, p);
+}
+
+/* Room for the weights of two products costs the GPU about a layer. Prompts gain much by it (not where there are experts, which would stay the
+ * CPU's); but for each token that is drawn a layer less is
+ * a layer more of the CPU's, so no more than a tenth of its layers are given for it. */
+static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
+{
+    const int n_layer = in->model->hp.n_layer;
+    int rc = leave_fewest(in, shape, false, p);
+
+    if (rc || !fits_gpu(p) || in->model->hp.n_expert)
+        return rc;
+    const uint32_t fewest = p->gpu.first_layer;
+    rc = leave_fewest(in, shape, true, p);
+    if (!rc && (!fits_gpu(p) || 10 * (n_layer - (int)p->gpu.first_layer) < 9 * (n_layer - (int)fewest)))
+        rc = set_layers(in, shape, fewest, false, p);
+    return rc;
 }
 
 /* All but experts. A cache that is shared costs each of the GPU's layers a wait, so where layers leave, the others have theirs whole,

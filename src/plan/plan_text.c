@@ -128,6 +128,10 @@ static void say_vram(struct text *t, const struct plan *p, const struct plan_in 
         say_part(t, "landings", g->landing_bytes, g->budget_bytes, experts);
     }
     say_part(t, "KV cache", g->kv_bytes, g->budget_bytes, kv);
+    if (plan_has_lift(p)) {
+        snprintf(layers, sizeof layers, "for the CPU's layers, in steps of %" PRIu32 " rows or more", g->lift_rows);
+        say_part(t, "weights coming up", g->lift_bytes, g->budget_bytes, layers);
+    }
     say_part(t, "scratch", g->scratch_bytes, g->budget_bytes, "activations of a step");
     say_part(t, "driver and tables", g->own_bytes, g->budget_bytes, "what goes up with a step, and rounding");
     say_part(t, "together", g->total_bytes, g->budget_bytes, "");
@@ -481,6 +485,8 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(o, "number", json_integer(g->number));
     if (plan_has_host_layers(p))
         json_object_set_new(o, "first_layer", json_integer(g->first_layer));
+    if (plan_has_host_layers(p))
+        json_object_set_new(o, "lift_rows", json_integer(g->lift_rows));
     json_object_set_new(o, "experts", json_integer(g->n_experts));
     json_object_set_new(o, "moves", json_boolean(g->moves));
     json_object_set_new(o, "copies", json_string(copies_names[g->copies]));
@@ -496,6 +502,7 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(bytes, "dense", json_integer((json_int_t)g->dense_bytes));
     json_object_set_new(bytes, "expert", json_integer((json_int_t)g->expert_bytes));
     json_object_set_new(bytes, "landing", json_integer((json_int_t)g->landing_bytes));
+    json_object_set_new(bytes, "lift", json_integer((json_int_t)g->lift_bytes));
     json_object_set_new(bytes, "kv", json_integer((json_int_t)g->kv_bytes));
     json_object_set_new(bytes, "scratch", json_integer((json_int_t)g->scratch_bytes));
     json_object_set_new(bytes, "driver_and_tables", json_integer((json_int_t)g->own_bytes));
@@ -698,6 +705,10 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
     p->gpu.number = (uint32_t)read_whole(r, v, "number", INT32_MAX);
     if (json_object_get(v, "first_layer"))
         p->gpu.first_layer = (uint32_t)read_whole(r, v, "first_layer", in->model->hp.n_layer - 1);
+    if (json_object_get(v, "lift_rows"))
+        p->gpu.lift_rows = (uint32_t)read_whole(r, v, "lift_rows", INT32_MAX);
+    if (!r->rc && p->gpu.lift_rows && in->model->hp.n_expert)
+        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"lift_rows\" has to be 0: the model has experts");
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);

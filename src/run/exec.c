@@ -14,6 +14,7 @@
 #include "src/model/program.h"
 #include "src/run/attn.h"
 #include "src/run/cache.h"
+#include "src/run/lift.h"
 #include "src/run/moe.h"
 #include "src/run/store.h"
 #include "src/run/trace.h"
@@ -29,6 +30,8 @@
 
 /* What mem_map rounds up to. */
 #define PAGE_BYTES 4096
+
+_Static_assert((int)PLAN_LIFT_FENCES == (int)LIFT_FENCES, "as the plan counts them");
 
 /* Layers that one device computes, one list of ops. */
 struct part {
@@ -56,10 +59,12 @@ struct exec {
     struct part main, before;  /* the device's; the host's, whose arena is alloc_host's */
     struct part half; /* the device's layers once more, with an arena of their own, for the second half of a step */
     struct moe moe, before_moe;
-    struct device *host; /* view; NULL: the device computes all */
-    void *scratch;       /* own: (scratch_bytes), in the device's memory */
-    void *host_scratch;  /* own: (host_scratch_bytes) */
-    uint64_t scratch_bytes, host_scratch_bytes;
+    struct lift lift;                                        /* the host's layers, by the device; zeros: never */
+    int lift_rows;                                           /* in steps of so many */
+    struct device *host;                                     /* view; NULL: the device computes all */
+    void *scratch;                                           /* own: (scratch_bytes), in the device's memory */
+    void *host_scratch;                                      /* own: (host_scratch_bytes) */
+    uint64_t arena_bytes, scratch_bytes, host_scratch_bytes; /* arena: main's */
     float *logits; /* own: (n_out, n_vocab) where the device's memory is not the host's; else NULL */
     int32_t *best; /* own: (best_bytes) with logits; as TOP_K gives them */
     uint64_t best_bytes;
@@ -102,7 +107,7 @@ static int take_memory(struct exec *e)
     struct device *dev = e->main.dev;
     e->scratch_bytes = size_up(e->scratch_bytes, 64);
     if (has_memory(e)) {
-        int rc = dev->ops->alloc(dev, p->arena_bytes, &e->main.arena);
+        int rc = dev->ops->alloc(dev, e->arena_bytes, &e->main.arena);
         if (rc == 0)
             rc = dev->ops->alloc(dev, e->scratch_bytes, &e->scratch);
         if (rc == 0 && e->before.program) /* rows go up from there */
@@ -116,10 +121,10 @@ static int take_memory(struct exec *e)
         e->best = mem_map(e->best_bytes, MEM_SCRATCH);
         return e->logits && e->best ? 0 : err(ERR_NOMEM, "logits of %" PRIu64 " bytes", logits_bytes(e));
     }
-    e->main.arena = mem_map(p->arena_bytes, MEM_SCRATCH);
+    e->main.arena = mem_map(e->arena_bytes, MEM_SCRATCH);
     e->scratch = mem_map(e->scratch_bytes, MEM_SCRATCH);
     if (!e->main.arena || !e->scratch)
-        return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", p->arena_bytes,
+        return err(ERR_NOMEM, "activations of %" PRIu64 " bytes and %" PRIu64 " bytes of scratch", e->arena_bytes,
                    e->scratch_bytes);
     return 0;
 }
@@ -127,7 +132,6 @@ static int take_memory(struct exec *e)
 static void give_memory(struct exec *e)
 {
     struct device *dev = e->main.dev;
-    uint64_t arena_bytes = e->main.program ? e->main.program->arena_bytes : 0;
     mem_unmap(e->host_scratch, e->host_scratch_bytes, MEM_SCRATCH);
     if (has_memory(e)) {
         mem_unmap(e->best, e->best_bytes, MEM_SCRATCH);
@@ -138,7 +142,7 @@ static void give_memory(struct exec *e)
         dev->ops->release(dev, e->main.arena);
     } else {
         mem_unmap(e->scratch, e->scratch_bytes, MEM_SCRATCH);
-        mem_unmap(e->main.arena, arena_bytes, MEM_SCRATCH);
+        mem_unmap(e->main.arena, e->arena_bytes, MEM_SCRATCH);
     }
 }
 
@@ -201,6 +205,42 @@ static int take_moe(struct exec *e, const struct exec_args *args, struct part *p
                                        .clock = e->clock});
 }
 
+/* In the arena of the device's own layers, which begin where these end. */
+static int take_lift(struct exec *e, const struct plan *plan)
+{
+    struct lift_args args = {.host_program = e->before.program,
+                             .dev = e->main.dev,
+                             .host = e->host,
+                             .store = e->store,
+                             .trace = e->trace,
+                             .arena = e->main.arena};
+    struct device_step step;
+    int rc = plan_program(plan, e->model, PLAN_BEFORE, &args.program);
+
+    if (rc < 0)
+        return rc;
+    plan_device_step(plan, e->model, &step);
+    args.first_fence = step.n_fences - (plan_has_host_kv(plan) ? PLAN_ATTN_FENCES : 0) - PLAN_LIFT_FENCES;
+    e->lift_rows = (int)plan->gpu.lift_rows;
+    return lift_init(&e->lift, &args);
+}
+
+/* What the device needs for its own layers and, where it computes the host's in some steps, for those. */
+static void count_device_memory(struct exec *e, const struct plan *plan)
+{
+    const struct program *p = e->main.program, *before = e->before.program;
+    const struct device_ops *ops = e->main.dev->ops;
+    const int n_threads = (int)plan->n_threads;
+
+    e->arena_bytes = p->arena_bytes;
+    e->scratch_bytes = ops->scratch_bytes(p->ops, p->n_ops, p->n_rows, n_threads);
+    if (!plan_has_lift(plan))
+        return;
+    uint64_t bytes = ops->scratch_bytes(before->ops, before->n_ops, before->n_rows, n_threads);
+    e->scratch_bytes = bytes > e->scratch_bytes ? bytes : e->scratch_bytes;
+    e->arena_bytes = before->arena_bytes > e->arena_bytes ? before->arena_bytes : e->arena_bytes;
+}
+
 /* half: 0 or 1, of a step in halves. */
 static int take_attn(const struct exec *e, const struct plan *plan, struct part *part, int half)
 {
@@ -229,7 +269,7 @@ static int open_parts(struct exec *e, const struct exec_args *args)
     if (rc < 0)
         return rc;
     p = e->main.program;
-    e->scratch_bytes = e->main.dev->ops->scratch_bytes(p->ops, p->n_ops, p->n_rows, (int)plan->n_threads);
+    count_device_memory(e, plan);
     rc = take_memory(e);
     if (rc < 0)
         return rc;
@@ -249,6 +289,8 @@ static int open_parts(struct exec *e, const struct exec_args *args)
         rc = take_moe(e, args, &e->main, &e->moe);
     if (rc == 0 && e->before.program)
         rc = take_moe(e, args, &e->before, &e->before_moe);
+    if (rc == 0 && plan_has_lift(plan))
+        rc = take_lift(e, plan);
     e->half.moe = &e->moe; /* no more than a few rows at a time, and one half after the other */
     if (rc == 0 && plan_has_host_kv(plan))
         rc = take_attn(e, plan, &e->main, 0);
@@ -265,7 +307,7 @@ static void count_memory(struct exec *e)
     e->dense_bytes = model_decode_bytes(e->model, model_all(e->model));
     for (int layer = 0; layer < e->model->hp.n_layer; layer++)
         e->dense_bytes -= (uint64_t)e->model->hp.n_expert_used * model_expert_bytes(e->model, layer);
-    e->stats.scratch_bytes = size_up(e->main.program->arena_bytes, PAGE_BYTES) + size_up(before_bytes, PAGE_BYTES) +
+    e->stats.scratch_bytes = size_up(e->arena_bytes, PAGE_BYTES) + size_up(before_bytes, PAGE_BYTES) +
                              size_up(e->scratch_bytes, PAGE_BYTES) + size_up(e->host_scratch_bytes, PAGE_BYTES) +
                              e->main.attn.shape.dev_bytes + e->main.attn.shape.host_bytes +
                              e->half.attn.shape.dev_bytes + e->half.attn.shape.host_bytes + half_bytes;
@@ -301,6 +343,7 @@ void exec_close(struct exec *e)
 {
     if (!e)
         return;
+    lift_done(&e->lift);
     attn_done(&e->half.attn);
     attn_done(&e->main.attn);
     moe_done(&e->before_moe);
@@ -497,12 +540,30 @@ static int bring_up(struct exec *e, int n_rows, int n_second)
     return 0;
 }
 
+/* The same where the device computes the host's layers: there the result already is. */
+static int walk_lifted(struct exec *e, const struct rows *step, int n_second, const int *cancel)
+{
+    const struct tensor *from = e->lift.program->x, *to = e->main.program->x;
+    const struct walk before = walk_of(&e->before, step);
+    struct device *dev = e->main.dev;
+    int rc = lift_run(&e->lift, &before.rows, cancel);
+
+    if (rc == 0 && n_second)
+        rc = dev->ops->copy(dev, e->half.program->x->data, tensor_row(from, step->n - n_second),
+                            from->stride[1] * (uint64_t)n_second);
+    if (rc == 0 && to->data != from->data)
+        rc = dev->ops->copy(dev, to->data, from->data, from->stride[1] * (uint64_t)step->n);
+    return rc;
+}
+
 static int walk_parts(struct exec *e, const struct rows *rows, int n_second, const int *cancel)
 {
     struct walk all = walk_of(&e->main, rows);
     int rc = 0;
 
-    if (e->before.program) {
+    if (e->before.program && lift_is_on(&e->lift) && rows->n >= e->lift_rows) {
+        rc = walk_lifted(e, rows, n_second, cancel);
+    } else if (e->before.program) {
         struct walk before = walk_of(&e->before, rows);
         rc = walk(e, &before, cancel);
         if (rc == 0)
@@ -715,6 +776,10 @@ void exec_stats(const struct exec *e, struct exec_stats *out)
     out->n_dev_segments = attn->n_dev_segments + half->n_dev_segments;
     out->n_host_segments = attn->n_host_segments + half->n_host_segments;
     out->n_staged_segments = attn->n_staged_segments + half->n_staged_segments;
+    out->lift = e->lift.stats;
+    out->is_lift_refused = e->lift.program && !lift_is_on(&e->lift);
+    out->down_bytes += e->lift.stats.down_bytes;
+    out->up_bytes += e->lift.stats.up_bytes;
     out->n_expert_rows = moe->stats.n_rows + before->stats.n_rows;
     out->n_host_rows = moe->stats.n_host_rows + before->stats.n_rows;
     out->split = moe->split.stats;

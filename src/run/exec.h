@@ -11,6 +11,7 @@
 #include "src/run/batch.h"
 #include "src/run/cache_back.h"
 #include "src/run/landing.h"
+#include "src/run/lift.h"
 #include "src/run/moe_split.h"
 #include "src/run/sample.h"
 #include "src/run/tier.h"
@@ -70,6 +71,8 @@ struct exec_stats {
     uint64_t down_bytes, up_bytes;
     uint64_t n_expert_rows,
         n_host_rows; /* a chosen expert's for a token; of them, computed by the host beside a device, or before it */
+    struct lift_stats lift;       /* the host's layers, by the device */
+    bool is_lift_refused;         /* the plan has them lifted, but the system does not pin their weights */
     struct moe_split_stats split; /* zeros without a host beside the device, as the following */
     struct landing_stats landing;
     uint64_t n_launches;                                         /* of a device with memory of its own */

@@ -322,6 +322,12 @@ const void *store_host_weight(const struct store *s, int weight)
     return s->model->weights[weight].is_expert ? NULL : s->weight[weight];
 }
 
+void store_host_memory(const struct store *s, void **memory, uint64_t *bytes)
+{
+    *memory = s->memory;
+    *bytes = s->memory_bytes;
+}
+
 int store_copy_weight(const struct store *s, int weight, void *dst)
 {
     uint64_t bytes = layout_weight_bytes(&s->model->weights[weight]);

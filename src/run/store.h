@@ -53,6 +53,9 @@ const void *store_weight(const struct store *s, int weight);
 /* The same in the host's memory, where the plan has layers before the device's, or no device. */
 const void *store_host_weight(const struct store *s, int weight);
 
+/* All of the latter, in one piece of memory (mem_map); it stays the store's. */
+void store_host_memory(const struct store *s, void **memory, uint64_t *bytes);
+
 /* The same as a copy in the host's memory: dst has room for layout_weight_bytes() (model/layout.h). ERR_DEVICE. */
 int store_copy_weight(const struct store *s, int weight, void *dst);
 

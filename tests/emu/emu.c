@@ -169,6 +169,11 @@ void emu_drop_wait(int n)
     drop_at = n;
 }
 
+bool emu_drops_wait(void)
+{
+    return drop_at > 0;
+}
+
 size_t emu_device_bytes(void)
 {
     return device_bytes;

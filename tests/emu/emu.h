@@ -40,6 +40,7 @@ void emu_in_step(bool in_step); /* within a step malloc, free and whole-device w
 /* Operations of that engine run when nothing else may, and not before; EMU_N_ENGINES: all are alike. Without a clock. */
 void emu_starve(enum emu_engine engine);
 void emu_drop_wait(int n);           /* the nth cudaStreamWaitEvent from now on does nothing; 0: none */
+bool emu_drops_wait(void);           /* has it not come to that yet? */
 size_t emu_device_bytes(void);       /* device memory alive */
 int emu_n_live(void);                /* allocations, streams, events and graphs alive */
 uint64_t emu_n_launches(void);       /* launches run since emu_reset(): of kernels, and of graphs of them */

@@ -137,6 +137,16 @@ void real_drop_wait(int n)
     (void)n;
 }
 
+bool real_drops_wait(void)
+{
+    return false;
+}
+
+void real_starve(enum emu_engine engine)
+{
+    (void)engine;
+}
+
 bool real_is_real(void)
 {
     return true;

@@ -15,7 +15,9 @@
 #define emu_fail_nth real_fail_nth
 #define emu_n_calls real_n_calls
 #define emu_in_step real_in_step
+#define emu_starve real_starve
 #define emu_drop_wait real_drop_wait
+#define emu_drops_wait real_drops_wait
 #define emu_device_bytes real_device_bytes
 #define emu_n_live real_n_live
 #define emu_n_launches real_n_launches
