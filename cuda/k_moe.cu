@@ -157,7 +157,7 @@ static bool is_one_row(const struct cu_moe_args *a)
     for (int i = 0; i < 3; i++)
         if (form_of(a->type[i]) == QUANT_ACT_F32)
             return false;
-    return a->n_rows == 1 && a->tile_tok == 1 && has_both_at_once(a);
+    return a->n_rows == 1 && a->tile_tok == 1 && has_both_at_once(a) && a->lie_alike;
 }
 
 cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)

@@ -277,7 +277,7 @@ struct cu_mat_args {
     int n_more;
     /* Of quantized types: the card. Where tile_tok is 1 and the type reads codes of blocks of 256, x may be floats that each block codes
      * itself: code.n_rows of them, one for all places or one for each; 0: x is coded. And an expert's gate and up, which then go to the
-     * same dst, may become act(gate) * up. */
+     * same dst, may become act(gate) * up, where both begin as far behind a multiple of 16 bytes. */
     struct cu_card card;
     struct cu_act_args code;
     bool is_glu;
@@ -333,7 +333,8 @@ struct cu_moe_args {
     int n_place, tile_tok, n_tiles;
     const struct cu_tile *tiles;
     const struct cu_expert *experts;
-    void *scratch; /* (cu_moe_scratch_bytes) */
+    bool lie_alike; /* each expert's gate and up begin as far behind a multiple of 16 bytes */
+    void *scratch;  /* (cu_moe_scratch_bytes) */
 };
 uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a); /* of types, widths, k and n_rows */
 cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream);

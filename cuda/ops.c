@@ -563,6 +563,15 @@ int ops_moe_gemm_rows(const struct ops_run *r, const struct op *op, int *tile_to
     return n_prompt_of(r);
 }
 
+/* Rows of a gate and its up that are multiplied together come by the same aligned sixteens. */
+static bool lie_alike(const struct op_moe *m)
+{
+    for (int e = 0; e < m->n_experts; e++)
+        if (((uintptr_t)m->experts[e].w[0] ^ (uintptr_t)m->experts[e].w[1]) % 16)
+            return false;
+    return true;
+}
+
 /* Products of the listed slots, each to its own place. */
 static cudaError_t moe_slots(struct cu_moe_args x, const struct ops_slots *s,
                              cudaError_t launch(const struct cu_moe_args *a, cudaStream_t stream), cudaStream_t stream)
@@ -586,6 +595,7 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_c
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     x.experts = r->experts;
+    x.lie_alike = lie_alike(&op->p.moe);
     x.scratch = r->scratch;
     cudaError_t e = chain_flush(r, c);
     e = e ? e : moe_slots(x, &r->dots, cu_moe, r->stream);

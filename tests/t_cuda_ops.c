@@ -662,21 +662,25 @@ struct moe_case {
     int n_tok, n_expert, k;
     int64_t n_embd, n_ff;
     bool one_takes_all; /* rank 0 is always expert 2 */
+    int up_apart;       /* rows of nobody between one expert's up and the next one's */
 };
 
 static const struct moe_case moe_cases[] = {
-    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false},
-    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true},
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0},
     /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false},
-    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false},
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false},
-    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0},
+    /* Gate and up of an expert begin at different places of 16 bytes. */
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3},
 };
 
 enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
@@ -711,11 +715,12 @@ START_TEST(experts_differ)
 {
     const struct moe_case *c = &moe_cases[_i % N_MOE_CASES];
     struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
-                          t_codes(c->type[1], c->n_embd, c->n_ff, c->n_expert),
+                          t_codes(c->type[1], c->n_embd, c->n_ff + c->up_apart, c->n_expert),
                           t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
     struct tensor x = t_apart(c->n_embd, c->n_tok, 4), y = t_apart(c->n_embd, (int64_t)c->n_tok * c->k, 3);
     struct op_expert experts[8], away[8];
     int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
+    w[1].ne[1] = c->n_ff;
     int n_experts = group(c, w, experts, slot), n_half = n_experts / 2;
     struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
     struct rows rows = {.n = c->n_tok};
@@ -738,6 +743,7 @@ START_TEST(experts_differ)
         same_memory(&p, "experts");
     }
     pair_close(&p);
+    w[1].ne[1] += c->up_apart;
     for (int i = 0; i < 3; i++)
         t_free(&w[i]);
     t_done(&x);

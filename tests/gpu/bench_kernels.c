@@ -274,6 +274,7 @@ static int place_moe(struct bench *b, struct moe *m)
     a->x_stride = a->dst_stride = a->n_embd;
     a->n_place = a->n_tiles = MOE_K;
     a->tile_tok = 1;
+    a->lie_alike = true;
     int rc = bench_take(b, &at, sizeof(struct cu_books), &books);
     rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_embd * sizeof(float), &x);
     rc = rc ? rc : bench_take(b, &at, (uint64_t)a->n_out * MOE_K * sizeof(float), &dst);
