@@ -74,10 +74,16 @@ static int64_t stride_of(const struct tensor *t)
 
 /* ---- what it can ---- */
 
+/* What divides the address of each row, so that blocks are read as if they lay one behind the other. */
+static uint64_t step_of_rows(const struct tensor *w)
+{
+    int bytes = quant_info((int)w->type)->block_bytes, step = bytes & -bytes; /* the lowest bit */
+    return (uint64_t)(step < 16 ? step : 16);
+}
+
 static bool is_aligned(const struct tensor *w)
 {
-    uint64_t step = w->type == QUANT_F32 ? 4 : w->type == QUANT_MXFP4 ? 1 : 2;
-    return w->stride[1] % step == 0 && w->stride[2] % step == 0;
+    return w->stride[1] % step_of_rows(w) == 0;
 }
 
 static bool can_weights(const struct op *op, int n)
@@ -113,8 +119,7 @@ bool ops_can(const struct op *op)
 
 static bool is_readable(const struct tensor *w, const void *data)
 {
-    int bytes = quant_info((int)w->type)->block_bytes, step = bytes & -bytes; /* the lowest bit */
-    return (uintptr_t)data % (uintptr_t)(step < 16 ? step : 16) == 0;
+    return (uintptr_t)data % step_of_rows(w) == 0;
 }
 
 bool ops_can_read(const struct op *op)

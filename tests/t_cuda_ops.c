@@ -820,6 +820,26 @@ START_TEST(failed_step_is_not_told_or_spoils_the_next)
 }
 END_TEST
 
+START_TEST(rows_lie_where_their_blocks_cannot_be_read)
+{
+    static const struct {
+        enum quant_type type;
+        uint64_t step; /* that divides where any block of it begins: of its bytes, up to 16 */
+    } cases[] = {{QUANT_Q8_0, 2},  {QUANT_Q2_K, 4},  {QUANT_IQ4_XS, 8},
+                 {QUANT_Q4_K, 16}, {QUANT_Q5_K, 16}, {QUANT_F32, 4}};
+
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
+        struct tensor w = tensor_make(cases[i].type, 256, 5, 1, NULL), x = tensor_make(QUANT_F32, 256, 1, 1, NULL),
+                      y = tensor_make(QUANT_F32, 5, 1, 1, NULL);
+        struct op op = {.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1};
+        w.stride[1] += cases[i].step;
+        ck_assert(cuda_device_ops.can(&op));
+        w.stride[1] -= cases[i].step / 2;
+        ck_assert(!cuda_device_ops.can(&op));
+    }
+}
+END_TEST
+
 START_TEST(weights_are_read_where_they_cannot_be)
 {
     struct tensor w = t_codes(QUANT_Q4_K, 256, 5, 1), x = t_make(QUANT_F32, 256, 1, 1), y = t_make(QUANT_F32, 5, 1, 1);
@@ -901,6 +921,7 @@ int main(void)
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
+    tcase_add_test(tc, rows_lie_where_their_blocks_cannot_be_read);
     tcase_add_test(tc, weights_are_read_where_they_cannot_be);
     tcase_add_test(tc, too_large_a_step_is_run);
     suite_add_tcase(suite, tc);
