@@ -51,8 +51,7 @@ struct cuda {
     char *down; /* pinned (DOWN_BYTES) */
     struct cu_books *books;
     struct cu_card card;
-    bool can_overlap; /* kernels may be brought up before the one ahead has ended */
-    char *scratch;    /* view */
+    char *scratch; /* view */
     uint64_t scratch_bytes;
 };
 
@@ -582,7 +581,6 @@ static int run(struct device *dev, const struct op *ops, int n_ops, const struct
                         .scratch = c->scratch,
                         .prefill = c->opts.prefill,
                         .card = c->card,
-                        .can_overlap = c->can_overlap,
                         .ops = ops,
                         .n_ops = n_ops};
     const uint64_t launched = cu_launched;
@@ -860,7 +858,6 @@ int cuda_open(const struct cuda_opts *opts, struct device **out)
     c->device.ops = &cuda_device_ops;
     c->opts = *opts;
     int capability = 0, rc = find_gpu(opts->ordinal, &capability);
-    c->can_overlap = capability >= 90;
     if (rc == 0)
         rc = make_slots(c);
     if (rc == 0)

@@ -275,9 +275,12 @@ cudaError_t cu_closure_launch(const char *name, dim3 grid, dim3 block, size_t by
     cu_launched++;
     cu_closure<A> c = {kernel, args};
     struct emu_launch l = {
-        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c, 0, NULL};
+        name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, cu_closure_call<A>, &c, sizeof c, 0, NULL,
+        false};
     l.args_off = (size_t)(reinterpret_cast<const char *>(&c.args) - reinterpret_cast<const char *>(&c));
     l.kernel = reinterpret_cast<const void *>(kernel);
+    l.is_early = cu_overlap == CU_OVERLAP_REST;
+    cu_overlap = cu_overlap == CU_OVERLAP_FIRST ? CU_OVERLAP_REST : cu_overlap;
     return emu_launch(&l, stream);
 }
 

@@ -271,6 +271,15 @@ static __global__ void pull(const struct cu_pull_args a)
         static_cast<struct word16 *>(a.dst)[i] = static_cast<const struct word16 *>(a.src)[i];
 }
 
+cudaError_t cu_is_code_of_90(bool *is)
+{
+    struct cudaFuncAttributes of = {};
+    cudaError_t e = cudaFuncGetAttributes(&of, reinterpret_cast<const void *>(pull));
+
+    *is = e == cudaSuccess && of.ptxVersion >= 90;
+    return e;
+}
+
 cudaError_t cu_pull(const struct cu_pull_args *a, cudaStream_t stream)
 {
     return CU_LAUNCH((pull), grid_of((int64_t)(a->n_bytes / sizeof(struct word16)), 1), dim3(THREADS), 0, stream, *a);

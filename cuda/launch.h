@@ -30,9 +30,13 @@ extern __thread struct cu_key *cu_noting;
 
 /* May the next launch of this thread begin before the kernel ahead of it has ended? Each kernel then waits by itself (cu_await in
  * device.cuh). Where it may (CU_OVERLAP_FIRST), the first launch is still an ordinary one, so that kernels may read at once what was
- * there before it: weights, and what a step says. Only for GPUs of compute capability 9.0 or more. */
+ * there before it: weights, and what a step says. Only where cu_is_code_of_90() says so. */
 enum cu_overlap { CU_OVERLAP_NONE, CU_OVERLAP_FIRST, CU_OVERLAP_REST };
 extern __thread enum cu_overlap cu_overlap;
+
+/* Of the GPU that is chosen: were the kernels that it has compiled for compute capability 9.0 or more? What a driver compiles from the PTX
+ * of an older card runs on newer ones, but has no bulk copies, and no kernel of it waits by itself. */
+cudaError_t cu_is_code_of_90(bool *is);
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------ */
 
@@ -228,7 +232,7 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream);
 struct cu_card {
     int n_multiprocessors;
     int shared_bytes; /* most shared memory of a block that asks for it */
-    bool has_bulk;    /* bulk copies into shared memory, from compute capability 9.0 on */
+    bool has_bulk;    /* bulk copies into shared memory, and kernels that wait by themselves: cu_is_code_of_90() */
     bool has_wgmma;   /* products of warpgroups: 9.0 alone, by code that is made for it (sm_90a) */
 };
 

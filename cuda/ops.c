@@ -618,8 +618,9 @@ cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card)
         e = cudaDeviceGetAttribute(&card->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu);
     if (!e)
         e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu);
-    card->has_bulk = major >= 9;
-    card->has_wgmma = false;
+    card->has_bulk = card->has_wgmma = false;
+    if (!e)
+        e = cu_is_code_of_90(&card->has_bulk);
     if (!e && major == 9 && prefill == DEVICE_PREFILL_BLAS)
         e = cu_gemm_has_wgmma(&card->has_wgmma);
     if (!e)
@@ -673,7 +674,7 @@ cudaError_t ops_launch(const struct ops_run *run, const char **what)
     struct cu_chain chain = {.n_ops = 0};
     cudaError_t e = cudaSuccess;
 
-    cu_overlap = run->can_overlap ? CU_OVERLAP_FIRST : CU_OVERLAP_NONE;
+    cu_overlap = run->card.has_bulk ? CU_OVERLAP_FIRST : CU_OVERLAP_NONE;
     for (const struct op *op = run->ops; op < run->ops + run->n_ops && !e; op++) {
         *what = device_op_name(op->kind);
         e = n_of(run, op) ? fns[op->kind](run, op, &chain) : cudaSuccess;

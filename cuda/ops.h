@@ -29,7 +29,6 @@ struct ops_run {
     char *scratch; /* device */
     enum device_prefill prefill;
     struct cu_card card;
-    bool can_overlap;     /* launch.h: enum cu_overlap */
     const struct op *ops; /* view: the whole list of this call */
     int n_ops;
     /* The lists of the call's MOE op, in device memory; a call has one at most. */

@@ -883,6 +883,22 @@ START_TEST(too_large_a_step_is_run)
 }
 END_TEST
 
+/* What a driver has compiled from the PTX of an older card: no kernel of it waits on its own. */
+START_TEST(code_of_an_older_card_begins_early)
+{
+    struct tensor w = t_codes(QUANT_Q4_K, 512, 9, 1), x = t_make(QUANT_F32, 512, 1, 1), y = t_make(QUANT_F32, 9, 1, 1);
+    struct op ops[2] = {{.kind = OP_MATMUL, .dst = {&y}, .src = {&x}, .w = {&w}, .n_w = 1},
+                        {.kind = OP_ADD, .dst = {&y}, .src = {&y, &y}}};
+
+    emu_set_card(10, 4, EMU_MAX_SHARED);
+    emu_set_code(7);
+    same_result(ops, 2, &(struct rows){.n = 1}, "code for 7.5 on a card of 10.0");
+    t_free(&w);
+    t_free(&x);
+    t_free(&y);
+}
+END_TEST
+
 static void setup(void)
 {
     emu_reset(1);
@@ -921,6 +937,7 @@ int main(void)
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
+    tcase_add_test(tc, code_of_an_older_card_begins_early);
     tcase_add_test(tc, rows_lie_where_their_blocks_cannot_be_read);
     tcase_add_test(tc, weights_are_read_where_they_cannot_be);
     tcase_add_test(tc, too_large_a_step_is_run);

@@ -44,7 +44,7 @@ enum cudaDeviceAttr {
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
-    int maxThreadsPerBlock;
+    int maxThreadsPerBlock, ptxVersion;
 };
 enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal = 0,

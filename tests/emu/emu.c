@@ -95,9 +95,9 @@ void emu_seed(uint64_t seed)
 }
 
 static const struct card {
-    int capability, n_multiprocessors, shared_bytes;
-} usual_card = {9, 4, EMU_MAX_SHARED};
-static struct card card = {9, 4, EMU_MAX_SHARED};
+    int capability, n_multiprocessors, shared_bytes, code;
+} usual_card = {9, 4, EMU_MAX_SHARED, 9};
+static struct card card = {9, 4, EMU_MAX_SHARED, 9};
 static enum emu_engine starved = EMU_N_ENGINES;
 
 void emu_reset(uint64_t seed)
@@ -683,6 +683,8 @@ cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream)
         return cudaErrorLaunchFailure;
     if (!launch->grid.x || !launch->grid.y || !launch->grid.z || launch->closure_bytes > 4096)
         return cudaErrorInvalidConfiguration;
+    if (launch->is_early && card.code < 9)
+        emu_die("%s: may begin early, and does not wait on its own", launch->name);
     if (!emu_graph_takes(stream, launch))
         emu_queue_kernel(launch, stream, false);
     return cudaSuccess;
@@ -842,7 +844,12 @@ cudaError_t cudaSetDevice(int device)
 
 void emu_set_card(int capability, int n_multiprocessors, int shared_bytes)
 {
-    card = (struct card){capability, n_multiprocessors, shared_bytes};
+    card = (struct card){capability, n_multiprocessors, shared_bytes, capability};
+}
+
+void emu_set_code(int capability)
+{
+    card.code = capability;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device)
@@ -860,6 +867,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attr, const void *k
 {
     (void)kernel;
     attr->maxThreadsPerBlock = 1024;
+    attr->ptxVersion = 10 * card.code;
     return emu_fails() ? cudaErrorUnknown : cudaSuccess;
 }
 

@@ -32,6 +32,8 @@ void emu_set_pinned(size_t bytes); /* cudaHostRegister takes no more than this i
 void emu_set_gpus(int n);          /* so many GPUs, all alike, of one memory; 1 where nobody says so */
 /* Their compute capability (the number before the point), multiprocessors, and most shared memory of a block, at most EMU_MAX_SHARED. */
 void emu_set_card(int capability, int n_multiprocessors, int shared_bytes);
+void emu_set_code(
+    int capability); /* that the kernels are compiled for; the card's own where nobody says so behind emu_set_card() */
 void emu_set_driver(
     int version);         /* 1000 * major + 10 * minor; 0: there is none. As new as the runtime where nobody says so */
 void emu_fail_nth(int n); /* the nth runtime call from now on (1 = the next) fails once; 0: none */
@@ -90,6 +92,7 @@ struct emu_launch {
     size_t closure_bytes;
     size_t args_off;    /* where in the closure the kernel's argument lies */
     const void *kernel; /* which it is, for cudaFuncSetAttribute; NULL: none that asks for anything */
+    bool is_early;      /* it may begin before the kernel ahead of it has ended, and waits by itself */
 };
 cudaError_t emu_launch(const struct emu_launch *launch, cudaStream_t stream);
 

@@ -173,6 +173,11 @@ void real_set_card(int capability, int n_multiprocessors, int shared_bytes)
     (void)capability, (void)n_multiprocessors, (void)shared_bytes;
 }
 
+void real_set_code(int capability)
+{
+    (void)capability;
+}
+
 void real_set_driver(int version)
 {
     driver = version;

@@ -11,6 +11,7 @@
 #define emu_set_pinned real_set_pinned
 #define emu_set_gpus real_set_gpus
 #define emu_set_card real_set_card
+#define emu_set_code real_set_code
 #define emu_set_driver real_set_driver
 #define emu_fail_nth real_fail_nth
 #define emu_n_calls real_n_calls
