@@ -147,9 +147,12 @@ static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_las
     else
         for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
             cu_async_copy16(to + at, from + at);
-    if (!shape<TYPE>::IS_ALIGNED && is_last)
+    if (!shape<TYPE>::IS_ALIGNED && is_last) {
         for (uint32_t at = bytes + lane; at < skew + n; at += in_bulk ? 1 : 32)
             to[at] = (char)from[at];
+        if (in_bulk)
+            cu_async_publish(); /* a later bulk copy comes to the same place */
+    }
 }
 
 /* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the

@@ -175,10 +175,11 @@ static __device__ inline void cu_landing_wait(struct cu_landing *l, uint32_t is_
 #define CU_HAS_WGMMA 0
 #endif
 
-/* What this thread's cu_async_copy16 has brought, the products of warpgroups may read behind the next barrier. */
+/* What this thread has stored in shared memory, and what its cu_async_copy16 has brought, the products of warpgroups may read behind the
+ * next barrier, and bulk copies may overwrite. */
 static __device__ inline void cu_async_publish()
 {
-#if CU_HAS_WGMMA
+#if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
