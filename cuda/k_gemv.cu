@@ -561,7 +561,7 @@ static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n
     c->total_bytes = c->landings_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct cu_landing);
 }
 
-static uint32_t most_bytes(const struct cu_card *card)
+uint32_t cu_gemv_most_bytes(const struct cu_card *card)
 {
     return (uint32_t)card->shared_bytes < MOST_SHARED ? (uint32_t)card->shared_bytes : MOST_SHARED;
 }
@@ -577,7 +577,7 @@ template <int TYPE> static cudaError_t launch(const struct cu_mat_args *a, cudaS
         n_blocks = args.cut.n_sets > FEW * n_warps * n_multi ? 2 * n_multi : n_multi;
         n_blocks = n_blocks < args.cut.n_sets ? n_blocks : args.cut.n_sets;
         place(a, &args.cut, n_warps, n_blocks);
-        if (args.cut.total_bytes <= most_bytes(&a->card) || n_warps == 1)
+        if (args.cut.total_bytes <= cu_gemv_most_bytes(&a->card) || n_warps == 1)
             break;
     }
     dim3 grid((unsigned)n_blocks), block(32 * (unsigned)n_warps);
@@ -603,7 +603,7 @@ cudaError_t cu_gemv_int(const struct cu_mat_args *a, cudaStream_t stream)
 template <int TYPE, bool IS_ONE> static cudaError_t allow(const struct cu_card *card)
 {
     return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemv<TYPE, IS_ONE>),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most_bytes(card));
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)cu_gemv_most_bytes(card));
 }
 
 cudaError_t cu_gemv_prepare(const struct cu_card *card)

@@ -106,7 +106,8 @@ static cudaError_t down(const struct cu_moe_args *a, const struct layout *l, cud
     return e ? e : cu_gemv(&m, stream);
 }
 
-/* Rows of floats for a product: codes of blocks of 256 the kernel makes by itself, which is soon done; others are made first, at `out`. */
+/* Rows of floats for a product: codes of blocks of 256 the kernel makes by itself, which is soon done, where two such rows leave half of
+ * what a block may have to weights (a block's sets may be of two experts); others are made first, at `out`. */
 static cudaError_t give_rows(struct cu_mat_args *m, const float *x, int n_rows, void *out, cudaStream_t stream)
 {
     struct cu_act_args code = {};
@@ -117,7 +118,7 @@ static cudaError_t give_rows(struct cu_mat_args *m, const float *x, int n_rows, 
     code.x = x;
     code.out = out;
     code.out_stride = cu_act_bytes(code.act, code.width);
-    if (code.act == QUANT_ACT_Q8X256) {
+    if (code.act == QUANT_ACT_Q8X256 && 4 * code.out_stride <= cu_gemv_most_bytes(&m->card)) {
         m->code = code;
         return cudaSuccess;
     }

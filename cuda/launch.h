@@ -296,6 +296,7 @@ cudaError_t cu_gemv(const struct cu_mat_args *a, cudaStream_t stream);
 /* Of quantized types, tile_tok 1 or CU_GEMV_TOK; the GPU that is chosen has been prepared for it. */
 cudaError_t cu_gemv_int(const struct cu_mat_args *a, cudaStream_t stream);
 cudaError_t cu_gemv_prepare(const struct cu_card *card);
+uint32_t cu_gemv_most_bytes(const struct cu_card *card); /* of shared memory, of each block of it */
 
 /* The same bits by integer tensor cores. */
 cudaError_t cu_gemm_int(const struct cu_mat_args *a, cudaStream_t stream);
