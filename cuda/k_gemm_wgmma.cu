@@ -16,12 +16,21 @@
 
 enum { K = 128, STAGES = 3, PRODUCTS = K / 16, TILE_BYTES = 1024 /* what a tile of x is aligned to */ };
 
+/* Shared memory of a multiprocessor, and what of it each block takes besides its own. */
+enum { MULTI_BYTES = 228 * 1024, OWN_BYTES = 1024 };
+
 /* ---- shapes ---- */
 
-/* Two blocks of 128 x 64, or four of 64 x 64, share a multiprocessor. A chunk's copies have two steps at least to arrive. */
+/* Where a place's sums go. */
+struct target {
+    float *to;
+    float factor;
+};
+
+/* N_BLOCKS share a multiprocessor: of 128 x 64 two, of 64 x 64 up to four, if its shared memory has room for so many. A chunk's copies have
+ * two steps at least to arrive. */
 template <int TYPE, int TOK_, int ROWS_> struct shape {
     static constexpr int TOK = TOK_, ROWS = ROWS_, N_THREADS = ROWS * 2;
-    static constexpr int N_BLOCKS = TOK > CU_GEMM_TOK ? 1 : 512 / N_THREADS;
     static constexpr int LEN = cu_storage<TYPE>::LEN, BLOCK_BYTES = cu_storage<TYPE>::BYTES;
     /* Columns of a chunk: some 136 bytes of a row, so that little comes along beside them; floats have more. */
     static constexpr int CHUNK =
@@ -37,16 +46,11 @@ template <int TYPE, int TOK_, int ROWS_> struct shape {
     static constexpr int TILE_LEN = TOK * 64, X_LEN = 2 * TILE_LEN; /* halves of 64 columns, of a step */
     static constexpr int N_X = TOK * 8 / N_THREADS; /* rows of x of which a thread copies a piece of each 64 columns */
     static constexpr int MAIN_BYTES = STAGES * X_LEN * (int)sizeof(uint16_t) + CHUNKS * RAW_BYTES;
+    static constexpr int SHARED_BYTES = TILE_BYTES + MAIN_BYTES + TOK * (int)sizeof(struct target);
+    static constexpr int ROOM = MULTI_BYTES / (SHARED_BYTES + OWN_BYTES), MOST = 512 / N_THREADS;
+    static constexpr int N_BLOCKS = ROOM < 2 ? 1 : ROOM < MOST ? ROOM : MOST;
     static_assert((CHUNKS - 1) * STEPS >= STAGES - 1 && N_THREADS / 8 % 8 == 0, "a shape that cannot be");
 };
-
-/* Where a place's sums go. */
-struct target {
-    float *to;
-    float factor;
-};
-
-template <typename S> constexpr int shared_bytes = TILE_BYTES + S::MAIN_BYTES + S::TOK *(int)sizeof(struct target);
 
 /* What a block works on, and where; of a thread, what it copies and unpacks. Rows past the last are the last again. */
 template <typename S> struct block {
@@ -383,7 +387,7 @@ template <int TYPE, int TOK, int ROWS> static cudaError_t launch(const struct cu
 {
     typedef shape<TYPE, TOK, ROWS> S;
     dim3 grid((unsigned)((a->n_rows + ROWS - 1) / ROWS), cu_n_tiles(a));
-    return CU_LAUNCH((gemm_wgmma<TYPE, S>), grid, dim3(S::N_THREADS), shared_bytes<S>, stream, *a);
+    return CU_LAUNCH((gemm_wgmma<TYPE, S>), grid, dim3(S::N_THREADS), S::SHARED_BYTES, stream, *a);
 }
 
 template <int TYPE> static cudaError_t launch_shape(const struct cu_mat_args *a, cudaStream_t stream)
@@ -415,7 +419,7 @@ template <int TYPE, int TOK, int ROWS> static cudaError_t allow()
 {
     typedef shape<TYPE, TOK, ROWS> S;
     return cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm_wgmma<TYPE, S>),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<S>);
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, S::SHARED_BYTES);
 }
 
 cudaError_t cu_wgmma_prepare(void)
