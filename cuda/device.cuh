@@ -304,9 +304,9 @@ static inline void cu_prefetch(const void *)
 {
 }
 
-/* Kernels of a stream run one after another here. */
 static inline void cu_await()
 {
+    emu_await();
 }
 
 static inline void cu_let_next()

@@ -470,6 +470,68 @@ START_TEST(bulk_copies_come_before_they_are_waited_for)
 }
 END_TEST
 
+/* ---- early kernels ---- */
+
+/* out[0]: read before the kernel ahead has ended; [1]: asked for then; [2]: asked for in bulk; [3]: read behind that. */
+static void read_early(const void *p)
+{
+    const struct args *a = p;
+    float *x = (float *)emu_here.shared;
+    struct emu_landing *l = (struct emu_landing *)(emu_here.shared + 32);
+    float early = a->in[0];
+
+    if (emu_here.thread_idx.x) {
+        emu_await();
+        return;
+    }
+    emu_landing_init(l);
+    emu_landing_expect(l, 16);
+    emu_bulk_copy(x, a->in, 16, l);
+    emu_async_copy(x + 4, a->in, 16);
+    emu_async_commit();
+    emu_await();
+    emu_async_wait(0);
+    emu_landing_wait(l, 0);
+    a->out[0] = early;
+    a->out[1] = x[4];
+    a->out[2] = x[0];
+    a->out[3] = a->in[0];
+}
+
+START_TEST(kernel_that_begins_early_sees_what_is_not_there_yet)
+{
+    cudaStream_t s = stream_make();
+    float *host = pinned_make(N), *in = device_make(N), *twice_in = device_make(N), *out = device_make(N);
+
+    for (int i = 0; i < N; i++)
+        host[i] = 5;
+    cudaMemcpyAsync(in, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    cudaMemcpyAsync(twice_in, host, N * sizeof *host, cudaMemcpyHostToDevice, s);
+    launch(twice, (struct args){twice_in, in, 0}, 1, 0, s);
+    struct args args = {out, twice_in, 0};
+    struct emu_launch l = {.name = "early kernel of t_emu",
+                           .grid = {1, 1, 1},
+                           .block = {N, 1, 1},
+                           .shared_bytes = 64,
+                           .call = read_early,
+                           .closure = &args,
+                           .closure_bytes = sizeof args,
+                           .is_early = true};
+    ck_assert_int_eq(emu_launch(&l, s), cudaSuccess);
+    download(host, out, 4, s);
+    ck_assert(host[0] == 5 && host[1] == 5 && host[2] == 5 && host[3] == 10);
+    l.is_early = false;
+    ck_assert_int_eq(emu_launch(&l, s), cudaSuccess);
+    download(host, out, 4, s);
+    ck_assert(host[0] == 10 && host[1] == 10 && host[2] == 10 && host[3] == 10);
+    cudaFreeHost(host);
+    cudaFree(in);
+    cudaFree(twice_in);
+    cudaFree(out);
+    cudaStreamDestroy(s);
+}
+END_TEST
+
 /* ---- graphs ---- */
 
 /* The kernels of three launches: b = 2 a, c = 2 b, a = 2 c. */
@@ -790,6 +852,7 @@ int main(void)
     tcase_add_loop_test_raise_signal(tc, misbehaving_threads_go_unnoticed, SIGABRT, 0, N_WAYS);
     tcase_add_test(tc, asynchronous_copies_come_before_they_are_waited_for);
     tcase_add_test(tc, bulk_copies_come_before_they_are_waited_for);
+    tcase_add_test(tc, kernel_that_begins_early_sees_what_is_not_there_yet);
     tcase_add_test(tc, graph_runs_when_it_was_not_launched);
     tcase_add_loop_test(tc, captured_stream_does_what_it_cannot, 0, N_ASKED);
     tcase_add_test_raise_signal(tc, capture_lets_memory_be_taken, SIGABRT);

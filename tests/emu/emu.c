@@ -285,6 +285,15 @@ static void check_guard(const struct alloc *a)
             emu_die("something was written %d bytes past the end of %zu bytes of device memory", i, a->bytes);
 }
 
+char *emu_device_span(size_t *bytes)
+{
+    *bytes = 0;
+    for (const struct alloc *a = allocs; a < allocs + MAX_ALLOCS; a++)
+        if (a->base && !a->is_host && (size_t)(a->base - arena) + a->bytes > *bytes)
+            *bytes = (size_t)(a->base - arena) + a->bytes;
+    return arena;
+}
+
 static void drain(const cudaStream_t stream, uint64_t n_done);
 
 cudaError_t cudaFree(void *ptr)

@@ -67,6 +67,10 @@ void emu_barrier(void);
 /* All 32 lanes of the warp meet and learn what each brought: (32, bytes), valid until the next exchange. bytes <= 64. */
 const void *emu_warp(const void *mine, unsigned bytes);
 
+/* The thread goes on when the kernels before this one have ended. Of a kernel that may begin early (emu_launch.is_early) one block sees
+ * until then what was in memory when the last began that may not, and what it asks of copies comes from there; the others begin late. */
+void emu_await(void);
+
 /* cp.async: a copy that is queued is done at the latest moment that waiting allows. */
 void emu_async_copy(void *dst, const void *src, unsigned bytes);
 void emu_async_commit(void);
@@ -126,6 +130,12 @@ bool emu_graph_refuses(cudaStream_t stream);
 /* It is captured, and the launch with it. */
 bool emu_graph_takes(cudaStream_t stream, const struct emu_launch *launch);
 int emu_graph_n_live(void);
+char *emu_device_span(size_t *bytes); /* where device memory begins, and what of it is in use */
+void emu_early_keep(void);            /* memory as it is */
+void emu_early_begin(void);           /* memory becomes again what was kept */
+bool emu_early_is_begun(void);
+void emu_early_end(void);                    /* and what it was before */
+const void *emu_early_source(const void *p); /* in between: where what was kept stands, for who reads it later */
 void emu_grid_run(const struct emu_launch *launch);
 void emu_grid_allow(const void *kernel, size_t shared_bytes); /* so much to its blocks, from now on */
 uint32_t emu_random(uint32_t n);                              /* 0..n-1 */

@@ -20,8 +20,9 @@ enum {
     GUARD = 0xa5
 };
 
-enum state { READY, AT_BARRIER, AT_WARP, RETURNED };
-static const char *const state_names[] = {"is ready", "waits at a barrier", "waits for its warp", "has returned"};
+enum state { READY, AT_BARRIER, AT_WARP, AT_AWAIT, RETURNED };
+static const char *const state_names[] = {"is ready", "waits at a barrier", "waits for its warp",
+                                          "waits for the kernels before", "has returned"};
 
 struct async {
     void *dst;
@@ -160,6 +161,12 @@ void emu_barrier(void)
     leave(AT_BARRIER);
 }
 
+void emu_await(void)
+{
+    if (emu_early_is_begun())
+        leave(AT_AWAIT);
+}
+
 /* The last lane that comes goes on at once. */
 const void *emu_warp(const void *mine, unsigned bytes)
 {
@@ -194,7 +201,7 @@ void emu_async_copy(void *dst, const void *src, unsigned bytes)
         emu_die("%s: an asynchronous copy of %u bytes that is not aligned to as many", running->name, bytes);
     if (c->n == MAX_ASYNC)
         emu_die("%s: more than %d asynchronous copies of a thread", running->name, MAX_ASYNC);
-    c->async[c->n++] = (struct async){dst, src, bytes, c->group};
+    c->async[c->n++] = (struct async){dst, emu_early_source(src), bytes, c->group};
 }
 
 void emu_async_commit(void)
@@ -243,7 +250,7 @@ void emu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct emu_landin
         emu_die("%s: a bulk copy of %u bytes, or of its addresses, is not a multiple of 16", running->name, bytes);
     if (n_bulks == MAX_BULK)
         emu_die("%s: more than %d bulk copies of a block", running->name, MAX_BULK);
-    bulks[n_bulks++] = (struct bulk){dst, src, bytes, l};
+    bulks[n_bulks++] = (struct bulk){dst, emu_early_source(src), bytes, l};
 }
 
 void emu_landing_wait(struct emu_landing *l, uint32_t is_odd)
@@ -299,6 +306,15 @@ static int next_ready(int t)
     return found ? (int)(found - states) : -1;
 }
 
+/* Nobody goes on before the kernels ahead have ended: they have. */
+static void end_early(void)
+{
+    emu_early_end();
+    for (int t = 0; t < n_threads; t++)
+        if (states[t] == AT_AWAIT)
+            states[t] = READY;
+}
+
 /* Run the threads from meeting to meeting until all have returned. first: who goes first. */
 static void block_run(int first)
 {
@@ -308,6 +324,11 @@ static void block_run(int first)
         next = next_ready(current);
         if (next >= 0)
             continue;
+        if (count(AT_AWAIT) && emu_early_is_begun()) {
+            end_early();
+            next = next_ready(first);
+            continue;
+        }
         if (count(RETURNED) == n_threads)
             return;
         if (count(AT_BARRIER) != n_threads)
@@ -391,6 +412,8 @@ void emu_grid_run(const struct emu_launch *l)
     fibers_make((int)n);
     n_threads = (int)n;
     running = l;
+    if (!l->is_early)
+        emu_early_keep();
     emu_here.block_dim = l->block;
     emu_here.grid_dim = l->grid;
     emu_here.shared = shared;
@@ -401,7 +424,11 @@ void emu_grid_run(const struct emu_launch *l)
     for (unsigned i = 0; i < n_blocks; i++) {
         emu_here.block_idx = dim_of(at, l->grid);
         shared_make(l->shared_bytes);
+        if (i == 0 && l->is_early)
+            emu_early_begin();
         block_run((int)emu_random(n));
+        if (emu_early_is_begun()) /* no thread has waited */
+            emu_early_end();
         if (n_bulks)
             emu_die("%s: %d bulk copies are under way when the block ends", l->name, n_bulks);
         shared_check(l->shared_bytes);
