@@ -679,7 +679,7 @@ static const struct moe_case moe_cases[] = {
     {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0},
     {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0},
     /* Two rows of codes are more than some cards give a block. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 4, 4, 256, 24576, false, 0},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0},
     /* Gate and up of an expert begin at different places of 16 bytes. */
     {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1},
     {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3},
