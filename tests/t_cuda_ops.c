@@ -306,7 +306,7 @@ static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, in
 
 /* With bulk copies, and by asynchronous copies of threads: on cards of which some give a block little room, and whose warps have many sets
  * of rows each. */
-static const int cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}};
+static const int cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}, {12, 3, 99 * 1024}};
 enum { N_CARDS = sizeof cards / sizeof *cards };
 
 static void use_card(int i)
