@@ -237,10 +237,12 @@ template <int TYPE> static __device__ inline struct share share_of(const struct 
     typedef shape<TYPE> shape;
     const int lane = (int)threadIdx.x % 32, at = lane % c->width, block = at / shape::PARTS;
     const int rows = shape::ROWS / c->n_spans, first = lane / c->width * rows;
+    const uint32_t behind = (uint32_t)(block * shape::BYTES);
+    const bool is_there = c->n_chunks > 1 || behind < c->last_bytes; /* else it reads the first block, for nobody */
 
     return {block,
             at % shape::PARTS,
-            (uint32_t)first * c->pitch + (uint32_t)(block * shape::BYTES),
+            (uint32_t)first * c->pitch + (is_there ? behind : 0),
             c->n_spans > 1 ? c->span_bytes - (uint32_t)rows * c->pitch : 0,
             first,
             c->n_spans > 1 ? c->set_rows - rows : 0,
