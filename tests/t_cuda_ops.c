@@ -3,6 +3,8 @@
 #include "tests/cuda_pair.h"
 #include "tests/run_suite.h"
 
+#include "cuda/launch.h"
+
 #include <float.h>
 
 /* ---- rows ---- */
@@ -901,6 +903,19 @@ START_TEST(code_of_an_older_card_begins_early)
 }
 END_TEST
 
+/* Two ways of asking for the code that runs: where there are products of warpgroups, it is for 9.0. */
+START_TEST(code_for_the_card_is_taken_for_an_older_one_s)
+{
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    bool is_of_90 = false, has_wgmma = false;
+
+    ck_assert_int_eq(cu_is_code_of_90(&is_of_90), cudaSuccess);
+    ck_assert_int_eq(cu_gemm_has_wgmma(&has_wgmma), cudaSuccess);
+    ck_assert(is_of_90 || !has_wgmma);
+    pair_close(&p);
+}
+END_TEST
+
 static void setup(void)
 {
     emu_reset(1);
@@ -940,6 +955,7 @@ int main(void)
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);
     tcase_add_test(tc, code_of_an_older_card_begins_early);
+    tcase_add_test(tc, code_for_the_card_is_taken_for_an_older_one_s);
     tcase_add_test(tc, rows_lie_where_their_blocks_cannot_be_read);
     tcase_add_test(tc, weights_are_read_where_they_cannot_be);
     tcase_add_test(tc, too_large_a_step_is_run);
