@@ -71,13 +71,13 @@ const void *emu_warp(const void *mine, unsigned bytes);
  * until then what was in memory when the last began that may not, and what it asks of copies comes from there; the others begin late. */
 void emu_await(void);
 
-/* cp.async: a copy that is queued is done at the latest moment that waiting allows. */
+/* cp.async: a copy that is queued is done at the latest moment that waiting allows, or at once, as the block's lot is. */
 void emu_async_copy(void *dst, const void *src, unsigned bytes);
 void emu_async_commit(void);
 void emu_async_wait(int n_left); /* until at most the n_left latest groups are under way */
 
-/* cp.async.bulk and the barrier that counts its bytes; the copies of a use are done when somebody waits for it. A use that was not
- * announced, or whose bytes are others than was said, would wait for ever: it ends the process. */
+/* cp.async.bulk and the barrier that counts its bytes; the copies of a use are done when somebody waits for it, or at once. A use that was
+ * not announced, or whose bytes are others than was said, would wait for ever: it ends the process. */
 struct emu_landing {
     uint32_t n_uses; /* that are over */
     uint32_t bytes;  /* expected in this one; 0: nothing is */

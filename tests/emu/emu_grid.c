@@ -47,6 +47,7 @@ static char (*stacks)[STACK_BYTES]; /* made once, kept */
 static int n_fibers;                /* so many are made */
 static int current;                 /* the thread that runs */
 static int n_threads;               /* of the block that runs */
+static bool lands_at_once;          /* copies of the block that runs do, instead of when they are waited for */
 static const struct emu_launch *running;
 static char shared[EMU_MAX_SHARED + GUARD_BYTES] __attribute__((aligned(128)));
 
@@ -202,6 +203,8 @@ void emu_async_copy(void *dst, const void *src, unsigned bytes)
     if (c->n == MAX_ASYNC)
         emu_die("%s: more than %d asynchronous copies of a thread", running->name, MAX_ASYNC);
     c->async[c->n++] = (struct async){dst, emu_early_source(src), bytes, c->group};
+    if (lands_at_once)
+        memcpy(dst, emu_early_source(src), bytes);
 }
 
 void emu_async_commit(void)
@@ -216,10 +219,10 @@ void emu_async_wait(int n_left)
 
     for (int i = 0; i < c->n; i++) {
         struct async a = c->async[i];
-        if (a.group < c->group - n_left)
-            memcpy(a.dst, a.src, a.bytes);
-        else
+        if (a.group >= c->group - n_left)
             c->async[n++] = a;
+        else if (!lands_at_once)
+            memcpy(a.dst, a.src, a.bytes);
     }
     c->n = n;
 }
@@ -251,6 +254,8 @@ void emu_bulk_copy(void *dst, const void *src, uint32_t bytes, struct emu_landin
     if (n_bulks == MAX_BULK)
         emu_die("%s: more than %d bulk copies of a block", running->name, MAX_BULK);
     bulks[n_bulks++] = (struct bulk){dst, emu_early_source(src), bytes, l};
+    if (lands_at_once)
+        memcpy(dst, emu_early_source(src), bytes);
 }
 
 void emu_landing_wait(struct emu_landing *l, uint32_t is_odd)
@@ -265,10 +270,10 @@ void emu_landing_wait(struct emu_landing *l, uint32_t is_odd)
     if (!l->bytes || bytes != l->bytes)
         emu_die("%s: %u bytes are under way where %u are waited for", running->name, bytes, l->bytes);
     for (int i = 0; i < n_bulks; i++) {
-        if (bulks[i].landing == l)
-            memcpy(bulks[i].dst, bulks[i].src, bulks[i].bytes);
-        else
+        if (bulks[i].landing != l)
             bulks[n++] = bulks[i];
+        else if (!lands_at_once)
+            memcpy(bulks[i].dst, bulks[i].src, bulks[i].bytes);
     }
     n_bulks = n;
     *l = (struct emu_landing){.n_uses = l->n_uses + 1};
@@ -424,6 +429,7 @@ void emu_grid_run(const struct emu_launch *l)
     for (unsigned i = 0; i < n_blocks; i++) {
         emu_here.block_idx = dim_of(at, l->grid);
         shared_make(l->shared_bytes);
+        lands_at_once = emu_random(2);
         if (i == 0 && l->is_early)
             emu_early_begin();
         block_run((int)emu_random(n));
