@@ -1,6 +1,7 @@
 /* The way of a decode step with more sequences than the GPU holds, by arithmetic: golden cases, the ends of the range, and every division
  * of the host's sequences walked event by event. */
 #include "src/plan/apex.h"
+#include "tests/run_suite.h"
 
 #include <check.h>
 #include <math.h>
@@ -303,9 +304,5 @@ int main(void)
     tcase_add_test(tc, inequality_and_rates_disagree);
     tcase_add_test(tc, walk_finds_a_better_way);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

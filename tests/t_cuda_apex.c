@@ -3,6 +3,7 @@
  * faster and a little slower than where the choice turns, or not at all what the plan thought. */
 #include "src/run/jobs.h"
 #include "tests/cuda_seqs.h"
+#include "tests/run_suite.h"
 
 #include <math.h>
 
@@ -245,9 +246,5 @@ int main(void)
     tcase_add_test(tc, choice_stays_when_the_clock_says_otherwise);
     tcase_add_test(tc, failed_steps_of_a_batch_say_something_else);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int n_failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return n_failed ? 1 : 0;
+    return run_suite(suite);
 }

@@ -276,8 +276,8 @@ static double matrix_bytes(const struct model *m, int first, int end)
     return sum;
 }
 
-/* By a virtual clock a lifted step takes as long as its copies, and the last product and the other layers behind them, where copies are slow;
- * where they are quick, as long as all products, and the first one's copy before them. */
+/* By a virtual clock a lifted step takes as long as its copies, and the last product and the other layers behind them, where copies are
+ * slow; where they are quick, as long as all products, and the first one's copy before them. */
 START_TEST(copies_of_a_lifted_step_are_waited_for)
 {
     enum { N_LIFTED = 4 };

@@ -2,6 +2,7 @@
 #include "tests/plan_ask.h"
 #include "tests/run_suite.h"
 
+#include "src/cli/shape.h"
 #include "src/plan/cost.h"
 
 #include <math.h>
@@ -41,7 +42,8 @@ static struct plan_in *ask_gpu(int model, uint64_t ram_bytes, uint64_t vram_byte
 static uint64_t gpu_sum(const struct plan *p)
 {
     const struct plan_gpu *g = &p->gpu;
-    return g->dense_bytes + g->expert_bytes + g->landing_bytes + g->kv_bytes + g->scratch_bytes + g->own_bytes;
+    return g->dense_bytes + g->expert_bytes + g->landing_bytes + g->lift_bytes + g->kv_bytes + g->scratch_bytes +
+           g->own_bytes;
 }
 
 START_TEST(every_byte_of_a_gpu_has_a_purpose)
@@ -440,6 +442,74 @@ START_TEST(layers_on_the_cpu_shorten_the_context)
 }
 END_TEST
 
+/* ---- layers that do not fit, lifted ---- */
+
+/* 40 dense layers of Q4_K and Q6_K, wide enough for a layer to be worth more than what a piece of memory is rounded up by. */
+static const struct shape deep = {.name = "deep",
+                                  .arch = "dots1",
+                                  .n_layer = 40,
+                                  .n_embd = 2048,
+                                  .n_head = 16,
+                                  .n_head_kv = 4,
+                                  .head_dim = 128,
+                                  .n_ff = 8192,
+                                  .n_dense = 40,
+                                  .n_vocab = 2048,
+                                  .n_ctx = 4096};
+
+static uint64_t up(uint64_t bytes)
+{
+    return size_up(bytes, 256);
+}
+
+/* Half of the layers on the GPU: the others' weights have two rooms there, each for a gate and an up, and their norms a place. From how
+ * many rows on follows the rates. */
+START_TEST(lifted_layers_take_other_memory)
+{
+    struct model *m;
+    struct plan whole, p, back;
+    char *text;
+
+    ask_gpu(DENSE, 64 * GIB, 64 * GIB);
+    ck_assert_msg(shape_open(&deep, &m) == 0, "%s", err_text());
+    in.model = m;
+    opts.n_ctx = 512;
+    ck_assert_int_eq(plan_make(&in, &whole), 0);
+    ck_assert_uint_eq(whole.gpu.lift_bytes, 0);
+    opts.vram_bytes = whole.gpu.total_bytes - whole.gpu.dense_bytes / 2;
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(plan_has_lift(&p));
+    const struct tensor *gate = &m->weights[m->layers[0].w[ROLE_FFN_GATE]].t;
+    uint64_t norms = 2 * up(2048 * 4) + 2 * up(128 * 4); /* of a layer; of queries and keys a head's */
+    ck_assert_uint_eq(p.gpu.lift_bytes, 2 * 2 * up(tensor_bytes(gate)) + p.gpu.first_layer * norms);
+    ck_assert_uint_eq(p.gpu.total_bytes, gpu_sum(&p));
+    ck_assert_uint_le(p.gpu.total_bytes, opts.vram_bytes);
+    ck_assert_uint_eq(p.gpu.lift_rows, 32); /* nothing was measured */
+    ck_assert(explains(&p, "for the CPU's layers, in steps of 32 rows or more"));
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    memset(&back, 0x55, sizeof back);
+    ck_assert_msg(plan_from_json(text, &in, &back) == 0, "%s", err_text());
+    ck_assert_int_eq(memcmp(&p, &back, sizeof p), 0);
+    ck_assert_int_eq(plan_from_json(edited(text, "lift_rows", "0"), &in, &back), 0);
+    ck_assert_uint_eq(back.gpu.lift_bytes, 0);
+    ck_assert_uint_lt(back.gpu.total_bytes, p.gpu.total_bytes);
+    mem_free(text);
+    /* A byte is copied in 1 / 10 ns; 16 rows of a weight (less than a byte) take 16 * 2 / 100e9 s each: from 8 rows on longer. */
+    machine.pcie_bytes_per_s = 10e9;
+    for (int type = 0; type < QUANT_ID_END; type++)
+        machine.kernels[type] = (struct machine_kernel){20e9, 100e9, 100e9, 100e9};
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    double bytes = (double)tensor_bytes(gate), n = (double)gate->ne[0] * (double)gate->ne[1];
+    uint32_t rows = p.gpu.lift_rows;
+    ck_assert(rows > 1 && rows <= 16);
+    ck_assert(rows * 2 * n / 100e9 > 0.8 * bytes / 10e9 && rows * n / 100e9 < 1.2 * bytes / 10e9);
+    machine.pcie_bytes_per_s = 1e6; /* never */
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert_uint_eq(p.gpu.lift_rows, 0);
+    model_close(m);
+}
+END_TEST
+
 /* One after the other: the CPU's layers by its memory's rate, the GPU's by its own, and a row that goes up. */
 START_TEST(speed_with_layers_on_the_cpu_is_another)
 {
@@ -591,6 +661,7 @@ int main(void)
     tcase_add_test(t, speed_with_a_gpu_is_another);
     tcase_add_test(t, saved_plan_with_a_gpu_comes_back_another);
     tcase_add_test(t, layers_that_do_not_fit_are_lost);
+    tcase_add_test(t, lifted_layers_take_other_memory);
     tcase_add_test(t, layers_on_the_cpu_shorten_the_context);
     tcase_add_test(t, speed_with_layers_on_the_cpu_is_another);
     tcase_add_test(t, gpu_that_makes_it_slower_is_used);

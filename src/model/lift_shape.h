@@ -1,5 +1,6 @@
-/* Layers whose weights lie in the host's memory, computed by a device for a step of many rows: what of their weights stays on the device, and
- * what comes up each time, through two rooms in turn. Pure arithmetic, for whoever plans it (plan_gpu.c) and whoever runs it (run/lift.c). */
+/* Layers whose weights lie in the host's memory, computed by a device for a step of many rows: what of their weights stays on the device,
+ * and what comes up each time, through two rooms in turn. Pure arithmetic, for whoever plans it (plan_gpu.c) and whoever runs it
+ * (run/lift.c). */
 #ifndef FERRY_MODEL_LIFT_SHAPE_H
 #define FERRY_MODEL_LIFT_SHAPE_H
 

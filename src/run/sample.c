@@ -314,8 +314,8 @@ static int draw_greedy(struct sample *s, const struct sample_row *row, int32_t *
     return 0;
 }
 
-/* All finite logits that are at least `least` become candidates, by rising id. peaks: the row's are there. The row's logits may be s->logit:
- * nothing moves up. */
+/* All finite logits that are at least `least` become candidates, by rising id. peaks: the row's are there. The row's logits may be
+ * s->logit: nothing moves up. */
 static void gather(struct sample *s, const struct sample_row *row, float least, bool peaks)
 {
     int n = 0;
