@@ -12,7 +12,7 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { POOL_BYTES = 64 * 1024, N_PASSES = 3 };
+enum { POOL_BYTES = 64 * 1024, LEAST_BYTES = 4096 * 4, N_PASSES = 3 }; /* a row of floats */
 
 static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
 {
@@ -71,7 +71,7 @@ START_TEST(senseless_measuring_is_tried)
 
     ck_assert_int_eq(gauge_gpu(dev, POOL_BYTES, 0, &got), ERR_ARG);
     ck_assert_int_eq(gauge_gpu(dev, POOL_BYTES, GAUGE_MAX_PASSES + 1, &got), ERR_ARG);
-    ck_assert_int_eq(gauge_gpu(dev, 2 * 2304 - 1, N_PASSES, &got), ERR_ARG); /* two rows of 4096 weights in 4.5 bits */
+    ck_assert_int_eq(gauge_gpu(dev, LEAST_BYTES - 1, N_PASSES, &got), ERR_ARG);
     close_gpu(dev);
 }
 END_TEST
@@ -87,7 +87,7 @@ START_TEST(failed_call_leaves_something)
         struct device *dev = open_gpu();
         emu_clock(&r);
         emu_fail_nth(++n);
-        int rc = gauge_gpu(dev, 2 * 2304, 1, &got);
+        int rc = gauge_gpu(dev, LEAST_BYTES, 1, &got);
         failed = emu_n_calls() >= n;
         emu_fail_nth(0);
         emu_clock(NULL);

@@ -234,6 +234,14 @@ START_TEST(speed_is_bytes_over_rate)
     ck_assert_int_eq(plan_make(ask(DENSE, 8 * GIB), &p), 0);
     ck_assert_double_eq_tol(p.decode_tok_per_s, 20e9 / (double)fact("dense", "decode_bytes"), 1e-6);
     ck_assert_double_eq_tol(p.load_s, (double)fact("dense", "held_bytes") / 2e9, 1e-9);
+    /* What an older probe measured is taken, and said to be so. */
+    for (int type = 0; type < QUANT_ID_END; type++)
+        machine.kernels[type] = (struct machine_kernel){20e9, 100e9, 100e9, 0};
+    ck_assert_int_eq(plan_make(&in, &p), 0);
+    ck_assert(explains(&p, "an older ferry's rates"));
+    machine.draw_s = 1e-9;
+    ck_assert(!explains(&p, "an older ferry's rates"));
+    memset(machine.kernels, 0, sizeof machine.kernels);
     machine.mem_bytes_per_s = machine.disk_bytes_per_s = 0;
     ck_assert_int_eq(plan_make(&in, &p), 0);
     ck_assert_double_eq(p.decode_tok_per_s, 0);

@@ -328,6 +328,8 @@ static int say_speed(struct text *t, const struct plan *p, const struct plan_in 
     say(t, "\nspeed, predicted\n");
     say_decode(t, p, in);
     say_prefill(t, p, in);
+    if (plan_has_kernels(p, in->machine) && in->machine->draw_s <= 0)
+        say(t, "  (by an older ferry's rates, which promise batches too much: ferry probe measures them anew)\n");
     return say_skew(t, p, in);
 }
 
@@ -352,6 +354,13 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
             layers, size_format((uint64_t)in->model->hp.n_embd * sizeof(float), size, sizeof size),
             in->model->hp.n_layer - (int)p->gpu.first_layer);
     }
+    if (plan_has_lift(p))
+        say(t,
+            "  prompts: in steps of %" PRIu32
+            " rows or more the GPU computes those layers, too, and their weights come "
+            "up for it;\n"
+            "  the CPU would take longer\n",
+            p->gpu.lift_rows);
     if (plan_is_split(p))
         say(t, "  experts: the GPU holds and computes what fits beside the rest, as evenly over the layers as it goes; "
                "the CPU\n"
