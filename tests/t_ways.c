@@ -93,6 +93,64 @@ START_TEST(unlike_steps_are_compared)
 }
 END_TEST
 
+/* Whoever waits does so in all steps from some place on; before, nobody could, and a trial of halves had begun, which nothing ends now. */
+START_TEST(trial_that_cannot_go_on_holds_up_the_other)
+{
+    const struct ways_step all_far = {.n_near = 0, .n_far = 4, .n_host = 4}, all_near = {.n_near = 4, .n_host = 2};
+    const struct plan waiting = plan_of(true, true, true), p = plan_of(true, false, false);
+    struct ways w;
+
+    ways_init(&w, &waiting);
+    run(&w, &all_far, TIER_FIRST + 3, 3, 1, 2);
+    ck_assert_int_eq(w.halves.part, TIER_BEFORE);
+    run(&w, &both, 2000, 3, 1, 2);
+    ck_assert_uint_gt(w.waits.n_trials, 0);
+    ck_assert(!w.waits.is_off);
+    ways_init(&w, &p); /* the other way round: one of waiting, and then there is nobody who may */
+    run(&w, &both, TIER_FIRST + 3, 3, 1, 2);
+    ck_assert_int_eq(w.waits.part, TIER_BEFORE);
+    run(&w, &all_near, 2000, 3, 1, 2);
+    ck_assert_uint_gt(w.halves.n_trials, 0);
+    ck_assert(!w.halves.is_off);
+}
+END_TEST
+
+/* No room for those who would not wait, whenever that is tried. */
+START_TEST(trial_without_room_holds_up_the_other)
+{
+    const struct plan p = plan_of(true, false, false);
+    struct ways w;
+
+    ways_init(&w, &p);
+    for (int i = 0; i < 2000; i++) {
+        ways_begin(&w, &both);
+        if (w.is_waiting)
+            ways_let_all(&w);
+        ways_end(&w, w.is_halved ? 1 : 2);
+    }
+    ck_assert_uint_eq(w.waits.n_trials, 0);
+    ck_assert_uint_gt(w.halves.n_trials, 0);
+    ck_assert(!w.halves.is_off);
+}
+END_TEST
+
+/* For waiting no two steps in a row are alike, for halves all are. */
+START_TEST(trial_of_changing_steps_holds_up_the_other)
+{
+    static const struct ways_step steps[] = {{.n_near = 3, .n_far = 4, .n_host = 5},
+                                             {.n_near = 4, .n_far = 3, .n_host = 5}};
+    const struct plan p = plan_of(true, false, false);
+    struct ways w;
+
+    ways_init(&w, &p);
+    for (int i = 0; i < 1000; i++)
+        run(&w, &steps[i % 2], 1, 3, 1, 2);
+    ck_assert_uint_eq(w.waits.n_trials, 0);
+    ck_assert_uint_gt(w.halves.n_trials, 0);
+    ck_assert(!w.halves.is_off);
+}
+END_TEST
+
 START_TEST(news_are_not_those_of_the_last_change)
 {
     const struct plan p = plan_of(true, false, false);
@@ -120,6 +178,9 @@ int main(void)
     tcase_add_test(tc, worse_way_is_kept);
     tcase_add_test(tc, nobody_is_left);
     tcase_add_test(tc, unlike_steps_are_compared);
+    tcase_add_test(tc, trial_that_cannot_go_on_holds_up_the_other);
+    tcase_add_test(tc, trial_without_room_holds_up_the_other);
+    tcase_add_test(tc, trial_of_changing_steps_holds_up_the_other);
     tcase_add_test(tc, news_are_not_those_of_the_last_change);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

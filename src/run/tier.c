@@ -13,15 +13,33 @@ static void begin_part(struct tier *t, enum tier_part part)
     t->n_warm = part == TIER_BEFORE ? TIER_WARM : 0; /* before it nothing has changed */
 }
 
+void tier_leave(struct tier *t)
+{
+    if (t->part != TIER_WAIT)
+        t->n_wait = 0;
+    t->part = TIER_WAIT;
+}
+
+/* Steps have become others: no comparison. Where they keep doing so it is left: another trial may be waiting for its end (ways.c). */
+static void begin_anew(struct tier *t)
+{
+    if (t->n_anew++ < TIER_ANEW)
+        begin_part(t, TIER_BEFORE);
+    else
+        tier_leave(t);
+}
+
 bool tier_begin(struct tier *t, int kind)
 {
     if (kind == TIER_NO_KIND)
         return !t->is_off;
-    if (kind != t->kind && t->part != TIER_WAIT) /* no comparison: begin anew, soon */
+    if (t->part == TIER_WAIT && t->n_wait >= t->interval) {
+        t->n_anew = 0;
         begin_part(t, TIER_BEFORE);
+    } else if (t->part != TIER_WAIT && kind != t->kind) {
+        begin_anew(t);
+    }
     t->kind = kind;
-    if (t->part == TIER_WAIT && t->n_wait >= t->interval)
-        begin_part(t, TIER_BEFORE);
     return t->is_off == (t->part == TIER_OTHER);
 }
 

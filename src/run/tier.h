@@ -23,6 +23,7 @@ enum {
     TIER_LONGEST = 1 << 14, /* but no more than that */
     TIER_AGAIN = 8,         /* until the one that has to confirm a first win */
     TIER_GIVE_UP = 3,       /* a step of a trial that takes so many times the usual one ends it */
+    TIER_ANEW = 4,          /* a trial that began anew so often, because steps were not alike, is left then */
     TIER_NO_KIND = -1,      /* of steps that are like no others */
 };
 
@@ -33,6 +34,7 @@ struct tier {
     enum tier_part part;
     int kind;                                   /* of the steps that are compared */
     int n_warm, n_timed;                        /* of this part */
+    int n_anew;                                 /* times that this trial began anew */
     int n_wins;                                 /* trials in a row that the other way won */
     uint32_t n_wait, interval;                  /* comparable steps since the last trial; until the next */
     double timed[TIER_TIMED], usual_s, other_s; /* medians */
@@ -49,6 +51,9 @@ bool tier_begin(struct tier *t, int kind);
 /* That step is over, after so many seconds (or what they are divided by, where both ways do not get as much done). One that failed is not
  * told. */
 void tier_end(struct tier *t, int kind, double seconds);
+
+/* A trial, if one is on, ends without a result; the next one comes when it would after this. */
+void tier_leave(struct tier *t);
 
 #ifdef __cplusplus
 }

@@ -27,7 +27,8 @@ static int kind_of(int n, int n_host)
     return n_bits(n) * 32 + n_bits(n_host);
 }
 
-/* A step counts for a choice if both ways are open to it, everybody draws, and the other choice is not on trial. */
+/* A step counts for a choice if both ways are open to it, everybody draws, and the other choice is not on trial. A trial is left when only
+ * one way is open to such a step: nobody knows when there will be two again, and meanwhile the other choice would not be tried. */
 void ways_begin(struct ways *w, const struct ways_step *s)
 {
     const int n_rows = s->n_near + s->n_far;
@@ -36,10 +37,14 @@ void ways_begin(struct ways *w, const struct ways_step *s)
     w->waits_kind = w->halves_kind = TIER_NO_KIND;
     if (may_wait && !s->has_prompt && w->halves.part == TIER_WAIT)
         w->waits_kind = kind_of(s->n_near, s->n_far);
+    if (!may_wait && !s->has_prompt)
+        tier_leave(&w->waits);
     w->is_waiting = !tier_begin(&w->waits, w->waits_kind) && may_wait;
     bool may_halve = w->has_halves && !w->is_waiting && s->n_host > 0 && (n_rows > 1 || s->has_prompt);
     if (may_halve && !s->has_prompt && w->waits.part == TIER_WAIT)
         w->halves_kind = kind_of(n_rows - s->n_host, s->n_host);
+    if (!may_halve && !s->has_prompt)
+        tier_leave(&w->halves);
     w->is_halved = tier_begin(&w->halves, w->halves_kind) && may_halve;
 }
 
@@ -47,6 +52,7 @@ void ways_let_all(struct ways *w)
 {
     w->waits_kind = w->halves_kind = TIER_NO_KIND;
     w->is_waiting = false;
+    tier_leave(&w->waits); /* nor would there be room soon */
 }
 
 void ways_end(struct ways *w, double seconds)
