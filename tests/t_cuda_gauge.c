@@ -76,6 +76,24 @@ START_TEST(senseless_measuring_is_tried)
 }
 END_TEST
 
+/* As few rows of weights as may be: what is uploaded and carried comes from a block that is no larger. */
+START_TEST(small_pool_is_filled_from_beyond_its_block)
+{
+    struct emu_rates r = {.kernel_ns = kernel_ns};
+    struct gauge_gpu_rates got;
+
+    for (uint64_t pool_bytes = 2 * 2304; pool_bytes < 20 * 1024; pool_bytes += 2001) {
+        struct device *dev = open_gpu();
+        r.bytes_per_s[EMU_UP] = r.bytes_per_s[EMU_DOWN] = PCIE_RATE;
+        emu_clock(&r);
+        ck_assert_msg(gauge_gpu(dev, pool_bytes, 1, &got) == 0, "%s", err_text());
+        emu_clock(NULL);
+        ck_assert_double_eq_tol(got.up_bytes_per_s, PCIE_RATE, 1e-3 * PCIE_RATE);
+        close_gpu(dev);
+    }
+}
+END_TEST
+
 START_TEST(failed_call_leaves_something)
 {
     bool failed = true;
@@ -136,6 +154,7 @@ int main(void)
     tcase_add_test(tc, rates_are_not_the_clocks);
     tcase_add_test(tc, timeless_gpu_is_infinitely_fast);
     tcase_add_test(tc, senseless_measuring_is_tried);
+    tcase_add_test(tc, small_pool_is_filled_from_beyond_its_block);
     tcase_add_test(tc, failed_call_leaves_something);
     tcase_add_test(tc, gpus_have_one_name);
     suite_add_tcase(suite, tc);

@@ -79,18 +79,24 @@ static void give_memory(struct gauge_gpu *g)
     ops->release(g->dev, g->pool);
 }
 
+/* The block again and again, which may be shorter. */
+static int fill_from_block(struct gauge_gpu *g, void *dst, uint64_t bytes)
+{
+    int rc = 0;
+
+    for (uint64_t off = 0, n; off < bytes && rc == 0; off += n) {
+        n = bytes - off < g->block_bytes ? bytes - off : g->block_bytes;
+        rc = g->dev->ops->upload(g->dev, (char *)dst + off, g->block, n);
+    }
+    return rc;
+}
+
 /* Ordinary numbers everywhere: a GPU that has little to do may be quicker. */
 static int fill(struct gauge_gpu *g)
 {
-    const struct device_ops *ops = g->dev->ops;
-    int rc = 0;
-
     gauge_fill(g->block, g->block_bytes);
-    for (uint64_t off = 0, n; off < g->pool_bytes && rc == 0; off += n) {
-        n = g->pool_bytes - off < g->block_bytes ? g->pool_bytes - off : g->block_bytes;
-        rc = ops->upload(g->dev, (char *)g->pool + off, g->block, n);
-    }
-    return rc ? rc : ops->upload(g->dev, g->x, g->block, N_IN * sizeof(float));
+    int rc = fill_from_block(g, g->pool, g->pool_bytes);
+    return rc ? rc : fill_from_block(g, g->x, N_IN * sizeof(float));
 }
 
 static int run_ops(struct gauge_gpu *g)

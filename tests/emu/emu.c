@@ -638,7 +638,7 @@ static void check_place(const void *ptr, size_t bytes, bool is_device)
         emu_die("a copy to or from %s memory got an address of the other", is_device ? "device" : "host");
     if (is_device && a && a->gpu != gpu)
         emu_die("memory of GPU %d is used while GPU %d is chosen", a->gpu, gpu);
-    if (is_device && (!a || (size_t)((const char *)ptr - a->base) + bytes > a->bytes))
+    if ((is_device && !a) || (a && (size_t)((const char *)ptr - a->base) + bytes > a->bytes))
         emu_die("a copy of %zu bytes leaves its allocation", bytes);
 }
 
