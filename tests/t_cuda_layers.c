@@ -612,6 +612,128 @@ START_TEST(layers_beside_a_shared_cache_change_bits)
 }
 END_TEST
 
+/* Layers before the GPU's, lifted in steps of many rows, of the others' cache a segment or two there, and steps in halves: whatever a saved
+ * plan may say at once. stage_rows 1: even single rows have their pages come up. */
+static const struct {
+    const char *name, *choices;
+} mixes[] = {
+    {"llama", "{\"first_layer\": 1, \"lift_rows\": 5, \"kv_tok\": 1024, \"stage_rows\": 4, \"halves\": true}"},
+    {"llama", "{\"first_layer\": 1, \"lift_rows\": 2, \"kv_tok\": 512, \"stage_rows\": 1, \"halves\": true}"},
+    {"llama", "{\"first_layer\": 0, \"lift_rows\": 2, \"kv_tok\": 512, \"stage_rows\": 0, \"halves\": true}"},
+    {"gemma3", "{\"first_layer\": 3, \"lift_rows\": 3, \"kv_tok\": 512, \"stage_rows\": 4, \"halves\": true}"},
+    {"gemma3", "{\"first_layer\": 1, \"lift_rows\": 200, \"kv_tok\": 512, \"stage_rows\": 100, \"halves\": true}"},
+    {"qwen2", "{\"first_layer\": 1, \"lift_rows\": 1, \"kv_tok\": 512, \"stage_rows\": 2, \"halves\": true}"},
+    {"granite", "{\"first_layer\": 1, \"lift_rows\": 4, \"kv_tok\": 512, \"stage_rows\": 4, \"halves\": true}"},
+};
+enum { N_MIXES = sizeof mixes / sizeof *mixes, MIX_SEQS = 6, MIX_TOK = 530, MIX_NEW = 16 };
+
+static struct ferry_engine_opts mix_opts(const char *device)
+{
+    struct ferry_engine_opts o = opts_for(device, 1024, 128);
+
+    o.n_batch = MIX_SEQS;
+    return o;
+}
+
+static const char *mix_plan(int i)
+{
+    struct ferry_engine_opts gpu = mix_opts("cuda:0");
+    struct ferry_engine *e = open_with(mixes[i].name, &gpu);
+    char choices[256];
+
+    snprintf(choices, sizeof choices, "{\"gpu\": %s}", mixes[i].choices);
+    const char *path = plan_with(e, choices);
+    ferry_engine_close(e);
+    return path;
+}
+
+struct mix {
+    int32_t words[MIX_SEQS][MIX_NEW];
+    float vector[256];
+};
+
+/* What comes out of a request that was finished. */
+static void note_answer(const struct ferry_answer *a, struct mix *out)
+{
+    int i = (int)a->id - 1;
+
+    if (a->embedding)
+        memcpy(out->vector, a->embedding, a->n_embd * sizeof *out->vector);
+    else
+        memcpy(out->words[i], a->tokens, MIX_NEW * sizeof(int32_t));
+}
+
+/* Six requests, two of which share their beginning past the first segment, one is pooled, and one short. Returns how many steps were run
+ * in halves. */
+static uint64_t mix_of(const char *name, const struct ferry_engine_opts *o, struct mix *out)
+{
+    static int32_t words[MIX_TOK];
+    struct ferry_batch_stats stats;
+    struct ferry_engine *e = open_with(name, o);
+    struct ferry_answer *a;
+    struct ferry_batch *b;
+    uint64_t id;
+
+    memset(out, 0, sizeof *out);
+    ck_assert_msg(ferry_batch_make(e, &b) == 0, "%s", ferry_error());
+    for (int i = 0; i < MIX_SEQS; i++) {
+        struct ferry_request r;
+        ferry_request_init(&r);
+        for (int k = 0; k < MIX_TOK; k++)
+            words[k] = ids[(k + k / N_TOK * 7 + (i == 1 ? 0 : 31 * i)) % N_TOK];
+        words[MIX_TOK - 1] = ids[i];
+        r.tokens = words;
+        r.n_tokens = i == 4 ? 20 : MIX_TOK;
+        r.max_tokens = MIX_NEW;
+        r.ignore_eos = true;
+        r.pooling = i == 3 ? FERRY_POOLING_MEAN : r.pooling;
+        ck_assert_msg(ferry_batch_submit(b, &r, &id) == 0, "%s", ferry_error());
+        ck_assert_uint_eq(id, (uint64_t)i + 1);
+    }
+    emu_in_step(true);
+    for (int n = 0; n < MIX_SEQS; n += a != NULL) {
+        ck_assert_msg(ferry_batch_poll(b, &a) == 0, "%s", ferry_error());
+        if (a)
+            note_answer(a, out);
+        ferry_answer_free(a);
+    }
+    emu_in_step(false);
+    ferry_batch_stats(b, &stats);
+    ferry_batch_free(b);
+    ferry_engine_close(e);
+    ck_assert_int_eq(emu_n_live(), 0);
+    return stats.n_halved;
+}
+
+START_TEST(all_at_once_change_bits)
+{
+    struct ferry_engine_opts cpu = mix_opts("cpu"), gpu = mix_opts("cuda:0");
+    static struct mix want, got;
+
+    mix_of(mixes[_i].name, &cpu, &want);
+    gpu.plan_path = mix_plan(_i);
+    emu_seed((uint64_t)_i + 1);
+    ck_assert_uint_gt(mix_of(mixes[_i].name, &gpu, &got), 0);
+    ck_assert_mem_eq(&want, &got, sizeof want);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
+/* 2 MiB of rounding for each of 6 pieces, and more for what is on two sides, for halves, and for weights that come up. */
+START_TEST(memory_of_all_at_once_is_not_what_the_plan_says)
+{
+    struct ferry_engine_opts gpu = mix_opts("cuda:0");
+    uint64_t first;
+
+    gpu.plan_path = mix_plan(_i);
+    struct ferry_engine *e = open_with(mixes[_i].name, &gpu);
+    uint64_t n = 6 + 1 + 2 + find_fact(e, "first_layer", NULL, &first);
+    ck_assert_uint_eq(emu_device_bytes() + 2 * n * MIB, fact_of(e, "bytes", "total"));
+    ferry_engine_close(e);
+    unlink(gpu.plan_path);
+}
+END_TEST
+
 /* By the rates of a profile the CPU is the faster one: then it has all layers, and the engine says so. */
 START_TEST(gpu_that_makes_it_slower_is_used)
 {
@@ -701,14 +823,17 @@ START_TEST(dropped_wait_is_not_seen)
 }
 END_TEST
 
-/* Of a dense model; of experts on both sides, too. */
+/* Of a dense model; of experts on both sides, too; and, at open, of all at once. */
 static const char *const failing[] = {"gemma3", "qwen3moe"};
 
 START_TEST(failed_call_at_open_leaves_something)
 {
-    const char *name = failing[_i / 2];
-    struct ferry_engine_opts gpu = layers_of(name, _i / 2 ? 1 : 3, _i / 2);
+    const bool is_mix = _i / 2 == 2;
+    const char *name = is_mix ? mixes[0].name : failing[_i / 2];
+    struct ferry_engine_opts gpu = is_mix ? mix_opts("cuda:0") : layers_of(name, _i / 2 ? 1 : 3, _i / 2);
     int rc = -1, n = 1;
+
+    gpu.plan_path = is_mix ? mix_plan(0) : NULL;
 
     for (; rc < 0; n++) {
         struct ferry_engine *e;
@@ -725,6 +850,8 @@ START_TEST(failed_call_at_open_leaves_something)
                           mem_tag_name((enum mem_tag)tag));
     }
     ck_assert_int_gt(n, 20);
+    if (is_mix)
+        unlink(gpu.plan_path);
 }
 END_TEST
 
@@ -782,7 +909,9 @@ int main(void)
     tcase_add_test(fail, too_small_a_gpu_is_used);
     if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */
         tcase_add_test(fail, dropped_wait_is_not_seen);
-    tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 4);
+    tcase_add_loop_test(plan, memory_of_all_at_once_is_not_what_the_plan_says, 0, N_MIXES);
+    tcase_add_loop_test(many, all_at_once_change_bits, 0, N_MIXES);
+    tcase_add_loop_test(fail, failed_call_at_open_leaves_something, 0, 6);
     tcase_add_loop_test(fail, failed_call_in_a_step_spoils_the_session, 0, 2);
     return run_suite(suite);
 }
