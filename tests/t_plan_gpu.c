@@ -464,6 +464,25 @@ static uint64_t up(uint64_t bytes)
 
 /* Half of the layers on the GPU: the others' weights have two rooms there, each for a gate and an up, and their norms a place. From how
  * many rows on follows the rates. */
+static bool can_but_layer_0(const struct op *op)
+{
+    return op->layer != 0;
+}
+
+/* A plan that was written by hand: the CPU has the layer that the GPU cannot run. */
+static void check_unable_gpu(const char *text)
+{
+    struct device_ops unable = gpu;
+    struct plan back;
+
+    unable.can = can_but_layer_0;
+    in.gpu = &unable;
+    ck_assert_int_eq(plan_from_json(edited(text, "lift_rows", "0"), &in, &back), 0);
+    ck_assert_int_eq(plan_from_json(text, &in, &back), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err_text(), "the gpu cannot run"));
+    in.gpu = &gpu;
+}
+
 START_TEST(lifted_layers_take_other_memory)
 {
     struct model *m;
@@ -493,6 +512,7 @@ START_TEST(lifted_layers_take_other_memory)
     ck_assert_int_eq(plan_from_json(edited(text, "lift_rows", "0"), &in, &back), 0);
     ck_assert_uint_eq(back.gpu.lift_bytes, 0);
     ck_assert_uint_lt(back.gpu.total_bytes, p.gpu.total_bytes);
+    check_unable_gpu(text);
     mem_free(text);
     /* A byte is copied in 1 / 10 ns; 16 rows of a weight (less than a byte) take 16 * 2 / 100e9 s each: from 8 rows on longer. */
     machine.pcie_bytes_per_s = 10e9;

@@ -115,6 +115,8 @@ static int count_scratch(const struct plan_in *in, struct plan *p)
         rc = plan_program(p, in->model, PLAN_BEFORE, &before);
     if (!rc && before)
         rc = check_ops(in, before, false);
+    if (!rc && before && plan_has_lift(p))
+        rc = check_ops(in, before, true);
     if (!rc && plan_has_halves(p))
         rc = plan_program(p, in->model, PLAN_HALF, &half);
     if (!rc && p->has_gpu)
