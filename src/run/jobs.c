@@ -578,7 +578,9 @@ static void halve(struct jobs *j)
         n_all += s->is_second ? n : 0;
         has_first = has_first || (s->n_rows > 0 && !s->is_second);
     }
-    for (int i = 0; i < j->n_running && !has_prompt_turn(j); i++) {
+    if (has_prompt_turn(j))
+        return;
+    for (int i = 0; i < j->n_running; i++) {
         struct sched_seq *s = &j->turns[i];
         int64_t n = s->is_second ? cache_back_n_far(j->running[i]->user.seq) : 0;
         if (n == 0 || (has_first && 2 * (n_first + n) > n_all))
