@@ -227,7 +227,7 @@ static bool lacks_disk(const struct cost_args *a)
     return a->machine->disk_bytes_per_s <= 0 && (a->plan->slot_ram_bytes || plan_missing_share(a->plan) > 0);
 }
 
-/* Calls of the device: the op list is cut at experts and, in long steps, between layers (run/exec.c). */
+/* Calls of the device: the op list is cut at experts and, in long steps, between layers (run/exec_walk.c). */
 static double runs_s(const struct cost_args *a)
 {
     const struct program *p = a->program;
