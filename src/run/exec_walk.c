@@ -114,7 +114,9 @@ static int walk(struct exec *e, struct walk *w, const int *cancel)
     return rc;
 }
 
-/* The last n_second rows apart from the others. Their results join them before what is for all: the head's weights are read once. */
+/* The last n_second rows apart from the others. In each turn of the loop the host attends for one half, which the device then goes on with
+ * up to its next attention; meanwhile the device does what the turn before gave it for the other half. Where both are over, the second's
+ * results join the first's, before what is for all rows: the head's weights are read once. */
 static int walk_halves(struct exec *e, const struct rows *step, int n_second, const int *cancel)
 {
     const struct tensor *x = e->main.program->x, *from = e->half.program->x;

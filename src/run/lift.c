@@ -107,12 +107,12 @@ void lift_done(struct lift *l)
 
 /* ---- weights ---- */
 
-static int there(const struct lift *l, int product) /* fence: its weights are in their room */
+static int fence_there(const struct lift *l, int product) /* passed when its weights are in their room */
 {
     return l->first_fence + product % LIFT_ROOMS;
 }
 
-static int read(const struct lift *l, int product) /* fence: nobody reads them any more */
+static int fence_read(const struct lift *l, int product) /* passed when nobody reads them any more */
 {
     return l->first_fence + LIFT_ROOMS + product % LIFT_ROOMS;
 }
@@ -145,22 +145,22 @@ static int send_next(struct lift *l)
         return 0;
     const struct op *op = &l->program->ops[l->products[product]];
     if (product >= LIFT_ROOMS)
-        rc = ops->follow(l->dev, DEVICE_COPIES, read(l, product));
+        rc = ops->follow(l->dev, DEVICE_COPIES, fence_read(l, product));
     for (int i = 0; i < op->n_w && rc == 0; i++)
         rc = carry(l, op->w[i]);
     l->n_sent++;
-    return rc ? rc : ops->fence(l->dev, DEVICE_COPIES, there(l, product));
+    return rc ? rc : ops->fence(l->dev, DEVICE_COPIES, fence_there(l, product));
 }
 
 static int run_product(struct lift *l, int product, const struct rows *rows)
 {
     const struct device_ops *ops = l->dev->ops;
-    int rc = ops->follow(l->dev, DEVICE_OPS, there(l, product));
+    int rc = ops->follow(l->dev, DEVICE_OPS, fence_there(l, product));
 
     if (rc == 0)
         rc = ops->run(l->dev, &l->program->ops[l->products[product]], 1, rows);
     if (rc == 0)
-        rc = ops->fence(l->dev, DEVICE_OPS, read(l, product));
+        rc = ops->fence(l->dev, DEVICE_OPS, fence_read(l, product));
     return rc ? rc : send_next(l);
 }
 
@@ -264,7 +264,7 @@ static int stop(struct lift *l, int rc)
     bool is_there;
 
     if (l->n_sent > 0)
-        l->dev->ops->passed(l->dev, there(l, l->n_sent - 1), true, &is_there);
+        l->dev->ops->passed(l->dev, fence_there(l, l->n_sent - 1), true, &is_there);
     return rc;
 }
 
