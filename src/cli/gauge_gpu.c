@@ -152,8 +152,7 @@ static int rate(struct gauge_gpu *g, enum device_queue queue, int give(struct ga
 
 int gauge_gpu(struct device *dev, uint64_t pool_bytes, int n_passes, struct gauge_gpu_rates *out)
 {
-    const uint64_t least_bytes =
-        N_IN * sizeof(float); /* what is uploaded at once; more than LEAST_OPS rows of weights */
+    const uint64_t least_bytes = LEAST_OPS * quant_row_bytes(QUANT_Q4_K, N_IN);
     struct gauge_gpu g = {.dev = dev, .pool_bytes = pool_bytes, .block_bytes = BLOCK_BYTES};
 
     *out = (struct gauge_gpu_rates){0};
