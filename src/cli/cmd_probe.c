@@ -155,8 +155,10 @@ static int measure_gpu(const struct conf *conf, struct probe *p)
         fprintf(stderr, "failed\n");
     else if (!conf->quiet)
         fprintf(stderr, "%.0f GB/s, the way to it %.1f GB/s\n", m->gpu_bytes_per_s / 1e9, m->pcie_bytes_per_s / 1e9);
+    if (rc)
+        return err(rc, "%s (--device cpu leaves the GPU out)", err_text());
 #endif
-    return rc;
+    return 0;
 }
 
 static int print_json(const struct probe *p)
