@@ -1,8 +1,10 @@
 /* The choice between GPU only and overlap, as the plan makes it and as it turns while a batch runs, against engines that walk a tiny model:
  * with the virtual clock of the emulated runtime, sequences of which one has its pages in the host's memory, and a host that is a little
  * faster and a little slower than where the choice turns, or not at all what the plan thought. */
-#include "src/run/jobs.h"
-#include "tests/cuda_seqs.h"
+#define GIVEN 330
+#define DRAWN 170
+#include "tests/cuda_jobs.h"
+
 #include "tests/run_suite.h"
 
 #include <math.h>
@@ -82,37 +84,6 @@ END_TEST
 
 /* ---- while a batch runs ---- */
 
-enum { GIVEN_TOK = 330, ANSWER_TOK = 170 };
-
-static int32_t said[N_SEQ][ANSWER_TOK];
-
-static void submit(struct jobs *jobs, int seq)
-{
-    int32_t tokens[GIVEN_TOK];
-    struct jobs_request r = {
-        .tokens = tokens, .n_tok = GIVEN_TOK, .rules = {.max_tok = ANSWER_TOK, .ignore_end = true}};
-    uint64_t id;
-
-    for (int i = 0; i < GIVEN_TOK; i++)
-        tokens[i] = (seq * 91 + i * 7 + i / 50) % 200 + 10;
-    sample_opts_init(&r.sample);
-    ck_assert_msg(jobs_submit(jobs, &r, &id) == 0, "%s", err_text());
-    ck_assert_uint_eq(id, (uint64_t)seq + 1);
-}
-
-static void take_answers(struct jobs *jobs)
-{
-    struct jobs_facts f;
-    struct job *job;
-
-    while ((job = jobs_take(jobs))) {
-        jobs_facts(job, &f);
-        ck_assert_uint_eq(f.answer->n_tok, ANSWER_TOK);
-        memcpy(said[f.id - 1], f.answer->token, sizeof said[0]);
-        jobs_free(job);
-    }
-}
-
 /* Seconds a token of both ways, where there was a whole trial: as computed, of the clock's rates. */
 static void check_times(const struct tier *t)
 {
@@ -154,24 +125,11 @@ static void step_with(struct jobs *jobs, int fail_nth)
  * does. */
 static void answer(bool waits, double host_rate, bool fails, struct jobs_stats *stats, struct cache_back_stats *back)
 {
-    struct jobs *jobs;
 
     make_rooms(&(struct cache_args){.back_steps = 3, .back_bytes = MIB});
-    for (int seq = 0; seq < N_SEQ; seq++) {
-        cache_seq_free(rooms.seqs[seq]);
-        rooms.seqs[seq] = NULL;
-    }
     rooms.plan.gpu.kv_waits = waits;
     rooms.machine.mem_bytes_per_s = host_rate;
-    struct jobs_args args = {.exec = rooms.exec,
-                             .cache = rooms.cache,
-                             .plan = &rooms.plan,
-                             .n_vocab = N_VOCAB,
-                             .n_embd = rooms.model->hp.n_embd,
-                             .clock = emu_now_ns};
-    ck_assert_int_eq(jobs_open(&args, &jobs), 0);
-    for (int seq = 0; seq < N_SEQ; seq++)
-        submit(jobs, seq);
+    struct jobs *jobs = open_jobs();
     time_on(PCIE_RATE);
     for (int i = 1; i == 1 || stats->n_running + stats->n_waiting > 0; i++) {
         step_with(jobs, fails && i % 5 == 0 ? 1 + i % 80 : 0);

@@ -2,9 +2,8 @@
  * they take as long as a walk from event to event says; bits are those of whole steps, in whatever order streams run and whatever fails;
  * and a batch goes over to them, or away from them, as its steps show. */
 #define SEQS 7
-#include "tests/cuda_seqs.h"
+#include "tests/cuda_jobs.h"
 
-#include "src/run/jobs.h"
 #include "tests/run_suite.h"
 
 #include <math.h>
@@ -281,59 +280,17 @@ END_TEST
 
 /* ---- while a batch runs ---- */
 
-enum { GIVEN_TOK = 250, ANSWER_TOK = 200 };
-
-static int32_t said[N_SEQ][ANSWER_TOK], first_said[N_SEQ][ANSWER_TOK];
-
-static void submit(struct jobs *jobs, int seq)
-{
-    int32_t tokens[GIVEN_TOK];
-    struct jobs_request r = {
-        .tokens = tokens, .n_tok = GIVEN_TOK, .rules = {.max_tok = ANSWER_TOK, .ignore_end = true}};
-    uint64_t id;
-
-    for (int i = 0; i < GIVEN_TOK; i++)
-        tokens[i] = (seq * 91 + i * 7 + i / 50) % 200 + 10;
-    sample_opts_init(&r.sample);
-    ck_assert_msg(jobs_submit(jobs, &r, &id) == 0, "%s", err_text());
-    ck_assert_uint_eq(id, (uint64_t)seq + 1);
-}
-
-static void take_answers(struct jobs *jobs)
-{
-    struct jobs_facts f;
-    struct job *job;
-
-    while ((job = jobs_take(jobs))) {
-        jobs_facts(job, &f);
-        ck_assert_uint_eq(f.answer->n_tok, ANSWER_TOK);
-        memcpy(said[f.id - 1], f.answer->token, sizeof said[0]);
-        jobs_free(job);
-    }
-}
+static int32_t first_said[N_SEQ][ANSWER_TOK];
 
 /* All answer together, beside a host of that rate; returns how many steps were run in halves. */
 static uint64_t answer(bool begins_halved, double host_rate, struct jobs_stats *stats)
 {
     struct exec_stats before, after;
-    struct jobs *jobs;
 
     make_rooms(NULL);
-    for (int seq = 0; seq < N_SEQ; seq++) {
-        cache_seq_free(rooms.seqs[seq]);
-        rooms.seqs[seq] = NULL;
-    }
     rooms.plan.gpu.halves = begins_halved;
     rooms.machine.mem_bytes_per_s = host_rate;
-    struct jobs_args args = {.exec = rooms.exec,
-                             .cache = rooms.cache,
-                             .plan = &rooms.plan,
-                             .n_vocab = N_VOCAB,
-                             .n_embd = rooms.model->hp.n_embd,
-                             .clock = emu_now_ns};
-    ck_assert_int_eq(jobs_open(&args, &jobs), 0);
-    for (int seq = 0; seq < N_SEQ; seq++)
-        submit(jobs, seq);
+    struct jobs *jobs = open_jobs();
     exec_stats(rooms.exec, &before);
     time_on(PCIE_RATE);
     do {
