@@ -13,6 +13,7 @@
 #include "src/run/exec.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
+#include "tests/cuda_devices.h"
 #include "tests/cuda_open.h"
 
 #include <check.h>
@@ -188,13 +189,9 @@ static void make_rooms(const struct rooms_args *a)
     rooms.plan.gpu.n_landing = (uint32_t)a->n_landing;
     rooms.plan.gpu.copies = a->copies;
     rooms.plan.gpu.pin_bytes = a->pin_bytes;
-    struct cuda_opts cuda = {.ordinal = 0, .no_graphs = a->no_graphs};
-    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
-    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
-    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
-    rooms.cpu_ops = *rooms.cpu->ops;
+    open_devices(&rooms.plan, rooms.model, a->no_graphs, &rooms.gpu, &rooms.cpu);
+    own_ops(rooms.cpu, &rooms.cpu_ops);
     rooms.cpu_ops.run = a->cpu_run ? a->cpu_run : rooms.cpu_ops.run;
-    rooms.cpu->ops = &rooms.cpu_ops;
     struct store_args store = {.model = rooms.model,
                                .plan = &rooms.plan,
                                .device = rooms.gpu,

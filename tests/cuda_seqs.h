@@ -17,6 +17,7 @@
 #include "src/run/cache.h"
 #include "src/run/exec.h"
 #include "src/run/store.h"
+#include "tests/cuda_devices.h"
 #include "tests/cuda_times.h"
 
 #include <check.h>
@@ -175,17 +176,11 @@ static void make_rooms(const struct cache_args *back)
     const struct model_layer *l = &rooms.model->layers[0];
     rooms.row_bytes =
         (POS + 1.0) * l->n_head_kv * (rooms.model->hp.head_dim_k + rooms.model->hp.head_dim_v) * 2; /* F16 */
-    struct cuda_opts cuda;
-    memset(&cuda, 0, sizeof cuda);
-    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
-    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
-    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
-    rooms.cpu_ops = cpu_device_ops;
-    rooms.cpu_ops.run = run_host;
-    rooms.cpu->ops = &rooms.cpu_ops;
-    rooms.gpu_ops = cuda_device_ops;
+    open_devices(&rooms.plan, rooms.model, false, &rooms.gpu, &rooms.cpu);
+    own_ops(rooms.gpu, &rooms.gpu_ops);
+    own_ops(rooms.cpu, &rooms.cpu_ops);
     rooms.gpu_ops.run = run_gpu;
-    rooms.gpu->ops = &rooms.gpu_ops;
+    rooms.cpu_ops.run = run_host;
     struct store_args store = {.model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, 0, &shape, NULL), 0);

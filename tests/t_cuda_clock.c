@@ -13,6 +13,7 @@
 #include "src/run/exec.h"
 #include "src/run/session.h"
 #include "src/run/store.h"
+#include "tests/cuda_devices.h"
 #include "tests/cuda_times.h"
 #include "tests/run_suite.h"
 
@@ -122,18 +123,12 @@ static void make_rooms(const char *name, int quarters, double host_rate)
     plan_for(1 * GIB, host_rate);
     uint64_t expert_bytes = rooms.plan.gpu.expert_bytes;
     plan_for(rooms.plan.gpu.total_bytes - expert_bytes + expert_bytes * (uint64_t)quarters / 4, host_rate);
-    struct cuda_opts cuda;
-    memset(&cuda, 0, sizeof cuda);
-    plan_device_step(&rooms.plan, rooms.model, &cuda.most);
-    ck_assert_int_eq(cuda_open(&cuda, &rooms.gpu), 0);
-    ck_assert_int_eq(cpu_open(&(struct cpu_opts){.n_threads = 1}, &rooms.cpu), 0);
-    rooms.gpu_ops = cuda_device_ops;
+    open_devices(&rooms.plan, rooms.model, false, &rooms.gpu, &rooms.cpu);
+    own_ops(rooms.gpu, &rooms.gpu_ops);
+    own_ops(rooms.cpu, &rooms.cpu_ops);
     rooms.gpu_ops.run = run_gpu;
     rooms.gpu_ops.bring = bring_piece;
-    rooms.gpu->ops = &rooms.gpu_ops;
-    rooms.cpu_ops = cpu_device_ops;
     rooms.cpu_ops.run = run_host;
-    rooms.cpu->ops = &rooms.cpu_ops;
     struct store_args store = {.model = rooms.model, .plan = &rooms.plan, .device = rooms.gpu};
     ck_assert_msg(store_open(&store, &rooms.store) == 0, "%s", err_text());
     ck_assert_int_eq(model_kv_shape(rooms.model, rooms.plan.kv_type, 0, &shape, NULL), 0);
