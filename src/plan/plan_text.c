@@ -288,7 +288,8 @@ static void say_prefill(struct text *t, const struct plan *p, const struct plan_
     char missed[32];
 
     say_rate(t, "prefill", p->prefill_tok_per_s, true,
-             p->has_gpu ? "nobody has measured a GPU's kernels yet" : "the rates of kernels (ferry probe measures it)");
+             p->has_gpu ? "ferry probe measures no prompts on a GPU"
+                        : "the rates of kernels (ferry probe measures it)");
     say(t, "\n              prompt of %" PRIu32 " tokens",
         p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : (uint32_t)PLAN_PROMPT_TOK);
     if (p->prefill_missed_bytes)

@@ -1,5 +1,5 @@
-/* Which of two ways steps go, by measured times: whether the GPU shall compute experts at all (exec.c), whether sequences whose KV
- * pages lie in the host's memory run beside those whose do not, or wait (jobs.c). Now and then the other way is tried for a few steps,
+/* Which of two ways steps go, by measured times: whether the GPU shall compute experts at all (exec.c), and what a batch does
+ * with sequences whose KV pages lie in the host's memory (ways.h). Now and then the other way is tried for a few steps,
  * fairly: before it and after it as many steps are timed the usual way, the first steps after each change do not count (slots have to
  * fill), and only steps of one kind are compared. It has to win twice in a row, by TIER_CLEAR, before anything is changed, which holds for
  * both directions. Trials that lose come ever more seldom. A pure state: times come in, so tests can invent them. */
