@@ -7,6 +7,7 @@
  *   of as many as the scratch has slots for, merged by whoever comes last to the barrier. */
 #include "cpu/walk.h"
 
+#include "cpu/kern_math.h"
 #include "src/base/size.h"
 
 #include <math.h>
@@ -107,6 +108,13 @@ static void state_merge(const struct walk *w, const struct op_attn *p, float *s,
                             state_o(sum) + q * p->head_dim_v, state_m(p, sum) + q, state_l(p, sum) + q, p->head_dim_v);
 }
 
+float cpu_attn_factor(const struct op *op, int head, float m, float l)
+{
+    if (op->w[0])
+        l += kern_v_exp(((const float *)op->w[0]->data)[head] - m);
+    return 1.0f / l;
+}
+
 /* The result of row i (of the op's rows) for the group of `head`. */
 static void state_write(const struct walk *w, const struct op *op, int i, int head, float *sum)
 {
@@ -114,8 +122,9 @@ static void state_write(const struct walk *w, const struct op *op, int i, int he
     float *out = (float *)tensor_row(op->dst[0], i) + (int64_t)head * n_group(p) * p->head_dim_v;
 
     for (int q = 0; q < n_group(p); q++)
-        w->kern->scale(state_o(sum) + q * p->head_dim_v, 1.0f / state_l(p, sum)[q], out + q * p->head_dim_v,
-                       p->head_dim_v);
+        w->kern->scale(state_o(sum) + q * p->head_dim_v,
+                       cpu_attn_factor(op, head * n_group(p) + q, state_m(p, sum)[q], state_l(p, sum)[q]),
+                       out + q * p->head_dim_v, p->head_dim_v);
 }
 
 /* Positions [begin, end) that row i sees. */

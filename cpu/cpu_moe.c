@@ -1,7 +1,7 @@
-/* MOE: every listed expert computes down(act(gate(x)) * up(x)) for its slots. Slots stand grouped by expert in op_moe.slot;
+/* MOE: every listed expert computes down(act(gate(x), up(x))) for its slots. Slots stand grouped by expert in op_moe.slot;
  * scratch rows follow that order, so that an expert's rows are neighbours for the kernels:
  *   1 quantize the slots' source rows           3 quantize the hidden rows
- *   2 gate and up, act(gate) * up               4 down, into the rows of the slots
+ *   2 gate and up, act(gate, up)                4 down, into the rows of the slots
  * Steps 2 and 4 are cut in items of (expert, weight rows, tokens): an expert that got nearly all tokens is shared out, too. */
 #include "cpu/walk.h"
 
@@ -205,7 +205,7 @@ static struct piece piece_of(const struct job *j, int side, int64_t item)
     return p;
 }
 
-/* Matrix i of the piece, times its scale. */
+/* Matrix i of the piece, times its scale, plus its bias. */
 static void multiply(const struct job *j, const struct piece *p, int i, const void *x, uint64_t x_stride, float *dst,
                      int64_t dst_stride)
 {
@@ -226,6 +226,9 @@ static void multiply(const struct job *j, const struct piece *p, int i, const vo
     if (p->e->scale[i] != 1.0f)
         for (int t = 0; t < p->n_tok; t++)
             j->w->kern->scale(dst + t * dst_stride, p->e->scale[i], dst + t * dst_stride, p->n_rows);
+    if (p->e->bias[i])
+        for (int t = 0; t < p->n_tok; t++)
+            j->w->kern->add(dst + t * dst_stride, p->e->bias[i] + p->row, dst + t * dst_stride, p->n_rows);
 }
 
 /* The worker's room for the results of an item (ITEM_TOK, ITEM_ROWS). */

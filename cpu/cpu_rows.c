@@ -159,7 +159,8 @@ static void attn_merge(const struct job *j)
             float *sum = (float *)tensor_row(j->op->dst[1], i) + (int64_t)head * (dim + 2);
             merge_head(j, i, src_row(j, 0, i) + (int64_t)head * (dim + 2), stride, sum);
             if (p->is_last)
-                j->kern->scale(sum, 1.0f / sum[dim + 1], dst_row(j, i) + (int64_t)head * dim, dim);
+                j->kern->scale(sum, cpu_attn_factor(j->op, head, sum[dim], sum[dim + 1]),
+                               dst_row(j, i) + (int64_t)head * dim, dim);
         }
 }
 

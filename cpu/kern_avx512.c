@@ -84,11 +84,8 @@ static void scale_avx512(const float *a, float f, float *out, int64_t n)
 
 static void glu_avx512(enum op_act act, const float *g, const float *u, float *out, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += V) {
-        __m512 x = load_n(g + i, n - i);
-        x = act == OP_ACT_SILU ? kern_v_silu(x) : kern_v_gelu_tanh(x);
-        store_n(out + i, _mm512_mul_ps(x, load_n(u + i, n - i)), n - i);
-    }
+    for (int64_t i = 0; i < n; i += V)
+        store_n(out + i, kern_v_glu(act, load_n(g + i, n - i), load_n(u + i, n - i)), n - i);
 }
 
 static void softcap_avx512(const float *a, float cap, float *out, int64_t n)

@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "src/device/device.h"
+
 #if defined KERN_MATH_AVX2
 
 #include <immintrin.h>
@@ -279,6 +281,24 @@ static inline kern_v kern_v_gelu_tanh(kern_v x)
     const kern_v c = kern_v_set(-1.5957691216057308f); /* -2 sqrt(2/pi) */
     kern_v cubic = kern_v_mul(kern_v_fma(kern_v_mul(kern_v_set(0.044715f), x), x, kern_v_set(1.0f)), x);
     return kern_v_div(x, kern_v_add(kern_v_set(1.0f), kern_v_exp(kern_v_mul(c, cubic))));
+}
+
+/* x sigmoid(1.702 x) (u + 1), of an x of 7 at most and a u between -7 and 7. */
+static inline kern_v kern_v_swiglu_oai(kern_v x, kern_v u)
+{
+    const kern_v one = kern_v_set(1.0f), limit = kern_v_set(7.0f);
+    x = kern_v_min(limit, x);
+    u = kern_v_max(kern_v_set(-7.0f), kern_v_min(limit, u));
+    kern_v gated = kern_v_div(x, kern_v_add(one, kern_v_exp(kern_v_mul(kern_v_set(-1.702f), x))));
+    return kern_v_mul(gated, kern_v_add(u, one));
+}
+
+/* OP_GLU of a gate and an up. */
+static inline kern_v kern_v_glu(enum op_act act, kern_v gate, kern_v up)
+{
+    if (act == OP_ACT_SWIGLU_OAI)
+        return kern_v_swiglu_oai(gate, up);
+    return kern_v_mul(act == OP_ACT_SILU ? kern_v_silu(gate) : kern_v_gelu_tanh(gate), up);
 }
 
 /* cap tanh(x / cap) */

@@ -56,7 +56,7 @@ static void scale_ref(const float *a, float f, float *out, int64_t n)
 static void glu_ref(enum op_act act, const float *g, const float *u, float *out, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
-        out[i] = (act == OP_ACT_SILU ? kern_v_silu(g[i]) : kern_v_gelu_tanh(g[i])) * u[i];
+        out[i] = kern_v_glu(act, g[i], u[i]);
 }
 
 static void softcap_ref(const float *a, float cap, float *out, int64_t n)

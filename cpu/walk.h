@@ -62,6 +62,9 @@ void walk_worker(int worker, void *arg);
 /* A row-local op over rows [begin, end) of its row set. */
 void cpu_rows_run(const struct walk *w, int worker, const struct op *op, int begin, int end);
 
+/* By what a head's o is multiplied in the end: 1 / l, with what the op's sink adds to l. */
+float cpu_attn_factor(const struct op *op, int head, float m, float l);
+
 /* Most experts a router may choose from: their scores lie in a worker's scratch. */
 #define CPU_ROWS_MAX_EXPERTS 8192
 

@@ -128,6 +128,12 @@ START_TEST(polynomials_at_the_ends_of_the_range)
     ck_assert(kern_v_silu(-200.0f) == 0 && kern_v_silu(200.0f) == 200 && kern_v_gelu_tanh(-200.0f) == 0);
     ck_assert(isnan(kern_v_exp(NAN)) && isnan(kern_v_tanh(NAN)) && isnan(kern_v_sigmoid(NAN)));
     ck_assert(isnan(kern_v_silu(NAN)) && isnan(kern_v_gelu_tanh(NAN)));
+    /* cut at 7 and -7: 7 * 8 / (1 + e^-11.914), 7 * -6 times the same */
+    const double gated = 7 / (1 + exp(-1.702 * 7));
+    ck_assert(fabs((double)kern_v_swiglu_oai(100, 100) - gated * 8) < 1e-4);
+    ck_assert(fabs((double)kern_v_swiglu_oai(100, -100) + gated * 6) < 1e-4);
+    ck_assert(fabs((double)kern_v_swiglu_oai(-100, 3)) < 1e-30);
+    ck_assert(isnan(kern_v_swiglu_oai(NAN, 1)) && isnan(kern_v_swiglu_oai(1, NAN)));
 }
 END_TEST
 
@@ -215,6 +221,11 @@ static void call_gelu(const struct kern_table *t, const float *a, const float *b
     t->glu(OP_ACT_GELU_TANH, a, b, out, n);
 }
 
+static void call_oai(const struct kern_table *t, const float *a, const float *b, float *out, int64_t n)
+{
+    t->glu(OP_ACT_SWIGLU_OAI, a, b, out, n);
+}
+
 static void call_softcap(const struct kern_table *t, const float *a, const float *b, float *out, int64_t n)
 {
     (void)b;
@@ -273,11 +284,11 @@ static const struct {
     call_fn *call;
     bool has_begins;
 } calls[] = {
-    {"dot", call_dot, false},        {"sum_sq", call_sum_sq, false},   {"rms_norm", call_norm, false},
-    {"add", call_add, false},        {"scale", call_scale, false},     {"silu", call_silu, false},
-    {"gelu", call_gelu, false},      {"softcap", call_softcap, false}, {"axpy", call_axpy, true},
-    {"softmax", call_softmax, true}, {"attn_merge", call_merge, true}, {"rope", call_rope, true},
-    {"f16 rows", call_f16, false},   {"q8_0 rows", call_q8_0, false},
+    {"dot", call_dot, false},   {"sum_sq", call_sum_sq, false},  {"rms_norm", call_norm, false},
+    {"add", call_add, false},   {"scale", call_scale, false},    {"silu", call_silu, false},
+    {"gelu", call_gelu, false}, {"oai", call_oai, false},        {"softcap", call_softcap, false},
+    {"axpy", call_axpy, true},  {"softmax", call_softmax, true}, {"attn_merge", call_merge, true},
+    {"rope", call_rope, true},  {"f16 rows", call_f16, false},   {"q8_0 rows", call_q8_0, false},
 };
 
 START_TEST(row_kernels_give_the_bits_of_the_plain_ones)

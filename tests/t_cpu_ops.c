@@ -212,6 +212,11 @@ static double want_gelu(double a, double b)
     return gelu(a) * b;
 }
 
+static double want_oai(double a, double b)
+{
+    return fmin(a, 7) * sigmoid(1.702 * fmin(a, 7)) * (fmax(-7, fmin(b, 7)) + 1);
+}
+
 static double want_gate(double a, double b)
 {
     return a * sigmoid(b);
@@ -225,6 +230,7 @@ static const struct elementwise elementwise[] = {
     {OP_SOFTCAP, {.f = 0.5f}, want_softcap, false, false, false},
     {OP_GLU, {.act = OP_ACT_SILU}, want_silu, true, false, false},
     {OP_GLU, {.act = OP_ACT_GELU_TANH}, want_gelu, true, false, false},
+    {OP_GLU, {.act = OP_ACT_SWIGLU_OAI}, want_oai, true, false, false},
     {OP_GATE, {0}, want_gate, true, false, true},
 };
 
@@ -323,6 +329,7 @@ struct attn_case {
     float softcap;
     enum quant_type kv_type;
     int n_pos, n_q;
+    float sink; /* of the first head, each other's is 1 more; 0: there are none */
 };
 
 /* What is in the page at key pos, as floats, by the block types' own conversion. */
@@ -337,11 +344,11 @@ static float *page_floats(const struct seq_pages *s, const struct op_attn *p, in
     return x;
 }
 
-/* Double attention of one query; *magnitude is the largest |v| seen. */
-static void attend(const struct seq_pages *s, const struct op_attn *p, int pos, int head, const float *q, double *out,
-                   double *magnitude)
+/* Double attention of one query; *magnitude is the largest |v| seen. sink: one score more, of no key; -INFINITY: none. */
+static void attend(const struct seq_pages *s, const struct op_attn *p, int pos, int head, const float *q, double sink,
+                   double *out, double *magnitude)
 {
-    double m = -INFINITY, l = 0, score[2048];
+    double m = sink, l, score[2048];
     int first = p->window && pos >= p->window ? pos - p->window + 1 : 0, head_kv = head / (p->n_head / p->n_head_kv);
 
     for (int key = first; key <= pos; key++) {
@@ -354,6 +361,7 @@ static void attend(const struct seq_pages *s, const struct op_attn *p, int pos, 
         m = fmax(m, score[key]);
         mem_free(k);
     }
+    l = exp(sink - m);
     memset(out, 0, (size_t)p->head_dim_v * sizeof *out);
     for (int key = first; key <= pos; key++) {
         float *v = page_floats(s, p, key, head_kv, true);
@@ -415,9 +423,13 @@ static void attn_run(const char *isa, const struct attn_case *c)
     struct tensor out = t_make(QUANT_F32, (int64_t)p.n_head * p.head_dim_v, c->n_q, 1);
     int32_t *pos = calloc((size_t)c->n_pos, sizeof *pos), *seq = calloc((size_t)c->n_pos, sizeof *seq);
     struct op write = {.kind = OP_KV_APPEND, .src = {&k, &v}, .p.attn = p};
-    struct op read = {.kind = OP_ATTENTION, .dst = {&out}, .src = {&q}, .p.attn = p};
+    struct tensor sinks = t_make(QUANT_F32, p.n_head, 1, 1);
+    struct op read = {
+        .kind = OP_ATTENTION, .dst = {&out}, .src = {&q}, .w = {c->sink != 0 ? &sinks : NULL}, .p.attn = p};
     double *want = malloc((size_t)p.head_dim_v * sizeof *want), magnitude = 0;
 
+    for (int h = 0; h < p.n_head; h++)
+        t_f32(&sinks, 0)[h] = c->sink + (float)h;
     for (int i = 0; i < c->n_pos; i++)
         pos[i] = i;
     run_one(isa, &write, &(struct rows){.n = c->n_pos, .pos = pos, .seq = seq, .seqs = &s.view});
@@ -426,7 +438,8 @@ static void attn_run(const char *isa, const struct attn_case *c)
     run_one(isa, &read, &(struct rows){.n = c->n_q, .pos = pos + c->n_pos - c->n_q, .seq = seq, .seqs = &s.view});
     for (int i = 0; i < c->n_q; i++) {
         for (int h = 0; h < p.n_head; h++) {
-            attend(&s, &p, pos[c->n_pos - c->n_q + i], h, t_f32(&q, i) + h * p.head_dim_k, want, &magnitude);
+            double sink = c->sink != 0 ? (double)t_f32(&sinks, 0)[h] : -INFINITY;
+            attend(&s, &p, pos[c->n_pos - c->n_q + i], h, t_f32(&q, i) + h * p.head_dim_k, sink, want, &magnitude);
             /* scores up to 20 with a relative error of 20 eps: weights off by 400 eps, and sums of at most n/16 + 20 */
             for (int d = 0; d < p.head_dim_v; d++)
                 near(t_f32(&out, i)[h * p.head_dim_v + d], want[d], 200 + c->n_pos / 4.0, magnitude, "attention");
@@ -439,16 +452,25 @@ static void attn_run(const char *isa, const struct attn_case *c)
     t_free(&v);
     t_free(&q);
     t_free(&out);
+    t_free(&sinks);
     seq_pages_free(&s);
 }
 
 static const struct attn_case attn_cases[] = {
-    {4, 2, 64, 64, 0, 0, QUANT_F16, 1, 1},      {4, 2, 64, 64, 0, 0, QUANT_F16, 65, 65},
-    {4, 4, 64, 32, 0, 0, QUANT_Q8_0, 130, 5},   {6, 2, 20, 12, 0, 0, QUANT_F16, 100, 37},
-    {4, 1, 32, 96, 70, 0, QUANT_F16, 200, 200}, {8, 1, 128, 128, 0, 3.0f, QUANT_Q8_0, 77, 3},
-    {2, 1, 64, 64, 0, 0, QUANT_F16, 1100, 1}, /* split by segment */
-    {2, 1, 64, 64, 0, 0, QUANT_Q8_0, 1100, 40}, {2, 1, 64, 64, 600, 2.0f, QUANT_F16, 1300, 1},
-    {2, 2, 64, 64, 1, 0, QUANT_F16, 70, 9},
+    {4, 2, 64, 64, 0, 0, QUANT_F16, 1, 1, 0},
+    {4, 2, 64, 64, 0, 0, QUANT_F16, 65, 65, 0},
+    {4, 4, 64, 32, 0, 0, QUANT_Q8_0, 130, 5, 0},
+    {6, 2, 20, 12, 0, 0, QUANT_F16, 100, 37, 0},
+    {4, 1, 32, 96, 70, 0, QUANT_F16, 200, 200, 0},
+    {8, 1, 128, 128, 0, 3.0f, QUANT_Q8_0, 77, 3, 0},
+    {2, 1, 64, 64, 0, 0, QUANT_F16, 1100, 1, 0}, /* split by segment */
+    {2, 1, 64, 64, 0, 0, QUANT_Q8_0, 1100, 40, 0},
+    {2, 1, 64, 64, 600, 2.0f, QUANT_F16, 1300, 1, 0},
+    {2, 2, 64, 64, 1, 0, QUANT_F16, 70, 9, 0},
+    {4, 2, 64, 64, 0, 0, QUANT_F16, 70, 70, 2},
+    {8, 1, 64, 64, 30, 0, QUANT_Q8_0, 200, 90, -3}, /* sinks: beside keys, below them, */
+    {2, 1, 64, 64, 0, 0, QUANT_F16, 1100, 1, 5},
+    {2, 1, 64, 64, 0, 0, QUANT_F16, 70, 3, 200}, /* by segment, and far above */
 };
 
 START_TEST(attention_sees_the_right_keys_and_weighs_them)
@@ -476,9 +498,11 @@ static void parts_run(const char *isa, int n_threads, int wave)
     struct tensor states = t_make(QUANT_F32, HEADS * (DIM + 2), (int64_t)N_Q * wave, 1);
     int32_t pos[N_POS], seq[N_POS] = {0}, q_pos[N_Q] = {3, 511, 512, 1500, N_POS - 1};
     struct op write = {.kind = OP_KV_APPEND, .src = {&k, &v}, .p.attn = p};
-    struct op ops[3] = {{.kind = OP_ATTENTION, .dst = {&whole}, .src = {&q}, .p.attn = p},
+    struct tensor sinks = t_make(QUANT_F32, HEADS, 1, 1);
+    const struct tensor *sink = wave > 1 ? &sinks : NULL;
+    struct op ops[3] = {{.kind = OP_ATTENTION, .dst = {&whole}, .src = {&q}, .w = {sink}, .p.attn = p},
                         {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&q}, .p.attn = p},
-                        {.kind = OP_ATTN_MERGE, .dst = {&parts, &sums}, .src = {&states}, .p.attn = p}};
+                        {.kind = OP_ATTN_MERGE, .dst = {&parts, &sums}, .src = {&states}, .w = {sink}, .p.attn = p}};
     void **half[2];
     struct kv_seq view[2] = {{.page = {NULL}}, {.page = {NULL}}};
     struct fixture f = fixture_open(isa, n_threads, DEVICE_PREFILL_INT);
@@ -517,6 +541,7 @@ static void parts_run(const char *isa, int n_threads, int wave)
     t_free(&parts);
     t_free(&sums);
     t_free(&states);
+    t_free(&sinks);
     seq_pages_free(&s);
 }
 
@@ -686,7 +711,8 @@ struct groups {
     int n_experts;
 };
 
-static struct groups groups_make(const int32_t *ids, int n_slots, const struct tensor w[3])
+/* bias: (3) a row for each expert, or NULL. */
+static struct groups groups_make(const int32_t *ids, int n_slots, const struct tensor w[3], const struct tensor *bias)
 {
     struct groups g = {.slot = malloc((size_t)n_slots * sizeof *g.slot)};
     int n = 0;
@@ -697,6 +723,7 @@ static struct groups groups_make(const int32_t *ids, int n_slots, const struct t
         for (int i = 0; i < 3; i++) {
             x->w[i] = tensor_slice(&w[i], e);
             x->scale[i] = moe_scale(e, i);
+            x->bias[i] = bias ? t_f32(&bias[i], e) : NULL;
         }
         for (int s = 0; s < n_slots; s++)
             if (ids[s] == e)
@@ -711,6 +738,8 @@ struct moe_case {
     enum quant_type type[3];
     int n_tok, n_expert, k, n_embd, n_ff;
     bool one_takes_all;
+    enum op_act act;
+    bool has_bias;
 };
 
 static void moe_ids(const struct moe_case *c, int32_t *ids)
@@ -720,9 +749,20 @@ static void moe_ids(const struct moe_case *c, int32_t *ids)
             ids[t * c->k + r] = c->one_takes_all ? (r == 0 ? 2 : r == 2 ? 0 : r) : (t * 7 + r * 3) % c->n_expert;
 }
 
+/* act(gate, up) and how far it may be off. */
+static double hidden_of(enum op_act act, double gate, double gate_off, double up, double up_off, double *off)
+{
+    if (act == OP_ACT_SWIGLU_OAI) { /* the gated one is steepest at 1.1, and up is only cut */
+        *off = 1.13 * gate_off * (fabs(up) + 1 + up_off) + fabs(want_oai(gate, 0)) * up_off;
+        return want_oai(gate, up);
+    }
+    *off = 1.13 * gate_off * (fabs(up) + up_off) + fabs(silu(gate)) * up_off; /* silu is steepest at 1.1 */
+    return silu(gate) * up;
+}
+
 /* One slot's result in doubles, with how far it may be off: each matmul's bound carried on through the next. */
 static void moe_check_slot(const struct op *op, const struct tensor w[3], const float *x, int32_t expert,
-                           const float *got)
+                           const float *const bias[3], const float *got)
 {
     int64_t n_ff = w[0].ne[1];
     float *h = malloc((size_t)n_ff * sizeof *h);
@@ -733,10 +773,8 @@ static void moe_check_slot(const struct op *op, const struct tensor w[3], const 
                                  up = dot_bound(&w[1], expert, f, x, &up_off);
         gate *= (double)moe_scale(expert, 0), gate_off *= (double)moe_scale(expert, 0);
         up *= (double)moe_scale(expert, 1), up_off *= (double)moe_scale(expert, 1);
-        double a = op->p.moe.act == OP_ACT_SILU ? silu(gate) : gelu(gate);
-        h[f] = (float)(a * up);
-        off[f] =
-            1.13 * gate_off * (fabs(up) + up_off) + fabs(a) * up_off; /* both functions are steepest at 1.13 or less */
+        gate += bias[0] ? (double)bias[0][f] : 0, up += bias[1] ? (double)bias[1][f] : 0;
+        h[f] = (float)hidden_of(op->p.moe.act, gate, gate_off, up, up_off, &off[f]);
     }
     for (int64_t r = 0; r < w[2].ne[1]; r++) {
         double bound, want = dot_bound(&w[2], expert, r, h, &bound);
@@ -745,6 +783,7 @@ static void moe_check_slot(const struct op *op, const struct tensor w[3], const 
             bound += 1.5 * fabs((double)weights[f]) * off[f] + 1e-5 * fabs((double)weights[f] * (double)h[f]);
         mem_free(weights);
         want *= (double)moe_scale(expert, 2), bound *= (double)moe_scale(expert, 2);
+        want += bias[2] ? (double)bias[2][r] : 0, bound += bias[2] ? fabs((double)bias[2][r]) * 0x1p-22 : 0;
         ck_assert_msg(fabs((double)got[r] - want) <= bound, "expert %d row %d: %g instead of %g +- %g", expert, (int)r,
                       (double)got[r], want, bound);
     }
@@ -760,21 +799,29 @@ static void moe_run(const char *isa, const struct moe_case *c)
     int n_slots = c->n_tok * c->k;
     struct tensor x = t_make(QUANT_F32, c->n_embd, c->n_tok, 1), y = t_make(QUANT_F32, c->n_embd, n_slots, 1);
     struct tensor parts = t_make(QUANT_F32, c->n_embd, n_slots, 1);
+    struct tensor bias[3] = {t_make(QUANT_F32, c->n_ff, c->n_expert, 1), t_make(QUANT_F32, c->n_ff, c->n_expert, 1),
+                             t_make(QUANT_F32, c->n_embd, c->n_expert, 1)};
     int32_t *ids = malloc((size_t)n_slots * sizeof *ids);
     struct rows rows = {.n = c->n_tok};
 
     moe_ids(c, ids);
-    struct groups g = groups_make(ids, n_slots, w);
+    struct groups g = groups_make(ids, n_slots, w, c->has_bias ? bias : NULL);
     struct op op = {.kind = OP_MOE,
                     .dst = {&y},
                     .src = {&x},
                     .w = {&w[0], &w[1], &w[2]},
-                    .p.moe = {c->k, OP_ACT_SILU, g.experts, g.n_experts, g.slot}};
+                    .p.moe = {c->k, c->act, g.experts, g.n_experts, g.slot}};
+    for (int i = 0; i < 3 && c->has_bias; i++)
+        op.w[6 + i] = &bias[i];
     for (int i = 0; i < 3; i++)
         w[i].ne[3] = 1;
     run_one(isa, &op, &rows);
-    for (int s = 0; s<n_slots; s += n_slots> 20 ? 7 : 1)
-        moe_check_slot(&op, w, t_f32(&x, s / c->k), ids[s], t_f32(&y, s));
+    for (int s = 0; s<n_slots; s += n_slots> 20 ? 7 : 1) {
+        const float *own[3] = {NULL};
+        for (int i = 0; i < 3 && c->has_bias; i++)
+            own[i] = t_f32(&bias[i], ids[s]);
+        moe_check_slot(&op, w, t_f32(&x, s / c->k), ids[s], own, t_f32(&y, s));
+    }
     /* The same in two calls, last experts first: nothing else may be written, and no bit may differ. */
     memset(parts.data, 0x7f, tensor_bytes(&parts));
     op.dst[0] = &parts;
@@ -787,8 +834,10 @@ static void moe_run(const char *isa, const struct moe_case *c)
     op.p.moe.n_experts = g.n_experts / 2;
     run_one(isa, &op, &rows);
     ck_assert_mem_eq(parts.data, y.data, tensor_bytes(&y));
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         t_free(&w[i]);
+        t_free(&bias[i]);
+    }
     t_free(&x);
     t_free(&y);
     t_free(&parts);
@@ -797,10 +846,12 @@ static void moe_run(const char *isa, const struct moe_case *c)
 }
 
 static const struct moe_case moe_cases[] = {
-    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false},
-    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false},
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q4_K}, 150, 4, 3, 64, 256, true},
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, OP_ACT_SILU, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, OP_ACT_SILU, false},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, OP_ACT_SILU, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q4_K}, 150, 4, 3, 64, 256, true, OP_ACT_SILU, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, OP_ACT_SWIGLU_OAI, true},
+    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, OP_ACT_SWIGLU_OAI, true},
 };
 
 START_TEST(moe_computes_each_slot_by_its_expert_in_one_call_or_several)

@@ -19,12 +19,14 @@ enum op_kind {
     OP_N_KIND
 };
 
-#define OP_MAX_IO 6
+#define OP_MAX_IO 9
 
 /* Which rows of a step an op touches: all, or those that want logits. */
 enum op_rows { OP_ROWS_ALL, OP_ROWS_OUT };
 
-enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH };
+/* What becomes of a gate g and an up u: silu(g) u; gelu(g) u; g sigmoid(1.702 g) (u + 1) of a g that is cut at 7 and a u that is cut at
+ * -7 and 7 (gpt-oss). */
+enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH, OP_ACT_SWIGLU_OAI };
 
 /* Pages of the KV cache. A page holds DEVICE_PAGE_TOK consecutive positions, starting at an absolute multiple of that
  * number, for every layer of one group of layers (all full-attention layers, or all sliding-window ones). Inside it a
@@ -111,8 +113,9 @@ struct op_route {
 
 /* One expert's share of an OP_MOE: slots slot[first .. first+n) of op_moe.slot are its rows. */
 struct op_expert {
-    const void *w[3]; /* gate, up, down: raw matrices in this device's memory; views until run returns */
-    float scale[3];   /* their products are multiplied by this; 1: none (exact) */
+    const void *w[3];     /* gate, up, down: raw matrices in this device's memory; views until run returns */
+    float scale[3];       /* their products are multiplied by this; 1: none (exact) */
+    const float *bias[3]; /* and this is added then (ff, ff, d), in the same memory; NULL: none */
     int first, n;
 };
 

@@ -105,11 +105,17 @@ static bool can_kv_append(const struct op *op)
            is_width(op->src[1], (int64_t)p->n_head_kv * p->head_dim_v);
 }
 
+/* A score for each head that no key has, if there are any. */
+static bool can_sinks(const struct op *op)
+{
+    return !op->w[0] || is_vector(op->w[0], op->p.attn.n_head);
+}
+
 static bool can_attention(const struct op *op)
 {
     const struct op_attn *p = &op->p.attn;
 
-    return can_attn(p) && is_width(op->src[0], (int64_t)p->n_head * p->head_dim_k) &&
+    return can_attn(p) && can_sinks(op) && is_width(op->src[0], (int64_t)p->n_head * p->head_dim_k) &&
            is_width(op->dst[0], (int64_t)p->n_head * p->head_dim_v);
 }
 
@@ -125,7 +131,7 @@ static bool can_attn_merge(const struct op *op)
 {
     const struct op_attn *p = &op->p.attn;
 
-    return can_attn(p) && p->window == 0 && is_width(op->dst[0], (int64_t)p->n_head * p->head_dim_v) &&
+    return can_attn(p) && can_sinks(op) && p->window == 0 && is_width(op->dst[0], (int64_t)p->n_head * p->head_dim_v) &&
            is_width(op->dst[1], (int64_t)p->n_head * (p->head_dim_v + 2)) && is_same(op->src[0], op->dst[1]);
 }
 
@@ -140,11 +146,21 @@ static bool can_route(const struct op *op)
            is_width(op->src[0], p->n_expert) && (!op->w[0] || is_vector(op->w[0], p->n_expert));
 }
 
+/* A row for each expert, as wide as what its matrix number i gives. */
+static bool is_bias_of_experts(const struct op *op, int i)
+{
+    const struct tensor *bias = op->w[6 + i];
+    return !bias || (is_f32(bias) && bias->ne[0] == op->w[i]->ne[1] && bias->ne[1] == op->w[i]->ne[2]);
+}
+
 static bool can_moe(const struct op *op)
 {
     if (op->p.moe.k < 1 || !is_f32(op->src[0]) || !op->w[0] || !op->w[1] || !op->w[2])
         return false;
     int64_t n_embd = op->src[0]->ne[0], n_ff = op->w[0]->ne[1];
+    for (int i = 0; i < 3; i++)
+        if (!is_bias_of_experts(op, i))
+            return false;
     return is_weight(op->w[0], n_embd, n_ff) && is_weight(op->w[1], n_embd, n_ff) &&
            is_weight(op->w[2], n_ff, op->w[2]->ne[1]) && is_act_whole(op->w[0]) && is_act_whole(op->w[1]) &&
            is_act_whole(op->w[2]) && is_width(op->dst[0], op->w[2]->ne[1]) && op->w[0]->ne[2] > 0;
