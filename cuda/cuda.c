@@ -490,6 +490,7 @@ static void pack_moe(struct packer *p, const struct op *op, int n_rows, struct o
     for (int e = 0; e < m->n_experts && !p->is_full; e++)
         for (int i = 0; i < 3; i++) {
             experts[e].w[i] = m->experts[e].w[i];
+            experts[e].bias[i] = m->experts[e].bias[i];
             experts[e].scale[i] = m->experts[e].scale[i];
         }
 }

@@ -603,12 +603,22 @@ template <int N, int W> static __device__ inline void reset(struct part<N, W> *o
         o->o[i / cut<N, W>::COLS][i % cut<N, W>::COLS] = 0.0f;
 }
 
+static __device__ inline int head_of(const struct block *b, int v)
+{
+    return b->head * n_group(b) + v % n_group(b);
+}
+
 /* Where the block's slice of query v goes. */
 static __device__ inline float *dst_of(const struct block *b, int v)
 {
     const struct cu_attn_args *a = &b->j->a;
-    int head = b->head * n_group(b) + v % n_group(b);
-    return a->dst + (int64_t)(b->i0 + v / n_group(b)) * a->dst_stride + head * a->p.head_dim_v + b->col;
+    return a->dst + (int64_t)(b->i0 + v / n_group(b)) * a->dst_stride + head_of(b, v) * a->p.head_dim_v + b->col;
+}
+
+/* By what a head's o is multiplied in the end: 1 / l, with what its sink adds to l. */
+static __device__ inline float factor_of(const struct cu_attn_args *a, int head, float m, float l)
+{
+    return 1.0f / (a->sinks ? l + cu_exp(a->sinks[head] - m) : l);
 }
 
 /* Merge the segment into the sum, whose o lies in dst, and begin anew; rows that saw nothing of it stay. is_last: divide. */
@@ -629,13 +639,14 @@ static __device__ inline void end_segment(const struct block *b, struct part<N, 
         bool has = !is_fresh(t->m[v], t->l[v]), had = !is_fresh(t->ms[v], t->ls[v]);
         struct merger g = merger_of(t->m[v], t->ms[v]);
         float l = has ? fmaf(t->l[v], g.f, t->ls[v] * g.f_sum) : t->ls[v], *dst = dst_of(b, v);
+        float f = is_last ? factor_of(&b->j->a, head_of(b, v), has ? g.m : t->ms[v], l) : 1.0f;
         CU_UNROLL
         for (int k = 0; k < c::COLS; k++) {
             if (mine.col(k) >= n_cols)
                 continue;
             float sum = had ? dst[mine.col(k)] : 0.0f;
             sum = has ? fmaf(o->o[i][k], g.f, sum * g.f_sum) : sum;
-            dst[mine.col(k)] = is_last ? sum * (1.0f / l) : sum;
+            dst[mine.col(k)] = is_last ? sum * f : sum;
         }
     }
     __syncthreads();
@@ -658,7 +669,7 @@ static __device__ inline float *state_of(const struct cu_attn_args *a, int i, in
 
 static __device__ inline float *state_of_query(const struct block *b, int v)
 {
-    return state_of(&b->j->a, b->i0 + v / n_group(b), b->head * n_group(b) + v % n_group(b), (int)blockIdx.z);
+    return state_of(&b->j->a, b->i0 + v / n_group(b), head_of(b, v), (int)blockIdx.z);
 }
 
 /* Of the rows that see something of the segment, which begins at position `first`. */
@@ -875,7 +886,7 @@ static __global__ void merge(const struct cu_attn_args a)
         else
             sum[dim] = mc, sum[dim + 1] = lc;
         if (a.is_last && c < dim)
-            dst[c] = o * (1.0f / lc);
+            dst[c] = o * factor_of(&a, (int)blockIdx.y, mc, lc);
     }
 }
 

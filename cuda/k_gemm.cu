@@ -291,8 +291,10 @@ static __device__ inline void write_tile(const struct cu_mat_args *a, const stru
         for (int n = 0; n < S::N; n++) {
             int row = row0 + 8 * n + lane % 4 * 2;
             const float *sums = acc[i / 2][n] + i % 2 * 2;
+            const bool is_two = row + 1 < a->n_rows;
             if (row < a->n_rows)
-                put2(to + row, sums[0] * factor * b->k.scale, sums[1] * factor * b->k.scale, row + 1 < a->n_rows);
+                put2(to + row, cu_finished(b->k.scale, b->k.bias, row, sums[0] * factor),
+                     is_two ? cu_finished(b->k.scale, b->k.bias, row + 1, sums[1] * factor) : 0.0f, is_two);
         }
     }
 }

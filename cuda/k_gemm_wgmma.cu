@@ -329,7 +329,8 @@ static __device__ inline void write_tile(const struct block<S> *b, const struct 
         CU_UNROLL
         for (int half = 0; half < 2; half++)
             if (row + 8 * half <= b->last_row)
-                to.to[row + 8 * half] = sums->x[i / 2 * 4 + half * 2 + i % 2] * to.factor * b->k.scale;
+                to.to[row + 8 * half] = cu_finished(b->k.scale, b->k.bias, b->row0 + row + 8 * half,
+                                                    sums->x[i / 2 * 4 + half * 2 + i % 2] * to.factor);
     }
 }
 

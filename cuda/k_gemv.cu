@@ -73,6 +73,7 @@ struct alignas(16) spot {
     const uint8_t *w; /* the set's first row, from the chunk on */
     int64_t apart;    /* from there to the second matrix's, if the set has rows of two */
     float scale2;     /* of that one */
+    const float *bias2;
 };
 
 static __device__ inline void find(const struct gemv_args *a, struct spot *s)
@@ -92,6 +93,7 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
         struct cu_work second = cu_work_at(&a->m, s->tile, 1);
         s->apart = second.w - s->k.w;
         s->scale2 = second.scale;
+        s->bias2 = second.bias;
     }
 }
 
@@ -117,6 +119,7 @@ struct alignas(16) label {
     uint32_t skew;   /* how far behind a multiple of 16 rows begin */
     int place, n;
     float scale, scale2;
+    const float *bias, *bias2; /* of the set's first row on; NULL: none */
     int tile;
     float *dst; /* of that place, of the set's first row */
     int64_t dst_stride;
@@ -174,7 +177,9 @@ static __device__ inline void fetch(const struct gemv_args *a, struct spot *s, c
     if (s->set < s->end) {
         if (lane == 0) {
             float *dst = cu_dst_of(&a->m, &s->k, s->k.first, s->row);
-            *label = {s->chunk, left, skew, s->k.first, s->k.n, s->k.scale, s->scale2, s->tile, dst, s->k.dst_stride};
+            const float *bias = s->k.bias ? s->k.bias + s->row : NULL, *bias2 = s->bias2 ? s->bias2 + s->row : NULL;
+            *label = {s->chunk,  left, skew,  s->k.first, s->k.n, s->k.scale,
+                      s->scale2, bias, bias2, s->tile,    dst,    s->k.dst_stride};
         }
         if (in_bulk && lane == 0) {
             uint32_t bytes = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : 0;
@@ -386,7 +391,9 @@ static __device__ inline void put(const struct gemv_args *a, const struct label 
 {
     const int lane = (int)threadIdx.x % 32;
     const bool is_second = row >= a->cut.set_rows;
-    float scale = is_second ? l->scale2 : l->scale, y = scale != 1.0f ? acc * scale : acc;
+    const int mine = is_second ? row - a->cut.set_rows : row; /* of its matrix */
+    const float *bias = row < 0 || mine >= l->left ? NULL : is_second ? l->bias2 : l->bias;
+    float y = cu_finished(is_second ? l->scale2 : l->scale, bias, mine, acc);
 
     if (a->m.is_glu) {
         float up = cu_shfl(y, shape<TYPE>::IS_SHARED ? lane ^ shape<TYPE>::LANES / 2 : (lane + a->cut.set_rows) % 32);
@@ -425,7 +432,7 @@ static __device__ inline void begin(const struct gemv_args *a, const struct warp
     if (threadIdx.x % 32 == 0) {
         for (int i = 0; i < STAGES && CU_HAS_BULK(a->m.card.has_bulk); i++)
             cu_landing_init(w->landings + i);
-        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f};
+        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f, NULL};
         if (set < end)
             find(a, w->ahead);
     }

@@ -146,8 +146,8 @@ struct cu_attn_args {
     struct op_attn p;
     struct cu_step step;
     int n;
-    int tile_rows; /* rows that share a block: cu_attn_tile_rows() */
-    const float *q;
+    int tile_rows;          /* rows that share a block: cu_attn_tile_rows() */
+    const float *q, *sinks; /* sinks: (n_head) or NULL */
     float *dst;
     int64_t q_stride, dst_stride;
     float *states; /* o (head_dim_v), m, l for each row, head and segment; NULL: not split */
@@ -236,9 +236,10 @@ struct cu_card {
     bool has_wgmma;   /* products of warpgroups: 9.0 alone, by code that is made for it (sm_90a) */
 };
 
-/* One expert's matrices, and what their products are multiplied by. */
+/* One expert's matrices, what their products are multiplied by, and what is added then (floats, a row's each; NULL: nothing). */
 struct cu_expert {
     const void *w[3];
+    const float *bias[3];
     float scale[3];
 };
 
@@ -321,7 +322,7 @@ cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* ---- experts --------------------------------------------------------------------------------------------------------- */
 
-/* The listed experts' slots: their row of dst = down(act(gate(x)) * up(x)), each product times its scale. */
+/* The listed experts' slots: their row of dst = down(act(gate(x)) * up(x)), each product times its scale, plus its bias. */
 struct cu_moe_args {
     struct cu_card card;
     const struct cu_books *books;

@@ -29,14 +29,21 @@ struct cu_work {
     int64_t dst_stride;
     int n_rows;
     float scale;
-    int first, n; /* places */
+    const float *bias; /* (n_rows) or NULL */
+    int first, n;      /* places */
 };
 
 /* Of tile `tile` (where no tiles are listed: of tile_tok places), with matrix number `which`. */
 static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, int tile, int which)
 {
-    struct cu_work k = {
-        static_cast<const uint8_t *>(a->w), a->dst, a->dst_stride, a->n_rows, 1.0f, tile * a->tile_tok, a->tile_tok};
+    struct cu_work k = {static_cast<const uint8_t *>(a->w),
+                        a->dst,
+                        a->dst_stride,
+                        a->n_rows,
+                        1.0f,
+                        NULL,
+                        tile * a->tile_tok,
+                        a->tile_tok};
 
     for (int i = 0; i < CU_MAT_MORE; i++) /* indexed by what the compiler knows: arguments stay where they are */
         if (which == i + 1) {
@@ -49,6 +56,7 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
         struct cu_tile t = a->tiles[tile];
         k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which + which]);
         k.scale = a->experts[t.expert].scale[a->which + which];
+        k.bias = a->experts[t.expert].bias[a->which + which];
         k.first = t.first;
         k.n = t.n;
     } else if (k.first + k.n > a->n_place) {
@@ -70,9 +78,11 @@ static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int pl
     return static_cast<const char *>(a->x) + (uint64_t)(a->x_div ? row / a->x_div : row) * a->x_stride;
 }
 
-static __device__ inline float cu_scaled(const struct cu_work *k, float x)
+/* A product of the matrix's row `row`, times its scale, plus its bias. */
+static __device__ inline float cu_finished(float scale, const float *bias, int row, float x)
 {
-    return k->scale != 1.0f ? x * k->scale : x;
+    x = scale != 1.0f ? x * scale : x;
+    return bias ? x + bias[row] : x;
 }
 
 /* The row of dst. */
@@ -88,7 +98,7 @@ static __device__ inline float *cu_dst_of(const struct cu_mat_args *a, const str
 
 static __device__ inline void cu_put(const struct cu_mat_args *a, const struct cu_work *k, int place, int row, float x)
 {
-    *cu_dst_of(a, k, place, row) = cu_scaled(k, x);
+    *cu_dst_of(a, k, place, row) = cu_finished(k->scale, k->bias, row, x);
 }
 
 /* Rows of the matrix that has most. */

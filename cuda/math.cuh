@@ -77,8 +77,17 @@ static __device__ inline float cu_softcap(float x, float cap)
     return cap * cu_tanh(x / cap);
 }
 
+static __device__ inline float cu_swiglu_oai(float gate, float up)
+{
+    gate = cu_min(7.0f, gate);
+    up = cu_max(-7.0f, cu_min(7.0f, up));
+    return gate / (1.0f + cu_exp(-1.702f * gate)) * (up + 1.0f);
+}
+
 static __device__ inline float cu_glu_of(enum op_act act, float gate, float up)
 {
+    if (act == OP_ACT_SWIGLU_OAI)
+        return cu_swiglu_oai(gate, up);
     return (act == OP_ACT_SILU ? cu_silu(gate) : cu_gelu_tanh(gate)) * up;
 }
 

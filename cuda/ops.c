@@ -339,6 +339,7 @@ static cudaError_t attention(const struct ops_run *r, const struct op *op, struc
     cudaError_t e = chain_flush(r, c);
 
     x.tile_rows = cu_attn_tile_rows(&x.p);
+    x.sinks = op->w[0] ? op->w[0]->data : NULL;
     x.q = op->src[0]->data;
     x.q_stride = stride_of(op->src[0]);
     x.dst = op->dst[0]->data;
@@ -389,6 +390,7 @@ static cudaError_t attn_merge(const struct ops_run *r, const struct op *op, stru
     struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op), .is_last = op->p.attn.is_last};
 
     place_states(&x, op->src[0]);
+    x.sinks = op->w[0] ? op->w[0]->data : NULL;
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     x.sums = op->dst[1]->data;

@@ -324,8 +324,10 @@ static int expert_of(const struct moe_case *c, int slot)
     return (tok * 7 + rank) % c->n_expert;
 }
 
-/* Slots grouped by expert, with generated rows first: nothing says that slots of an expert rise. */
-static int group(const struct moe_case *c, const struct tensor w[3], struct op_expert *experts, int32_t *slot)
+/* Slots grouped by expert, with generated rows first: nothing says that slots of an expert rise. bias: (3) a row for each expert, of which
+ * the first one's have none. */
+static int group(const struct moe_case *c, const struct tensor w[3], const struct tensor bias[3],
+                 struct op_expert *experts, int32_t *slot)
 {
     int n = 0, n_experts = 0;
 
@@ -334,6 +336,7 @@ static int group(const struct moe_case *c, const struct tensor w[3], struct op_e
         for (int i = 0; i < 3; i++) {
             x.w[i] = tensor_slice(&w[i], e);
             x.scale[i] = e == 1 ? 1.0f : 0.5f + 0.25f * (float)(e + i);
+            x.bias[i] = e ? t_f32(&bias[i], e) : NULL;
         }
         for (int s = c->n_tok * c->k - 1; s >= 0; s--)
             if (expert_of(c, s) == e)
@@ -350,10 +353,12 @@ struct about {
     double x, e;
 };
 
-/* Row r of matrix `slice` of w times x, whose largest is max; x's own uncertainties pass through. What of x is 2^28 times smaller than
- * the largest is subnormal as a half, and off by 2^-39 of the largest. */
-static struct about product_of(const struct tensor *w, int slice, int64_t r, const struct about *x, float scale)
+/* Row r of the expert's matrix number i, one of the stack w, times x, whose largest is max; x's own uncertainties pass through. What of x
+ * is 2^28 times smaller than the largest is subnormal as a half, and off by 2^-39 of the largest. */
+static struct about product_of(const struct tensor *w, const struct op_expert *expert, int i_mat, int slice, int64_t r,
+                               const struct about *x)
 {
+    const double scale = (double)expert->scale[i_mat], bias = expert->bias[i_mat] ? (double)expert->bias[i_mat][r] : 0;
     float *row = t_row_floats(w, slice, r);
     double sum = 0, passed = 0, sum_abs = 0, sum_abs_x = 0, max = 0, sum_abs_w = 0;
 
@@ -368,7 +373,8 @@ static struct about product_of(const struct tensor *w, int slice, int64_t r, con
     }
     mem_free(row);
     double e = passed + bound_of(sum_abs, sum_abs_x, w->ne[0] + 2) + sum_abs_w * max * 0x1p-39; /* + 2: the factors' */
-    return (struct about){sum * (double)scale, e * (double)scale};
+    double y = sum * scale + bias;
+    return (struct about){y, e * scale + (bias != 0 ? (fabs(y) + e * scale) * 0x1p-23 : 0)};
 }
 
 /* silu(gate) * up. |silu'| < 1.1, and the device's own silu is within 2^-19 of it. */
@@ -379,17 +385,17 @@ static struct about hidden_of(struct about gate, struct about up)
     return (struct about){silu * up.x, fabs(silu) * up.e + fabs(up.x) * e + e * up.e + fabs(silu * up.x) * 0x1p-23};
 }
 
-static void check_slot(const struct moe_case *c, const struct tensor w[3], const float *x, int e, const float scale[3],
-                       const float *got)
+static void check_slot(const struct moe_case *c, const struct tensor w[3], const float *x, int e,
+                       const struct op_expert *expert, const float *got)
 {
     struct about *in = mem_alloc((size_t)(c->n_embd + c->n_ff) * sizeof *in, MEM_OTHER), *h = in + c->n_embd;
 
     for (int64_t i = 0; i < c->n_embd; i++)
         in[i] = (struct about){(double)x[i], 0};
     for (int64_t i = 0; i < c->n_ff; i++)
-        h[i] = hidden_of(product_of(&w[0], e, i, in, scale[0]), product_of(&w[1], e, i, in, scale[1]));
+        h[i] = hidden_of(product_of(&w[0], expert, 0, e, i, in), product_of(&w[1], expert, 1, e, i, in));
     for (int64_t i = 0; i < c->n_out; i++) {
-        struct about y = product_of(&w[2], e, i, h, scale[2]);
+        struct about y = product_of(&w[2], expert, 2, e, i, h);
         ck_assert_msg(fabs((double)got[i] - y.x) <= y.e, "expert %d, element %d: %g instead of %g +- %g", e, (int)i,
                       (double)got[i], y.x, y.e);
     }
@@ -414,18 +420,27 @@ START_TEST(experts_by_tensor_cores_differ)
     const bool by_gemm = c->n_prompt * c->k >= 16 * c->n_expert;
     struct op_expert experts[8], away[8];
     int32_t *slot = mem_alloc((size_t)(c->n_tok * c->k) * sizeof *slot, MEM_OTHER);
-    int n_experts = group(c, w, experts, slot);
-    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
+    struct tensor bias[3] = {t_make(QUANT_F32, c->n_ff, c->n_expert, 1), t_make(QUANT_F32, c->n_ff, c->n_expert, 1),
+                             t_make(QUANT_F32, c->n_out, c->n_expert, 1)};
+    int n_experts = group(c, w, bias, experts, slot);
+    struct op op = {.kind = OP_MOE,
+                    .dst = {&y},
+                    .src = {&x},
+                    .w = {&w[0], &w[1], &w[2], NULL, NULL, NULL, &bias[0], &bias[1], &bias[2]}};
     struct rows rows = {.n = c->n_tok, .n_prompt = c->n_prompt};
     use_card(_i / N_MOE_CASES);
     struct pair p = pair_open(DEVICE_PREFILL_BLAS);
 
     tame(&x, c->n_embd);
+    for (int i = 0; i < 3; i++)
+        tame(&bias[i], bias[i].ne[0]);
     mirror_ops(&p, &op, 1);
     for (int e = 0; e < n_experts; e++) {
         away[e] = experts[e];
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 3; i++) {
             away[e].w[i] = there(&p, experts[e].w[i]);
+            away[e].bias[i] = experts[e].bias[i] ? there(&p, experts[e].bias[i]) : NULL;
+        }
     }
     for (int part = 0; part < 2; part++) { /* the last one, then the others */
         op.p.moe =
@@ -445,12 +460,14 @@ START_TEST(experts_by_tensor_cores_differ)
             if (!by_gemm || s / c->k >= c->n_prompt)
                 ck_assert_mem_eq(got + s * apart, t_f32(&y, s), (size_t)c->n_out * sizeof(float));
             else if (i % 7 == 0 || i < 3 || experts[e].n == 1)
-                check_slot(c, w, t_f32(&x, s / c->k), id, experts[e].scale, got + s * apart);
+                check_slot(c, w, t_f32(&x, s / c->k), id, &experts[e], got + s * apart);
         }
     mem_free(got);
     pair_close(&p);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         t_free(&w[i]);
+        t_free(&bias[i]);
+    }
     t_done(&x);
     t_done(&y);
     mem_free(slot);

@@ -66,7 +66,7 @@ struct elementwise {
 static const struct elementwise elementwise[] = {
     {OP_ADD, 0, OP_ACT_SILU, -1, 0},      {OP_ADD_BIAS, 0, OP_ACT_SILU, 0, -1},  {OP_SCALE, 1.5f, OP_ACT_SILU, 0, 0},
     {OP_SCALE, 9, OP_ACT_SILU, 0, 1},     {OP_SOFTCAP, 0.5f, OP_ACT_SILU, 0, 0}, {OP_GLU, 0, OP_ACT_SILU, -1, 0},
-    {OP_GLU, 0, OP_ACT_GELU_TANH, -1, 0}, {OP_GATE, 0, OP_ACT_SILU, 1, 0},
+    {OP_GLU, 0, OP_ACT_GELU_TANH, -1, 0}, {OP_GLU, 0, OP_ACT_SWIGLU_OAI, -1, 0}, {OP_GATE, 0, OP_ACT_SILU, 1, 0},
 };
 
 /* Values of every size, some not finite. */
@@ -439,6 +439,7 @@ struct attn_case {
     enum quant_type kv_type;
     int n_pos[2]; /* of two sequences */
     int n_q[2];   /* their last rows, which are appended and ask */
+    bool has_sinks;
 };
 
 /* Positions before those of the step hold random bytes that are numbers. */
@@ -459,7 +460,8 @@ static void fill_pages(struct seq_pages *s, enum quant_type type)
 struct attn_world {
     struct op_attn a;
     int n, n_seqs;
-    struct tensor q, k, v, y;
+    struct tensor q, k, v, y, sinks;
+    const struct tensor *sink; /* that, or NULL */
     struct seq_pages s[2];
     struct kv_seq here[2], away[2];
     void **table[2];
@@ -489,6 +491,8 @@ static void attn_world_make(struct attn_world *w, const struct attn_case *c, str
     w->k = t_apart((int64_t)c->n_head_kv * c->head_dim_k, n, 1);
     w->v = t_apart((int64_t)c->n_head_kv * c->head_dim_v, n, 2);
     w->y = t_apart((int64_t)c->n_head * c->head_dim_v, n, 3);
+    w->sinks = t_make(QUANT_F32, c->n_head, 1, 1);
+    w->sink = c->has_sinks ? &w->sinks : NULL;
     w->pos = malloc((size_t)n * sizeof *w->pos);
     w->seq = malloc((size_t)n * sizeof *w->seq);
     page_bytes = (page_bytes + 63) / 64 * 64;
@@ -516,6 +520,7 @@ static void attn_world_free(struct attn_world *w)
     t_done(&w->k);
     t_done(&w->v);
     t_done(&w->y);
+    t_free(&w->sinks);
     free(w->pos);
     free(w->seq);
 }
@@ -527,7 +532,7 @@ static void attn_run(const struct attn_case *c)
 
     attn_world_make(&w, c, &p);
     struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
-                        {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .p.attn = w.a}};
+                        {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .w = {w.sink}, .p.attn = w.a}};
     mirror_ops(&p, ops, 2);
     struct rows rows = {.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = w.away};
     ck_assert_msg(run_there(&p, ops, 2, &rows) == 0, "%s", err_text());
@@ -539,21 +544,35 @@ static void attn_run(const struct attn_case *c)
 }
 
 static const struct attn_case attn_cases[] = {
-    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},         {4, 2, 64, 32, 0, 0, QUANT_F16, {150, 0}, {150, 0}},
-    {3, 1, 32, 64, 0, 30, QUANT_F16, {70, 129}, {3, 2}},     {8, 2, 64, 64, 20, 0, QUANT_F16, {200, 90}, {40, 33}},
-    {2, 2, 128, 128, 0, 0, QUANT_Q8_0, {65, 64}, {7, 9}},    {16, 1, 32, 32, 100, 5, QUANT_Q8_0, {330, 0}, {5, 0}},
-    {4, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {11, 0}},    /* keys in two tiles */
-    {4, 4, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {1, 0}},      /* three segments, split */
-    {4, 2, 32, 32, 600, 0, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
-    {2, 1, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},     /* the same, walked by one block */
-    {1, 1, 32, 32, 0, 0, QUANT_F16, {16500, 0}, {1, 0}},     /* 33 segments: more than are split at once */
-    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {1100, 0}, {1, 0}},   {8, 1, 128, 128, 0, 0, QUANT_F16, {600, 0}, {1, 0}},
-    {16, 1, 128, 96, 0, 0, QUANT_F16, {200, 0}, {3, 0}},     {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {150, 90}, {60, 30}},
-    {4, 1, 128, 96, 90, 20, QUANT_F16, {260, 0}, {70, 0}},   {32, 1, 64, 64, 0, 0, QUANT_Q8_0, {70, 0}, {1, 0}},
-    {7, 1, 64, 64, 0, 0, QUANT_Q8_0, {100, 0}, {2, 0}},      {8, 1, 256, 256, 0, 0, QUANT_Q8_0, {100, 0}, {3, 0}},
-    {8, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {17, 0}},    {12, 2, 192, 128, 0, 0, QUANT_F16, {130, 0}, {33, 0}},
-    {2, 1, 512, 32, 0, 0, QUANT_F16, {130, 0}, {2, 0}},      {2, 2, 40, 320, 0, 0, QUANT_F16, {70, 0}, {2, 0}},
-    {5, 1, 100, 50, 0, 0, QUANT_F16, {140, 0}, {20, 0}},     {2, 1, 7, 9, 0, 0, QUANT_F16, {70, 0}, {9, 0}},
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}, false},
+    {4, 2, 64, 32, 0, 0, QUANT_F16, {150, 0}, {150, 0}, false},
+    {3, 1, 32, 64, 0, 30, QUANT_F16, {70, 129}, {3, 2}, false},
+    {8, 2, 64, 64, 20, 0, QUANT_F16, {200, 90}, {40, 33}, false},
+    {2, 2, 128, 128, 0, 0, QUANT_Q8_0, {65, 64}, {7, 9}, false},
+    {16, 1, 32, 32, 100, 5, QUANT_Q8_0, {330, 0}, {5, 0}, false},
+    {4, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {11, 0}, false},    /* keys in two tiles */
+    {4, 4, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {1, 0}, false},      /* three segments, split */
+    {4, 2, 32, 32, 600, 0, QUANT_Q8_0, {1500, 700}, {2, 3}, false}, /* not all rows see as many */
+    {2, 1, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, false},     /* the same, walked by one block */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {16500, 0}, {1, 0}, false},     /* 33 segments: more than are split at once */
+    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {1100, 0}, {1, 0}, false},
+    {8, 1, 128, 128, 0, 0, QUANT_F16, {600, 0}, {1, 0}, false},
+    {16, 1, 128, 96, 0, 0, QUANT_F16, {200, 0}, {3, 0}, false},
+    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {150, 90}, {60, 30}, false},
+    {4, 1, 128, 96, 90, 20, QUANT_F16, {260, 0}, {70, 0}, false},
+    {32, 1, 64, 64, 0, 0, QUANT_Q8_0, {70, 0}, {1, 0}, false},
+    {7, 1, 64, 64, 0, 0, QUANT_Q8_0, {100, 0}, {2, 0}, false},
+    {8, 1, 256, 256, 0, 0, QUANT_Q8_0, {100, 0}, {3, 0}, false},
+    {8, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {17, 0}, false},
+    {12, 2, 192, 128, 0, 0, QUANT_F16, {130, 0}, {33, 0}, false},
+    {2, 1, 512, 32, 0, 0, QUANT_F16, {130, 0}, {2, 0}, false},
+    {2, 2, 40, 320, 0, 0, QUANT_F16, {70, 0}, {2, 0}, false},
+    {5, 1, 100, 50, 0, 0, QUANT_F16, {140, 0}, {20, 0}, false},
+    {2, 1, 7, 9, 0, 0, QUANT_F16, {70, 0}, {9, 0}, false},
+    {8, 1, 64, 64, 0, 0, QUANT_F16, {150, 70}, {40, 1}, true},
+    {8, 2, 64, 64, 128, 0, QUANT_Q8_0, {700, 0}, {1, 0}, true},
+    {8, 1, 64, 64, 0, 0, QUANT_F16, {1100, 600}, {1, 2}, true},
+    {4, 2, 64, 64, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, true},
 };
 
 START_TEST(attention_differs)
@@ -601,8 +620,8 @@ static void parts_run(const struct attn_case *c, int wave)
     struct tensor whole = t_apart(w.y.ne[0], w.n, 3);
     struct op ops[3] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
                         {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&w.q}, .p.attn = w.a},
-                        {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .p.attn = w.a}};
-    struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .p.attn = w.a};
+                        {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .w = {w.sink}, .p.attn = w.a}};
+    struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .w = {w.sink}, .p.attn = w.a};
 
     mirror_ops(&p, ops, 3);
     ops[0].p.attn.is_part = true;
@@ -639,12 +658,23 @@ static void parts_run(const struct attn_case *c, int wave)
 }
 
 static const struct attn_case parts_cases[] = {
-    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},
-    {8, 2, 32, 64, 0, 30, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
-    {4, 4, 64, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},    /* some rows see nothing of the last segment */
-    {4, 1, 32, 32, 0, 0, QUANT_Q8_0, {530, 1025}, {70, 3}}, /* a tile of two sequences, over the edge of a segment */
-    {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}},
-    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}}, /* columns in two slices */
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}, false},
+    {8, 2, 32, 64, 0, 30, QUANT_Q8_0, {1500, 700}, {2, 3}, false}, /* not all rows see as many */
+    {4, 4, 64, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, false},    /* some rows see nothing of the last segment */
+    {4,
+     1,
+     32,
+     32,
+     0,
+     0,
+     QUANT_Q8_0,
+     {530, 1025},
+     {70, 3},
+     false}, /* a tile of two sequences, over the edge of a segment */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}, false},
+    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}, false},
+    /* columns in two slices */
+    {8, 2, 64, 64, 0, 0, QUANT_F16, {1500, 700}, {2, 3}, true},
 };
 enum { N_PARTS_CASES = sizeof parts_cases / sizeof *parts_cases, N_WAVES = 3 };
 
@@ -665,32 +695,40 @@ struct moe_case {
     int64_t n_embd, n_ff;
     bool one_takes_all; /* rank 0 is always expert 2 */
     int up_apart;       /* rows of nobody between one expert's up and the next one's */
+    enum op_act act;
+    bool has_bias;
 };
 
 static const struct moe_case moe_cases[] = {
-    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0},
-    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0},
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0, OP_ACT_SILU, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0, OP_ACT_SILU, false},
     /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0},
-    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0},
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0},
-    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0, OP_ACT_SILU, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0, OP_ACT_SILU, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0, OP_ACT_SILU, false},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0, OP_ACT_SILU, false},
     /* Two rows of codes are more than some cards give a block. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0, OP_ACT_SILU, false},
     /* Gate and up of an expert begin at different places of 16 bytes. */
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1, OP_ACT_SILU, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3, OP_ACT_SILU, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, 0, OP_ACT_SWIGLU_OAI, true},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 3, 8, 4, 96, 160, false, 0, OP_ACT_SWIGLU_OAI, true},
+    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, 0, OP_ACT_SWIGLU_OAI, true},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16}, 1, 4, 3, 512, 96, false, 0, OP_ACT_SILU, true},
+    {{QUANT_F16, QUANT_BF16, QUANT_F32}, 20, 4, 2, 64, 96, false, 0, OP_ACT_SWIGLU_OAI, true},
 };
 
 enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
 
-/* Slots grouped by expert, experts in falling order; those left out have no slots. */
-static int group(const struct moe_case *c, const struct tensor w[3], struct op_expert *experts, int32_t *slot)
+/* Slots grouped by expert, experts in falling order; those left out have no slots. bias: (3) a row for each expert. */
+static int group(const struct moe_case *c, const struct tensor w[3], const struct tensor bias[3],
+                 struct op_expert *experts, int32_t *slot)
 {
     int n = 0, n_experts = 0;
 
@@ -699,6 +737,7 @@ static int group(const struct moe_case *c, const struct tensor w[3], struct op_e
         for (int i = 0; i < 3; i++) {
             x.w[i] = tensor_slice(&w[i], e);
             x.scale[i] = e == 1 ? 1.0f : 0.5f + (float)(e + i);
+            x.bias[i] = c->has_bias && e != 2 ? t_f32(&bias[i], e) : NULL;
         }
         for (int s = 0; s < c->n_tok * c->k; s++) {
             int rank = s % c->k, id = c->one_takes_all ? (rank == 0   ? 2
@@ -722,11 +761,16 @@ START_TEST(experts_differ)
                           t_codes(c->type[1], c->n_embd, c->n_ff + c->up_apart, c->n_expert),
                           t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
     struct tensor x = t_apart(c->n_embd, c->n_tok, 4), y = t_apart(c->n_embd, (int64_t)c->n_tok * c->k, 3);
+    struct tensor bias[3] = {t_make(QUANT_F32, c->n_ff, c->n_expert, 1), t_make(QUANT_F32, c->n_ff, c->n_expert, 1),
+                             t_make(QUANT_F32, c->n_embd, c->n_expert, 1)};
     struct op_expert experts[8], away[8];
     int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
     w[1].ne[1] = c->n_ff;
-    int n_experts = group(c, w, experts, slot), n_half = n_experts / 2;
-    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {&w[0], &w[1], &w[2]}};
+    int n_experts = group(c, w, bias, experts, slot), n_half = n_experts / 2;
+    struct op op = {.kind = OP_MOE,
+                    .dst = {&y},
+                    .src = {&x},
+                    .w = {&w[0], &w[1], &w[2], NULL, NULL, NULL, &bias[0], &bias[1], &bias[2]}};
     struct rows rows = {.n = c->n_tok};
     use_card(_i / N_MOE_CASES);
     struct pair p = pair_open(DEVICE_PREFILL_INT);
@@ -734,13 +778,15 @@ START_TEST(experts_differ)
     mirror_ops(&p, &op, 1);
     for (int e = 0; e < n_experts; e++) {
         away[e] = experts[e];
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 3; i++) {
             away[e].w[i] = there(&p, experts[e].w[i]);
+            away[e].bias[i] = experts[e].bias[i] ? there(&p, experts[e].bias[i]) : NULL;
+        }
     }
     /* First some of them, so that what is not listed must stay; then the others. */
     for (int part = 0; part < 2; part++) {
         int first = part ? 0 : n_half, n = part ? n_half : n_experts - n_half;
-        op.p.moe = (struct op_moe){c->k, OP_ACT_SILU, away + first, n, slot};
+        op.p.moe = (struct op_moe){c->k, c->act, away + first, n, slot};
         ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
         op.p.moe.experts = experts + first;
         run_here(&op, 1, &rows);
@@ -748,8 +794,10 @@ START_TEST(experts_differ)
     }
     pair_close(&p);
     w[1].ne[1] += c->up_apart;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         t_free(&w[i]);
+        t_free(&bias[i]);
+    }
     t_done(&x);
     t_done(&y);
     free(slot);
