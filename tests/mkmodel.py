@@ -3,7 +3,7 @@
 
   mkmodel.py OUT [--reference tests/reference/reference.py] [--peer PYTHON PEER_SCRIPT]
 
-Weights are F32 multiples of 1/64, so that the files pack well; `mixed` has quantized weights of many types instead and no
+Weights are F32 multiples of 1/64, so that the files pack well; `mixed` and `gpt-oss-mxfp4` have quantized weights instead and no
 expected logits; `qwen3moe-fused` is qwen3moe with gate and up in one stack. --reference keeps in NAME.reference what the float reference computes (numpy, keys and values rounded to f16).
 With --peer, PYTHON PEER_SCRIPT logits MODEL OUT.f32 IDS --prefill N asks llama.cpp, into NAME.peer. Both are float32, the rows
 in ROWS of (n_tok, n_vocab); ids.txt holds the ids. Needs numpy and gguf.
@@ -122,6 +122,8 @@ class Maker:
         self.scale(b + "attn_output")
         if p.get("out_bias"):
             self.vec(b + "attn_output.bias", d, 0.0)
+        if p.get("sinks"):
+            self.vec(b + "attn_sinks.weight", p["heads"], p["sinks"])
         if p.get("qk_norm"):
             n = {"head": p["hd"], "row": None}[p["qk_norm"]]
             self.vec(b + "attn_q_norm.weight", n or q)
@@ -129,13 +131,17 @@ class Maker:
         if p.get("post_norm"):
             self.vec(b + "post_attention_norm.weight", d)
             self.vec(b + "post_ffw_norm.weight", d)
-        self.vec(b + "ffn_norm.weight", d)
+        self.vec(b + p.get("ffn_norm", "ffn_norm") + ".weight", d)
         if p.get("experts") and i >= p.get("lead", 0):
             e, ff = p["experts"], p["ffx"]
             self.mat(b + "ffn_gate_inp.weight", e, d, gain=3.0)
             for name, shape in (("gate", (e, ff, d)), ("up", (e, ff, d)), ("down", (e, d, ff))):
                 self.mat(b + "ffn_%s_exps.weight" % name, *shape, gain=2.0, typ=next(t), hold=p.get("fused") and name != "down")
                 self.scale(b + "ffn_%s_exps" % name, e)
+                if p.get("expert_bias"):
+                    self.mat(b + "ffn_%s_exps.bias" % name, e, shape[1], gain=p["expert_bias"])
+            if p.get("expert_bias"):
+                self.vec(b + "ffn_gate_inp.bias", e, 0.0)
             if p.get("select_bias"):
                 self.vec(b + "exp_probs_b.bias", e, 0.0)
             if p.get("shared"):
@@ -220,6 +226,14 @@ def make(out):
     m.w.add_embedding_scale(3.0)
     m.w.add_attention_scale(0.125)
     m.finish()
+    for name, ffx, types in (("gpt-oss", 32, None), ("gpt-oss-mxfp4", 256, [T.Q8_0] * 4 + [T.MXFP4] * 3)):
+        m = Maker(path(name), "gpt-oss", 16, bias=True, out_bias=True, sinks=2.0, ffn_norm="post_attention_norm", expert_bias=2.0,
+                  experts=8, used=3, ffx=ffx, base=150000.0, **dict(SMALL, layers=3, heads=4, kv=2))
+        m.w.add_sliding_window(24)
+        m.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        m.w.add_rope_scaling_factor(4.0)
+        m.w.add_rope_scaling_orig_ctx_len(128)
+        m.finish(types)
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)
@@ -230,7 +244,7 @@ def ask(out, suffix, command):
     ids = np.random.default_rng(99).integers(0, N_VOCAB, N_TOK)
     with open(os.path.join(out, "ids.txt"), "w") as f:
         f.write("\n".join(map(str, ids)) + "\n")
-    skip = ["mixed.gguf", "qwen3moe-fused.gguf"] + (NO_REFERENCE if suffix == ".reference" else [])
+    skip = ["mixed.gguf", "qwen3moe-fused.gguf", "gpt-oss-mxfp4.gguf"] + (NO_REFERENCE if suffix == ".reference" else [])
     for name in sorted(n for n in os.listdir(out) if n.endswith(".gguf") and n not in skip):
         with tempfile.NamedTemporaryFile() as tmp:
             subprocess.run(command(os.path.join(out, name), tmp.name, ",".join(map(str, ids))), check=True)

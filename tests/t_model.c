@@ -24,8 +24,8 @@
 
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
-static const char *const families[] = {"llama",    "llama-yarn", "mixtral", "qwen2",  "qwen2moe", "qwen3",
-                                       "qwen3moe", "olmoe",      "gemma2",  "gemma3", "dots1",    "granite"};
+static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2", "qwen2moe", "qwen3",  "qwen3moe",
+                                       "olmoe", "gemma2",     "gemma3",  "dots1", "granite",  "gpt-oss"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -314,7 +314,8 @@ static bool may_be_missing(const char *family, const char *name)
             return true;
     /* a shared expert is there or not; llama's files have biases or not */
     return (strstr(name, "_shexp") && strcmp(family, "granite") == 0) ||
-           (strstr(name, ".bias") && strncmp(family, "qwen2", 5) != 0);
+           (strstr(name, ".bias") && strncmp(family, "qwen2", 5) != 0 && !strstr(name, "_exps.") &&
+            !strstr(name, "gate_inp"));
 }
 
 static void each_tensor(const char *family, void (*look)(const char *family, const struct gguf_tensor *t))
@@ -432,9 +433,11 @@ static const struct {
     {"dots1", "expert_group_count", false, true},
     {"dots1", "expert_gating_func", false, true},
     {"gemma3", "attention.sliding_window", false, true},
+    {"gpt-oss", "attention.sliding_window", false, true},
     {"llama", "attention.layer_norm_rms_epsilon", true, true},
     {"llama", "rope.freq_base", true, false},
     {"gemma3", "rope.freq_base_swa", true, false},
+    {"gpt-oss", "rope.freq_base_swa", true, false},
     {"llama", "rope.scale_linear", true, true},
     {"llama-yarn", "rope.scaling.factor", true, true},
     {"llama-yarn", "rope.scaling.attn_factor", true, true},

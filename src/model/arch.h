@@ -88,14 +88,15 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     ARCH_SCALE_IF(ARCH_Q, ROLE_ATTN_Q_SCALE), ARCH_SCALE_IF(ARCH_K, ROLE_ATTN_K_SCALE), \
     ARCH_SCALE_IF(ARCH_V, ROLE_ATTN_V_SCALE), ARCH_BIAS_IF(ARCH_Q, ROLE_ATTN_Q_BIAS), \
     ARCH_BIAS_IF(ARCH_K, ROLE_ATTN_K_BIAS), ARCH_BIAS_IF(ARCH_V, ROLE_ATTN_V_BIAS)
-/* rotate q and k, keep k and v, attend, project back into H */
-#define ARCH_ATTEND \
+/* rotate q and k, keep k and v, attend (with the sinks of that role, or ROLE_NONE), project back into H */
+#define ARCH_ATTEND_BESIDE(sinks) \
     {.kind = OP_ROPE, .dst = {ARCH_Q}, .src = {ARCH_Q, ARCH_ROPE0}}, \
     {.kind = OP_ROPE, .dst = {ARCH_K}, .src = {ARCH_K, ARCH_ROPE0}}, \
     {.kind = OP_KV_APPEND, .src = {ARCH_K, ARCH_V}}, \
-    {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}}, \
+    {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}, .w = {sinks}}, \
     {.kind = OP_MATMUL, .dst = {ARCH_H}, .src = {ARCH_O}, .w = {ROLE_ATTN_OUT}}, \
     ARCH_SCALE_IF(ARCH_H, ROLE_ATTN_OUT_SCALE)
+#define ARCH_ATTEND ARCH_ATTEND_BESIDE(ROLE_NONE)
 /* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN; biases where the file has them */
 #define ARCH_FFN \
     {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
@@ -121,9 +122,13 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
 /* H = sum of the chosen experts' rows, in layers that have a router; the roles of the experts' scales, or ROLE_NONE */
 #define ARCH_MOE(bias, gate_scale, up_scale, down_scale) \
     ARCH_MATMUL_IF(ARCH_ROUTER, ARCH_H, ROLE_ROUTER), \
+    ARCH_CHOSEN(bias, gate_scale, up_scale, down_scale, ROLE_NONE, ROLE_NONE, ROLE_NONE)
+/* the same behind a router's logits, with biases of the experts' products */
+#define ARCH_CHOSEN(bias, gate_scale, up_scale, down_scale, gate_bias, up_bias, down_bias) \
     {.kind = OP_ROUTE, .when = ROLE_ROUTER, .dst = {ARCH_IDS, ARCH_GATES}, .src = {ARCH_ROUTER}, .w = {bias}}, \
     {.kind = OP_MOE, .when = ROLE_ROUTER, .dst = {ARCH_Y}, .src = {ARCH_H, ARCH_IDS}, \
-     .w = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, gate_scale, up_scale, down_scale}}, \
+     .w = {ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, gate_scale, up_scale, down_scale, \
+           gate_bias, up_bias, down_bias}}, \
     {.kind = OP_COMBINE, .when = ROLE_ROUTER, .dst = {ARCH_H}, .src = {ARCH_Y, ARCH_GATES}}
 #define ARCH_MOE_PLAIN ARCH_MOE(ROLE_NONE, ROLE_NONE, ROLE_NONE, ROLE_NONE)
 #define ARCH_MOE_SCALED ARCH_MOE(ROLE_NONE, ROLE_EXPERT_GATE_SCALE, ROLE_EXPERT_UP_SCALE, ROLE_EXPERT_DOWN_SCALE)

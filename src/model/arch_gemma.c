@@ -41,12 +41,8 @@ static int hparams2(const struct gguf *g, struct model *m)
     int rc = hparams_f32(g, m->arch->name, "attn_logit_softcapping", 0, 1e6, &hp->attn_softcap);
     if (rc == 0)
         rc = hparams_f32(g, m->arch->name, "final_logit_softcapping", 0, 1e6, &hp->logit_softcap);
-    /* both kinds of layer rotate alike */
-    float base = (float)hp->rope_base[0];
     if (rc == 0)
-        rc = hparams_f32(g, m->arch->name, "rope.freq_base_swa", 1, 1e12, &base);
-    hp->rope_base[1] = base;
-    hp->rope_factor[1] = hp->rope_factor[0];
+        rc = hparams_rope_alike(g, m);
     return rc < 0 ? rc : hparams_windows(g, m, 4096, 2);
 }
 

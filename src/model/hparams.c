@@ -259,6 +259,13 @@ int hparams_router(const struct gguf *g, struct model *m)
     return rc;
 }
 
+int hparams_rope_alike(const struct gguf *g, struct model *m)
+{
+    m->hp.rope_base[1] = m->hp.rope_base[0];
+    m->hp.rope_factor[1] = m->hp.rope_factor[0];
+    return read_f64(g, m->arch->name, "rope.freq_base_swa", 1, 1e12, &m->hp.rope_base[1]);
+}
+
 int hparams_windows(const struct gguf *g, struct model *m, int default_window, int default_pattern)
 {
     const char *arch = m->arch->name;

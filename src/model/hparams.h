@@ -21,6 +21,9 @@ int hparams_f32(const struct gguf *g, const char *arch, const char *what, double
 /* For families whose files say how the router works: gating function and whether gates are normalised. ERR_FORMAT. */
 int hparams_router(const struct gguf *g, struct model *m);
 
+/* For families whose layers with windows rotate as the others do, unless the file names a base for them. ERR_FORMAT. */
+int hparams_rope_alike(const struct gguf *g, struct model *m);
+
 /* For families with sliding windows: the window (default_window if the file names none; 0: full attention then) and which
  * layers have it: all but the last of each pattern, unless the file says otherwise. ERR_FORMAT. */
 int hparams_windows(const struct gguf *g, struct model *m, int default_window, int default_pattern);

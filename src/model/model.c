@@ -26,6 +26,7 @@ enum dim {
     DIM_FFS,
     DIM_EXP,
     DIM_ROT2,
+    DIM_HEADS,
     DIM_ANY
 };
 
@@ -108,9 +109,17 @@ static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enu
         return hp->n_expert;
     case DIM_ROT2:
         return hp->n_rot / 2;
+    case DIM_HEADS:
+        return l->n_head;
     default:
         return 0;
     }
+}
+
+/* A vector for each expert. */
+static bool is_expert_bias(enum role role)
+{
+    return role == ROLE_EXPERT_GATE_BIAS || role == ROLE_EXPERT_UP_BIAS || role == ROLE_EXPERT_DOWN_BIAS;
 }
 
 static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
@@ -134,7 +143,7 @@ static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
         return err(ERR_FORMAT, "tensor %s has a fourth dimension of %" PRId64, w->name, w->t.ne[3]);
     /* vectors are added and multiplied in place: files keep them as floats */
     bool vector = roles[w->role].dim[1] == DIM_ONE && w->role != ROLE_SHARED_ROUTER;
-    if (vector && w->t.type != QUANT_F32)
+    if ((vector || is_expert_bias(w->role)) && w->t.type != QUANT_F32)
         return err(ERR_UNSUPPORTED, "tensor %s is %s; a vector has to be F32", w->name, quant_info(w->t.type)->name);
     if (quant_info(w->t.type)->act == QUANT_ACT_NONE)
         return err(ERR_UNSUPPORTED, "tensor %s is %s, which is no type of a weight", w->name,
@@ -372,6 +381,12 @@ static uint64_t matrix_bytes(const struct model *m, int w)
     return w < 0 ? 0 : model_matrix_bytes(&m->weights[w]);
 }
 
+int model_router_norm(const struct model *m, int layer)
+{
+    const int *w = m->layers[layer].w;
+    return w[ROLE_FFN_NORM] >= 0 ? w[ROLE_FFN_NORM] : w[ROLE_ATTN_POST_NORM];
+}
+
 uint64_t model_expert_bytes(const struct model *m, int layer)
 {
     const int *w = m->layers[layer].w;
@@ -399,7 +414,9 @@ uint64_t model_decode_bytes(const struct model *m, struct model_span span)
 
     for (int i = 0; i < m->n_weights; i++)
         if (!m->weights[i].is_expert && model_span_has(m, span, i) && (i != embd || multiplies))
-            bytes += matrix_bytes(m, i);
+            bytes += is_expert_bias(m->weights[i].role)
+                         ? matrix_bytes(m, i) / (uint64_t)m->hp.n_expert * (uint64_t)m->hp.n_expert_used
+                         : matrix_bytes(m, i);
     for (int layer = span.first; layer < span.end; layer++)
         bytes += (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
     return bytes;

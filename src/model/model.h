@@ -108,6 +108,9 @@ const char *model_arch(const struct model *m); /* the family's name */
  * before the model is run. */
 void model_rope_factors(struct model *m, const float *factors);
 
+/* Which weight is the norm whose rows a layer's router, or dense FFN, reads; -1: none. */
+int model_router_norm(const struct model *m, int layer);
+
 /* Bytes of one expert of a layer: gate, up and down together; 0 for a dense layer. */
 uint64_t model_expert_bytes(const struct model *m, int layer);
 

@@ -216,8 +216,10 @@ uint64_t plan_host_scratch(const struct plan *p, const struct program *program, 
 /* Pinned memory that an expert passes through on its way to the GPU: room for the largest. */
 uint64_t plan_gpu_move_bytes(const struct model *m);
 
-/* Copies of routers, and of the norms before them, that looking ahead takes beside a GPU that has the layers from first_layer on. */
+/* Copies of routers with their biases, and of the norms before them, that looking ahead takes beside a GPU that has the layers from
+ * first_layer on; and of the biases of experts that it shares with the CPU. */
 uint64_t plan_ahead_bytes(const struct model *m, int first_layer);
+uint64_t plan_bias_bytes(const struct model *m, int first_layer);
 
 /* Were the CPU's kernels measured that it computes with? Are all its predictions of compute such, or only what memory allows at most? */
 bool plan_has_kernels(const struct plan *p, const struct machine *m);

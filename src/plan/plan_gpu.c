@@ -184,12 +184,20 @@ static int count_vram(const struct model *m, const int *n_expert, struct plan *p
     return 0;
 }
 
-/* What the host holds beside experts: the dense weights of its layers, and copies of the routers that are asked about the layer before
- * and lie on the GPU. */
+/* 0: there is none. */
+static uint64_t weight_bytes(const struct model *m, int w)
+{
+    return w < 0 ? 0 : layout_weight_bytes(&m->weights[w]);
+}
+
+/* What the host holds beside experts: the dense weights of its layers, and copies of what lies on the GPU: biases of experts that both
+ * compute, routers that are asked about the layer before. */
 static int count_host_dense(const struct model *m, struct plan *p)
 {
     int rc = dense_bytes(m, plan_span(p, m, PLAN_BEFORE), &p->dense_bytes);
 
+    if (!rc && plan_is_split(p))
+        p->dense_bytes += plan_bias_bytes(m, (int)p->gpu.first_layer);
     if (!rc && p->look_ahead && plan_is_split(p))
         p->dense_bytes += plan_ahead_bytes(m, (int)p->gpu.first_layer);
     return rc;
@@ -236,15 +244,26 @@ int plan_gpu_weights(const struct model *m, struct plan *p)
 
 uint64_t plan_ahead_bytes(const struct model *m, int first_layer)
 {
-    static const enum role roles[] = {ROLE_ROUTER, ROLE_FFN_NORM};
     uint64_t sum = 0;
 
-    for (int layer = first_layer; layer < m->hp.n_layer; layer++)
-        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
-            int w = m->layers[layer].w[roles[i]];
-            if (m->layers[layer].w[ROLE_ROUTER] >= 0 && w >= 0)
-                sum += layout_weight_bytes(&m->weights[w]);
-        }
+    for (int layer = first_layer; layer < m->hp.n_layer; layer++) {
+        const int *w = m->layers[layer].w;
+        if (w[ROLE_ROUTER] >= 0)
+            sum += weight_bytes(m, w[ROLE_ROUTER]) + weight_bytes(m, w[ROLE_ROUTER_BIAS]) +
+                   weight_bytes(m, model_router_norm(m, layer));
+    }
+    return sum;
+}
+
+uint64_t plan_bias_bytes(const struct model *m, int first_layer)
+{
+    uint64_t sum = 0;
+
+    for (int layer = first_layer; layer < m->hp.n_layer; layer++) {
+        const int *w = m->layers[layer].w;
+        sum += weight_bytes(m, w[ROLE_EXPERT_GATE_BIAS]) + weight_bytes(m, w[ROLE_EXPERT_UP_BIAS]) +
+               weight_bytes(m, w[ROLE_EXPERT_DOWN_BIAS]);
+    }
     return sum;
 }
 

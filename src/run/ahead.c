@@ -42,7 +42,9 @@ static int take_routers(struct ahead *a)
             continue;
         rc = take_floats(a, w[ROLE_ROUTER], &room, &a->router[layer]);
         if (!rc)
-            rc = take_floats(a, w[ROLE_FFN_NORM], &room, &a->norm[layer]);
+            rc = take_floats(a, w[ROLE_ROUTER_BIAS], &room, &a->bias[layer]);
+        if (!rc)
+            rc = take_floats(a, model_router_norm(a->model, layer), &room, &a->norm[layer]);
     }
     return rc;
 }
@@ -58,6 +60,7 @@ int ahead_init(const struct model *m, struct model_span span, const struct store
     if (!hp->n_expert)
         return 0;
     out->router = mem_zalloc(n_layer, sizeof *out->router, MEM_META);
+    out->bias = mem_zalloc(n_layer, sizeof *out->bias, MEM_META);
     out->norm = mem_zalloc(n_layer, sizeof *out->norm, MEM_META);
     out->copies = is_copied ? mem_alloc(plan_ahead_bytes(m, span.first), MEM_WEIGHTS) : NULL;
     out->x = mem_zalloc((size_t)hp->n_embd * AHEAD_MAX_ROWS, sizeof *out->x, MEM_META);
@@ -65,8 +68,8 @@ int ahead_init(const struct model *m, struct model_span span, const struct store
     out->score = mem_zalloc((size_t)hp->n_expert * AHEAD_MAX_ROWS, sizeof *out->score, MEM_META);
     int n_ids = hp->n_expert_used * AHEAD_MAX_ROWS;
     out->ids = mem_zalloc((size_t)(n_ids > hp->n_expert ? n_ids : hp->n_expert), sizeof *out->ids, MEM_META);
-    bool has_room =
-        out->router && out->norm && (out->copies || !is_copied) && out->x && out->kept && out->score && out->ids;
+    bool has_room = out->router && out->bias && out->norm && (out->copies || !is_copied) && out->x && out->kept &&
+                    out->score && out->ids;
     int rc = has_room ? take_routers(out) : err(ERR_NOMEM, "room to look ahead for %d experts", hp->n_expert);
     if (rc)
         ahead_done(out);
@@ -81,6 +84,7 @@ void ahead_done(struct ahead *a)
     mem_free(a->x);
     mem_free(a->copies);
     mem_free(a->norm);
+    mem_free(a->bias);
     mem_free(a->router);
     *a = (struct ahead){.model = NULL};
 }
@@ -144,8 +148,13 @@ static int ask_router(struct ahead *a, const struct ahead_from *from)
     const struct tensor x = tensor_make(QUANT_F32, hp->n_embd, from->n_rows, 1, a->x);
     const struct tensor w = tensor_make(QUANT_F32, hp->n_embd, hp->n_expert, 1, (void *)(uintptr_t)router);
     const struct tensor y = tensor_make(QUANT_F32, hp->n_expert, from->n_rows, 1, a->score);
-    const struct op op = {.kind = OP_MATMUL, .layer = from->layer, .n_w = 1, .dst = {&y}, .src = {&x}, .w = {&w}};
-    int rc = a->dev->ops->run(a->dev, &op, 1, &(struct rows){.n = from->n_rows});
+    const float *bias = a->bias[from->layer + 1];
+    const struct tensor b = tensor_make(QUANT_F32, hp->n_expert, 1, 1, (void *)(uintptr_t)bias);
+    const struct op ops[] = {
+        {.kind = OP_MATMUL, .layer = from->layer, .n_w = 1, .dst = {&y}, .src = {&x}, .w = {&w}},
+        {.kind = OP_ADD_BIAS, .layer = from->layer, .n_w = 1, .dst = {&y}, .src = {&y}, .w = {&b}},
+    };
+    int rc = a->dev->ops->run(a->dev, ops, bias ? 2 : 1, &(struct rows){.n = from->n_rows});
     if (rc < 0)
         return rc;
     for (int row = 0; row < from->n_rows; row++)

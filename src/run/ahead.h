@@ -26,11 +26,13 @@ struct ahead {
     struct device *dev;        /* view: multiplies, in the host's memory */
     int n_likely;              /* of a row's experts so many are named, the likeliest; may be changed between steps */
     const float **router; /* own: (n_layer) views of (n_expert, n_embd) in the host's memory; NULL: cannot be asked */
-    const float **norm;   /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
-    float *copies;        /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
-    float *x, *kept;      /* own: (AHEAD_MAX_ROWS, n_embd) */
-    float *score;         /* own: (AHEAD_MAX_ROWS, n_expert) */
-    int32_t *ids;         /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
+    const float *
+        *bias; /* own: (n_layer) the same of (n_expert), which is added to what the router says; NULL: there is none */
+    const float **norm; /* own: (n_layer) the same of (n_embd), which the router reads behind; NULL: there is none */
+    float *copies;      /* own: (plan_ahead_bytes()) where weights lie in a device's memory; else NULL */
+    float *x, *kept;    /* own: (AHEAD_MAX_ROWS, n_embd) */
+    float *score;       /* own: (AHEAD_MAX_ROWS, n_expert) */
+    int32_t *ids;       /* own: (n_expert, and AHEAD_MAX_ROWS * n_expert_used) */
 };
 
 /* For the layers of a span. The store is looked at, now and by guesses; its weights are views. cpu: a device

@@ -3,6 +3,7 @@
 #include "src/run/moe.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "src/base/size.h"
@@ -42,6 +43,38 @@ static int take_scales(struct moe *moe, const struct program *p)
                 return err(ERR_NOMEM, "scales of %d layers' experts", m->hp.n_layer);
             rc = store_copy_weight(moe->store, (int)(op->w[3 + j] - p->weights),
                                    scales_of(moe, op->layer) + (size_t)j * (size_t)moe->n_expert);
+        }
+    }
+    return rc;
+}
+
+/* Where biases of a layer's products lie for the host (3). */
+static const float **host_bias_of(const struct moe *moe, int layer)
+{
+    return moe->host_bias + (size_t)layer * 3;
+}
+
+/* The host's own of what lies in the device's memory, for the experts that it computes. */
+static int take_biases(struct moe *moe, const struct program *p)
+{
+    const uint64_t bytes = moe->host ? plan_bias_bytes(moe->model, p->span.first) : 0;
+    int rc = 0;
+
+    if (!bytes)
+        return 0;
+    moe->host_bias = mem_zalloc((size_t)moe->model->hp.n_layer * 3, sizeof *moe->host_bias, MEM_META);
+    moe->biases = mem_alloc(bytes, MEM_WEIGHTS);
+    if (!moe->host_bias || !moe->biases)
+        return err(ERR_NOMEM, "biases of experts: %" PRIu64 " bytes", bytes);
+    float *room = moe->biases;
+    for (int i = 0; i < p->n_ops; i++) {
+        const struct op *op = &p->ops[i];
+        for (int j = 0; op->kind == OP_MOE && j < 3 && !rc; j++) {
+            if (!op->w[6 + j])
+                continue;
+            host_bias_of(moe, op->layer)[j] = room;
+            rc = store_copy_weight(moe->store, (int)(op->w[6 + j] - p->weights), room);
+            room += tensor_bytes(op->w[6 + j]) / sizeof *room;
         }
     }
     return rc;
@@ -98,6 +131,8 @@ int moe_init(struct moe *moe, const struct moe_args *a)
     if (rc == 0)
         rc = take_scales(moe, a->program);
     if (rc == 0)
+        rc = take_biases(moe, a->program);
+    if (rc == 0)
         rc = take_host_memory(moe, a->program);
     if (rc == 0 && moe->host)
         rc = moe_split_init(
@@ -118,6 +153,8 @@ void moe_done(struct moe *moe)
     }
     moe_split_done(&moe->split);
     ahead_done(&moe->ahead);
+    mem_free(moe->biases);
+    mem_free(moe->host_bias);
     mem_free(moe->scales);
     mem_free(moe->places);
     mem_free(moe->there);
@@ -160,8 +197,16 @@ static int group(struct moe *moe, const struct tensor *ids, int n_rows, int laye
     return n_ids;
 }
 
+/* What is added to product j of an expert, where it is computed; NULL: nothing. */
+static const float *bias_of(const struct moe *moe, const struct op *op, int j, int expert, bool by_host)
+{
+    const struct tensor *t = op->w[6 + j];
+    const float *all = !t ? NULL : by_host ? host_bias_of(moe, op->layer)[j] : t->data;
+    return all ? all + t->ne[0] * expert : NULL;
+}
+
 /* Experts (n) as groups of rows. */
-static void fill_groups(struct moe *moe, const struct op *op, const struct store_expert *given, int n)
+static void fill_groups(struct moe *moe, const struct op *op, const struct store_expert *given, int n, bool by_host)
 {
     for (int i = 0; i < n; i++) {
         const struct store_expert *e = &given[i];
@@ -172,6 +217,7 @@ static void fill_groups(struct moe *moe, const struct op *op, const struct store
             const float *scales = op->w[3 + j] ? scales_of(moe, op->layer) + (size_t)j * (size_t)moe->n_expert : NULL;
             group->w[j] = e->w[j];
             group->scale[j] = scales ? scales[e->expert] : 1;
+            group->bias[j] = bias_of(moe, op, j, e->expert, by_host);
         }
     }
 }
@@ -185,7 +231,7 @@ static int compute(struct moe *moe, const struct op *op, const struct rows *rows
     struct tensor x = *op->src[0], ids = *op->src[1], y = *op->dst[0];
     struct op step = *op;
 
-    fill_groups(moe, op, given, n);
+    fill_groups(moe, op, given, n, by_host);
     for (int i = 0; i < n; i++)
         moe->is_host[given[i].expert] = by_host;
     if (by_host) {

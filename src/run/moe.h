@@ -40,9 +40,12 @@ struct moe {
     /* own: (n_expert) on loan; of them, those that go to the device; the same, where they are there, and their places */
     struct store_expert *given, *up, *there;
     int *places;
-    float *scales;   /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
-    int32_t *chosen; /* own, alloc_host: (n_rows, k) */
-    float *x, *y;    /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
+    float *scales; /* own: (n_layer, 3, n_expert) what products are multiplied by; NULL: nothing, in all layers */
+    float *
+        biases; /* own: (plan_bias_bytes()) the host's copy of what is added to products; NULL: nothing, or it lies there */
+    const float **host_bias; /* own: (n_layer, 3) where in it they lie; NULL: as above */
+    int32_t *chosen;         /* own, alloc_host: (n_rows, k) */
+    float *x, *y;            /* own, alloc_host, with host: (n_rows, n_embd), (n_rows * k, n_embd) */
     struct ahead ahead;
     bool look_ahead;       /* the plan's: tell the store what the next layer will likely want */
     const int32_t *likely; /* view into ahead: (n_likely) of likely_layer */

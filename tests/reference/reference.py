@@ -7,7 +7,7 @@ IDS is 1,2,3 or @FILE with ids apart by commas or spaces. Weights are dequantize
 float32 (sums of squares in norms float64). No cache and no tiles: all positions of a layer at once. OUT holds
 float32 (n_tok, n_vocab), row-major. --kv f16 rounds keys and values to half precision, as engines with such a cache do.
 
-Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3. What they are follows their
+Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss. What they are follows their
 papers and model cards; which optional tensors a family's files may carry follows llama.cpp.
 """
 import argparse
@@ -27,6 +27,7 @@ FAMILIES = {
     "qwen3moe": dict(rope="neox", act="silu", gates_sum_to_1=True, expert_scale=True),
     "olmoe": dict(rope="neox", act="silu", gates_sum_to_1=False),
     "gemma2": dict(rope="neox", act="gelu", embd_scale=True, window_period=2, window=4096, layers_27b=46, soft_cap=(50.0, 30.0)),
+    "gpt-oss": dict(rope="neox", act="oai", gates_sum_to_1=True, window_period=2, ffn_norm="post_attention_norm"),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
@@ -39,6 +40,14 @@ def silu(x):
 
 def gelu(x):  # the tanh form (Hendrycks and Gimpel 2016), which gemma was trained with
     return F32(0.5) * x * (F32(1) + np.tanh(F32(0.7978845608028654) * x * (F32(1) + F32(0.044715) * x * x)))
+
+
+def glu(act, gate, up):
+    if act != "oai":
+        return (silu(gate) if act == "silu" else gelu(gate)) * up
+    gate, up = np.minimum(gate, F32(7)), np.clip(up, F32(-7), F32(7))  # gpt-oss' model card
+    with np.errstate(over="ignore"):
+        return gate / (F32(1) + np.exp(F32(-1.702) * gate)) * (up + F32(1))
 
 
 def softmax(x):
@@ -175,22 +184,23 @@ class Model:
             if cap:
                 s = F32(cap) * np.tanh(s / F32(cap))
             s[hidden] = -np.inf
-            out[:, head] = softmax(s) @ v[:, kv]
+            if self.has(blk + "attn_sinks.weight"):  # one more key, which has no value
+                sink = np.full((n_tok, 1), self.weight(blk + "attn_sinks.weight")[head])
+                out[:, head] = softmax(np.concatenate((s, sink), axis=1))[:, :-1] @ v[:, kv]
+            else:
+                out[:, head] = softmax(s) @ v[:, kv]
         return self.linear(out.reshape(n_tok, -1), blk + "attn_output")
-
-    def act(self, x):
-        return silu(x) if self.family["act"] == "silu" else gelu(x)
 
     def feed_forward(self, x, layer):
         blk = "blk.%d.ffn_" % layer
         extras = ("bias", "scale") if self.family.get("ffn_scale") else ("bias",)  # here the scale takes the bias with it
-        y = self.act(self.linear(x, blk + "gate", extras)) * self.linear(x, blk + "up", extras)
+        y = glu(self.family["act"], self.linear(x, blk + "gate", extras), self.linear(x, blk + "up", extras))
         return self.linear(y, blk + "down", extras)
 
     def experts(self, x, layer):
         blk = "blk.%d.ffn_" % layer
         n_used = self.key("expert_used_count")
-        prob = softmax(x @ self.weight(blk + "gate_inp.weight").T)
+        prob = softmax(self.linear(x, blk + "gate_inp", ("bias",)))
         chosen = np.argsort(-prob, axis=1, kind="stable")[:, :n_used]
         gate = np.take_along_axis(prob, chosen, 1)
         if self.family["gates_sum_to_1"]:
@@ -203,12 +213,13 @@ class Model:
             y = y @ self.weight(blk + name + ".weight", expert).T
             if self.family.get("expert_scale") and self.has(blk + name + ".scale"):
                 y = y * self.weight(blk + name + ".scale")[expert]
-            return y
+            return y + self.weight(blk + name + ".bias")[expert] if self.has(blk + name + ".bias") else y
 
         out = np.zeros_like(x)
         for expert in np.unique(chosen):
             row, rank = np.nonzero(chosen == expert)
-            y = times(self.act(times(x[row], "gate_exps", expert)) * times(x[row], "up_exps", expert), "down_exps", expert)
+            y = glu(self.family["act"], times(x[row], "gate_exps", expert), times(x[row], "up_exps", expert))
+            y = times(y, "down_exps", expert)
             out[row] += gate[row, rank][:, None] * y
         return out
 
@@ -220,10 +231,11 @@ class Model:
         for layer in range(self.n_layer):
             blk = "blk.%d." % layer
             y = self.attention(self.norm(x, blk + "attn_norm.weight"), layer, kv_type)
-            if self.has(blk + "post_attention_norm.weight"):
+            ffn_norm = self.family.get("ffn_norm", "ffn_norm")
+            if ffn_norm == "ffn_norm" and self.has(blk + "post_attention_norm.weight"):
                 y = self.norm(y, blk + "post_attention_norm.weight")
             x = x + y
-            y = self.norm(x, blk + "ffn_norm.weight")
+            y = self.norm(x, blk + ffn_norm + ".weight")
             y = self.experts(y, layer) if self.has(blk + "ffn_gate_inp.weight") else self.feed_forward(y, layer)
             if self.has(blk + "post_ffw_norm.weight"):
                 y = self.norm(y, blk + "post_ffw_norm.weight")
