@@ -152,6 +152,7 @@ struct ferry_message {
 };
 
 /* Lay out a conversation by the file's own chat template. add_generation: end where the assistant begins to speak.
+ * An assistant's message may be an answer as it came: of one in channels (gpt-oss) what it says in the final one goes back.
  * Tokenize the result with FERRY_TOKENS_SPECIAL and without BOS (the template writes it). ERR_UNSUPPORTED when the file has
  * no template or one that ferry cannot follow. Caller frees *out. */
 int ferry_chat_prompt(const struct ferry_engine *engine, const struct ferry_message *messages, size_t n,

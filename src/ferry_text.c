@@ -143,6 +143,20 @@ static char *token_name(const struct ferry_engine *e, int32_t token)
     return s;
 }
 
+/* Of an answer in channels (gpt-oss) what the last of them says to the reader, "" if it never came to that. Templates want that alone
+ * back, and refuse the rest. */
+static const char *said(const struct ferry_engine *e, const struct ferry_message *m)
+{
+    static const char channel[] = "<|channel|>", final[] = "<|channel|>final<|message|>";
+    const char *last = NULL;
+
+    if (strcmp(m->role, "assistant") != 0 || tok_find(e->tok, channel, strlen(channel)) == TOK_NONE)
+        return m->content;
+    for (const char *at = m->content; (at = strstr(at, final));)
+        last = at += strlen(final);
+    return last ? last : strstr(m->content, channel) ? "" : m->content;
+}
+
 int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *messages, size_t n, bool add_generation,
                       char **out)
 {
@@ -161,7 +175,7 @@ int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *
         rc = err(ERR_NOMEM, "a conversation of %zu messages", n);
     } else {
         for (size_t i = 0; i < n; i++)
-            list[i] = (struct template_message){messages[i].role, messages[i].content};
+            list[i] = (struct template_message){messages[i].role, said(e, &messages[i])};
         size_t n_bytes;
         rc = template_render(code,
                              &(struct template_args){.messages = list,

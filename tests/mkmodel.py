@@ -23,8 +23,8 @@ N_VOCAB = 288
 NO_REFERENCE = ["dots1.gguf", "granite.gguf", "qwen2moe.gguf"]  # families that the float reference does not know
 
 
-def byte_tokens():
-    """GPT-2's printable stand-ins for the 256 bytes, then fillers and two control tokens."""
+def byte_tokens(names):
+    """GPT-2's printable stand-ins for the 256 bytes, then these names, fillers and two control tokens."""
     keep = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
     chars, n = {}, 0
     for b in range(256):
@@ -33,7 +33,7 @@ def byte_tokens():
     tokens = [chars[b] for b in range(256)]
     merged = ["th", "he", "in", "er", "an", "Ġt", "Ġa", "on", "re", "Ġthe"]
     merges = ["t h", "h e", "i n", "e r", "a n", "Ġ t", "Ġ a", "o n", "r e", "Ġt he"]
-    fill = ["<unused%d>" % i for i in range(N_VOCAB - 256 - len(merged) - 2)]
+    fill = [*names, *("<unused%d>" % i for i in range(len(names), N_VOCAB - 256 - len(merged) - 2))]
     types = [1] * (256 + len(merged)) + [5] * len(fill) + [3, 3]
     return tokens + merged + fill + ["<|end|>", "<|begin|>"], merges, types
 
@@ -58,7 +58,7 @@ class Maker:
         w.add_rope_freq_base(p.get("base", 10000.0))
         w.add_layer_norm_rms_eps(1e-5)
         w.add_vocab_size(N_VOCAB)
-        tokens, merges, types = byte_tokens()
+        tokens, merges, types = byte_tokens(p.get("names", ()))
         w.add_tokenizer_model("gpt2")
         w.add_tokenizer_pre("gpt-2")
         w.add_token_list(tokens)
@@ -228,7 +228,8 @@ def make(out):
     m.finish()
     for name, ffx, types in (("gpt-oss", 32, None), ("gpt-oss-mxfp4", 256, [T.Q8_0] * 4 + [T.MXFP4] * 3)):
         m = Maker(path(name), "gpt-oss", 16, bias=True, out_bias=True, sinks=2.0, ffn_norm="post_attention_norm", expert_bias=2.0,
-                  experts=8, used=3, ffx=ffx, base=150000.0, **dict(SMALL, layers=3, heads=4, kv=2))
+                  experts=8, used=3, ffx=ffx, base=150000.0, names=("<|start|>", "<|channel|>", "<|message|>"),
+                  **dict(SMALL, layers=3, heads=4, kv=2))
         m.w.add_sliding_window(24)
         m.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         m.w.add_rope_scaling_factor(4.0)

@@ -628,6 +628,35 @@ START_TEST(bytes_differ_from_the_plans)
 }
 END_TEST
 
+/* What the template gets of answers in channels; another family's text may contain such names as it likes. */
+START_TEST(answer_in_channels_goes_back_whole)
+{
+    static const struct {
+        const char *model, *answer, *want;
+    } cases[] = {
+        {"gpt-oss", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes", "yes"},
+        {"gpt-oss", "<|channel|>final<|message|>no<|start|>assistant<|channel|>final<|message|>yes", "yes"},
+        {"gpt-oss", "<|channel|>analysis<|message|>hm, that was cut", ""},
+        {"gpt-oss", "plain", "plain"},
+        {"qwen3moe", "<|channel|>final<|message|>yes", "<|channel|>final<|message|>yes"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ferry_engine *e = open_with(cases[i].model, NULL);
+        const struct ferry_message messages[] = {
+            {"user", "<|channel|>final<|message|>q"}, {"assistant", cases[i].answer}, {"user", "and?"}};
+        char *text, want[256];
+        ck_assert_msg(ferry_chat_prompt(e, messages, 3, true, &text) == 0, "%s", ferry_error());
+        snprintf(want, sizeof want,
+                 "<|begin|>user\n<|channel|>final<|message|>q<|end|>\n<|begin|>assistant\n%s<|end|>\n"
+                 "<|begin|>user\nand?<|end|>\n<|begin|>assistant\n",
+                 cases[i].want);
+        ck_assert_str_eq(text, want);
+        ferry_free(text);
+        ferry_engine_close(e);
+    }
+}
+END_TEST
+
 /* ---- everything fallible fails ---- */
 
 /* Open, chat a little, close; the first error. */
@@ -767,6 +796,7 @@ int main(void)
     tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 2);
     tcase_add_loop_test(t, step_allocates, 0, 2);
     tcase_add_test(t, rows_that_are_taken_need_room);
+    tcase_add_test(t, answer_in_channels_goes_back_whole);
     suite_add_tcase(suite, t);
     return run_suite(suite);
 }
