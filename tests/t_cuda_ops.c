@@ -439,7 +439,6 @@ struct attn_case {
     enum quant_type kv_type;
     int n_pos[2]; /* of two sequences */
     int n_q[2];   /* their last rows, which are appended and ask */
-    bool has_sinks;
 };
 
 /* Positions before those of the step hold random bytes that are numbers. */
@@ -461,7 +460,6 @@ struct attn_world {
     struct op_attn a;
     int n, n_seqs;
     struct tensor q, k, v, y, sinks;
-    const struct tensor *sink; /* that, or NULL */
     struct seq_pages s[2];
     struct kv_seq here[2], away[2];
     void **table[2];
@@ -492,7 +490,6 @@ static void attn_world_make(struct attn_world *w, const struct attn_case *c, str
     w->v = t_apart((int64_t)c->n_head_kv * c->head_dim_v, n, 2);
     w->y = t_apart((int64_t)c->n_head * c->head_dim_v, n, 3);
     w->sinks = t_make(QUANT_F32, c->n_head, 1, 1);
-    w->sink = c->has_sinks ? &w->sinks : NULL;
     w->pos = malloc((size_t)n * sizeof *w->pos);
     w->seq = malloc((size_t)n * sizeof *w->seq);
     page_bytes = (page_bytes + 63) / 64 * 64;
@@ -525,14 +522,15 @@ static void attn_world_free(struct attn_world *w)
     free(w->seq);
 }
 
-static void attn_run(const struct attn_case *c)
+static void attn_run(const struct attn_case *c, bool has_sinks)
 {
     struct pair p = pair_open(DEVICE_PREFILL_INT);
     struct attn_world w;
 
     attn_world_make(&w, c, &p);
+    const struct tensor *sinks = has_sinks ? &w.sinks : NULL;
     struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
-                        {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .w = {w.sink}, .p.attn = w.a}};
+                        {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .w = {sinks}, .p.attn = w.a}};
     mirror_ops(&p, ops, 2);
     struct rows rows = {.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = w.away};
     ck_assert_msg(run_there(&p, ops, 2, &rows) == 0, "%s", err_text());
@@ -544,42 +542,43 @@ static void attn_run(const struct attn_case *c)
 }
 
 static const struct attn_case attn_cases[] = {
-    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}, false},
-    {4, 2, 64, 32, 0, 0, QUANT_F16, {150, 0}, {150, 0}, false},
-    {3, 1, 32, 64, 0, 30, QUANT_F16, {70, 129}, {3, 2}, false},
-    {8, 2, 64, 64, 20, 0, QUANT_F16, {200, 90}, {40, 33}, false},
-    {2, 2, 128, 128, 0, 0, QUANT_Q8_0, {65, 64}, {7, 9}, false},
-    {16, 1, 32, 32, 100, 5, QUANT_Q8_0, {330, 0}, {5, 0}, false},
-    {4, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {11, 0}, false},    /* keys in two tiles */
-    {4, 4, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {1, 0}, false},      /* three segments, split */
-    {4, 2, 32, 32, 600, 0, QUANT_Q8_0, {1500, 700}, {2, 3}, false}, /* not all rows see as many */
-    {2, 1, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, false},     /* the same, walked by one block */
-    {1, 1, 32, 32, 0, 0, QUANT_F16, {16500, 0}, {1, 0}, false},     /* 33 segments: more than are split at once */
-    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {1100, 0}, {1, 0}, false},
-    {8, 1, 128, 128, 0, 0, QUANT_F16, {600, 0}, {1, 0}, false},
-    {16, 1, 128, 96, 0, 0, QUANT_F16, {200, 0}, {3, 0}, false},
-    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {150, 90}, {60, 30}, false},
-    {4, 1, 128, 96, 90, 20, QUANT_F16, {260, 0}, {70, 0}, false},
-    {32, 1, 64, 64, 0, 0, QUANT_Q8_0, {70, 0}, {1, 0}, false},
-    {7, 1, 64, 64, 0, 0, QUANT_Q8_0, {100, 0}, {2, 0}, false},
-    {8, 1, 256, 256, 0, 0, QUANT_Q8_0, {100, 0}, {3, 0}, false},
-    {8, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {17, 0}, false},
-    {12, 2, 192, 128, 0, 0, QUANT_F16, {130, 0}, {33, 0}, false},
-    {2, 1, 512, 32, 0, 0, QUANT_F16, {130, 0}, {2, 0}, false},
-    {2, 2, 40, 320, 0, 0, QUANT_F16, {70, 0}, {2, 0}, false},
-    {5, 1, 100, 50, 0, 0, QUANT_F16, {140, 0}, {20, 0}, false},
-    {2, 1, 7, 9, 0, 0, QUANT_F16, {70, 0}, {9, 0}, false},
-    {8, 1, 64, 64, 0, 0, QUANT_F16, {150, 70}, {40, 1}, true},
-    {8, 2, 64, 64, 128, 0, QUANT_Q8_0, {700, 0}, {1, 0}, true},
-    {8, 1, 64, 64, 0, 0, QUANT_F16, {1100, 600}, {1, 2}, true},
-    {4, 2, 64, 64, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, true},
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},         {4, 2, 64, 32, 0, 0, QUANT_F16, {150, 0}, {150, 0}},
+    {3, 1, 32, 64, 0, 30, QUANT_F16, {70, 129}, {3, 2}},     {8, 2, 64, 64, 20, 0, QUANT_F16, {200, 90}, {40, 33}},
+    {2, 2, 128, 128, 0, 0, QUANT_Q8_0, {65, 64}, {7, 9}},    {16, 1, 32, 32, 100, 5, QUANT_Q8_0, {330, 0}, {5, 0}},
+    {4, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {11, 0}},    /* keys in two tiles */
+    {4, 4, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {1, 0}},      /* three segments, split */
+    {4, 2, 32, 32, 600, 0, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
+    {2, 1, 32, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},     /* the same, walked by one block */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {16500, 0}, {1, 0}},     /* 33 segments: more than are split at once */
+    {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {1100, 0}, {1, 0}},   {8, 1, 128, 128, 0, 0, QUANT_F16, {600, 0}, {1, 0}},
+    {16, 1, 128, 96, 0, 0, QUANT_F16, {200, 0}, {3, 0}},     {8, 2, 128, 128, 0, 0, QUANT_Q8_0, {150, 90}, {60, 30}},
+    {4, 1, 128, 96, 90, 20, QUANT_F16, {260, 0}, {70, 0}},   {32, 1, 64, 64, 0, 0, QUANT_Q8_0, {70, 0}, {1, 0}},
+    {7, 1, 64, 64, 0, 0, QUANT_Q8_0, {100, 0}, {2, 0}},      {8, 1, 256, 256, 0, 0, QUANT_Q8_0, {100, 0}, {3, 0}},
+    {8, 1, 256, 256, 0, 0, QUANT_F16, {130, 0}, {17, 0}},    {12, 2, 192, 128, 0, 0, QUANT_F16, {130, 0}, {33, 0}},
+    {2, 1, 512, 32, 0, 0, QUANT_F16, {130, 0}, {2, 0}},      {2, 2, 40, 320, 0, 0, QUANT_F16, {70, 0}, {2, 0}},
+    {5, 1, 100, 50, 0, 0, QUANT_F16, {140, 0}, {20, 0}},     {2, 1, 7, 9, 0, 0, QUANT_F16, {70, 0}, {9, 0}},
+};
+
+static const struct attn_case sink_cases[] = {
+    {8, 1, 64, 64, 0, 0, QUANT_F16, {150, 70}, {40, 1}},
+    {8, 2, 64, 64, 128, 0, QUANT_Q8_0, {700, 0}, {1, 0}},
+    {8, 1, 64, 64, 0, 0, QUANT_F16, {1100, 600}, {1, 2}}, /* by segment */
+    {4, 2, 64, 64, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},  /* walked by one block */
 };
 
 START_TEST(attention_differs)
 {
     rnd_seed((uint64_t)_i + 1);
     emu_seed((uint64_t)_i + 1);
-    attn_run(&attn_cases[_i]);
+    attn_run(&attn_cases[_i], false);
+}
+END_TEST
+
+START_TEST(attention_with_sinks_differs)
+{
+    rnd_seed((uint64_t)_i + 1);
+    emu_seed((uint64_t)_i + 1);
+    attn_run(&sink_cases[_i], true);
 }
 END_TEST
 
@@ -613,6 +612,7 @@ static void parts_run(const struct attn_case *c, int wave)
     struct attn_world w;
 
     attn_world_make(&w, c, &p);
+    const struct tensor *sinks = wave == 2 ? &w.sinks : NULL;
     int most = c->n_pos[0] > c->n_pos[1] ? c->n_pos[0] : c->n_pos[1];
     int n_segments = (most + DEVICE_ATTN_SEGMENT_TOK - 1) / DEVICE_ATTN_SEGMENT_TOK;
     int64_t state = (int64_t)c->n_head * (c->head_dim_v + 2);
@@ -620,8 +620,8 @@ static void parts_run(const struct attn_case *c, int wave)
     struct tensor whole = t_apart(w.y.ne[0], w.n, 3);
     struct op ops[3] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
                         {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&w.q}, .p.attn = w.a},
-                        {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .w = {w.sink}, .p.attn = w.a}};
-    struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .w = {w.sink}, .p.attn = w.a};
+                        {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .w = {sinks}, .p.attn = w.a}};
+    struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .w = {sinks}, .p.attn = w.a};
 
     mirror_ops(&p, ops, 3);
     ops[0].p.attn.is_part = true;
@@ -658,23 +658,12 @@ static void parts_run(const struct attn_case *c, int wave)
 }
 
 static const struct attn_case parts_cases[] = {
-    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}, false},
-    {8, 2, 32, 64, 0, 30, QUANT_Q8_0, {1500, 700}, {2, 3}, false}, /* not all rows see as many */
-    {4, 4, 64, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}, false},    /* some rows see nothing of the last segment */
-    {4,
-     1,
-     32,
-     32,
-     0,
-     0,
-     QUANT_Q8_0,
-     {530, 1025},
-     {70, 3},
-     false}, /* a tile of two sequences, over the edge of a segment */
-    {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}, false},
-    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}, false},
-    /* columns in two slices */
-    {8, 2, 64, 64, 0, 0, QUANT_F16, {1500, 700}, {2, 3}, true},
+    {4, 2, 32, 32, 0, 0, QUANT_F16, {1, 0}, {1, 0}},
+    {8, 2, 32, 64, 0, 30, QUANT_Q8_0, {1500, 700}, {2, 3}}, /* not all rows see as many */
+    {4, 4, 64, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},    /* some rows see nothing of the last segment */
+    {4, 1, 32, 32, 0, 0, QUANT_Q8_0, {530, 1025}, {70, 3}}, /* a tile of two sequences, over the edge of a segment */
+    {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}},
+    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}}, /* columns in two slices */
 };
 enum { N_PARTS_CASES = sizeof parts_cases / sizeof *parts_cases, N_WAVES = 3 };
 
@@ -695,33 +684,32 @@ struct moe_case {
     int64_t n_embd, n_ff;
     bool one_takes_all; /* rank 0 is always expert 2 */
     int up_apart;       /* rows of nobody between one expert's up and the next one's */
-    enum op_act act;
-    bool has_bias;
+    bool is_oai;        /* gpt-oss': its gated unit, and biases but for expert 2 */
 };
 
 static const struct moe_case moe_cases[] = {
-    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0, OP_ACT_SILU, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0, OP_ACT_SILU, false},
-    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0, OP_ACT_SILU, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0, OP_ACT_SILU, false},
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0, false},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0, false},
     /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0, OP_ACT_SILU, false},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0, OP_ACT_SILU, false},
-    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0, OP_ACT_SILU, false},
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0, OP_ACT_SILU, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0, OP_ACT_SILU, false},
-    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0, OP_ACT_SILU, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0, false},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0, false},
     /* Two rows of codes are more than some cards give a block. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0, OP_ACT_SILU, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0, false},
     /* Gate and up of an expert begin at different places of 16 bytes. */
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1, OP_ACT_SILU, false},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3, OP_ACT_SILU, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, 0, OP_ACT_SWIGLU_OAI, true},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 3, 8, 4, 96, 160, false, 0, OP_ACT_SWIGLU_OAI, true},
-    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, 0, OP_ACT_SWIGLU_OAI, true},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16}, 1, 4, 3, 512, 96, false, 0, OP_ACT_SILU, true},
-    {{QUANT_F16, QUANT_BF16, QUANT_F32}, 20, 4, 2, 64, 96, false, 0, OP_ACT_SWIGLU_OAI, true},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, 0, true},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 3, 8, 4, 96, 160, false, 0, true},
+    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, 0, true},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16}, 1, 4, 3, 512, 96, false, 0, true},
+    {{QUANT_F16, QUANT_BF16, QUANT_F32}, 20, 4, 2, 64, 96, false, 0, true},
 };
 
 enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
@@ -737,7 +725,7 @@ static int group(const struct moe_case *c, const struct tensor w[3], const struc
         for (int i = 0; i < 3; i++) {
             x.w[i] = tensor_slice(&w[i], e);
             x.scale[i] = e == 1 ? 1.0f : 0.5f + (float)(e + i);
-            x.bias[i] = c->has_bias && e != 2 ? t_f32(&bias[i], e) : NULL;
+            x.bias[i] = c->is_oai && e != 2 ? t_f32(&bias[i], e) : NULL;
         }
         for (int s = 0; s < c->n_tok * c->k; s++) {
             int rank = s % c->k, id = c->one_takes_all ? (rank == 0   ? 2
@@ -767,10 +755,8 @@ START_TEST(experts_differ)
     int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
     w[1].ne[1] = c->n_ff;
     int n_experts = group(c, w, bias, experts, slot), n_half = n_experts / 2;
-    struct op op = {.kind = OP_MOE,
-                    .dst = {&y},
-                    .src = {&x},
-                    .w = {&w[0], &w[1], &w[2], NULL, NULL, NULL, &bias[0], &bias[1], &bias[2]}};
+    struct op op = {
+        .kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {w, w + 1, w + 2, 0, 0, 0, bias, bias + 1, bias + 2}};
     struct rows rows = {.n = c->n_tok};
     use_card(_i / N_MOE_CASES);
     struct pair p = pair_open(DEVICE_PREFILL_INT);
@@ -778,15 +764,15 @@ START_TEST(experts_differ)
     mirror_ops(&p, &op, 1);
     for (int e = 0; e < n_experts; e++) {
         away[e] = experts[e];
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 3; i++)
             away[e].w[i] = there(&p, experts[e].w[i]);
-            away[e].bias[i] = experts[e].bias[i] ? there(&p, experts[e].bias[i]) : NULL;
-        }
+        for (int i = 0; i < 3 && experts[e].bias[i]; i++)
+            away[e].bias[i] = there(&p, experts[e].bias[i]);
     }
     /* First some of them, so that what is not listed must stay; then the others. */
     for (int part = 0; part < 2; part++) {
         int first = part ? 0 : n_half, n = part ? n_half : n_experts - n_half;
-        op.p.moe = (struct op_moe){c->k, c->act, away + first, n, slot};
+        op.p.moe = (struct op_moe){c->k, c->is_oai ? OP_ACT_SWIGLU_OAI : OP_ACT_SILU, away + first, n, slot};
         ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
         op.p.moe.experts = experts + first;
         run_here(&op, 1, &rows);
@@ -987,6 +973,7 @@ int main(void)
     tcase_add_test(few, rows_that_share_a_launch_differ);
     tcase_add_loop_test(few, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
     tcase_add_loop_test(few, attention_differs, 0, 4);
+    tcase_add_loop_test(few, attention_with_sinks_differs, 0, sizeof sink_cases / sizeof *sink_cases);
     tcase_add_loop_test(few, experts_differ, 0, N_MOE_CASES);
     suite_add_tcase(suite, few);
     tcase_add_checked_fixture(tc, setup, NULL);
