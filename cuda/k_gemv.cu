@@ -385,7 +385,7 @@ static __device__ inline void code_rows(const struct gemv_args *a, int first, in
     }
 }
 
-/* A set's sums of one place, whole now: `dst` is where its first row's goes. */
+/* A set's sums of one place, whole now: `dst` is where its first row's goes. The label is read where it lies: a copy takes registers. */
 template <int TYPE>
 static __device__ inline void put(const struct gemv_args *a, const struct label *l, float *dst, int row, float acc)
 {
@@ -444,16 +444,17 @@ static __device__ inline void begin(const struct gemv_args *a, const struct warp
 /* A stage that is there times the label's places; x: the part of the first one's row. acc: what a single place had before, and has then. */
 template <int TYPE, bool IS_ONE>
 static __device__ inline void multiply_stage(const struct gemv_args *a, const struct warp *w, const struct share *mine,
-                                             const struct label *l, const char *stage, struct cu_x *x, float *acc)
+                                             const struct label *l, int at, struct cu_x *x, float *acc)
 {
-    const uint8_t *rows = reinterpret_cast<const uint8_t *>(stage) + (shape<TYPE>::IS_ALIGNED ? 0 : l->skew);
+    const uint8_t *rows = reinterpret_cast<const uint8_t *>(w->stages + (uint32_t)at * a->cut.stage_bytes) +
+                          (shape<TYPE>::IS_ALIGNED ? 0 : l->skew);
     const bool is_last = l->chunk == a->cut.n_chunks - 1;
     int row;
 
     if (IS_ONE) {
         *acc = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? *acc : 0.0f, &row);
         if (is_last)
-            put<TYPE>(a, l, l->dst, row, *acc);
+            put<TYPE>(a, w->labels + at, l->dst, row, *acc);
     } else {
         for (int i = 0; i < l->n; i++) {
             const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
@@ -462,7 +463,7 @@ static __device__ inline void multiply_stage(const struct gemv_args *a, const st
             float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
             w->sums[32 * i] = sum;
             if (is_last)
-                put<TYPE>(a, l, l->dst + further * l->dst_stride, row, sum);
+                put<TYPE>(a, w->labels + at, l->dst + further * l->dst_stride, row, sum);
         }
     }
 }
@@ -503,7 +504,7 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
         else
             cu_async_wait<STAGES - 1>();
         cu_syncwarp(); /* what other lanes brought is there, too */
-        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, stage, &x, &acc);
+        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, at, &x, &acc);
         cu_syncwarp(); /* nobody reads the stage any more */
         fetch<TYPE>(&a, w.ahead, stage, w.landings + at, w.labels + at);
     }
