@@ -166,8 +166,9 @@ int main(int argc, char **argv)
     struct conf conf;
     int status = CONF_EXIT_DONE;
 
-    /* A closed pipe is then a failed write, which is told like any other. */
+    /* A closed pipe and a limit on sizes are then failed writes, which are told like any other. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = say_bus_error, .sa_flags = SA_SIGINFO}, NULL);
     json_room_begin();
     int rc = conf_parse(commands, argc, argv, &conf, &found, &command);
