@@ -173,7 +173,11 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     else if (plan_has_host_layers(p))
         say_host_layers(t, p);
     else if (p->dense_bytes)
-        say_bytes(t, p, "routers", p->dense_bytes, "copies, for looking ahead");
+        say_bytes(t, p, "copies", p->dense_bytes,
+                  !p->look_ahead ? "of experts' biases"
+                  : plan_bias_bytes(in->model, (int)p->gpu.first_layer) > 0
+                      ? "of routers, for looking ahead, and of experts' biases"
+                      : "of routers, for looking ahead");
     if (p->slot_ram_bytes) {
         char slots[96];
         snprintf(slots, sizeof slots, "%" PRIu32 " for %" PRIu32 " experts, read by %s when they are wanted",
