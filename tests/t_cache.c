@@ -509,6 +509,43 @@ START_TEST(truncating_behind_the_window_drops_everything)
 }
 END_TEST
 
+/* A prompt, an answer that is longer than the window, and the next turn begins where the prompt ended. */
+START_TEST(answer_that_is_taken_back_takes_the_prompt_along)
+{
+    struct kv_shape shape = mark_shape(0, 64);
+    struct cache_args args = {.shape = &shape, .n_seq = 1, .n_ctx = 2000, .chunk_tok = 256};
+    struct cache *c;
+    struct cache_seq *s;
+
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    grow(s, 256, 0);
+    grow(s, 44, 256);
+    cache_mark(s); /* position 300 looks at 237: pages 3 and 4 */
+    for (int i = 0; i < 600; i++)
+        grow(s, 1, 300 + (uint32_t)i);
+    ck_assert_int_eq(cache_pages_used(c, 1), 2 + 2); /* 837 to 899, and the mark's */
+    ck_assert_int_eq(cache_whole(s, 310), 300);
+    ck_assert_int_eq(cache_truncate(s, 310), 300);
+    for (int64_t pos = 237; pos < 300; pos++)
+        ck_assert_uint_eq(*mark_at(s, 1, pos), (uint32_t)pos);
+    ck_assert_uint_eq(*mark_at(s, 0, 0), 0);
+    ck_assert_int_eq(cache_pages_used(c, 1), 2);
+    ck_assert_int_eq(cache_truncate(s, 299), 299); /* below the mark, which is gone then */
+    grow(s, 200, 5000);
+    ck_assert_int_eq(cache_truncate(s, 310), 0);
+    grow(s, 100, 0);
+    cache_mark(s);
+    grow(s, 256, 100); /* six pages: the most there are */
+    grow(s, 256, 356);
+    ck_assert_int_eq(cache_truncate(s, 150), 0);
+    cache_mark(s);
+    cache_seq_free(s);
+    ck_assert_int_eq(cache_pages_used(c, 1), 0);
+    cache_close(c);
+}
+END_TEST
+
 /* ---- a random walk beside a naive model ---- */
 
 enum { N_SEQ = 4, N_CTX = 600, N_STEP = 4000 };
@@ -517,6 +554,7 @@ struct naive {
     struct cache_seq *s; /* NULL: free */
     int64_t len, reserved;
     int64_t kept_from[2]; /* what lies before has been let go of */
+    int64_t back;         /* the length that was marked; 0: none */
     uint32_t mark[N_CTX];
 };
 
@@ -529,6 +567,7 @@ struct walk {
     uint32_t next_mark;
     int step;
     int64_t n_far; /* pages seen in the host's memory beside the device's, over all steps */
+    int n_back;    /* times that a sequence came back to a mark */
 };
 
 static int64_t pick(struct walk *w, int64_t below)
@@ -555,9 +594,32 @@ static void naive_let_go(const struct walk *w, struct naive *n)
     }
 }
 
+/* Is the slot held for the length that was marked? */
+static bool naive_is_back(const struct walk *w, const struct naive *n, int group, int64_t slot)
+{
+    int64_t from = naive_seen(w, group, n->back);
+    return w->shape.window[group] && from < n->back && slot >= from / PAGE && slot * PAGE < n->back;
+}
+
+/* A mark goes when its pages and those of n_tok positions more are more than a sequence's share. */
+static void naive_make_way(const struct walk *w, struct naive *n, int64_t n_tok)
+{
+    bool fits = true;
+
+    for (int group = 0; group < 2; group++) {
+        int64_t first = naive_seen(w, group, n->len) / PAGE, n_slots = 0;
+        for (int64_t slot = 0; slot <= N_CTX / PAGE; slot++)
+            n_slots += naive_is_back(w, n, group, slot) || (slot >= first && slot * PAGE < n->len + n_tok);
+        fits = fits && n_slots <= model_kv_pages(&w->shape, group, N_CTX, w->chunk);
+    }
+    n->back = fits ? n->back : 0;
+}
+
 static void walk_reserve(struct walk *w, struct naive *n)
 {
     int64_t n_tok = pick(w, w->chunk + 3);
+    if (n_tok <= w->chunk && n->len + n_tok <= N_CTX)
+        naive_make_way(w, n, n_tok);
     fake.fail_in = w->n_far && pick(w, 2) ? 1 + (int)pick(w, 4) : 0;
     int rc = cache_reserve(n->s, n_tok);
 
@@ -589,13 +651,27 @@ static void walk_truncate(struct walk *w, struct naive *n)
 {
     int64_t to = pick(w, 2) ? n->len - pick(w, 80) : pick(w, N_CTX + 10);
     int64_t want = to < 0 ? 0 : to > n->len ? n->len : to;
+    bool is_whole = true;
 
     for (int group = 0; group < 2; group++)
-        if (naive_seen(w, group, want) < want && naive_seen(w, group, want) < n->kept_from[group])
-            want = 0;
+        is_whole =
+            is_whole && (naive_seen(w, group, want) == want || naive_seen(w, group, want) >= n->kept_from[group]);
+    if (!is_whole) {
+        want = n->back <= want ? n->back : 0;
+        for (int group = 0; group < 2; group++)
+            n->kept_from[group] = naive_seen(w, group, want) / PAGE * PAGE;
+        w->n_back += want > 0;
+    }
+    n->back = n->back <= want ? n->back : 0;
     ck_assert_int_eq(cache_truncate(n->s, to), want);
     n->len = want;
     naive_let_go(w, n);
+}
+
+static void walk_mark(struct naive *n)
+{
+    cache_mark(n->s);
+    n->back = n->len;
 }
 
 static void walk_fork(struct walk *w, struct naive *n)
@@ -610,14 +686,14 @@ static void walk_fork(struct walk *w, struct naive *n)
     if (to) {
         *to = *n;
         to->s = s;
-        to->reserved = 0;
+        to->reserved = to->back = 0;
     }
 }
 
 static void walk_step(struct walk *w)
 {
     struct naive *n = &w->n[pick(w, N_SEQ)];
-    int64_t what = pick(w, 20);
+    int64_t what = pick(w, 21);
 
     if (!n->s) {
         memset(n, 0, sizeof *n);
@@ -630,6 +706,8 @@ static void walk_step(struct walk *w)
         walk_truncate(w, n);
     } else if (what < 19) {
         walk_fork(w, n);
+    } else if (what < 20) {
+        walk_mark(n);
     } else {
         cache_seq_free(n->s);
         n->s = NULL;
@@ -657,7 +735,8 @@ static void walk_check(struct walk *w, uint64_t seed)
                      "seed %" PRIu64 ", step %d: sequence %d, group %d lost position %" PRId64, seed, w->step, i, group,
                      pos);
             for (int64_t slot = 0; slot <= (N_CTX - 1) / PAGE; slot++) {
-                bool wanted = from < end && slot >= from / PAGE && slot * PAGE < end;
+                bool wanted =
+                    (from < end && slot >= from / PAGE && slot * PAGE < end) || naive_is_back(w, n, group, slot);
                 void *page = page_at(n->s, group, slot);
                 MUST(!page == !wanted, "seed %" PRIu64 ", step %d: sequence %d, group %d, page %" PRId64 " is %s", seed,
                      w->step, i, group, slot, page ? "held" : "missing");
@@ -680,7 +759,7 @@ static void walk_check(struct walk *w, uint64_t seed)
     }
 }
 
-static void walk_all(const struct cache_args *like, uint64_t seed, int64_t *n_far)
+static void walk_all(const struct cache_args *like, uint64_t seed, int64_t *n_far, int *n_back)
 {
     struct walk *w = calloc(1, sizeof *w);
     struct cache_args args = *like;
@@ -701,6 +780,7 @@ static void walk_all(const struct cache_args *like, uint64_t seed, int64_t *n_fa
     ck_assert_int_eq(cache_pages_used(w->c, 1), 0);
     cache_close(w->c);
     *n_far = w->n_far;
+    *n_back += w->n_back;
     free(w);
 }
 
@@ -711,8 +791,10 @@ START_TEST(random_walk_agrees_with_a_naive_cache)
     struct cache_args args = {.shape = &shape, .n_seq = N_SEQ, .n_ctx = N_CTX, .chunk_tok = _i % 2 ? 37 : 150};
     int64_t n_far;
 
-    walk_all(&args, 4711 + (uint64_t)_i, &n_far);
+    int n_back = 0;
+    walk_all(&args, 4711 + (uint64_t)_i, &n_far, &n_back);
     ck_assert_int_eq(n_far, 0);
+    ck_assert_int_ge(n_back, windows[_i % 6][1] == 70 ? 3 : 0);
 }
 END_TEST
 
@@ -721,6 +803,7 @@ END_TEST
 START_TEST(random_walk_over_two_memories_agrees_with_a_naive_cache)
 {
     int64_t n_far = 0, n_far_all = 0;
+    int n_back = 0;
 
     memset(&fake, 0, sizeof fake);
     fake.device.ops = &fake_ops;
@@ -733,11 +816,12 @@ START_TEST(random_walk_over_two_memories_agrees_with_a_naive_cache)
                                   .chunk_tok = i % 4 < 2 ? 37 : 150,
                                   .dev_tok = (i % 3 ? 1 : 2) * DEVICE_ATTN_SEGMENT_TOK,
                                   .device = &fake.device};
-        walk_all(&args, 815 + (uint64_t)i, &n_far);
+        walk_all(&args, 815 + (uint64_t)i, &n_far, &n_back);
         ck_assert_int_gt(n_far, 0);
         n_far_all += n_far;
     }
     ck_assert_int_gt(n_far_all, 10000);
+    ck_assert_int_gt(n_back, 10);
     ck_assert_int_gt(fake.n_moved, 30); /* segments that went to the host */
     ck_assert_int_gt(fake.n_failed, 10);
     ck_assert_int_eq(fake.n_live, 0);
@@ -824,6 +908,7 @@ int main(void)
     tcase_add_test(tc, empty_group_takes_no_pages);
     tcase_add_test(tc, writing_after_a_fork_leaves_the_other_alone);
     tcase_add_test(tc, truncating_behind_the_window_drops_everything);
+    tcase_add_test(tc, answer_that_is_taken_back_takes_the_prompt_along);
     tcase_add_test(tc, random_walk_over_two_memories_agrees_with_a_naive_cache);
     tcase_add_test(tc, two_memories_take_other_bytes_than_planned);
     tcase_add_test(tc, page_of_the_host_is_not_saved);

@@ -634,8 +634,7 @@ START_TEST(failed_quantization_leaves_or_takes_files)
     ck_assert(says(errors, "is the input"));
     must_run("cmp $M $T/same.gguf");
     /* A limit on sizes stands in for a full disk: the write past it fails. */
-    ck_assert_int_eq(
-        run("mkdir $T/d; echo old >$T/d/o.gguf; (ulimit -f 4; exec $F quantize $M $T/d/o.gguf F16)"), 1);
+    ck_assert_int_eq(run("mkdir $T/d; echo old >$T/d/o.gguf; (ulimit -f 4; exec $F quantize $M $T/d/o.gguf F16)"), 1);
     ck_assert(says(errors, "o.gguf"));
     ck_assert(says(errors, "File too large"));
     must_run("cat $T/d/o.gguf; ls -A $T/d | wc -l");

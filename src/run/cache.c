@@ -142,6 +142,7 @@ static int64_t count_pages(struct cache *c, const struct cache_args *args)
         struct cache_group *g = &c->group[group];
         g->page_bytes = args->shape->page_bytes[group];
         g->window = args->shape->window[group];
+        g->most_slots = model_kv_pages(args->shape, group, args->n_ctx, args->chunk_tok);
         for (int side = 0; side < CACHE_N_SIDES; side++) {
             g->pool[side].page_bytes = g->page_bytes;
             g->pool[side].n_pages = group_pages(args, group, (enum cache_side)side);
@@ -213,11 +214,16 @@ static bool is_shared(const struct cache_seq *s, int group, int64_t slot)
     return pool->n_ref[cache_page_number(pool, s->page[side][group][slot])] > 1;
 }
 
-/* Hold slots [first, end) of a group and no others that were held. */
+static bool is_marked(const struct cache_seq *s, int group, int64_t slot)
+{
+    return s->mark && slot >= s->mark_first[group] && slot < s->mark_end[group];
+}
+
+/* Hold slots [first, end) of a group, and the mark's, and no others that were held. */
 static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
 {
     for (int64_t slot = s->first[group]; slot < s->end[group]; slot++)
-        if (slot < first || slot >= end)
+        if ((slot < first || slot >= end) && !is_marked(s, group, slot))
             cache_drop_slot(s, group, slot);
     if (s->first[group] < first)
         s->first[group] = first;
@@ -253,6 +259,60 @@ static void keep_seen(struct cache_seq *s)
     }
 }
 
+/* ---- a length to come back to ---- */
+
+/* Slots that are held for the mark alone. */
+static int64_t n_marked(const struct cache_seq *s, int group)
+{
+    int64_t n = 0;
+
+    for (int64_t slot = s->mark_first[group]; s->mark && slot < s->mark_end[group]; slot++)
+        n += slot < s->first[group] || slot >= s->end[group];
+    return n;
+}
+
+static void unmark(struct cache_seq *s)
+{
+    for (int group = 0; group < s->c->n_groups && s->mark; group++)
+        for (int64_t slot = s->mark_first[group]; slot < s->mark_end[group]; slot++)
+            if (slot < s->first[group] || slot >= s->end[group])
+                cache_drop_slot(s, group, slot);
+    s->mark = 0;
+}
+
+void cache_mark(struct cache_seq *s)
+{
+    unmark(s);
+    for (int group = 0; group < s->c->n_groups; group++) {
+        s->mark_first[group] = s->mark_end[group] = 0;
+        if (s->c->group[group].window && s->first[group] < s->end[group])
+            seen_slots(s, group, &s->mark_first[group], &s->mark_end[group]);
+    }
+    s->mark = s->len;
+}
+
+/* Hold what the mark needs of window groups, as if the sequence had never been longer. */
+static void come_back(struct cache_seq *s)
+{
+    for (int group = 0; group < s->c->n_groups; group++) {
+        if (!s->c->group[group].window)
+            continue;
+        keep_slots(s, group, s->mark_first[group], s->mark_end[group]);
+        s->first[group] = s->mark_first[group];
+        s->end[group] = s->mark_end[group];
+    }
+}
+
+/* No sequence holds more than its share, so that others find theirs: a mark gives way to n_tok positions more. */
+static void make_way(struct cache_seq *s, int64_t n_tok)
+{
+    for (int group = 0; group < s->c->n_groups && s->mark; group++) {
+        const int64_t first = s->first[group] < s->end[group] ? s->first[group] : cache_slot_of(s->len);
+        if (cache_slots_of(s->len + n_tok) - first + n_marked(s, group) > s->c->group[group].most_slots)
+            unmark(s);
+    }
+}
+
 int cache_seq_make(struct cache *c, struct cache_seq **out)
 {
     *out = NULL;
@@ -270,6 +330,7 @@ void cache_seq_free(struct cache_seq *s)
     if (!s)
         return;
     assert(s->alive);
+    unmark(s);
     s->len = 0;
     keep_seen(s);
     s->alive = false;
@@ -446,6 +507,7 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
     if (n_tok > s->c->chunk_tok)
         return err(ERR_LIMIT, "KV cache: %" PRId64 " positions at once, but it was made for chunks of %" PRId64, n_tok,
                    s->c->chunk_tok);
+    make_way(s, n_tok);
     if (!cache_has_room(s, n_tok))
         return err(ERR_LIMIT, "KV cache: no free pages for %" PRId64 " positions after %" PRId64, n_tok, s->len);
     int rc = has_room(s, n_tok, 0) ? 0 : cache_back_leave(s->c);
@@ -498,24 +560,36 @@ void cache_commit(struct cache_seq *s, int64_t n_tok)
     keep_seen(s);
 }
 
+/* Is all there that position n looks at, by what is held for the sequence as it is? */
+static bool is_whole(const struct cache_seq *s, int64_t n)
+{
+    /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
+    for (int group = 0; group < s->c->n_groups; group++) {
+        int64_t seen = first_seen(&s->c->group[group], n);
+        if (s->c->group[group].page_bytes && seen < n && (cache_slot_of(seen) < s->first[group] || s->end[group] == 0))
+            return false;
+    }
+    return true;
+}
+
 int64_t cache_whole(const struct cache_seq *s, int64_t n)
 {
     if (n > s->len)
         n = s->len;
     if (n < 0)
         n = 0;
-    /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
-    for (int group = 0; group < s->c->n_groups; group++) {
-        int64_t seen = first_seen(&s->c->group[group], n);
-        if (s->c->group[group].page_bytes && seen < n && (cache_slot_of(seen) < s->first[group] || s->end[group] == 0))
-            n = 0;
-    }
-    return n;
+    return is_whole(s, n) ? n : s->mark <= n ? s->mark : 0;
 }
 
 int64_t cache_truncate(struct cache_seq *s, int64_t n)
 {
-    s->len = cache_whole(s, n);
+    const int64_t whole = cache_whole(s, n);
+
+    if (whole < s->mark)
+        unmark(s);
+    if (!is_whole(s, whole))
+        come_back(s);
+    s->len = whole;
     keep_seen(s);
     return s->len;
 }

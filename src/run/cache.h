@@ -74,8 +74,12 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out);
 void cache_commit(struct cache_seq *s, int64_t n_tok);
 
 /* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that
- * position n would look at (then everything is dropped to that length, 0 at worst, and the caller runs those tokens again). */
+ * position n would look at (then everything is dropped to that length, the mark's or 0, and the caller runs those tokens again). */
 int64_t cache_truncate(struct cache_seq *s, int64_t n);
+
+/* Remember the present length, instead of one that was marked before: what position len looks at in windows is held until the
+ * sequence needs those pages itself, or is cut below. Takes no pages that were not there for it. */
+void cache_mark(struct cache_seq *s);
 
 /* What cache_truncate would return; changes nothing. */
 int64_t cache_whole(const struct cache_seq *s, int64_t n);

@@ -30,7 +30,8 @@ struct cache_pool {
 
 struct cache_group {
     uint64_t page_bytes;
-    int window; /* positions; 0: all */
+    int window;         /* positions; 0: all */
+    int64_t most_slots; /* that one sequence needs to hold */
     struct cache_pool
         pool[CACHE_N_SIDES]; /* CACHE_FAR: no pages where the device holds all; CACHE_NEAR: none where the host does */
 };
@@ -43,8 +44,11 @@ struct cache_seq {
     uint64_t asked;   /* the step before which somebody last reserved for it */
     void **page[CACHE_N_SIDES]
                [DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); a slot that is held has one, on one side */
-    int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, all others NULL */
+    int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, and those of the mark; all others NULL */
     int64_t end[DEVICE_MAX_GROUPS];
+    int64_t mark; /* a length to come back to; 0: none. Window groups hold slots [mark_first, mark_end) for it */
+    int64_t mark_first[DEVICE_MAX_GROUPS];
+    int64_t mark_end[DEVICE_MAX_GROUPS];
 };
 
 /* A segment on its way to the device. The sequence sees it in the host's memory until all of it is there. */

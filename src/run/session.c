@@ -170,7 +170,11 @@ int session_append(struct session *s, const int32_t *tokens, size_t n, session_p
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
     int rc = add_tokens(s, tokens, n);
-    return rc < 0 ? rc : run_pending(s, true, 0, progress, arg);
+    if (rc == 0)
+        rc = run_pending(s, true, 0, progress, arg);
+    if (rc == 0)
+        cache_mark(s->seq); /* the next turn may begin here: some templates leave out what an answer thought */
+    return rc;
 }
 
 int session_each_logits(struct session *s, const int32_t *tokens, size_t n, bool prompt, session_take *take, void *arg)
