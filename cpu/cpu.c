@@ -71,6 +71,9 @@ static int check(const struct op *ops, int n_ops, const struct rows *rows)
         int rc = device_check_step(&ops[i], rows);
         if (rc < 0)
             return rc;
+        if (ops[i].kind == OP_MOE && !ops[i].p.moe.experts)
+            return err(ERR_ARG, "%s of layer %d: the CPU wants its experts listed", device_op_name(ops[i].kind),
+                       ops[i].layer);
     }
     return 0;
 }

@@ -531,7 +531,7 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
         int rc = device_check_step(&ops[i], rows);
         if (rc < 0)
             return rc;
-        n_moe += ops[i].kind == OP_MOE;
+        n_moe += ops[i].kind == OP_MOE && ops[i].p.moe.experts;
         uint64_t bytes = ops_scratch_bytes(&ops[i], rows->n > rows->n_out ? rows->n : rows->n_out);
         if (bytes > c->scratch_bytes)
             return err(ERR_LIMIT, "CUDA scratch: %" PRIu64 " bytes given, %" PRIu64 " needed for %s of %d rows",
@@ -539,7 +539,7 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
     }
     if (rows->n > c->opts.most.n_rows)
         return err(ERR_LIMIT, "a step of %d rows; CUDA was opened for %d", rows->n, c->opts.most.n_rows);
-    return n_moe > 1 ? err(ERR_ARG, "%d ops of experts in one call; CUDA takes one", n_moe) : 0;
+    return n_moe > 1 ? err(ERR_ARG, "%d ops with lists of experts in one call; CUDA takes one", n_moe) : 0;
 }
 
 static bool is_of_pages(enum op_kind kind)
@@ -560,7 +560,7 @@ static int send(struct cuda *c, const struct op *ops, int n_ops, const struct ro
     run->out_row = pack_ints(&p, rows->out_row, rows->n_out);
     for (int i = 0; i < n_ops; i++) {
         wants_pages = wants_pages || is_of_pages(ops[i].kind);
-        if (ops[i].kind == OP_MOE)
+        if (ops[i].kind == OP_MOE && ops[i].p.moe.experts)
             pack_moe(&p, &ops[i], rows->n, run);
     }
     if (wants_pages)

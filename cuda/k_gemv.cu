@@ -484,6 +484,7 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
     float acc = 0.0f;
 
     cu_let_next();
+    cu_await_ids(&a.m);
     begin<TYPE>(&a, &w, set, end);
     cu_await();
     if (!is_coded) {
@@ -541,7 +542,7 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     c.span_bytes = (uint32_t)cu_up16((uint32_t)c.set_rows * c.pitch + 2 * edge);
     c.stage_bytes = c.span_bytes * (uint32_t)c.n_spans;
     for (int i = 0; i <= (a->is_glu ? 0 : a->n_more); i++) {
-        int n_rows = i && !a->tiles ? a->more[i - 1].n_rows : a->n_rows;
+        int n_rows = i && !a->tiles && !a->ids ? a->more[i - 1].n_rows : a->n_rows;
         c.mat_sets[i] = (n_rows + c.set_rows - 1) / c.set_rows;
         c.tile_sets += c.mat_sets[i];
     }

@@ -243,6 +243,14 @@ struct cu_expert {
     float scale[3];
 };
 
+/* Matrices of all experts of a layer, `stride` bytes apart, and what their products are multiplied by and then added to (n_expert; n_expert,
+ * rows of a matrix; NULL: nothing). */
+struct cu_stack {
+    const void *w;
+    uint64_t stride;
+    const float *scale, *bias;
+};
+
 /* Tokens that a block multiplies with the weights it has read: places [first, first + n) of one expert. */
 struct cu_tile {
     int32_t expert, first, n;
@@ -274,7 +282,11 @@ struct cu_mat_args {
     const struct cu_tile *tiles; /* (n_tiles) */
     int n_tiles;
     const struct cu_expert *experts;
-    int which;                      /* of cu_expert.w */
+    int which; /* of cu_expert.w */
+    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i], which a kernel of the same call may have found, of this stack; its
+     * next matrix, if `more` has one, of the second. */
+    const int32_t *ids;
+    struct cu_stack stack[2];
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
     int x_div;                      /* x_row's numbers are divided by this; 0 as 1 */
     /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
@@ -339,6 +351,9 @@ struct cu_moe_args {
     int n_place, tile_tok, n_tiles;
     const struct cu_tile *tiles;
     const struct cu_expert *experts;
+    const int32_t *
+        ids; /* instead of slot, tiles and experts: (n_place) the experts, of these stacks; place i is slot i, tile_tok is 1 */
+    struct cu_stack stack[3];
     bool lie_alike; /* each expert's gate and up begin as far behind a multiple of 16 bytes */
     void *scratch;  /* (cu_moe_scratch_bytes) */
 };

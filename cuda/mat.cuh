@@ -59,11 +59,25 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
         k.bias = a->experts[t.expert].bias[a->which + which];
         k.first = t.first;
         k.n = t.n;
+    } else if (a->ids) {
+        const int64_t expert = a->ids[tile];
+        const struct cu_stack s = which ? a->stack[1] : a->stack[0];
+        k.w = static_cast<const uint8_t *>(s.w) + (uint64_t)expert * s.stride;
+        k.scale = s.scale ? s.scale[expert] : 1.0f;
+        k.bias = s.bias ? s.bias + expert * k.n_rows : NULL;
+        k.n = 1;
     } else if (k.first + k.n > a->n_place) {
         k.n = a->n_place - k.first;
     }
     k.w = CU_GLOBAL(k.w);
     return k;
+}
+
+/* Before cu_work_at: which experts it is about may have been found out by a kernel of this call. */
+static __device__ inline void cu_await_ids(const struct cu_mat_args *a)
+{
+    if (a->ids)
+        cu_await();
 }
 
 /* Of a grid of (blocks of a matrix, tiles, matrices). */
@@ -135,6 +149,10 @@ static inline struct cu_mat_args cu_mat_of_expert(const struct cu_moe_args *a, i
     m.n_tiles = a->n_tiles;
     m.experts = a->experts;
     m.which = which;
+    m.ids = a->ids;
+    m.stack[0] = a->stack[which];
+    if (which == CU_GATE)
+        m.stack[1] = a->stack[CU_UP];
     return m;
 }
 

@@ -129,10 +129,13 @@ bool ops_can_read(const struct op *op)
     for (int i = 0; i < n_w; i++)
         if (!is_readable(op->w[i], op->w[i]->data))
             return false;
-    for (int e = 0; op->kind == OP_MOE && e < op->p.moe.n_experts; e++)
+    for (int e = 0; op->kind == OP_MOE && op->p.moe.experts && e < op->p.moe.n_experts; e++)
         for (int i = 0; i < 3; i++)
             if (!is_readable(op->w[i], op->p.moe.experts[e].w[i]))
                 return false;
+    for (int i = 0; op->kind == OP_MOE && !op->p.moe.experts && i < 3; i++)
+        if (!is_readable(op->w[i], op->w[i]->data))
+            return false;
     return true;
 }
 
@@ -570,9 +573,22 @@ int ops_moe_gemm_rows(const struct ops_run *r, const struct op *op, int *tile_to
     return n_prompt_of(r);
 }
 
-/* Rows of a gate and its up that are multiplied together come by the same aligned sixteens. */
-static bool lie_alike(const struct op_moe *m)
+/* All of a layer's matrices number i. */
+static struct cu_stack stack_of(const struct op *op, int i)
 {
+    const struct tensor *w = op->w[i], *scale = op->w[3 + i], *bias = op->w[6 + i];
+    return (struct cu_stack){w->data, w->stride[2], scale ? scale->data : NULL, bias ? bias->data : NULL};
+}
+
+/* Rows of a gate and its up that are multiplied together come by the same aligned sixteens. */
+static bool lie_alike(const struct op *op)
+{
+    const struct op_moe *m = &op->p.moe;
+
+    if (!m->experts)
+        return (((uintptr_t)op->w[0]->data ^ (uintptr_t)op->w[1]->data) | (op->w[0]->stride[2] ^ op->w[1]->stride[2])) %
+                   16 ==
+               0;
     for (int e = 0; e < m->n_experts; e++)
         if (((uintptr_t)m->experts[e].w[0] ^ (uintptr_t)m->experts[e].w[1]) % 16)
             return false;
@@ -602,9 +618,17 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_c
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
     x.experts = r->experts;
-    x.lie_alike = lie_alike(&op->p.moe);
+    x.lie_alike = lie_alike(op);
     x.scratch = r->scratch;
     cudaError_t e = chain_flush(r, c);
+    if (!op->p.moe.experts) {
+        x.ids = op->src[1]->data;
+        x.n_place = x.k;
+        x.tile_tok = 1;
+        for (int i = 0; i < 3; i++)
+            x.stack[i] = stack_of(op, i);
+        return e ? e : cu_moe(&x, r->stream);
+    }
     e = e ? e : moe_slots(x, &r->dots, cu_moe, r->stream);
     return e ? e : moe_slots(x, &r->gemm, cu_moe_gemm, r->stream);
 }

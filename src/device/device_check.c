@@ -342,11 +342,18 @@ static int check_pages(const struct op *op, const struct rows *rows, int n)
     return 0;
 }
 
+static int unlisted(const struct op *op, int n)
+{
+    return err(ERR_ARG, "%s of layer %d: no experts are listed for %d rows", device_op_name(op->kind), op->layer, n);
+}
+
 static int check_moe(const struct op *op, int n)
 {
     const struct op_moe *p = &op->p.moe;
     int64_t n_slots = (int64_t)n * p->k;
 
+    if (!p->experts)
+        return n == 1 && op->src[1] && op->w[0]->data && op->w[1]->data && op->w[2]->data ? 0 : unlisted(op, n);
     if (p->n_experts < 0 || p->n_experts > op->w[0]->ne[2])
         return refuse(op, "experts", p->n_experts, op->w[0]->ne[2]);
     for (int e = 0; e < p->n_experts; e++) {

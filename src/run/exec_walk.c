@@ -1,5 +1,5 @@
-/* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), and, in steps of
- * many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. Where a plan leaves the first layers to the
+/* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), unless the device has them all and
+ * looks them up by itself, and, in steps of many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. Where a plan leaves the first layers to the
  * CPU, they are a list of their own, walked before the device's; what comes out of it goes up. A step in halves walks the device's list
  * twice, from attention to attention in turn: while the host attends to rows of one half, the device has the other half's to do. */
 #include "src/run/exec_in.h"
@@ -32,6 +32,12 @@ static bool is_stop(const struct walk *w, const struct op *op)
     return w->is_half && op->kind == OP_ATTENTION && op->p.attn.window == 0;
 }
 
+/* Has the host to see which experts were chosen? */
+static bool wants_host(const struct walk *w, const struct op *op)
+{
+    return op->kind == OP_MOE && moe_wants_host(w->part->moe, op, w->rows.n);
+}
+
 /* Where the segment that starts at op `first` ends. */
 static int segment_end(const struct exec *e, const struct walk *w, int first)
 {
@@ -46,10 +52,10 @@ static int segment_end(const struct exec *e, const struct walk *w, int first)
             return i;
         if (op == p->top && e->top.ne[0] == 0)
             return i;
-        if (i > first && (op->kind == OP_MOE || is_two_sided(w->part, i) || is_stop(w, op - 1) ||
+        if (i > first && (wants_host(w, op) || is_two_sided(w->part, i) || is_stop(w, op - 1) ||
                           (has_stops && op->layer != p->ops[first].layer)))
             return i;
-        if (op->kind == OP_MOE)
+        if (wants_host(w, op))
             return i + 1;
     }
     return i;
@@ -64,6 +70,18 @@ int exec_walk_dense(struct exec *e, const struct part *part, const struct op *op
     int rc = dev->ops->run(dev, ops, n, rows);
     event.end_ns = clock_ns();
     trace_add(e->trace, &event);
+    return rc;
+}
+
+/* Ops up to `end`, of which the host need see nothing. */
+static int run_segment(struct exec *e, const struct walk *w, int end)
+{
+    const struct op *ops = w->part->program->ops;
+    int rc = exec_walk_dense(e, w->part, &ops[w->at], end - w->at, &w->rows);
+
+    for (int i = w->at; i < end && rc == 0; i++)
+        if (ops[i].kind == OP_MOE)
+            moe_count_unseen(w->part->moe, &ops[i], w->rows.n, &e->stats.expert_bytes);
     return rc;
 }
 
@@ -82,9 +100,9 @@ static int walk_on(struct exec *e, struct walk *w, const int *cancel)
         }
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED))
             return err(ERR_CANCEL, "stopped in layer %d", op->layer);
-        int rc = op->kind == OP_MOE          ? moe_run(part->moe, op, &w->rows, &e->stats.expert_bytes)
+        int rc = wants_host(w, op)           ? moe_run(part->moe, op, &w->rows, &e->stats.expert_bytes)
                  : is_two_sided(part, w->at) ? attn_start(&part->attn, op, &w->rows)
-                                             : exec_walk_dense(e, part, op, end - w->at, &w->rows);
+                                             : run_segment(e, w, end);
         if (rc < 0)
             return rc;
         w->at = end;

@@ -604,6 +604,17 @@ int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint6
     return rc;
 }
 
+bool moe_wants_host(const struct moe *moe, const struct op *op, int n_rows)
+{
+    return n_rows > 1 || moe->trace || !has_memory(moe) || !store_is_on_device(moe->store, op->layer);
+}
+
+void moe_count_unseen(struct moe *moe, const struct op *op, int n_rows, uint64_t *expert_bytes)
+{
+    *expert_bytes += (uint64_t)moe->k * model_expert_bytes(moe->model, op->layer);
+    moe->stats.n_rows += (uint64_t)n_rows * (uint64_t)moe->k;
+}
+
 void moe_use_gpu(struct moe *moe, bool use)
 {
     moe->split.is_off = !use;

@@ -311,8 +311,9 @@ int store_check(struct store *s)
 const void *store_weight(const struct store *s, int weight)
 {
     assert(weight >= 0 && weight < s->model->n_weights);
+    const struct weight *w = &s->model->weights[weight];
     if (s->gpu)
-        return s->model->weights[weight].is_expert ? NULL : store_gpu_weight(s->gpu, weight);
+        return w->is_expert && !store_is_on_device(s, w->layer) ? NULL : store_gpu_weight(s->gpu, weight);
     return store_host_weight(s, weight);
 }
 

@@ -47,7 +47,8 @@ void store_close(struct store *s); /* takes NULL */
 int store_check(struct store *s);
 
 /* A dense weight's bytes, by its index in model.weights: aligned as in its file (at least to 8), in the device's memory if there is
- * one. View until close; NULL for a stack of experts (lease those), and for what lies in the other memory alone. */
+ * one. View until close; NULL for what lies in the other memory alone, and for a stack of experts (lease those), unless that memory is
+ * the device's and holds all of it for good. */
 const void *store_weight(const struct store *s, int weight);
 
 /* The same in the host's memory, where the plan has layers before the device's, or no device. */
