@@ -88,8 +88,8 @@ void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates
  * bytes over rates allow. ERR_NOMEM, codes of program_make(). */
 int cost_gpu_predict(const struct plan_in *in, struct plan *p);
 
-/* Of them a prompt's, where probe has measured prompts on the GPU (machine.gpu_prompt) and the CPU's kernels, as far as the plan has the CPU
- * compute; the others have been predicted. ERR_NOMEM, codes of program_make(). */
+/* Of them a prompt's, where probe has measured prompts on the GPU (machine.gpu_prompt) and the CPU's kernels, as far as the plan has the
+ * CPU compute; the others have been predicted. ERR_NOMEM, codes of program_make(). */
 int cost_gpu_prompt(const struct plan_in *in, struct plan *p);
 
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
