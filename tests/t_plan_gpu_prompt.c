@@ -186,9 +186,13 @@ START_TEST(copies_wait_for_the_router)
            down_s = N_TOK * (N_LAYERS * (N_USED * 4 + N_EMBD * 4) + 8) / PCIE;
     ck_assert_uint_eq(p.gpu.n_landing, 2 * N_USED);
     ck_assert_double_eq_tol(s - N_LAYERS * attn_s, N_LAYERS * (n_misses(&p) - 2 * N_USED) * copy_s + down_s, 1e-3);
-    machine.gpu_prompt.attn_unit_s = 10 * copy_s / (attn_s); /* there is time for 10 */
+    machine.gpu_prompt.attn_unit_s = 10 * copy_s / attn_s; /* there is time for 10 */
     s = split_s(PLAN_COPIES_ALWAYS, &p);
     must_take(s, N_LAYERS * n_misses(&p) * copy_s + down_s);
+    opts.io = PLAN_IO_PREAD; /* nobody looks ahead */
+    s = split_s(PLAN_COPIES_ALWAYS, &p);
+    must_take(s, N_LAYERS * (n_misses(&p) + 10) * copy_s + down_s);
+    opts.io = PLAN_IO_AUTO;
     /* Memory that is slow to copy in, half of it pinned: the host is last. */
     machine.gpu_prompt.attn_unit_s = 1 / NO_TIME;
     machine.mem_bytes_per_s = PCIE / 10;

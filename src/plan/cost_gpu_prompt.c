@@ -112,10 +112,11 @@ static void experts_of(const struct prompt *a, const struct op *op, struct exper
     x->stage_s = 2 * x->bytes / machine_mem_at(m, (int)a->p->n_threads); /* read and written */
 }
 
-/* n_copies of the misses go to the GPU, some of them while the router is waited for, as many as there are landings. */
+/* n_copies of the misses go to the GPU, with look-ahead some of them while the router is waited for, as many as there are landings. */
 static double sides_s(const struct prompt *a, const struct experts *x, double n_copies)
 {
-    double n_ahead = fmin(x->idle_s / fmax(x->copy_s, x->stage_s), fmin(a->p->gpu.n_landing, n_copies * a->hits));
+    double n_most = a->p->look_ahead ? fmin(a->p->gpu.n_landing, n_copies * a->hits) : 0;
+    double n_ahead = fmin(x->idle_s / fmax(x->copy_s, x->stage_s), n_most);
     double host_s = (x->n_misses - n_copies) * x->host_s + (n_copies - n_ahead) * (1 - a->pinned) * x->stage_s;
     double gpu_s = (x->n - x->n_misses + n_copies) * x->gpu_s;
 
@@ -130,10 +131,10 @@ static double sides_s(const struct prompt *a, const struct experts *x, double n_
 static double layer_s(const struct prompt *a, const struct experts *x)
 {
     const enum plan_copies copies = a->p->gpu.n_landing ? a->p->gpu.copies : PLAN_COPIES_NEVER;
+
     if (x->n_misses <= 0)
         return x->n * x->gpu_s;
     double least_s = sides_s(a, x, copies == PLAN_COPIES_ALWAYS ? x->n_misses : 0);
-
     for (int i = 1; i <= N_TRIED && copies == PLAN_COPIES_AUTO; i++)
         least_s = fmin(least_s, sides_s(a, x, x->n_misses * i / N_TRIED));
     return least_s;
