@@ -58,7 +58,7 @@ static struct plan_in *ask(int model, uint64_t ram_bytes)
     return &in;
 }
 
-static uint64_t sum(const struct plan *p)
+static inline uint64_t sum(const struct plan *p)
 {
     return p->dense_bytes + p->expert_bytes + p->kv_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes +
            p->trace_bytes;

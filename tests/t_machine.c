@@ -427,6 +427,36 @@ START_TEST(described_gpu_is_forgotten)
 }
 END_TEST
 
+/* What a prompt costs a GPU. An older profile does not speak of it, a newer one of all of it. */
+START_TEST(old_profile_has_prompts_of_a_gpu)
+{
+    static const char *const fields[] = {"int_few_ops_per_s", "int_many_ops_per_s", "float_few_ops_per_s",
+                                         "float_many_ops_per_s", "attention_unit_s"};
+    struct machine m = invented(), back = invented();
+    char *text, *at;
+
+    m.gpu_bytes_per_s = 256e9;
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    ck_assert_ptr_null(strstr(text, "gpu_prompt"));
+    ck_assert_int_eq(machine_take_rates(text, "/proc", &back), 0);
+    ck_assert_int_eq(memcmp(&back.gpu_prompt, &m.gpu_prompt, sizeof m.gpu_prompt), 0);
+    mem_free(text);
+    m.gpu_prompt = (struct machine_gpu_prompt){{1e12, 2e13}, {3e11, 4e11}, 5e-12};
+    ck_assert_int_eq(machine_to_json(&m, &text), 0);
+    ck_assert_int_eq(machine_take_rates(text, "/proc", &back), 0);
+    ck_assert_int_eq(memcmp(&back.gpu_prompt, &m.gpu_prompt, sizeof m.gpu_prompt), 0);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        at = strstr(text, fields[i]);
+        ck_assert_ptr_nonnull(at);
+        *at = '?';
+        ck_assert_int_eq(machine_from_json(text, &back), ERR_FORMAT);
+        ck_assert_ptr_nonnull(strstr(err_text(), fields[i]));
+        *at = fields[i][0];
+    }
+    mem_free(text);
+}
+END_TEST
+
 /* Rates that were measured are those of one GPU; what was said of a GPU is said of any. */
 START_TEST(rates_of_another_gpu_are_believed)
 {
@@ -435,6 +465,7 @@ START_TEST(rates_of_another_gpu_are_believed)
 
     m.gpu_bytes_per_s = 256e9;
     m.pcie_bytes_per_s = 12.5e9;
+    m.gpu_prompt.ints.many_ops_per_s = 2e13;
     for (int is_measured = 0; is_measured < 2; is_measured++) {
         snprintf(m.gpu_id, sizeof m.gpu_id, "%s", is_measured ? "one GPU" : "");
         ck_assert_int_eq(machine_to_json(&m, &text), 0);
@@ -445,6 +476,7 @@ START_TEST(rates_of_another_gpu_are_believed)
         machine_use_gpu(&back, "another");
         ck_assert_double_eq(back.gpu_bytes_per_s, is_measured ? 0 : 256e9);
         ck_assert_double_eq(back.pcie_bytes_per_s, is_measured ? 0 : 12.5e9);
+        ck_assert_double_eq(back.gpu_prompt.ints.many_ops_per_s, is_measured ? 0 : 2e13);
         if (is_measured) {
             char *at = strstr(text, "\"one GPU\"");
             memcpy(at, "99999999 ", 9);
@@ -588,6 +620,7 @@ int main(void)
     tcase_add_loop_test(t, nodes_of_a_machine_are_miscounted, 0, 3);
     tcase_add_test(t, profile_comes_back_whole);
     tcase_add_test(t, described_gpu_is_forgotten);
+    tcase_add_test(t, old_profile_has_prompts_of_a_gpu);
     tcase_add_test(t, rates_of_another_gpu_are_believed);
     tcase_add_test(t, bad_profile_names_its_field);
     tcase_add_test(t, rates_lie_between_what_was_measured);

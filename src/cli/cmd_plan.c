@@ -148,11 +148,13 @@ static int take_gpu(const struct conf *conf, struct plan_in *in, struct plan_opt
 #endif
 }
 
-/* What is said of a GPU goes before what was measured. */
+/* What is said of a GPU goes before what was measured. One with other memory computes otherwise, too. */
 static void describe_gpu(const struct conf *conf, struct machine *m)
 {
-    if (conf->gpu_bytes_per_s > 0)
+    if (conf->gpu_bytes_per_s > 0) {
         m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
+        m->gpu_prompt = (struct machine_gpu_prompt){0};
+    }
     if (conf->pcie_bytes_per_s > 0)
         m->pcie_bytes_per_s = conf->pcie_bytes_per_s;
 }

@@ -106,6 +106,7 @@ static bool describe_gpu(const struct conf *conf, struct machine *m)
         return false;
     if (m->gpu_id[0]) /* what was measured is of another */
         m->gpu_bytes_per_s = m->pcie_bytes_per_s = 0;
+    m->gpu_prompt = (struct machine_gpu_prompt){0};
     m->gpu_id[0] = '\0';
     if (conf->gpu_bytes_per_s > 0)
         m->gpu_bytes_per_s = conf->gpu_bytes_per_s;
@@ -135,6 +136,7 @@ static int measure_this_gpu(int number, struct machine *m)
         return rc;
     m->gpu_bytes_per_s = rates.mem_bytes_per_s;
     m->pcie_bytes_per_s = rates.up_bytes_per_s;
+    m->gpu_prompt = rates.prompt;
     snprintf(m->gpu_id, sizeof m->gpu_id, "%s", id);
     return 0;
 }
@@ -225,6 +227,19 @@ static void print_disk(const struct machine *m, bool is_new)
                100 * d->token_share, 100 * d->many_share);
 }
 
+static void print_gpu_prompt(const struct machine_gpu_prompt *prompt)
+{
+    const struct machine_gpu_products *ints = &prompt->ints, *floats = &prompt->floats;
+
+    if (ints->many_ops_per_s <= 0)
+        return;
+    printf(
+        "           of a prompt: quantized products %.0f Gop/s with %d rows, %.0f with %d; of floats %.0f and %.0f;\n"
+        "           attention %.5f ns an element\n",
+        ints->few_ops_per_s / 1e9, MACHINE_GPU_FEW_ROWS, ints->many_ops_per_s / 1e9, MACHINE_GPU_MANY_ROWS,
+        floats->few_ops_per_s / 1e9, floats->many_ops_per_s / 1e9, prompt->attn_unit_s * 1e9);
+}
+
 static void print_text(const struct probe *p)
 {
     const struct machine *m = &p->machine;
@@ -254,6 +269,7 @@ static void print_text(const struct probe *p)
         printf("GPU        memory %.1f GB/s (%s)\n", m->gpu_bytes_per_s / 1e9, how);
     if (m->pcie_bytes_per_s > 0)
         printf("PCIe       %.1f GB/s\n", m->pcie_bytes_per_s / 1e9);
+    print_gpu_prompt(&m->gpu_prompt);
     if (p->saved_to)
         printf("saved to   %s\n", p->saved_to);
 }

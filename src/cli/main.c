@@ -56,7 +56,7 @@ static const struct conf_command commands[] = {
     {"probe", "measure this machine", "[PATH] [options]",
      "Measure memory, kernels, a GPU if there is one and, if a path is given, the disk that it lies on (a file is read "
      "past the page "
-     "cache; in a folder files of 512 MiB are made and deleted). Takes some 40 seconds, and wants a machine that does "
+     "cache; in a folder files of 512 MiB are made and deleted). Takes half a minute, and wants a machine that does "
      "nothing else. The result is saved: plans of ferry plan, run, chat and bench predict with it.",
      "ferry probe model.gguf", 0, 1, cmd_probe},
     {"bench", "speed of prefill and decode", "MODEL [options]",

@@ -52,6 +52,15 @@ double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor
     return rows_s(n_rows < 1 ? 1 : n_rows, one_s, some_s, few_s, many_s);
 }
 
+double cost_read_s(const struct machine *m, const struct plan *p, double expert_bytes, double n)
+{
+    double reads = fmin(n * N_MATRICES, p->pace.n_reads);
+
+    if (p->io == PLAN_IO_PREAD) /* one matrix after the other */
+        reads = 1;
+    return n * expert_bytes / machine_disk_at(m, expert_bytes / N_MATRICES, reads);
+}
+
 double cost_op_units(const struct op *op, double n_rows, double pos)
 {
     const struct op_attn *a = &op->p.attn;
@@ -100,16 +109,6 @@ struct experts {
     double bytes;     /* of one */
 };
 
-/* Seconds to read n experts at once. */
-static double read_s(const struct cost_args *a, const struct experts *x, double n)
-{
-    double reads = fmin(n * N_MATRICES, a->plan->pace.n_reads);
-
-    if (a->plan->io == PLAN_IO_PREAD) /* one matrix after the other */
-        reads = 1;
-    return n * x->bytes / machine_disk_at(a->machine, x->bytes / N_MATRICES, reads);
-}
-
 /* One token: how many of its experts are absent is binomial. Those that are there are computed while the others come; the
  * last to come is computed when it has come. By pread nothing overlaps. compute_s: of it, computing at the speed that reading leaves. */
 static double token_layer_s(const struct cost_args *a, const struct experts *x, double *compute_s)
@@ -120,7 +119,7 @@ static double token_layer_s(const struct cost_args *a, const struct experts *x, 
     if (x->hits <= 0)
         chance = 0;
     for (int n = 0; n <= k; n++) {
-        double disk_s = read_s(a, x, n), s = x->compute_s, beside_s = s;
+        double disk_s = cost_read_s(a->machine, a->plan, x->bytes, n), s = x->compute_s, beside_s = s;
         if (a->plan->io == PLAN_IO_PREAD) {
             s += disk_s;
         } else if (n) {
@@ -140,7 +139,7 @@ static double token_layer_s(const struct cost_args *a, const struct experts *x, 
 /* A prompt: so many experts that the ends do not matter. */
 static double prompt_layer_s(const struct cost_args *a, const struct experts *x)
 {
-    double disk_s = read_s(a, x, x->n * (1 - x->hits));
+    double disk_s = cost_read_s(a->machine, a->plan, x->bytes, x->n * (1 - x->hits));
 
     if (a->plan->io == PLAN_IO_PREAD)
         return x->compute_s + disk_s;
@@ -275,7 +274,7 @@ static int add_op(const struct cost_args *a, const struct op *op, const struct c
             return -1;
         double compute_s = 0, s = a->n_rows > 1 ? prompt_layer_s(a, &x) : token_layer_s(a, &x, &compute_s);
         out->expert_s += a->n_rows > 1 ? x.compute_s : compute_s;
-        out->disk_s += hits < 1 ? read_s(a, &x, x.n * (1 - hits)) : 0;
+        out->disk_s += hits < 1 ? cost_read_s(a->machine, a->plan, x.bytes, x.n * (1 - hits)) : 0;
         out->s += s;
         return 0;
     }

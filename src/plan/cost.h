@@ -21,6 +21,9 @@ double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor
 /* What an op's own time grows with: elements of its result; query-key elements of attention, for rows that follow `pos` others. */
 double cost_op_units(const struct op *op, double n_rows, double pos);
 
+/* Reading n experts (as an average) from disk, at the plan's pace. */
+double cost_read_s(const struct machine *m, const struct plan *p, double expert_bytes, double n);
+
 /* How a router with n_expert experts of which k are chosen spreads its choice. skew: its rows differ in length by exp(skew * z),
  * z normal; 0: all experts alike (tools/make-synthetic --router-skew makes such routers). Choices are taken for independent
  * from token to token. */
@@ -82,8 +85,12 @@ int cost_gpu_plan(const struct cost_gpu *gpu, const struct plan_in *in, const st
 void cost_gpu_rates(const struct machine *m, int n_threads, struct offload_rates *out);
 
 /* The predictions of a plan with a GPU: what crosses to it and back, and, where the rates of both sides are known, the most that
- * bytes over rates allow. ERR_NOMEM. */
+ * bytes over rates allow. ERR_NOMEM, codes of program_make(). */
 int cost_gpu_predict(const struct plan_in *in, struct plan *p);
+
+/* Of them a prompt's, where probe has measured prompts on the GPU (machine.gpu_prompt) and the CPU's kernels, as far as the plan has the
+ * CPU compute; the others have been predicted. ERR_NOMEM, codes of program_make(). */
+int cost_gpu_prompt(const struct plan_in *in, struct plan *p);
 
 /* Fill in the plan's predictions. ERR_NOMEM, codes of program_make(). */
 int cost_predict(const struct plan_in *in, struct plan *p);

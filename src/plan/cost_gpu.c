@@ -216,7 +216,7 @@ int cost_gpu_predict(const struct plan_in *in, struct plan *p)
     p->missed_bytes_per_tok = (uint64_t)(share.disk * routed + before.missed_bytes);
     if (knows_rates(m, p, &share, &before))
         predict_token(in, &share, &before, p);
-    return 0;
+    return cost_gpu_prompt(in, p);
 }
 
 /* ---- experts of a split layer ---- */

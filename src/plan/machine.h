@@ -36,6 +36,19 @@ struct machine_op {
     double op_s, unit_s;
 };
 
+/* Products of a prompt's step on a GPU. A tile of its tensor cores has 64 rows and costs as much with fewer: half of that is what an
+ * expert with a tile of its own has on average, and lines from there on count the tiles of experts whose numbers of rows differ. */
+enum { MACHINE_GPU_FEW_ROWS = 32, MACHINE_GPU_MANY_ROWS = 512 };
+struct machine_gpu_products {
+    double few_ops_per_s, many_ops_per_s; /* MACHINE_GPU_FEW_ROWS, MACHINE_GPU_MANY_ROWS rows */
+};
+
+/* What a prompt costs a GPU with DEVICE_PREFILL_INT. 0: not known. */
+struct machine_gpu_prompt {
+    struct machine_gpu_products ints, floats; /* of weights that integer dots multiply (Q4_K), and float dots (F16) */
+    double attn_unit_s;                       /* of attention, a query-key element (cost_op_units()) */
+};
+
 struct machine_disk_rate {
     uint64_t block_bytes;
     int depth; /* reads in flight */
@@ -70,6 +83,7 @@ struct machine {
         vram_free_bytes; /* of the GPU that shall compute; 0: none, or not known. Whoever lists devices says */
     /* Measured by probe or described; 0: not known */
     double gpu_bytes_per_s, pcie_bytes_per_s; /* of the GPU's memory, of the way to it */
+    struct machine_gpu_prompt gpu_prompt;     /* never described */
     char gpu_id[64];         /* that they were measured on (cuda_id()); "": they are of any, being described */
     double mem_bytes_per_s;  /* read by all cores */
     double disk_bytes_per_s; /* of the model's file system: large reads, many in flight */

@@ -125,6 +125,7 @@ void machine_use_gpu(struct machine *m, const char *id)
 {
     if (m->gpu_id[0] && strcmp(m->gpu_id, id) != 0) {
         m->gpu_bytes_per_s = m->pcie_bytes_per_s = 0;
+        m->gpu_prompt = (struct machine_gpu_prompt){0};
         m->gpu_id[0] = '\0';
     }
 }
@@ -140,6 +141,7 @@ int machine_take_rates(const char *profile, const char *path, struct machine *m)
     m->mem_bytes_per_s = saved.mem_bytes_per_s;
     m->gpu_bytes_per_s = saved.gpu_bytes_per_s;
     m->pcie_bytes_per_s = saved.pcie_bytes_per_s;
+    m->gpu_prompt = saved.gpu_prompt;
     memcpy(m->gpu_id, saved.gpu_id, sizeof m->gpu_id);
     m->n_mem = saved.n_mem;
     memcpy(m->mem, saved.mem, sizeof m->mem);
@@ -213,6 +215,24 @@ static void set_rates(json_t *o, const struct machine *m)
     set_disks(o, m);
 }
 
+static void set_gpu(json_t *o, const struct machine *m)
+{
+    const struct machine_gpu_prompt *p = &m->gpu_prompt;
+
+    if (m->gpu_bytes_per_s > 0)
+        json_object_set_new(o, "gpu_bytes_per_s", json_real(m->gpu_bytes_per_s));
+    if (m->pcie_bytes_per_s > 0)
+        json_object_set_new(o, "pcie_bytes_per_s", json_real(m->pcie_bytes_per_s));
+    if (m->gpu_id[0])
+        json_object_set_new(o, "gpu", json_string(m->gpu_id));
+    if (p->ints.many_ops_per_s > 0)
+        json_object_set_new(o, "gpu_prompt",
+                            json_pack("{s:f, s:f, s:f, s:f, s:f}", "int_few_ops_per_s", p->ints.few_ops_per_s,
+                                      "int_many_ops_per_s", p->ints.many_ops_per_s, "float_few_ops_per_s",
+                                      p->floats.few_ops_per_s, "float_many_ops_per_s", p->floats.many_ops_per_s,
+                                      "attention_unit_s", p->attn_unit_s));
+}
+
 int machine_to_json(const struct machine *m, char **out)
 {
     *out = NULL;
@@ -225,12 +245,8 @@ int machine_to_json(const struct machine *m, char **out)
                   "mem_bytes_per_s", m->mem_bytes_per_s, "disk_bytes_per_s", m->disk_bytes_per_s);
     if (o)
         set_rates(o, m);
-    if (m->gpu_bytes_per_s > 0)
-        json_object_set_new(o, "gpu_bytes_per_s", json_real(m->gpu_bytes_per_s));
-    if (m->pcie_bytes_per_s > 0)
-        json_object_set_new(o, "pcie_bytes_per_s", json_real(m->pcie_bytes_per_s));
-    if (m->gpu_id[0])
-        json_object_set_new(o, "gpu", json_string(m->gpu_id));
+    if (o)
+        set_gpu(o, m);
     const size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
     size_t n = o ? json_dumpb(o, NULL, 0, flags) : 0;
     char *text = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
@@ -395,6 +411,31 @@ static int read_rates(const json_t *o, struct machine *m)
     return rc;
 }
 
+static int read_gpu_prompt(const json_t *o, struct machine_gpu_prompt *p)
+{
+    int rc = read_rate(o, "int_few_ops_per_s", &p->ints.few_ops_per_s);
+
+    rc = rc ? rc : read_rate(o, "int_many_ops_per_s", &p->ints.many_ops_per_s);
+    rc = rc ? rc : read_rate(o, "float_few_ops_per_s", &p->floats.few_ops_per_s);
+    rc = rc ? rc : read_rate(o, "float_many_ops_per_s", &p->floats.many_ops_per_s);
+    return rc ? rc : read_rate(o, "attention_unit_s", &p->attn_unit_s);
+}
+
+/* Where one was measured or described. */
+static int read_gpu(const json_t *o, struct machine *m)
+{
+    const json_t *prompt = json_object_get(o, "gpu_prompt");
+    int rc = 0;
+
+    if (json_object_get(o, "gpu_bytes_per_s"))
+        rc = read_rate(o, "gpu_bytes_per_s", &m->gpu_bytes_per_s);
+    if (!rc && json_object_get(o, "pcie_bytes_per_s"))
+        rc = read_rate(o, "pcie_bytes_per_s", &m->pcie_bytes_per_s);
+    if (!rc && json_object_get(o, "gpu"))
+        rc = read_text(o, "gpu", m->gpu_id, sizeof m->gpu_id);
+    return rc || !prompt ? rc : read_gpu_prompt(prompt, &m->gpu_prompt);
+}
+
 static int read_machine(const json_t *o, struct machine *m)
 {
     int rc = read_text(o, "cpu", m->cpu_name, sizeof m->cpu_name);
@@ -415,12 +456,7 @@ static int read_machine(const json_t *o, struct machine *m)
     m->has_uring = json_is_true(json_object_get(o, "uring"));
     rc = rc ? rc : read_rate(o, "mem_bytes_per_s", &m->mem_bytes_per_s);
     rc = rc ? rc : read_rate(o, "disk_bytes_per_s", &m->disk_bytes_per_s);
-    if (!rc && json_object_get(o, "gpu_bytes_per_s")) /* where a GPU was measured or described */
-        rc = read_rate(o, "gpu_bytes_per_s", &m->gpu_bytes_per_s);
-    if (!rc && json_object_get(o, "pcie_bytes_per_s"))
-        rc = read_rate(o, "pcie_bytes_per_s", &m->pcie_bytes_per_s);
-    if (!rc && json_object_get(o, "gpu"))
-        rc = read_text(o, "gpu", m->gpu_id, sizeof m->gpu_id);
+    rc = rc ? rc : read_gpu(o, m);
     return rc ? rc : read_rates(o, m);
 }
 

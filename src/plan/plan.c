@@ -584,8 +584,16 @@ int plan_make_with_gpu(const struct plan_in *in, struct plan *out)
     return 0;
 }
 
+/* It decodes no slower and, where prompts are known, is no later done with a chat's turn. */
+static bool is_no_slower(const struct plan *alone, const struct plan *p)
+{
+    double alone_s = plan_turn_s(alone), s = plan_turn_s(p);
+
+    return alone->decode_tok_per_s >= p->decode_tok_per_s && !(s > 0 && alone_s > s);
+}
+
 /* Layers that do not fit a GPU are the CPU's; where it is no slower at the others, all are. What the CPU's layers take is predicted alike
- * with a GPU and without. Of a plan with one only decoding is known. */
+ * with a GPU and without. */
 static int leave_gpu(const struct plan_in *in, struct plan *p)
 {
     struct plan_in alone = *in;
@@ -595,7 +603,7 @@ static int leave_gpu(const struct plan_in *in, struct plan *p)
     int rc = plan_make_with_gpu(&alone, &other);
     if (rc == ERR_NOMEM)
         return rc;
-    if (rc == 0 && other.n_ctx >= p->n_ctx && other.decode_tok_per_s >= p->decode_tok_per_s) {
+    if (rc == 0 && other.n_ctx >= p->n_ctx && is_no_slower(&other, p)) {
         other.unused = (struct plan_unused){p->gpu.number, p->gpu.first_layer, p->decode_tok_per_s};
         memcpy(p, &other, sizeof *p);
     }

@@ -291,9 +291,11 @@ static void say_prefill(struct text *t, const struct plan *p, const struct plan_
 {
     char missed[32];
 
-    say_rate(t, "prefill", p->prefill_tok_per_s, true,
-             p->has_gpu ? "ferry probe measures no prompts on a GPU"
-                        : "the rates of kernels (ferry probe measures it)");
+    say_rate(t, "prefill", p->prefill_tok_per_s, !p->has_gpu,
+             p->has_gpu && p->prefill == DEVICE_PREFILL_BLAS
+                 ? "of a GPU, ferry probe measures prompts with --prefill int alone"
+             : p->has_gpu ? "the rates of prompts on this GPU, and of kernels (ferry probe measures them)"
+                          : "the rates of kernels (ferry probe measures it)");
     say(t, "\n              prompt of %" PRIu32 " tokens",
         p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : (uint32_t)PLAN_PROMPT_TOK);
     if (p->prefill_missed_bytes)
