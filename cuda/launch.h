@@ -243,8 +243,8 @@ struct cu_expert {
     float scale[3];
 };
 
-/* Matrices of all experts of a layer, `stride` bytes apart, and what their products are multiplied by and then added to (n_expert; n_expert,
- * rows of a matrix; NULL: nothing). */
+/* Matrices of all experts of a layer, `stride` bytes apart; what their products are multiplied by (n_expert), and what is added then
+ * (n_expert, rows of a matrix). NULL: nothing. */
 struct cu_stack {
     const void *w;
     uint64_t stride;
@@ -283,8 +283,8 @@ struct cu_mat_args {
     int n_tiles;
     const struct cu_expert *experts;
     int which; /* of cu_expert.w */
-    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i], which a kernel of the same call may have found, of this stack; its
-     * next matrix, if `more` has one, of the second. */
+    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i] of this stack, which a kernel of the same call may have found;
+     * what `more` has first is of the second. */
     const int32_t *ids;
     struct cu_stack stack[2];
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */

@@ -19,6 +19,12 @@ static inline uint64_t ns_of(double bytes, double rate)
     return (uint64_t)(bytes * 1e9 / rate + 0.5);
 }
 
+/* Matrices that a launch multiplies with, an expert's each time that one is wanted. */
+static inline int matrices_of(const struct cu_mat_args *a)
+{
+    return a->tiles ? a->n_tiles : a->ids ? a->n_place : 1;
+}
+
 /* 0: the launch multiplies with no weights. */
 static inline uint64_t product_ns(const struct emu_launch *l)
 {
@@ -30,7 +36,7 @@ static inline uint64_t product_ns(const struct emu_launch *l)
     int n_rows = a->n_rows;
     for (int i = 0; i < a->n_more; i++)
         n_rows += a->more[i].n_rows;
-    return ns_of((double)a->w_stride * n_rows * (a->tiles ? a->n_tiles : 1), GPU_RATE);
+    return ns_of((double)a->w_stride * n_rows * matrices_of(a), GPU_RATE);
 }
 
 #endif

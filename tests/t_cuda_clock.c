@@ -41,7 +41,7 @@ static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
     uint64_t ns = product_ns(l);
 
     (void)arg;
-    return ns && walk.by_rows ? ns / (uint64_t)(a->tiles ? a->n_tiles : 1) * (uint64_t)a->n_place : ns;
+    return ns && walk.by_rows ? ns / (uint64_t)matrices_of(a) * (uint64_t)a->n_place : ns;
 }
 
 static uint64_t experts_ns(const struct op *op, double rate)
@@ -49,11 +49,13 @@ static uint64_t experts_ns(const struct op *op, double rate)
     uint64_t ns = 0;
     int n_rows = 0;
 
-    for (int e = 0; e < op->p.moe.n_experts; e++)
-        n_rows += op->p.moe.experts[e].n;
+    const int n_experts = op->p.moe.experts ? op->p.moe.n_experts : op->p.moe.k; /* those that the GPU looks up */
+
+    for (int e = 0; e < n_experts; e++)
+        n_rows += op->p.moe.experts ? op->p.moe.experts[e].n : 1;
     for (int i = 0; i < 3; i++)
         ns += ns_of((double)op->w[i]->stride[1] * (double)op->w[i]->ne[1], rate) *
-              (uint64_t)(walk.by_rows ? n_rows : op->p.moe.n_experts);
+              (uint64_t)(walk.by_rows ? n_rows : n_experts);
     return ns;
 }
 

@@ -356,7 +356,7 @@ START_TEST(graphs_change_bits_when_experts_move)
 END_TEST
 
 /* What a token takes: for each call of run what it says and a graph. With all of a model on the GPU, experts among it, that is one call.
- * Where the host has experts each layer is two (before its experts, and they) or, where none are the GPU's, one, and what follows the last. */
+ * Where the host has experts each layer is two (before its experts, and they), or one where none are the GPU's; and what follows. */
 START_TEST(token_takes_more_launches_than_the_host_has_decisions)
 {
     enum { WARM = 50, TOKENS = 20 }; /* the last 10 go past a page's end, which changes no launch */

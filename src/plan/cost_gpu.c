@@ -108,7 +108,7 @@ static int shares_of(const struct plan_in *in, const struct plan *p, struct shar
     return 0;
 }
 
-/* Down: the router's choice of each layer and, where the host has experts of it, the rows that they read; the best logit with its id. Up:
+/* Down: of each layer that the host has experts of the router's choice and the rows that they read; the best logit with its id. Up:
  * what comes out of the host's layers, and the rows that its experts give, but not of those that are copied. */
 static int count_crossings(const struct model *m, const struct shares *share, struct plan *p)
 {
@@ -128,7 +128,7 @@ static int count_crossings(const struct model *m, const struct shares *share, st
         if (stack < 0)
             continue;
         double n_all = (double)m->weights[stack].t.ne[2], n_host = n_all - n_expert[layer];
-        p->gpu.down_bytes_per_tok += ids_bytes + (n_host > 0 ? row_bytes : 0);
+        p->gpu.down_bytes_per_tok += n_host > 0 ? ids_bytes + row_bytes : 0;
         up_rows += hp->n_expert_used * n_host / n_all * host_share;
     }
     p->gpu.up_bytes_per_tok = (uint64_t)(up_rows * (double)row_bytes + 0.5);

@@ -1,7 +1,8 @@
-/* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), unless the device has them all and
- * looks them up by itself, and, in steps of many rows, between layers, so that a cancelled prompt does not run on for a whole chunk. Where a plan leaves the first layers to the
- * CPU, they are a list of their own, walked before the device's; what comes out of it goes up. A step in halves walks the device's list
- * twice, from attention to attention in turn: while the host attends to rows of one half, the device has the other half's to do. */
+/* Walks the op list. The list is cut where the host has to act: before each OP_MOE (experts are borrowed), unless the device has
+ * them all and looks them up by itself, and, in steps of many rows, between layers, so that a cancelled prompt does not run on for a
+ * whole chunk. Where a plan leaves the first layers to the CPU, they are a list of their own, walked before the device's; what comes
+ * out of it goes up. A step in halves walks the device's list twice, from attention to attention in turn: while the host attends to
+ * rows of one half, the device has the other half's to do. */
 #include "src/run/exec_in.h"
 
 #include "src/base/clock.h"

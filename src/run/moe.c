@@ -606,7 +606,7 @@ int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint6
 
 bool moe_wants_host(const struct moe *moe, const struct op *op, int n_rows)
 {
-    return n_rows > 1 || moe->trace || !has_memory(moe) || !store_is_on_device(moe->store, op->layer);
+    return n_rows > 1 || trace_has_wanted(moe->trace) || !has_memory(moe) || !store_is_on_device(moe->store, op->layer);
 }
 
 void moe_count_unseen(struct moe *moe, const struct op *op, int n_rows, uint64_t *expert_bytes)

@@ -84,9 +84,14 @@ void trace_step(struct trace *t, int n_rows)
         add_wanted(t, STEP_MARK, n_rows < UINT16_MAX ? (uint16_t)n_rows : UINT16_MAX, NULL, 0);
 }
 
+bool trace_has_wanted(const struct trace *t)
+{
+    return t && t->cap_wanted;
+}
+
 void trace_wanted(struct trace *t, int layer, const int32_t *ids, int n)
 {
-    if (t && t->cap_wanted)
+    if (trace_has_wanted(t))
         add_wanted(t, (uint16_t)layer, (uint16_t)n, ids, (size_t)n);
 }
 

@@ -50,6 +50,7 @@ void trace_add(struct trace *t, const struct trace_event *e);
 
 /* A step of n_rows begins; a loan of it wants these experts. */
 void trace_step(struct trace *t, int n_rows);
+bool trace_has_wanted(const struct trace *t); /* does it keep them? false for NULL */
 void trace_wanted(struct trace *t, int layer, const int32_t *ids, int n);
 
 /* The timeline as Chrome's trace events (chrome://tracing and Perfetto open it): compute and waiting on one track, the reads in
