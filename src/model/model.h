@@ -46,6 +46,7 @@ static inline uint64_t model_matrix_bytes(const struct weight *w)
 /* Facts of a whole model, from metadata; all checked to be in range. */
 struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
+    int n_nextn; /* layers behind those, which guess tokens further ahead: in the file, but not run */
     int n_head_max, head_dim_k, head_dim_v, n_rot;
     float norm_eps;
     float embd_scale;                  /* token embeddings times this */
