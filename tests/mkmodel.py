@@ -249,6 +249,10 @@ def make(out):
     m.w.add_expert_weights_norm(True)
     m.w.add_expert_weights_scale(1.5)
     m.finish()
+    m = Maker(path("minimax-m2"), "minimax-m2", 18, qk_norm="row", rot=8, experts=8, used=3, ffx=32, select_bias=True,
+              **dict(SMALL, ff=32, heads=4, kv=2, hd=16))
+    m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

@@ -24,8 +24,9 @@
 
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
-static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2", "qwen2moe", "qwen3",   "qwen3moe",
-                                       "olmoe", "gemma2",     "gemma3",  "dots1", "granite",  "gpt-oss", "glm4moe"};
+static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2",   "qwen2moe",
+                                       "qwen3", "qwen3moe",   "olmoe",   "gemma2",  "gemma3",
+                                       "dots1", "granite",    "gpt-oss", "glm4moe", "minimax-m2"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
