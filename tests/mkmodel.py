@@ -253,6 +253,13 @@ def make(out):
               **dict(SMALL, ff=32, heads=4, kv=2, hd=16))
     m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     m.finish()
+    Maker(path("ernie4_5"), "ernie4_5", 19, tied=True, base=500000.0, **SMALL).finish()
+    m = Maker(path("ernie4_5-moe"), "ernie4_5-moe", 20, base=500000.0, experts=8, used=3, ffx=32, shared=64, select_bias=True, lead=1, **SMALL)
+    m.w.add_interleave_moe_layer_step(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(2)
+    m.w.add_expert_shared_feed_forward_length(64)
+    m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

@@ -24,9 +24,9 @@
 
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
-static const char *const families[] = {"llama", "llama-yarn", "mixtral", "qwen2",   "qwen2moe",
-                                       "qwen3", "qwen3moe",   "olmoe",   "gemma2",  "gemma3",
-                                       "dots1", "granite",    "gpt-oss", "glm4moe", "minimax-m2"};
+static const char *const families[] = {"llama",    "llama-yarn", "mixtral",    "qwen2",    "qwen2moe",    "qwen3",
+                                       "qwen3moe", "olmoe",      "gemma2",     "gemma3",   "dots1",       "granite",
+                                       "gpt-oss",  "glm4moe",    "minimax-m2", "ernie4_5", "ernie4_5-moe"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -313,7 +313,7 @@ static bool may_be_missing(const char *family, const char *name)
         if (strstr(name, parts[i]) && (i > 0 || strncmp(name, "output", 6) == 0))
             return true;
     if (strstr(name, "exp_probs_b"))
-        return strcmp(family, "dots1") == 0;
+        return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0;
     if (strcmp(family, "glm4moe") == 0 && (strstr(name, "attn_q_norm") || strstr(name, "attn_k_norm")))
         return true; /* its smaller models have none */
     /* a shared expert is there or not; llama's files have biases or not */

@@ -250,11 +250,14 @@ static int need(const struct model *m, int layer, const enum role *list)
 
 static int check_layer(const struct model *m, int layer)
 {
+    static const enum role shared[] = {ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, ROLE_NONE};
     const struct arch *arch = m->arch;
+    const int *w = m->layers[layer].w;
     int rc = need(m, layer, arch->required);
+    if (rc == 0 && (w[ROLE_SHARED_GATE] >= 0 || w[ROLE_SHARED_UP] >= 0 || w[ROLE_SHARED_DOWN] >= 0))
+        rc = need(m, layer, shared);
     if (rc < 0)
         return rc;
-    const int *w = m->layers[layer].w;
     const bool has_experts =
         w[ROLE_ROUTER] >= 0 || w[ROLE_EXPERT_GATE] >= 0 || w[ROLE_EXPERT_UP] >= 0 || w[ROLE_EXPERT_DOWN] >= 0;
     if (has_experts && layer < m->hp.n_dense_lead)

@@ -32,6 +32,8 @@ FAMILIES = {
     "dots1": dict(rope="neox", act="silu", router="sigmoid"),
     "glm4moe": dict(rope="neox", act="silu", router="sigmoid", ffn_norm="post_attention_norm"),
     "minimax-m2": dict(rope="neox", act="silu", router="sigmoid", gates_sum_to_1=True),
+    "ernie4_5": dict(rope="norm", act="silu"),
+    "ernie4_5-moe": dict(rope="norm", act="silu", gates_sum_to_1=True),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
