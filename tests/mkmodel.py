@@ -260,6 +260,14 @@ def make(out):
     m.w.add_expert_shared_count(2)
     m.w.add_expert_shared_feed_forward_length(64)
     m.finish()
+    Maker(path("hunyuan-dense"), "hunyuan-dense", 21, qk_norm="head", tied=True, base=11158840.0, **SMALL).finish()
+    m = Maker(path("hunyuan-moe"), "hunyuan-moe", 22, qk_norm="head", base=11158840.0, experts=8, used=3, ffx=32, shared=32,
+              **dict(SMALL, ff=32, hd=16))
+    m.w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    m.w.add_rope_scaling_factor(1.0)
+    m.w.add_expert_shared_count(1)
+    m.w.add_expert_shared_feed_forward_length(32)
+    m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

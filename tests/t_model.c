@@ -24,9 +24,10 @@
 
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
-static const char *const families[] = {"llama",    "llama-yarn", "mixtral",    "qwen2",    "qwen2moe",    "qwen3",
-                                       "qwen3moe", "olmoe",      "gemma2",     "gemma3",   "dots1",       "granite",
-                                       "gpt-oss",  "glm4moe",    "minimax-m2", "ernie4_5", "ernie4_5-moe"};
+static const char *const families[] = {"llama",    "llama-yarn",   "mixtral",       "qwen2",      "qwen2moe",
+                                       "qwen3",    "qwen3moe",     "olmoe",         "gemma2",     "gemma3",
+                                       "dots1",    "granite",      "gpt-oss",       "glm4moe",    "minimax-m2",
+                                       "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -486,6 +487,7 @@ static const struct {
     {"llama-yarn", "rope.scaling.yarn_beta_fast", true, false},
     {"llama-yarn", "rope.scaling.yarn_beta_slow", true, false},
     {"dots1", "expert_weights_scale", true, true},
+    {"hunyuan-dense", "rope.scaling.alpha", true, true},
     {"gemma2", "attn_logit_softcapping", true, true},
     {"gemma2", "final_logit_softcapping", true, true},
     {"granite", "embedding_scale", true, true},

@@ -19,6 +19,7 @@ from gguf.quants import dequantize
 
 # rope: which components turn together; "norm": neighbours (2i, 2i+1), "neox": halves (i, i + n_rot/2).
 # gates_sum_to_1: the chosen experts' weights are divided by their sum; not said: where the file's expert_weights_norm says so.
+# rope_first: q and k are normed after they were rotated.
 # router: what makes weights of the router's logits; not said: softmax.
 # ffn_scale, expert_scale: blk.N.ffn_*.scale tensors count (files made by NVFP4 converters carry them).
 FAMILIES = {
@@ -34,6 +35,8 @@ FAMILIES = {
     "minimax-m2": dict(rope="neox", act="silu", router="sigmoid", gates_sum_to_1=True),
     "ernie4_5": dict(rope="norm", act="silu"),
     "ernie4_5-moe": dict(rope="norm", act="silu", gates_sum_to_1=True),
+    "hunyuan-dense": dict(rope="neox", act="silu", rope_first=True),
+    "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
@@ -169,8 +172,11 @@ class Model:
             return y.reshape(n_tok, n, dim)
 
         table = self.rope_table(layer, n_tok, self.key("rope.dimension_count", dim))
-        q = self.rope(headed(q, n_head, "attn_q_norm"), table)
-        k = self.rope(headed(k, n_kv, "attn_k_norm"), table)
+        if self.family.get("rope_first"):
+            q, k = (self.rope(y.reshape(n_tok, n, dim), table).reshape(n_tok, -1) for y, n in ((q, n_head), (k, n_kv)))
+        q, k = headed(q, n_head, "attn_q_norm"), headed(k, n_kv, "attn_k_norm")
+        if not self.family.get("rope_first"):
+            q, k = self.rope(q, table), self.rope(k, table)
         v = v.reshape(n_tok, n_kv, -1)
         if kv_type == "f16":
             k, v = k.astype(np.float16).astype(F32), v.astype(np.float16).astype(F32)
