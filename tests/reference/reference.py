@@ -37,6 +37,7 @@ FAMILIES = {
     "ernie4_5-moe": dict(rope="norm", act="silu", gates_sum_to_1=True),
     "hunyuan-dense": dict(rope="neox", act="silu", rope_first=True),
     "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
+    "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
