@@ -269,6 +269,7 @@ def make(out):
     m.w.add_expert_shared_feed_forward_length(32)
     m.finish()
     Maker(path("seed_oss"), "seed_oss", 23, bias=True, ffn_norm="post_attention_norm", base=1e7, **SMALL).finish()
+    Maker(path("smollm3"), "smollm3", 24, tied=True, base=5e6, **dict(SMALL, layers=5)).finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

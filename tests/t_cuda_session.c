@@ -13,7 +13,7 @@
 static const char *const models[] = {"llama",        "mixed",         "gemma2",      "gemma3",     "qwen3",
                                      "qwen2moe",     "qwen3moe",      "mixtral",     "dots1",      "olmoe",
                                      "gpt-oss",      "gpt-oss-mxfp4", "glm4moe",     "minimax-m2", "ernie4_5",
-                                     "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "seed_oss"};
+                                     "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "seed_oss",   "smollm3"};
 enum { N_MODELS = sizeof models / sizeof *models };
 
 START_TEST(logits_differ_from_the_cpus)

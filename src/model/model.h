@@ -68,8 +68,9 @@ struct hparams {
 
 struct model_layer {
     int n_head, n_head_kv, n_ff;
-    int window;    /* 0: full attention */
-    int w[ROLE_N]; /* index into model.weights, -1: the layer has none */
+    int window;        /* 0: full attention */
+    bool is_unrotated; /* its q and k stay as they are, whatever their positions */
+    int w[ROLE_N];     /* index into model.weights, -1: the layer has none */
 };
 
 /* Rotary frequencies of one kind of layer: 0 full attention, 1 sliding window. */

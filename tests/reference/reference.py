@@ -20,6 +20,7 @@ from gguf.quants import dequantize
 # rope: which components turn together; "norm": neighbours (2i, 2i+1), "neox": halves (i, i + n_rot/2).
 # gates_sum_to_1: the chosen experts' weights are divided by their sum; not said: where the file's expert_weights_norm says so.
 # rope_first: q and k are normed after they were rotated.
+# unrotated_period: the last of so many layers leaves q and k as they are.
 # router: what makes weights of the router's logits; not said: softmax.
 # ffn_scale, expert_scale: blk.N.ffn_*.scale tensors count (files made by NVFP4 converters carry them).
 FAMILIES = {
@@ -38,6 +39,7 @@ FAMILIES = {
     "hunyuan-dense": dict(rope="neox", act="silu", rope_first=True),
     "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
     "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
+    "smollm3": dict(rope="norm", act="silu", unrotated_period=4),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
@@ -147,6 +149,8 @@ class Model:
         return (np.cos(theta) * scale).astype(F32), (np.sin(theta) * scale).astype(F32)
 
     def rope(self, x, table):
+        if table is None:
+            return x
         cos, sin = (t[:, None, :] for t in table)  # x: (n_tok, n_head, head_dim)
         half = cos.shape[-1]
         y = x.copy()
@@ -172,7 +176,8 @@ class Model:
                 return self.norm(y.reshape(n_tok, n, dim), name)
             return y.reshape(n_tok, n, dim)
 
-        table = self.rope_table(layer, n_tok, self.key("rope.dimension_count", dim))
+        is_rotated = (layer + 1) % self.family.get("unrotated_period", self.n_layer + 1) != 0
+        table = self.rope_table(layer, n_tok, self.key("rope.dimension_count", dim)) if is_rotated else None
         if self.family.get("rope_first"):
             q, k = (self.rope(y.reshape(n_tok, n, dim), table).reshape(n_tok, -1) for y, n in ((q, n_head), (k, n_kv)))
         q, k = headed(q, n_head, "attn_q_norm"), headed(k, n_kv, "attn_k_norm")
