@@ -270,6 +270,14 @@ def make(out):
     m.finish()
     Maker(path("seed_oss"), "seed_oss", 23, bias=True, ffn_norm="post_attention_norm", base=1e7, **SMALL).finish()
     Maker(path("smollm3"), "smollm3", 24, tied=True, base=5e6, **dict(SMALL, layers=5)).finish()
+    m = Maker(path("qwen2vl"), "qwen2vl", 25, bias=True, tied=True, base=1e6, **dict(SMALL, hd=16))
+    m.w.add_rope_dimension_sections([2, 3, 3, 0])
+    m.finish()
+    for name, p in (("qwen3vl", {}), ("qwen3vlmoe", dict(experts=8, used=3, ffx=32))):
+        m = Maker(path(name), name, 26, qk_norm="head", tied=True, base=5e6, **p, **SMALL)
+        m.w.add_rope_dimension_sections([6, 5, 5, 0])
+        m.w.add_num_deepstack_layers(1)
+        m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

@@ -108,7 +108,7 @@ static const struct {
     {"qwen3moe", 1, true},    {"qwen3moe-fused", 1, false}, {"mixtral", 1, false},      {"dots1", 1, true},
     {"olmoe", 1, true},       {"gpt-oss", 1, true},         {"gpt-oss-mxfp4", 2, true}, {"glm4moe", 1, true},
     {"minimax-m2", 1, true},  {"ernie4_5", 1, false},       {"ernie4_5-moe", 1, true},  {"hunyuan-dense", 1, false},
-    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false}};
+    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false},      {"qwen3vlmoe", 1, true}};
 enum { N_SPLITS = sizeof splits / sizeof *splits };
 
 START_TEST(layers_on_the_cpu_change_bits)

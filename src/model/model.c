@@ -307,7 +307,7 @@ static int find_arch(struct model *m)
     m->arch = arch_find(name.p);
     if (m->arch)
         return 0;
-    char known[256] = "";
+    char known[512] = "";
     size_t n = 0;
     for (const struct arch *const *a = arch_all(); *a && n < sizeof known; a++)
         n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*a)->name);

@@ -40,6 +40,9 @@ FAMILIES = {
     "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
     "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
     "smollm3": dict(rope="norm", act="silu", unrotated_period=4),
+    "qwen2vl": dict(rope="neox", act="silu"),
+    "qwen3vl": dict(rope="neox", act="silu"),
+    "qwen3vlmoe": dict(rope="neox", act="silu", gates_sum_to_1=True),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
