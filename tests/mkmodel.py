@@ -20,7 +20,7 @@ from gguf import GGMLQuantizationType as T
 
 N_TOK, PREFILL, ROWS = 150, 130, [0, 1, 63, 64, 127, 129, 130, 149]
 N_VOCAB = 288
-NO_REFERENCE = ["dots1.gguf", "granite.gguf", "qwen2moe.gguf"]  # families that the float reference does not know
+NO_REFERENCE = ["granite.gguf", "qwen2moe.gguf"]  # families that the float reference does not know
 
 
 def byte_tokens(names):
@@ -46,7 +46,7 @@ class Maker:
         self.held = []
         w = self.w
         w.add_name("tiny " + os.path.basename(path)[:-5])
-        w.add_block_count(p["layers"])
+        w.add_block_count(p["layers"] + p.get("nextn", 0))
         w.add_context_length(512)
         w.add_embedding_length(p["d"])
         w.add_feed_forward_length(p["ff"])
@@ -54,7 +54,7 @@ class Maker:
         w.add_head_count_kv(p["kv"])
         w.add_key_length(p["hd"])
         w.add_value_length(p["hd"])
-        w.add_rope_dimension_count(p["hd"])
+        w.add_rope_dimension_count(p.get("rot", p["hd"]))
         w.add_rope_freq_base(p.get("base", 10000.0))
         w.add_layer_norm_rms_eps(1e-5)
         w.add_vocab_size(N_VOCAB)
@@ -164,6 +164,12 @@ class Maker:
         self.mat("token_embd.weight", N_VOCAB, p["d"], gain=np.sqrt(p["d"]) * p.get("embd", 1.0), typ=embd)
         for i in range(p["layers"]):
             self.layer(i, types)
+        if p.get("nextn"):  # a layer that guesses the token after the next, and what it has beside others
+            self.layer(p["layers"], types)
+            b = "blk.%d.nextn." % p["layers"]
+            self.mat(b + "eh_proj.weight", p["d"], 2 * p["d"])
+            for name in ("enorm", "hnorm", "shared_head_norm"):
+                self.vec(b + name + ".weight", p["d"])
         self.vec("output_norm.weight", p["d"])
         if p.get("rope_freqs"):
             self.w.add_tensor("rope_freqs.weight", np.linspace(1.0, 4.0, p["hd"] // 2).astype(np.float32))
@@ -235,6 +241,43 @@ def make(out):
         m.w.add_rope_scaling_factor(4.0)
         m.w.add_rope_scaling_orig_ctx_len(128)
         m.finish(types)
+    m = Maker(path("glm4moe"), "glm4moe", 17, bias=True, qk_norm="head", ffn_norm="post_attention_norm", rot=16, nextn=1, experts=8, used=3,
+              ffx=16, shared=32, select_bias=True, lead=1, **SMALL)
+    m.w.add_nextn_predict_layers(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(2)
+    m.w.add_expert_weights_norm(True)
+    m.w.add_expert_weights_scale(1.5)
+    m.finish()
+    m = Maker(path("minimax-m2"), "minimax-m2", 18, qk_norm="row", rot=8, experts=8, used=3, ffx=32, select_bias=True,
+              **dict(SMALL, ff=32, heads=4, kv=2, hd=16))
+    m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    m.finish()
+    Maker(path("ernie4_5"), "ernie4_5", 19, tied=True, base=500000.0, **SMALL).finish()
+    m = Maker(path("ernie4_5-moe"), "ernie4_5-moe", 20, base=500000.0, experts=8, used=3, ffx=32, shared=64, select_bias=True, lead=1, **SMALL)
+    m.w.add_interleave_moe_layer_step(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(2)
+    m.w.add_expert_shared_feed_forward_length(64)
+    m.finish()
+    Maker(path("hunyuan-dense"), "hunyuan-dense", 21, qk_norm="head", tied=True, base=11158840.0, **SMALL).finish()
+    m = Maker(path("hunyuan-moe"), "hunyuan-moe", 22, qk_norm="head", base=11158840.0, experts=8, used=3, ffx=32, shared=32,
+              **dict(SMALL, ff=32, hd=16))
+    m.w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    m.w.add_rope_scaling_factor(1.0)
+    m.w.add_expert_shared_count(1)
+    m.w.add_expert_shared_feed_forward_length(32)
+    m.finish()
+    Maker(path("seed_oss"), "seed_oss", 23, bias=True, ffn_norm="post_attention_norm", base=1e7, **SMALL).finish()
+    Maker(path("smollm3"), "smollm3", 24, tied=True, base=5e6, **dict(SMALL, layers=5)).finish()
+    m = Maker(path("qwen2vl"), "qwen2vl", 25, bias=True, tied=True, base=1e6, **dict(SMALL, hd=16))
+    m.w.add_rope_dimension_sections([2, 3, 3, 0])
+    m.finish()
+    for name, p in (("qwen3vl", {}), ("qwen3vlmoe", dict(experts=8, used=3, ffx=32))):
+        m = Maker(path(name), name, 26, qk_norm="head", tied=True, base=5e6, **p, **SMALL)
+        m.w.add_rope_dimension_sections([6, 5, 5, 0])
+        m.w.add_num_deepstack_layers(1)
+        m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

@@ -17,13 +17,16 @@
 #define TOKEN "synthetic"
 
 static const struct shape shapes[] = {
-    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 151936, 40960, 0, false},
-    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 50304, 4096, 0, false},
-    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 32000, 32768, 0, false},
-    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 201088, 131072, 128, true},
-    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 201088, 131072, 128, true},
-    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 49152, 8192, 0, false},
-    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false},
+    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 0, 151936, 40960, 0, false, false},
+    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 0, 50304, 4096, 0, false, false},
+    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 0, 32000, 32768, 0, true, false},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 0, 201088, 131072, 128, true, true},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 0, 201088, 131072, 128, true, true},
+    {"glm-4.5-air", "glm4moe", 46, 4096, 96, 8, 128, 128, 8, 1408, 1, 10944, 151552, 131072, 0, true, false},
+    {"glm-4.5", "glm4moe", 92, 5120, 96, 8, 128, 160, 8, 1536, 3, 12288, 151552, 131072, 0, false, false},
+    {"minimax-m2", "minimax-m2", 62, 3072, 48, 8, 128, 256, 8, 1536, 0, 0, 200064, 196608, 0, false, false},
+    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 0, 49152, 8192, 0, false, false},
+    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false},
 };
 
 const struct shape *shape_find(const char *name)
@@ -100,6 +103,11 @@ static void key_float(struct writer *w, const char *what, float value)
     put(w, &w->keys, bits, 4);
 }
 
+static bool is_one_of(const struct shape *s, const char *a, const char *b)
+{
+    return !strcmp(s->arch, a) || !strcmp(s->arch, b);
+}
+
 static void put_keys(struct writer *w)
 {
     const struct shape *s = w->shape;
@@ -109,12 +117,12 @@ static void put_keys(struct writer *w)
     key_int(w, "block_count", s->n_layer);
     key_int(w, "context_length", s->n_ctx);
     key_int(w, "embedding_length", s->n_embd);
-    key_int(w, "feed_forward_length", s->n_ff);
+    key_int(w, "feed_forward_length", s->n_ff_dense ? s->n_ff_dense : s->n_ff);
     key_int(w, "attention.head_count", s->n_head);
     key_int(w, "attention.head_count_kv", s->n_head_kv);
     key_int(w, "attention.key_length", s->head_dim);
     key_int(w, "attention.value_length", s->head_dim);
-    key_int(w, "rope.dimension_count", s->head_dim);
+    key_int(w, "rope.dimension_count", is_one_of(s, "glm4moe", "minimax-m2") ? s->head_dim / 2 : s->head_dim);
     key_float(w, "rope.freq_base", 1e6f);
     key_float(w, "attention.layer_norm_rms_epsilon", 1e-6f);
     key_int(w, "expert_count", s->n_expert);
@@ -129,6 +137,14 @@ static void put_keys(struct writer *w)
     put(w, &w->keys, (uint64_t)s->n_vocab, 8);
     for (int i = 0; i < s->n_vocab; i++)
         put_string(w, &w->keys, TOKEN);
+}
+
+/* Rows that are no whole blocks of a K-quant get what llama-quantize gives them. */
+static enum quant_type fitting(enum quant_type type, int n_in)
+{
+    if (n_in % quant_info(type)->block_len == 0)
+        return type;
+    return type == QUANT_Q6_K ? QUANT_Q8_0 : QUANT_Q5_0;
 }
 
 static void tensor(struct writer *w, const char *name, enum quant_type type, int n_in, int n_out, int n_expert)
@@ -155,7 +171,7 @@ static void tensor_of_layer(struct writer *w, int layer, const char *role, enum 
     char name[64];
 
     snprintf(name, sizeof name, "blk.%d.%s", layer, role);
-    tensor(w, name, type, n_in, n_out, n_expert);
+    tensor(w, name, fitting(type, n_in), n_in, n_out, n_expert);
 }
 
 /* What Q4_K_M gives more bits: attention's v and the down projection of the first and last eighth of the layers, and of every
@@ -169,21 +185,23 @@ static void put_attention(struct writer *w, int layer, enum quant_type type, enu
 {
     const struct shape *s = w->shape;
     int q = s->n_head * s->head_dim, kv = s->n_head_kv * s->head_dim;
-    bool is_olmoe = !strcmp(s->arch, "olmoe");
+    bool is_by_row = is_one_of(s, "olmoe", "minimax-m2");
 
     tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
     tensor_of_layer(w, layer, "attn_q.weight", type, s->n_embd, q, 0);
     tensor_of_layer(w, layer, "attn_k.weight", type, s->n_embd, kv, 0);
     tensor_of_layer(w, layer, "attn_v.weight", v_type, s->n_embd, kv, 0);
     tensor_of_layer(w, layer, "attn_output.weight", type, q, s->n_embd, 0);
-    if (strcmp(s->arch, "llama") && strcmp(s->arch, "gpt-oss")) {
-        tensor_of_layer(w, layer, "attn_q_norm.weight", QUANT_F32, is_olmoe ? q : s->head_dim, 0, 0);
-        tensor_of_layer(w, layer, "attn_k_norm.weight", QUANT_F32, is_olmoe ? kv : s->head_dim, 0, 0);
+    if (!s->is_qk_plain) {
+        tensor_of_layer(w, layer, "attn_q_norm.weight", QUANT_F32, is_by_row ? q : s->head_dim, 0, 0);
+        tensor_of_layer(w, layer, "attn_k_norm.weight", QUANT_F32, is_by_row ? kv : s->head_dim, 0, 0);
     }
-    if (!strcmp(s->arch, "gpt-oss")) {
+    if (is_one_of(s, "gpt-oss", "glm4moe")) {
         tensor_of_layer(w, layer, "attn_q.bias", QUANT_F32, q, 0, 0);
         tensor_of_layer(w, layer, "attn_k.bias", QUANT_F32, kv, 0, 0);
         tensor_of_layer(w, layer, "attn_v.bias", QUANT_F32, kv, 0, 0);
+    }
+    if (!strcmp(s->arch, "gpt-oss")) {
         tensor_of_layer(w, layer, "attn_output.bias", QUANT_F32, s->n_embd, 0, 0);
         tensor_of_layer(w, layer, "attn_sinks.weight", QUANT_F32, s->n_head, 0, 0);
     }
@@ -203,7 +221,9 @@ static void put_experts(struct writer *w, int layer, enum quant_type type, enum 
         tensor_of_layer(w, layer, "ffn_up_exps.bias", QUANT_F32, s->n_ff, s->n_expert, 0);
         tensor_of_layer(w, layer, "ffn_down_exps.bias", QUANT_F32, s->n_embd, s->n_expert, 0);
     }
-    if (!strcmp(s->arch, "dots1")) {
+    if (is_one_of(s, "glm4moe", "minimax-m2"))
+        tensor_of_layer(w, layer, "exp_probs_b.bias", QUANT_F32, s->n_expert, 0, 0);
+    if (is_one_of(s, "glm4moe", "dots1")) {
         tensor_of_layer(w, layer, "ffn_gate_shexp.weight", type, s->n_embd, s->n_ff, 0);
         tensor_of_layer(w, layer, "ffn_up_shexp.weight", type, s->n_embd, s->n_ff, 0);
         tensor_of_layer(w, layer, "ffn_down_shexp.weight", down_type, s->n_ff, s->n_embd, 0);
@@ -213,18 +233,20 @@ static void put_experts(struct writer *w, int layer, enum quant_type type, enum 
 static void put_tensors(struct writer *w)
 {
     const struct shape *s = w->shape;
+    bool is_post_norm = is_one_of(s, "gpt-oss", "glm4moe");
+    int n_ff_dense = s->n_ff_dense ? s->n_ff_dense : s->n_ff;
     enum quant_type dense = s->is_mxfp4 ? QUANT_Q8_0 : QUANT_Q4_K, expert = s->is_mxfp4 ? QUANT_MXFP4 : QUANT_Q4_K;
 
     tensor(w, "token_embd.weight", dense, s->n_embd, s->n_vocab, 0);
     for (int layer = 0; layer < s->n_layer; layer++) {
         bool is_better = !s->is_mxfp4 && has_more_bits(layer, s->n_layer);
         put_attention(w, layer, dense, is_better ? QUANT_Q6_K : dense);
-        tensor_of_layer(w, layer, strcmp(s->arch, "gpt-oss") ? "ffn_norm.weight" : "post_attention_norm.weight",
-                        QUANT_F32, s->n_embd, 0, 0);
+        tensor_of_layer(w, layer, is_post_norm ? "post_attention_norm.weight" : "ffn_norm.weight", QUANT_F32, s->n_embd,
+                        0, 0);
         if (layer < s->n_dense) {
-            tensor_of_layer(w, layer, "ffn_gate.weight", dense, s->n_embd, s->n_ff, 0);
-            tensor_of_layer(w, layer, "ffn_up.weight", dense, s->n_embd, s->n_ff, 0);
-            tensor_of_layer(w, layer, "ffn_down.weight", dense, s->n_ff, s->n_embd, 0);
+            tensor_of_layer(w, layer, "ffn_gate.weight", dense, s->n_embd, n_ff_dense, 0);
+            tensor_of_layer(w, layer, "ffn_up.weight", dense, s->n_embd, n_ff_dense, 0);
+            tensor_of_layer(w, layer, "ffn_down.weight", is_better ? QUANT_Q6_K : dense, n_ff_dense, s->n_embd, 0);
         } else {
             put_experts(w, layer, expert, is_better ? QUANT_Q6_K : expert);
         }

@@ -11,10 +11,12 @@ extern "C" {
 struct shape {
     const char *name, *arch;
     int n_layer, n_embd, n_head, n_head_kv, head_dim;
-    int n_expert, n_used, n_ff; /* n_ff: of an expert, and of the dense layers in front */
-    int n_dense;                /* layers without experts in front */
+    int n_expert, n_used, n_ff;
+    int n_dense;    /* layers without experts in front */
+    int n_ff_dense; /* of these; 0: as of an expert */
     int n_vocab, n_ctx, window;
-    bool is_mxfp4; /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
+    bool is_qk_plain; /* q and k have no norms */
+    bool is_mxfp4;    /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
 };
 
 /* The row of that name, or NULL; all rows, the last with a NULL name. */

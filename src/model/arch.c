@@ -6,7 +6,9 @@
 #include <string.h>
 
 extern const struct arch arch_llama, arch_qwen2, arch_qwen2moe, arch_qwen3, arch_qwen3moe, arch_olmoe, arch_gemma2,
-    arch_gemma3, arch_dots1, arch_granite, arch_granitemoe, arch_gpt_oss;
+    arch_gemma3, arch_dots1, arch_granite, arch_granitemoe, arch_gpt_oss, arch_glm4moe, arch_minimax_m2, arch_ernie4_5,
+    arch_ernie4_5_moe, arch_hunyuan_dense, arch_hunyuan_moe, arch_seed_oss, arch_smollm3, arch_qwen2vl, arch_qwen3vl,
+    arch_qwen3vlmoe;
 
 const enum role arch_ffn_dense[] = {ROLE_FFN_GATE, ROLE_FFN_UP, ROLE_FFN_DOWN, ROLE_NONE};
 const enum role arch_ffn_moe[] = {ROLE_ROUTER, ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, ROLE_NONE};
@@ -14,8 +16,10 @@ const enum role arch_ffn_moe[] = {ROLE_ROUTER, ROLE_EXPERT_GATE, ROLE_EXPERT_UP,
 const struct arch *const *arch_all(void)
 {
     static const struct arch *const all[] = {
-        &arch_llama,  &arch_qwen2, &arch_qwen2moe, &arch_qwen3,      &arch_qwen3moe, &arch_olmoe, &arch_gemma2,
-        &arch_gemma3, &arch_dots1, &arch_granite,  &arch_granitemoe, &arch_gpt_oss,  NULL};
+        &arch_llama,    &arch_qwen2,      &arch_qwen2moe, &arch_qwen3,        &arch_qwen3moe,      &arch_olmoe,
+        &arch_gemma2,   &arch_gemma3,     &arch_dots1,    &arch_granite,      &arch_granitemoe,    &arch_gpt_oss,
+        &arch_glm4moe,  &arch_minimax_m2, &arch_ernie4_5, &arch_ernie4_5_moe, &arch_hunyuan_dense, &arch_hunyuan_moe,
+        &arch_seed_oss, &arch_smollm3,    &arch_qwen2vl,  &arch_qwen3vl,      &arch_qwen3vlmoe,    NULL};
     return all;
 }
 

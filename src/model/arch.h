@@ -88,14 +88,17 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     ARCH_SCALE_IF(ARCH_Q, ROLE_ATTN_Q_SCALE), ARCH_SCALE_IF(ARCH_K, ROLE_ATTN_K_SCALE), \
     ARCH_SCALE_IF(ARCH_V, ROLE_ATTN_V_SCALE), ARCH_BIAS_IF(ARCH_Q, ROLE_ATTN_Q_BIAS), \
     ARCH_BIAS_IF(ARCH_K, ROLE_ATTN_K_BIAS), ARCH_BIAS_IF(ARCH_V, ROLE_ATTN_V_BIAS)
-/* rotate q and k, keep k and v, attend (with the sinks of that role, or ROLE_NONE), project back into H */
-#define ARCH_ATTEND_BESIDE(sinks) \
+/* rotate q and k */
+#define ARCH_ROTATE \
     {.kind = OP_ROPE, .dst = {ARCH_Q}, .src = {ARCH_Q, ARCH_ROPE0}}, \
-    {.kind = OP_ROPE, .dst = {ARCH_K}, .src = {ARCH_K, ARCH_ROPE0}}, \
+    {.kind = OP_ROPE, .dst = {ARCH_K}, .src = {ARCH_K, ARCH_ROPE0}}
+/* keep k and v, attend (with the sinks of that role, or ROLE_NONE), project back into H */
+#define ARCH_ATTEND_ROTATED(sinks) \
     {.kind = OP_KV_APPEND, .src = {ARCH_K, ARCH_V}}, \
     {.kind = OP_ATTENTION, .dst = {ARCH_O}, .src = {ARCH_Q}, .w = {sinks}}, \
     {.kind = OP_MATMUL, .dst = {ARCH_H}, .src = {ARCH_O}, .w = {ROLE_ATTN_OUT}}, \
     ARCH_SCALE_IF(ARCH_H, ROLE_ATTN_OUT_SCALE)
+#define ARCH_ATTEND_BESIDE(sinks) ARCH_ROTATE, ARCH_ATTEND_ROTATED(sinks)
 #define ARCH_ATTEND ARCH_ATTEND_BESIDE(ROLE_NONE)
 /* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN; biases where the file has them */
 #define ARCH_FFN \

@@ -1,5 +1,7 @@
 /* qwen2, qwen2moe, qwen3, qwen3moe (Qwen2: arXiv 2407.10671; Qwen3: arXiv 2505.09388). Qwen2 has biases on q, k and v,
- * Qwen3 norms q and k by head instead; qwen2moe adds a shared expert behind a sigmoid gate. */
+ * Qwen3 norms q and k by head instead; qwen2moe adds a shared expert behind a sigmoid gate. qwen2vl, qwen3vl and qwen3vlmoe
+ * are the same for text: positions in an image have three coordinates, which are equal in text, and what images add to layers
+ * is not there. */
 #include "src/model/arch.h"
 
 #define QWEN_ATTENTION                                                                                         \
@@ -61,6 +63,13 @@ const struct arch arch_qwen2 = {
     .ffn_dense = arch_ffn_dense,
 };
 
+const struct arch arch_qwen2vl = {
+    .name = "qwen2vl",
+    QWEN_LAYER(layer2),
+    .required = required_biases,
+    .ffn_dense = arch_ffn_dense,
+};
+
 const struct arch arch_qwen2moe = {
     .name = "qwen2moe",
     QWEN_LAYER(layer2moe),
@@ -77,6 +86,21 @@ const struct arch arch_qwen3 = {
 
 const struct arch arch_qwen3moe = {
     .name = "qwen3moe",
+    QWEN_LAYER(layer3moe),
+    .required = required_norms,
+    .ffn_moe = arch_ffn_moe,
+    .hparams = normalize_gates,
+};
+
+const struct arch arch_qwen3vl = {
+    .name = "qwen3vl",
+    QWEN_LAYER(layer3),
+    .required = required_norms,
+    .ffn_dense = arch_ffn_dense,
+};
+
+const struct arch arch_qwen3vlmoe = {
+    .name = "qwen3vlmoe",
     QWEN_LAYER(layer3moe),
     .required = required_norms,
     .ffn_moe = arch_ffn_moe,

@@ -223,7 +223,10 @@ int hparams_read(const struct gguf *g, struct model *m)
     hp->act = m->arch->act;
     hp->embd_scale = hp->logit_scale = hp->residual_scale = 1.0f;
 
-    int rc = hparams_int(g, arch, "block_count", false, 1, MAX_LAYER, &hp->n_layer);
+    int rc = hparams_int(g, arch, "block_count", false, 1, MAX_LAYER, &hp->n_layer); /* all in the file */
+    if (rc == 0)
+        rc = hparams_int(g, arch, "nextn_predict_layers", true, 0, hp->n_layer - 1, &hp->n_nextn);
+    hp->n_layer -= hp->n_nextn;
     if (rc == 0)
         rc = hparams_int(g, arch, "context_length", false, 1, MAX_CTX, &hp->n_ctx_train);
     if (rc == 0)
@@ -254,9 +257,16 @@ int hparams_router(const struct gguf *g, struct model *m)
     arch_key(key, sizeof key, arch, "expert_weights_norm");
     if (rc == 0)
         rc = gguf_opt_bool(g, key, &m->hp.route_normalize);
-    /* GGUF: 1 softmax (0: not said), 2 sigmoid, 3 softmax over the chosen ones' logits */
-    m->hp.route_fn = gating == 2 ? OP_ROUTE_SIGMOID : gating == 3 ? OP_ROUTE_SOFTMAX_TOPK : OP_ROUTE_SOFTMAX;
+    /* GGUF: 1 softmax, 2 sigmoid, 3 softmax over the chosen ones' logits */
+    if (gating)
+        m->hp.route_fn = gating == 2 ? OP_ROUTE_SIGMOID : gating == 3 ? OP_ROUTE_SOFTMAX_TOPK : OP_ROUTE_SOFTMAX;
     return rc;
+}
+
+int hparams_router_sigmoid(const struct gguf *g, struct model *m)
+{
+    m->hp.route_fn = OP_ROUTE_SIGMOID;
+    return hparams_router(g, m);
 }
 
 int hparams_rope_alike(const struct gguf *g, struct model *m)

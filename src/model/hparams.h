@@ -18,8 +18,12 @@ int hparams_read(const struct gguf *g, struct model *m);
 int hparams_int(const struct gguf *g, const char *arch, const char *what, bool opt, int64_t lo, int64_t hi, int *out);
 int hparams_f32(const struct gguf *g, const char *arch, const char *what, double lo, double hi, float *out);
 
-/* For families whose files say how the router works: gating function and whether gates are normalised. ERR_FORMAT. */
+/* For families whose files say how the router works: gating function and whether gates are normalised; what the file leaves out stays.
+ * ERR_FORMAT. */
 int hparams_router(const struct gguf *g, struct model *m);
+
+/* The same for families whose routers are sigmoids unless the file says otherwise. */
+int hparams_router_sigmoid(const struct gguf *g, struct model *m);
 
 /* For families whose layers with windows rotate as the others do, unless the file names a base for them. ERR_FORMAT. */
 int hparams_rope_alike(const struct gguf *g, struct model *m);

@@ -42,6 +42,19 @@ static const struct {
 /* Some files keep gate and up of the experts in one stack, gate's rows first. */
 static const char gate_up_name[] = "blk.%d.ffn_gate_up_exps.weight";
 
+/* The layer's number at p: of at most six digits, none a 0 in front. Returns what stands behind it, or NULL. */
+static const char *read_layer(const char *p, int *layer)
+{
+    const char *begin = p;
+    int v = 0;
+    for (; *p >= '0' && *p <= '9' && p < begin + 6; p++)
+        v = v * 10 + (*p - '0');
+    if (p == begin || (p > begin + 1 && *begin == '0'))
+        return NULL;
+    *layer = v;
+    return p;
+}
+
 /* Does name match pattern, in which "%d" is the layer? *layer is -1 for a pattern without. */
 static bool match_name(const char *name, const char *pattern, int *layer)
 {
@@ -52,14 +65,8 @@ static bool match_name(const char *name, const char *pattern, int *layer)
     size_t n = (size_t)(hole - pattern);
     if (strncmp(name, pattern, n) != 0)
         return false;
-    int v = 0, n_digits = 0;
-    const char *p = name + n;
-    for (; *p >= '0' && *p <= '9' && n_digits < 6; p++, n_digits++)
-        v = v * 10 + (*p - '0');
-    if (n_digits == 0 || (n_digits > 1 && name[n] == '0') || strcmp(p, hole + 2) != 0)
-        return false;
-    *layer = v;
-    return true;
+    const char *rest = read_layer(name + n, layer);
+    return rest && strcmp(rest, hole + 2) == 0;
 }
 
 static bool arch_uses(const struct arch *arch, enum role role)
@@ -192,6 +199,14 @@ static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, 
     return rc < 0 ? rc : add_weight(m, &up, learn);
 }
 
+/* Is it of a layer behind the model's last one? Whatever such a layer holds, it guesses tokens that the model then gives itself. */
+static bool is_of_nextn(const struct model *m, const char *name)
+{
+    int layer = -1;
+    const char *rest = strncmp(name, "blk.", 4) == 0 ? read_layer(name + 4, &layer) : NULL;
+    return rest && *rest == '.' && layer >= m->hp.n_layer && layer < m->hp.n_layer + m->hp.n_nextn;
+}
+
 /* Tensors that text can be made without: a reranker's classifier, the calibration of activations for 4-bit float hardware,
  * and scales of products in families whose reference programs leave them out, too. */
 static bool is_ignored(const char *name)
@@ -208,6 +223,8 @@ static bool is_ignored(const char *name)
 static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *learn)
 {
     int layer;
+    if (is_of_nextn(m, t->name))
+        return 0;
     for (int role = ROLE_NONE + 1; role < ROLE_N; role++)
         if (match_name(t->name, roles[role].name, &layer) && arch_uses(m->arch, role)) {
             struct weight w = weight_of(t, role, layer);
@@ -233,11 +250,14 @@ static int need(const struct model *m, int layer, const enum role *list)
 
 static int check_layer(const struct model *m, int layer)
 {
+    static const enum role shared[] = {ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, ROLE_NONE};
     const struct arch *arch = m->arch;
+    const int *w = m->layers[layer].w;
     int rc = need(m, layer, arch->required);
+    if (rc == 0 && (w[ROLE_SHARED_GATE] >= 0 || w[ROLE_SHARED_UP] >= 0 || w[ROLE_SHARED_DOWN] >= 0))
+        rc = need(m, layer, shared);
     if (rc < 0)
         return rc;
-    const int *w = m->layers[layer].w;
     const bool has_experts =
         w[ROLE_ROUTER] >= 0 || w[ROLE_EXPERT_GATE] >= 0 || w[ROLE_EXPERT_UP] >= 0 || w[ROLE_EXPERT_DOWN] >= 0;
     if (has_experts && layer < m->hp.n_dense_lead)
@@ -287,7 +307,7 @@ static int find_arch(struct model *m)
     m->arch = arch_find(name.p);
     if (m->arch)
         return 0;
-    char known[256] = "";
+    char known[512] = "";
     size_t n = 0;
     for (const struct arch *const *a = arch_all(); *a && n < sizeof known; a++)
         n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*a)->name);

@@ -46,6 +46,7 @@ static inline uint64_t model_matrix_bytes(const struct weight *w)
 /* Facts of a whole model, from metadata; all checked to be in range. */
 struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
+    int n_nextn; /* layers behind those, which guess tokens further ahead: in the file, but not run */
     int n_head_max, head_dim_k, head_dim_v, n_rot;
     float norm_eps;
     float embd_scale;                  /* token embeddings times this */
@@ -67,8 +68,9 @@ struct hparams {
 
 struct model_layer {
     int n_head, n_head_kv, n_ff;
-    int window;    /* 0: full attention */
-    int w[ROLE_N]; /* index into model.weights, -1: the layer has none */
+    int window;        /* 0: full attention */
+    bool is_unrotated; /* its q and k stay as they are, whatever their positions */
+    int w[ROLE_N];     /* index into model.weights, -1: the layer has none */
 };
 
 /* Rotary frequencies of one kind of layer: 0 full attention, 1 sliding window. */

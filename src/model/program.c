@@ -212,6 +212,8 @@ static int lower_layer(struct lower *lo, int layer)
         const struct arch_op *a = &arch->layer[i];
         if (a->when != ROLE_NONE && lo->m->layers[layer].w[a->when] < 0)
             continue;
+        if (a->kind == OP_ROPE && lo->m->layers[layer].is_unrotated)
+            continue;
         int rc = lower_op(lo, a, layer, OP_ROWS_ALL, NULL);
         if (rc < 0)
             return rc;

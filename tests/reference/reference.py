@@ -7,8 +7,8 @@ IDS is 1,2,3 or @FILE with ids apart by commas or spaces. Weights are dequantize
 float32 (sums of squares in norms float64). No cache and no tiles: all positions of a layer at once. OUT holds
 float32 (n_tok, n_vocab), row-major. --kv f16 rounds keys and values to half precision, as engines with such a cache do.
 
-Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss. What they are follows their
-papers and model cards; which optional tensors a family's files may carry follows llama.cpp.
+Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss, dots1, glm4moe. What they are
+follows their papers and model cards; which optional tensors a family's files may carry follows llama.cpp.
 """
 import argparse
 import sys
@@ -18,7 +18,10 @@ import gguf
 from gguf.quants import dequantize
 
 # rope: which components turn together; "norm": neighbours (2i, 2i+1), "neox": halves (i, i + n_rot/2).
-# gates_sum_to_1: the chosen experts' softmax weights are divided by their sum.
+# gates_sum_to_1: the chosen experts' weights are divided by their sum; not said: where the file's expert_weights_norm says so.
+# rope_first: q and k are normed after they were rotated.
+# unrotated_period: the last of so many layers leaves q and k as they are.
+# router: what makes weights of the router's logits; not said: softmax.
 # ffn_scale, expert_scale: blk.N.ffn_*.scale tensors count (files made by NVFP4 converters carry them).
 FAMILIES = {
     "llama": dict(rope="norm", act="silu", gates_sum_to_1=True, ffn_scale=True, expert_scale=True, rope_freqs=True),
@@ -28,6 +31,18 @@ FAMILIES = {
     "olmoe": dict(rope="neox", act="silu", gates_sum_to_1=False),
     "gemma2": dict(rope="neox", act="gelu", embd_scale=True, window_period=2, window=4096, layers_27b=46, soft_cap=(50.0, 30.0)),
     "gpt-oss": dict(rope="neox", act="oai", gates_sum_to_1=True, window_period=2, ffn_norm="post_attention_norm"),
+    "dots1": dict(rope="neox", act="silu", router="sigmoid"),
+    "glm4moe": dict(rope="neox", act="silu", router="sigmoid", ffn_norm="post_attention_norm"),
+    "minimax-m2": dict(rope="neox", act="silu", router="sigmoid", gates_sum_to_1=True),
+    "ernie4_5": dict(rope="norm", act="silu"),
+    "ernie4_5-moe": dict(rope="norm", act="silu", gates_sum_to_1=True),
+    "hunyuan-dense": dict(rope="neox", act="silu", rope_first=True),
+    "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
+    "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
+    "smollm3": dict(rope="norm", act="silu", unrotated_period=4),
+    "qwen2vl": dict(rope="neox", act="silu"),
+    "qwen3vl": dict(rope="neox", act="silu"),
+    "qwen3vlmoe": dict(rope="neox", act="silu", gates_sum_to_1=True),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
 F32 = np.float32
@@ -64,7 +79,7 @@ class Model:
         if self.arch not in FAMILIES:
             sys.exit("%s: no reference for architecture %s" % (path, self.arch))
         self.family = FAMILIES[self.arch]
-        self.n_layer = self.key("block_count")
+        self.n_layer = self.key("block_count") - self.key("nextn_predict_layers", 0)  # those behind guess tokens further ahead
         self.n_embd = self.key("embedding_length")
         self.n_vocab = int(self.tensors["token_embd.weight"].shape[1])
         self.eps = self.key("attention.layer_norm_rms_epsilon")
@@ -137,6 +152,8 @@ class Model:
         return (np.cos(theta) * scale).astype(F32), (np.sin(theta) * scale).astype(F32)
 
     def rope(self, x, table):
+        if table is None:
+            return x
         cos, sin = (t[:, None, :] for t in table)  # x: (n_tok, n_head, head_dim)
         half = cos.shape[-1]
         y = x.copy()
@@ -162,9 +179,13 @@ class Model:
                 return self.norm(y.reshape(n_tok, n, dim), name)
             return y.reshape(n_tok, n, dim)
 
-        table = self.rope_table(layer, n_tok, self.key("rope.dimension_count", dim))
-        q = self.rope(headed(q, n_head, "attn_q_norm"), table)
-        k = self.rope(headed(k, n_kv, "attn_k_norm"), table)
+        is_rotated = (layer + 1) % self.family.get("unrotated_period", self.n_layer + 1) != 0
+        table = self.rope_table(layer, n_tok, self.key("rope.dimension_count", dim)) if is_rotated else None
+        if self.family.get("rope_first"):
+            q, k = (self.rope(y.reshape(n_tok, n, dim), table).reshape(n_tok, -1) for y, n in ((q, n_head), (k, n_kv)))
+        q, k = headed(q, n_head, "attn_q_norm"), headed(k, n_kv, "attn_k_norm")
+        if not self.family.get("rope_first"):
+            q, k = self.rope(q, table), self.rope(k, table)
         v = v.reshape(n_tok, n_kv, -1)
         if kv_type == "f16":
             k, v = k.astype(np.float16).astype(F32), v.astype(np.float16).astype(F32)
@@ -200,10 +221,13 @@ class Model:
     def experts(self, x, layer):
         blk = "blk.%d.ffn_" % layer
         n_used = self.key("expert_used_count")
-        prob = softmax(self.linear(x, blk + "gate_inp", ("bias",)))
-        chosen = np.argsort(-prob, axis=1, kind="stable")[:, :n_used]
+        logit = self.linear(x, blk + "gate_inp", ("bias",))
+        prob = F32(1) / (F32(1) + np.exp(-logit)) if self.family.get("router") == "sigmoid" else softmax(logit)
+        select = "blk.%d.exp_probs_b.bias" % layer
+        score = prob + self.weight(select) if self.has(select) else prob
+        chosen = np.argsort(-score, axis=1, kind="stable")[:, :n_used]
         gate = np.take_along_axis(prob, chosen, 1)
-        if self.family["gates_sum_to_1"]:
+        if self.family.get("gates_sum_to_1", self.key("expert_weights_norm", False)):
             gate = gate / np.maximum(gate.sum(axis=1, keepdims=True), F32(6.103515625e-5))
         factor = self.key("expert_weights_scale", 0.0)
         if factor not in (0.0, 1.0):
@@ -221,6 +245,9 @@ class Model:
             y = glu(self.family["act"], times(x[row], "gate_exps", expert), times(x[row], "up_exps", expert))
             y = times(y, "down_exps", expert)
             out[row] += gate[row, rank][:, None] * y
+        if self.has(blk + "gate_shexp.weight"):
+            y = glu(self.family["act"], self.linear(x, blk + "gate_shexp"), self.linear(x, blk + "up_shexp"))
+            out += self.linear(y, blk + "down_shexp")
         return out
 
     def hidden(self, ids, kv_type="f32", verbose=False):
