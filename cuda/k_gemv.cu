@@ -88,6 +88,7 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     s->row = at * c->set_rows;
     s->k = cu_work_at(&a->m, s->tile, which);
     s->w = s->k.w + (uint64_t)s->row * a->m.w_stride;
+    s->k.dst = cu_dst_of(&a->m, &s->k, s->k.first, 0);
     if (c->n_spans > 1) {
         struct cu_work second = cu_work_at(&a->m, s->tile, 1);
         s->apart = second.w - s->k.w;
@@ -95,19 +96,20 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     }
 }
 
-/* The next chunk; or the first of the warp's next set, which is looked for where it is another matrix's. */
-static __device__ inline void go_on(const struct gemv_args *a, struct spot *s)
+/* From where a warp was to the next chunk; or to the first of its next set, which is looked for where it is another matrix's. */
+static __device__ inline void go_on(const struct gemv_args *a, struct spot *s, const struct spot *was)
 {
     const struct cut *c = &a->cut;
 
-    s->w += c->chunk_bytes;
-    if (++s->chunk < c->n_chunks)
+    s->w = was->w + c->chunk_bytes;
+    s->chunk = was->chunk + 1;
+    if (was->chunk + 1 < c->n_chunks)
         return;
     s->chunk = 0;
-    s->set += (int)blockDim.x / 32;
-    s->row += (int)blockDim.x / 32 * c->set_rows;
-    s->w += c->next_set;
-    if (s->row >= s->k.n_rows && s->set < s->end)
+    s->set = was->set + (int)blockDim.x / 32;
+    s->row = was->row + (int)blockDim.x / 32 * c->set_rows;
+    s->w = was->w + c->chunk_bytes + c->next_set;
+    if (s->row >= was->k.n_rows && s->set < was->end)
         find(a, s);
 }
 
@@ -130,71 +132,76 @@ template <int TYPE> static __device__ inline uint32_t sixteens(uint32_t skew, ui
     return shape<TYPE>::IS_ALIGNED ? n : is_last ? (skew + n) & ~15u : (skew + n + 15) & ~15u;
 }
 
-/* n bytes from `from` on, with what lies beside them; at the end of the matrix the last ones, fewer than 16, come by themselves. In bulk
- * by one thread, else by the warp. */
-template <int TYPE>
-static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_last, char *to, bool in_bulk,
-                                    struct cu_landing *landing)
+/* What of a matrix's last row lies behind the last whole sixteen, fewer than 16 bytes, by itself. */
+static __device__ inline void bring_rest(const uint8_t *from, uint32_t done, uint32_t n, char *to)
 {
-    const uint32_t lane = in_bulk ? 0 : threadIdx.x % 32,
+    CU_UNROLL_BY(1)
+    for (uint32_t at = done; at < n; at++)
+        to[at] = (char)from[at];
+}
+
+/* n bytes from `from` on, with what lies beside them, by the warp. */
+template <int TYPE> static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_last, char *to)
+{
+    const uint32_t lane = threadIdx.x % 32,
                    skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(from) & 15);
     const uint32_t bytes = sixteens<TYPE>(skew, n, is_last);
 
-    from -= skew;
-    to -= skew;
-    if (in_bulk)
-        cu_bulk_copy(to, from, bytes, landing);
-    else
-        for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
-            cu_async_copy16(to + at, from + at);
-    if (!shape<TYPE>::IS_ALIGNED && is_last) {
-        for (uint32_t at = bytes + lane; at < skew + n; at += in_bulk ? 1 : 32)
-            to[at] = (char)from[at];
-        if (in_bulk)
-            cu_async_publish(); /* a later bulk copy comes to the same place */
-    }
+    for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
+        cu_async_copy16(to - skew + at, from - skew + at);
+    if (!shape<TYPE>::IS_ALIGNED && is_last && lane == 0)
+        bring_rest(from - skew, bytes, skew + n, to - skew);
 }
 
-/* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the
- * warp goes on. */
+/* The rows that `ahead` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then
+ * the warp goes on. In bulk each lane sends for a piece. */
 template <int TYPE>
-static __device__ inline void fetch(const struct gemv_args *a, struct spot *s, char *stage, struct cu_landing *landing,
-                                    struct label *label)
+static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahead, char *stage,
+                                    struct cu_landing *landing, struct label *label)
 {
+    cu_syncwarp(); /* nobody reads the stage any more, and who went on has said so */
+    const struct spot s = *ahead;
     const struct cut *c = &a->cut;
-    const bool in_bulk = CU_HAS_BULK(a->m.card.has_bulk), is_last_chunk = s->chunk == c->n_chunks - 1;
+    const bool in_bulk = CU_HAS_BULK(a->m.card.has_bulk), is_last_chunk = s.chunk == c->n_chunks - 1;
     const uint32_t stride = (uint32_t)a->m.w_stride,
-                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s->w) & 15);
-    const int lane = (int)threadIdx.x % 32, left = s->k.n_rows - s->row,
-              n_rows = left < c->set_rows ? left : c->set_rows;
+                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s.w) & 15);
+    const int lane = (int)threadIdx.x % 32, left = s.k.n_rows - s.row, n_rows = left < c->set_rows ? left : c->set_rows;
     const int n_pieces = c->n_chunks == 1 ? 1 : n_rows;
     const uint32_t n = (is_last_chunk ? c->last_bytes : c->chunk_bytes) + (uint32_t)(n_rows - n_pieces) * stride;
-    const bool is_end = is_last_chunk && n_rows == left;
+    const bool is_end = is_last_chunk && n_rows == left, is_there = s.set < s.end;
 
-    if (s->set < s->end) {
-        if (lane == 0) {
-            float *dst = cu_dst_of(&a->m, &s->k, s->k.first, s->row);
-            *label = {s->chunk, left, skew, s->k.first, s->k.n, s->k.scale, s->scale2, s->tile, dst, s->k.dst_stride};
+    if (is_there && lane == 0)
+        *label = {s.chunk, left, skew, s.k.first, s.k.n, s.k.scale, s.scale2, s.tile, s.k.dst + s.row, s.k.dst_stride};
+    if (is_there && in_bulk) {
+        const bool is_last = is_end && lane == n_pieces - 1;
+        const uint32_t off = (uint32_t)lane * stride, mine = shape<TYPE>::IS_ALIGNED ? 0 : (skew + off) & 15,
+                       bytes = lane < n_pieces ? sixteens<TYPE>(mine, n, is_last) : 0,
+                       all = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : cu_sum_of_warp(bytes);
+        const uint8_t *from = s.w + off - mine;
+        char *to = stage + skew + (uint32_t)lane * c->pitch - mine;
+
+        if (lane == 0)
+            cu_landing_expect(landing, all * (uint32_t)c->n_spans);
+        cu_syncwarp(); /* what is expected is said */
+        for (int span = 0; span < c->n_spans && lane < n_pieces; span++, from += s.apart, to += c->span_bytes) {
+            cu_bulk_copy(to, from, bytes, landing);
+            if (!shape<TYPE>::IS_ALIGNED && is_last) {
+                bring_rest(from, bytes, mine + n, to);
+                cu_async_publish(); /* a later bulk copy comes to the same place */
+            }
         }
-        if (in_bulk && lane == 0) {
-            uint32_t bytes = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : 0;
-            for (int i = 0; i < n_pieces && !shape<TYPE>::IS_ALIGNED; i++)
-                bytes += sixteens<TYPE>((skew + (uint32_t)i * stride) & 15, n, is_end && i == n_pieces - 1);
-            cu_landing_expect(landing, bytes * (uint32_t)c->n_spans);
-        }
-        if (in_bulk)
-            cu_syncwarp(); /* what is expected is said */
+    } else if (is_there) {
         for (int span = 0; span < c->n_spans; span++, stage += c->span_bytes)
-            for (int i = in_bulk ? lane : 0; i < n_pieces; i += in_bulk ? 32 : 1)
-                bring<TYPE>(s->w + (span ? s->apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
-                            stage + skew + (uint32_t)i * c->pitch, in_bulk, landing);
+            for (int i = 0; i < n_pieces; i++)
+                bring<TYPE>(s.w + (span ? s.apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
+                            stage + skew + (uint32_t)i * c->pitch);
     }
-    if (!in_bulk)
+    if (!in_bulk) {
         cu_async_commit();
-    cu_syncwarp(); /* what `s` said was read */
-    if (lane == 0)
-        go_on(a, s);
-    cu_syncwarp();
+        cu_syncwarp(); /* what `ahead` said was read */
+    }
+    if (is_there && lane == 0)
+        go_on(a, ahead, &s);
 }
 
 /* ---- products ---- */
@@ -429,9 +436,9 @@ static __device__ inline void begin(const struct gemv_args *a, const struct warp
         if (set < end)
             find(a, w->ahead);
     }
-    cu_syncwarp();
     for (int i = 0; i < STAGES; i++)
         fetch<TYPE>(a, w->ahead, w->stages + (uint32_t)i * a->cut.stage_bytes, w->landings + i, w->labels + i);
+    cu_syncwarp(); /* labels can be read */
 }
 
 /* A stage that is there times the label's places; x: the part of the first one's row. acc: what a single place had before, and has then. */
@@ -497,7 +504,6 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
             cu_async_wait<STAGES - 1>();
         cu_syncwarp(); /* what other lanes brought is there, too */
         multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, stage, &x, &acc);
-        cu_syncwarp(); /* nobody reads the stage any more */
         fetch<TYPE>(&a, w.ahead, stage, w.landings + at, w.labels + at);
     }
 }
