@@ -214,6 +214,20 @@ template <int N> static __device__ inline void cu_load_words(const uint8_t *p, u
     }
 }
 
+/* N words in shared memory, where the word behind them can be read, too: it is, wherever they begin, which costs less than to ask. */
+template <int N> static __device__ inline void cu_load_shared_words(const uint8_t *p, uint32_t *out)
+{
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
+    const uint32_t *from = static_cast<const uint32_t *>(__cvta_shared_to_generic(at & ~3u));
+    uint32_t word = from[0];
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        uint32_t next = from[i + 1];
+        out[i] = __funnelshift_r(word, next, at * 8); /* by what it is more than a multiple of 32 */
+        word = next;
+    }
+}
+
 static __device__ inline float cu_half_to_f32(uint16_t h)
 {
     return __half2float(__ushort_as_half(h));
@@ -343,6 +357,11 @@ static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
 }
 
 template <int N> static inline void cu_load_words(const uint8_t *p, uint32_t *out)
+{
+    memcpy(out, p, 4 * N);
+}
+
+template <int N> static inline void cu_load_shared_words(const uint8_t *p, uint32_t *out)
 {
     memcpy(out, p, 4 * N);
 }

@@ -21,7 +21,7 @@ enum { MOST_WARPS = 10, STAGES = 2, FEW = 8 };
  * other as they lie; or, where they are many, a chunk of columns, row by row. Either way rows of a stage are `pitch` bytes apart, which
  * leaves the same of 16 as their distance in memory: bytes come in aligned sixteens, and all rows begin as far behind one. */
 struct cut {
-    int width;                                            /* lanes that share a row */
+    int width, n_parts;                                   /* lanes that share a row; their parts of it */
     int set_rows, n_spans, n_chunks;                      /* rows of each matrix; matrices, 1 or 2 */
     uint32_t chunk_bytes, last_bytes, pitch, stage_bytes; /* last_bytes: of the last chunk */
     uint32_t span_bytes;                                  /* of a stage, for one matrix's rows */
@@ -30,7 +30,7 @@ struct cut {
     int tile_sets, n_sets;         /* of all matrices of a tile; in all */
     /* shared memory: stages first */
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
-    uint32_t terms_off, terms_bytes, sums_off, labels_off, spots_off, landings_off, total_bytes;
+    uint32_t terms_off, terms_bytes, terms_stride, sums_off, labels_off, spots_off, landings_off, total_bytes;
 };
 
 struct gemv_args {
@@ -48,19 +48,13 @@ template <int TYPE> struct shape {
 };
 
 /* What a weight block adds to a sum: fmaf(f, sum, acc). Blocks with a minimum (CU_SECOND_MIN) or a second scale add two. */
-struct term {
+struct alignas(8) term {
     float f, sum;
 };
 
 struct alignas(16) two_terms {
     struct term x[2];
 };
-
-/* From one row's n terms to the next's, so that 8 lanes that each read two of another row meet no bank twice. */
-static __host__ __device__ inline int terms_stride(int n)
-{
-    return (n + 1) / 2 * 2 + 2;
-}
 
 /* ---- where a warp is ---- */
 
@@ -262,6 +256,12 @@ template <int TYPE> static __device__ inline uint32_t row_off(const struct cut *
     return (uint32_t)r * c->pitch + (r >= shape<TYPE>::ROWS / 2 ? mine->jump : 0);
 }
 
+/* From row r to the next. */
+template <int TYPE> static __device__ inline uint32_t row_step(const struct cut *c, const struct share *mine, int r)
+{
+    return c->pitch + (r == shape<TYPE>::ROWS / 2 - 1 ? mine->jump : 0);
+}
+
 template <int TYPE> static __device__ inline int row_number(const struct share *mine, int r)
 {
     return mine->first + r + (r >= shape<TYPE>::ROWS / 2 ? mine->jump_rows : 0);
@@ -302,6 +302,23 @@ static __device__ inline float fold_shared(const struct gemv_args *a, const stru
                               : wander<TYPE>(a->cut.width, mine->from, is_in, &one, &two, acc);
 }
 
+/* A row's n terms, 32 at a time, which is all of them but in the last chunk of a row. */
+static __device__ inline float sum_of_terms(const struct two_terms *from, int n, float acc)
+{
+    int i = 0;
+
+    CU_UNROLL_BY(1)
+    for (; i + 32 <= n; i += 32, from += 16) {
+        CU_UNROLL
+        for (int k = 0; k < 16; k++)
+            acc = fmaf(from[k].x[1].f, from[k].x[1].sum, fmaf(from[k].x[0].f, from[k].x[0].sum, acc));
+    }
+    CU_UNROLL_BY(1)
+    for (; i < n; i++)
+        acc = fmaf(from[i % 32 / 2].x[i % 2].f, from[i % 32 / 2].x[i % 2].sum, acc);
+    return acc;
+}
+
 /* Of types with a block for each lane, or less: terms lie side by side in shared memory, and a lane for each row adds them up. */
 template <int TYPE>
 static __device__ inline float fold_blocks(const struct gemv_args *a, const struct share *mine, const uint8_t *b,
@@ -309,28 +326,26 @@ static __device__ inline float fold_blocks(const struct gemv_args *a, const stru
                                            struct term *terms, float acc, int *row)
 {
     typedef shape<TYPE> shape;
-    const int lane = (int)threadIdx.x % 32, stride = terms_stride(a->cut.width * shape::KINDS);
-    struct term *to = terms + lane % a->cut.width * shape::KINDS;
+    const int lane = (int)threadIdx.x % 32;
+    const uint32_t stride = a->cut.terms_stride;
+    struct term *to =
+        terms + (uint32_t)mine->first * stride + (uint32_t)(mine->block * shape::PARTS + mine->j) * shape::KINDS;
 
     *row = lane < a->cut.set_rows * a->cut.n_spans ? lane : -1;
     CU_UNROLL
     for (int r = 0; r < shape::ROWS; r++) {
         float d, m;
-        shape::type::factors(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, &d, &m);
-        to[row_number<TYPE>(mine, r) * stride] = {d * d_x, (float)first[r]};
+        shape::type::factors(b, mine->j, a->m.books, &d, &m);
+        to[0] = {d * d_x, (float)first[r]};
         if (shape::KINDS == 2)
-            to[row_number<TYPE>(mine, r) * stride + 1] = {m * d_x, (float)second[r]};
+            to[1] = {m * d_x, (float)second[r]};
+        b += row_step<TYPE>(&a->cut, mine, r);
+        to += stride * (r == shape::ROWS / 2 - 1 ? (uint32_t)mine->jump_rows + 1 : 1);
     }
     cu_syncwarp();
-    const struct two_terms *from = reinterpret_cast<const struct two_terms *>(terms + lane * stride);
-    const int n = *row >= 0 ? n_parts * shape::KINDS : 0;
-    CU_UNROLL_BY(4)
-    for (int i = 0; i + 1 < n; i += 2) {
-        struct two_terms t = from[i / 2];
-        acc = fmaf(t.x[1].f, t.x[1].sum, fmaf(t.x[0].f, t.x[0].sum, acc));
-    }
-    if (n % 2)
-        acc = fmaf(from[n / 2].x[0].f, from[n / 2].x[0].sum, acc);
+    if (*row >= 0)
+        acc = sum_of_terms(reinterpret_cast<const struct two_terms *>(terms + (uint32_t)lane * stride),
+                           n_parts * shape::KINDS, acc);
     cu_syncwarp();
     return acc;
 }
@@ -341,14 +356,15 @@ static __device__ inline float multiply(const struct gemv_args *a, const struct 
                                         int chunk, const struct cu_x *x, struct term *terms, float acc, int *row)
 {
     typedef shape<TYPE> shape;
-    const int left = (int)a->m.n_cols / shape::type::ELEMENTS -
-                     chunk * a->cut.width; /* lanes that have something, of those of a row */
-    const uint8_t *b = rows + mine->off;
+    const int left = a->cut.n_parts - chunk * a->cut.width; /* lanes that have something, of those of a row */
+    const uint8_t *b = rows + mine->off, *at = b;
     int first[shape::ROWS], second[shape::ROWS];
 
     CU_UNROLL
-    for (int r = 0; r < shape::ROWS; r++)
-        shape::type::dot(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, x, &first[r], &second[r]);
+    for (int r = 0; r < shape::ROWS; r++) {
+        shape::type::dot(at, mine->j, a->m.books, x, &first[r], &second[r]);
+        at += row_step<TYPE>(&a->cut, mine, r);
+    }
     if (shape::IS_SHARED)
         return fold_shared<TYPE>(a, mine, b, mine->block * shape::PARTS < left, first, second, x->d, acc, row);
     return fold_blocks<TYPE>(a, mine, b, left < a->cut.width ? left : a->cut.width, first, second, x->d, terms, acc,
@@ -361,9 +377,9 @@ static __device__ inline void load_x(const struct gemv_args *a, const struct sha
                                      struct cu_x *x)
 {
     typedef shape<TYPE> shape;
-    int block = chunk * (a->cut.width / shape::PARTS) + mine->block;
+    const int part = chunk * a->cut.width + mine->block * shape::PARTS + mine->j,
+              block = part < a->cut.n_parts ? part / shape::PARTS : 0;
 
-    block = block < (int)a->m.n_cols / cu_block<TYPE>::LEN ? block : 0;
     shape::type::share::load(row, (int)a->m.n_cols, shape::IS_SHARED ? block : block * shape::PARTS + mine->j, mine->j,
                              x);
 }
@@ -477,7 +493,7 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
     const int end = (int)((uint64_t)(uint32_t)c->n_sets * (blockIdx.x + 1) / gridDim.x);
     const int set = first + (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     const int n_stages = set < end ? (end - set + n_warps - 1) / n_warps * c->n_chunks : 0;
-    const bool is_coded = !IS_ONE || a.m.code.n_rows == 0;
+    const bool is_coded = !IS_ONE || !cu_block<TYPE>::X256 || a.m.code.n_rows == 0;
     const struct share mine = share_of<TYPE>(c);
     const struct warp w = warp_of(c, shared);
     float acc = 0.0f;
@@ -510,6 +526,12 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
 
 /* ---- launches ---- */
 
+/* From one row's n terms to the next's, so that 8 lanes that each read two of another row meet no bank twice. */
+static int terms_stride(int n)
+{
+    return (n + 1) / 2 * 2 + 2;
+}
+
 /* Lanes that share a row of n_parts lanes' parts: as few as have room for all of it, but at least `least`. */
 static int width_of(int n_parts, int least)
 {
@@ -528,6 +550,7 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     struct cut c = {};
 
     c.width = width_of(n_parts, shape::IS_SHARED ? shape::PARTS : 8);
+    c.n_parts = n_parts;
     c.n_spans = a->is_glu ? 2 : 1;
     c.set_rows = shape::ROWS * (32 / c.width) / c.n_spans;
     c.n_chunks = (n_parts + c.width - 1) / c.width;
@@ -545,9 +568,9 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     }
     c.n_sets = c.tile_sets * (int)cu_n_tiles(a);
     c.codes_bytes = a->code.n_rows ? (uint32_t)cu_act_bytes(a->code.act, a->code.width) : 0;
+    c.terms_stride = (uint32_t)terms_stride(c.width * shape::KINDS);
     if (!shape::IS_SHARED)
-        c.terms_bytes =
-            (uint32_t)(c.set_rows * c.n_spans * terms_stride(c.width * shape::KINDS)) * (uint32_t)sizeof(struct term);
+        c.terms_bytes = (uint32_t)(c.set_rows * c.n_spans) * c.terms_stride * (uint32_t)sizeof(struct term);
     return c;
 }
 

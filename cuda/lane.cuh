@@ -239,7 +239,7 @@ template <int TYPE, int OFFSET, int CODES_AT> struct cu_lane_nibbles {
     {
         uint32_t q[4];
         (void)j, (void)books;
-        cu_load_words<4>(b + CODES_AT, q);
+        cu_load_shared_words<4>(b + CODES_AT, q);
         int low = cu_dot_masked<4>(q, 0x0f0f0f0fu, x->c, -OFFSET * x->sum[0]);
         *first = low + (cu_dot_masked<4>(q, 0xf0f0f0f0u, x->c + 4, 0) >> 4);
         *second = x->sum[0];
@@ -274,7 +274,7 @@ template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
         uint32_t q[5]; /* fifth bits of all, then nibbles */
         int sum = -OFFSET * x->sum[0];
         (void)j, (void)books;
-        cu_load_words<5>(b + BITS_AT, q);
+        cu_load_shared_words<5>(b + BITS_AT, q);
         for (int i = 0; i < 4; i++) {
             uint32_t low = (q[i + 1] & 0x0f0f0f0fu) | cu_fifths4(q[0] >> 4 * i);
             uint32_t high = (q[i + 1] >> 4 & 0x0f0f0f0fu) | cu_fifths4(q[0] >> (4 * i + 16));
@@ -306,7 +306,7 @@ template <> struct cu_lane<QUANT_Q8_0> {
     {
         uint32_t q[8];
         (void)j, (void)books;
-        cu_load_words<8>(b + 2, q);
+        cu_load_shared_words<8>(b + 2, q);
         *first = cu_dot<8>(q, x->c, 0);
         *second = 0;
     }
@@ -328,7 +328,7 @@ template <int TYPE, int CODES_AT> struct cu_lane_levels {
     {
         uint32_t q[4];
         (void)j, (void)books;
-        cu_load_words<4>(b + CODES_AT, q);
+        cu_load_shared_words<4>(b + CODES_AT, q);
         *first = cu_dot_levels<TYPE>(q, x->c);
         *second = 0;
     }
@@ -399,8 +399,8 @@ template <> struct cu_lane<QUANT_Q6_K> {
         int sum = 0;
 
         (void)books;
-        cu_load_words<8>(b + 64 * half + 32 * g, low);
-        cu_load_words<8>(b + 128 + 32 * half, high);
+        cu_load_shared_words<8>(b + 64 * half + 32 * g, low);
+        cu_load_shared_words<8>(b + 128 + 32 * half, high);
         for (int i = 0; i < 2; i++)
             scale[i] = cu_u16(b + 192 + 8 * half + 2 * g + 4 * i);
         for (int i = 0; i < 4; i++) { /* 16 elements of group g, 16 more, and of group g + 2 */
@@ -470,9 +470,9 @@ template <> struct cu_lane<QUANT_Q3_K> {
         int sum = 0;
 
         (void)books;
-        cu_load_words<4>(b + 16 * place, high);
-        cu_load_words<4>(b + 32 + 32 * half + 16 * place, q);
-        cu_load_words<3>(b + 96, scale);
+        cu_load_shared_words<4>(b + 16 * place, high);
+        cu_load_shared_words<4>(b + 32 + 32 * half + 16 * place, q);
+        cu_load_shared_words<3>(b + 96, scale);
         for (int g = 0; g < 4; g++) {
             int bit = 4 * half + g,
                 at = 2 * g + place; /* of the half's 8 scales: four bits of a nibble, two of the last word */
@@ -502,7 +502,7 @@ template <> struct cu_lane<QUANT_TQ2_0> {
     {
         uint32_t q[4];
         (void)books;
-        cu_load_words<4>(b + 16 * j, q);
+        cu_load_shared_words<4>(b + 16 * j, q);
         *first = *second = 0;
         for (int g = 0; g < 4; g++)
             *first += x->sub[g] * (cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0) >> 2 * g) - x->sum[g];
