@@ -200,6 +200,15 @@ static __device__ inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t 
     return __byte_perm(a, b, which);
 }
 
+/* The same, but that nibbles of the lower half of `which` may be 8 or more: there byte i is 0 or 255, the highest bit of the byte that the
+ * other three bits name. What the upper half of `which` holds does not matter. */
+static __device__ inline uint32_t cu_byte_or_sign(uint32_t a, uint32_t b, uint32_t which)
+{
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(which));
+    return d;
+}
+
 /* N words at any address: those that hold them, shifted together. Bytes beside them in the outer words are read, too. */
 template <int N> static __device__ inline void cu_load_words(const uint8_t *p, uint32_t *out)
 {
@@ -353,6 +362,17 @@ static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
     uint32_t out = 0;
     for (int i = 0; i < 4; i++)
         out |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return out;
+}
+
+static inline uint32_t cu_byte_or_sign(uint32_t a, uint32_t b, uint32_t which)
+{
+    uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t nibble = which >> 4 * i & 15, byte = (uint32_t)(both >> (nibble & 7) * 8 & 255);
+        out |= (nibble < 8 ? byte : byte >> 7 ? 255 : 0) << 8 * i;
+    }
     return out;
 }
 

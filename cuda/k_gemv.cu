@@ -25,9 +25,10 @@ struct cut {
     int set_rows, n_spans, n_chunks;                      /* rows of each matrix; matrices, 1 or 2 */
     uint32_t chunk_bytes, last_bytes, pitch, stage_bytes; /* last_bytes: of the last chunk */
     uint32_t span_bytes;                                  /* of a stage, for one matrix's rows */
-    int64_t next_set;              /* from the end of a set's row to the first row of the same warp's next */
-    int mat_sets[1 + CU_MAT_MORE]; /* sets of each matrix */
-    int tile_sets, n_sets;         /* of all matrices of a tile; in all */
+    int64_t next_set;                  /* from the end of a set's row to the first row of the same warp's next */
+    alignas(8) uint32_t magnitudes[4]; /* of struct cu_x */
+    int mat_sets[1 + CU_MAT_MORE];     /* sets of each matrix */
+    int tile_sets, n_sets;             /* of all matrices of a tile; in all */
     /* shared memory: stages first */
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
     uint32_t terms_off, terms_bytes, terms_stride, sums_off, labels_off, spots_off, landings_off, total_bytes;
@@ -380,6 +381,7 @@ static __device__ inline void load_x(const struct gemv_args *a, const struct sha
     const int part = chunk * a->cut.width + mine->block * shape::PARTS + mine->j,
               block = part < a->cut.n_parts ? part / shape::PARTS : 0;
 
+    memcpy(x->magnitudes, a->cut.magnitudes, sizeof x->magnitudes);
     shape::type::share::load(row, (int)a->m.n_cols, shape::IS_SHARED ? block : block * shape::PARTS + mine->j, mine->j,
                              x);
 }
@@ -549,6 +551,10 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     const uint32_t edge = shape::IS_ALIGNED ? 0 : 15;
     struct cut c = {};
 
+    c.magnitudes[0] = cu_magnitudes<TYPE>::A;
+    c.magnitudes[1] = cu_magnitudes<TYPE>::B;
+    c.magnitudes[2] = cu_magnitudes<TYPE>::C;
+    c.magnitudes[3] = cu_magnitudes<TYPE>::D;
     c.width = width_of(n_parts, shape::IS_SHARED ? shape::PARTS : 8);
     c.n_parts = n_parts;
     c.n_spans = a->is_glu ? 2 : 1;

@@ -24,6 +24,9 @@ struct cu_x {
     int sub[4]; /* of a row of blocks of 256: of each group of 32 that c comes from */
     int sum[4]; /* sums of 16 codes times sub, or of groups of 32, or of the block of 32 */
     float d;
+    /* Of the type's levels (below). They come with the kernel's arguments, for all look-ups: as constants the compiler would move them into
+     * registers for each. */
+    uint32_t magnitudes[4];
 };
 
 /* Numbers 2i and 2i + 1 of an array of 16-bit integers. */
@@ -121,6 +124,22 @@ struct cu_share_levels32 {
     }
 };
 
+/* Of NVFP4, whose bytes have elements i and i + 8 of 16. */
+struct cu_share_levels16 {
+    static __device__ inline void load(const void *row, int n, int block, int j, struct cu_x *x)
+    {
+        uint32_t c[8];
+
+        cu_share_block::load(row, n, block, j, x);
+        for (int i = 0; i < 4; i++) {
+            const uint32_t low = x->c[i / 2 * 4 + i % 2], high = x->c[i / 2 * 4 + i % 2 + 2];
+            c[2 * i] = cu_byte_perm(low, high, 0x5140u);
+            c[2 * i + 1] = cu_byte_perm(low, high, 0x7362u);
+        }
+        memcpy(x->c, c, sizeof c);
+    }
+};
+
 struct cu_share_levels256 {
     static __device__ inline void load(const void *row, int n, int block, int j, struct cu_x *x)
     {
@@ -146,16 +165,41 @@ static __device__ inline int cu_dot_masked(const uint32_t *q, uint32_t mask, con
     return sum;
 }
 
-/* Of 32 codes that number the levels of a table. */
-template <int TYPE> static __device__ inline int cu_dot_levels(const uint32_t q[4], const uint32_t *c)
+/* Levels of codes below 8 and of the others have opposite signs: magnitudes of both, all below 128. */
+template <int TYPE> struct cu_magnitudes {
+    static constexpr uint32_t A = 0, B = 0, C = 0, D = 0;
+    static constexpr bool IS_UPPER_POSITIVE = false;
+};
+
+template <> struct cu_magnitudes<QUANT_IQ4_NL> {
+    static constexpr uint32_t A = 0x4153687fu, B = 0x0a162331u, C = 0x26190d01u, D = 0x71594535u;
+    static constexpr bool IS_UPPER_POSITIVE = true;
+};
+
+template <> struct cu_magnitudes<QUANT_MXFP4> {
+    static constexpr uint32_t A = 0x03020100u, B = 0x0c080604u, C = A, D = B;
+    static constexpr bool IS_UPPER_POSITIVE = false;
+};
+
+template <> struct cu_magnitudes<QUANT_IQ4_XS> : cu_magnitudes<QUANT_IQ4_NL> {
+};
+template <> struct cu_magnitudes<QUANT_NVFP4> : cu_magnitudes<QUANT_MXFP4> {
+};
+
+/* Of 8 N codes that number the levels of a table. A code of the other half gives the sign of a magnitude, 0: so a look-up costs one
+ * instruction, which looks at half a word, and a product of its own. */
+template <int TYPE, int N>
+static __device__ inline int cu_dot_levels(const uint32_t *q, const uint32_t *c, const struct cu_x *x)
 {
-    int sum = 0;
-    for (int i = 0; i < 4; i++) {
-        uint32_t level[2];
-        cu_levels_in_order<TYPE>(q[i], level);
-        sum = cu_dp4a((int)level[1], (int)c[2 * i + 1], cu_dp4a((int)level[0], (int)c[2 * i], sum));
+    const uint32_t *t = x->magnitudes;
+    int lower = 0, upper = 0;
+
+    for (int i = 0; i < 2 * N; i++) {
+        uint32_t four = q[i / 2] >> i % 2 * 16;
+        lower = cu_dp4a((int)cu_byte_or_sign(t[0], t[1], four), (int)c[i], lower);
+        upper = cu_dp4a((int)cu_byte_or_sign(t[2], t[3], four ^ 0x8888u), (int)c[i], upper);
     }
-    return sum;
+    return cu_magnitudes<TYPE>::IS_UPPER_POSITIVE ? upper - lower : lower - upper;
 }
 
 /* Byte i of a word. */
@@ -329,7 +373,7 @@ template <int TYPE, int CODES_AT> struct cu_lane_levels {
         uint32_t q[4];
         (void)j, (void)books;
         cu_load_shared_words<4>(b + CODES_AT, q);
-        *first = cu_dot_levels<TYPE>(q, x->c);
+        *first = cu_dot_levels<TYPE, 4>(q, x->c, x);
         *second = 0;
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
@@ -343,6 +387,29 @@ template <int TYPE, int CODES_AT> struct cu_lane_levels {
 template <> struct cu_lane<QUANT_IQ4_NL> : cu_lane_levels<QUANT_IQ4_NL, 2> {
 };
 template <> struct cu_lane<QUANT_MXFP4> : cu_lane_levels<QUANT_MXFP4, 1> {
+};
+
+template <> struct cu_lane<QUANT_NVFP4> {
+    typedef cu_share_levels16 share;
+    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = CU_SECOND_HALF;
+
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t q[4];
+        (void)books;
+        for (int i = 0; i < 4; i++)
+            q[i] = cu_load_word(b + 4 + 16 * j + 4 * i);
+        *first = cu_dot_levels<QUANT_NVFP4, 2>(q, x->c, x);
+        *second = cu_dot_levels<QUANT_NVFP4, 2>(q + 2, x->c + 4, x);
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        uint32_t both = cu_u16(b + 2 * j);
+        (void)books;
+        *d = cu_ue4m3_half(both & 255);
+        *m = cu_ue4m3_half(both >> 8);
+    }
 };
 
 /* ---- blocks of 256 ---- */
@@ -530,7 +597,7 @@ template <> struct cu_lane<QUANT_IQ4_XS> {
         *first = *second = 0;
         for (int i = 0; i < 2; i++) {
             int g = 2 * j + i, scale = (int)((low >> 4 * g & 15) | (head >> 16 >> 2 * g & 3) << 4) - 32;
-            *first += scale * (x->sub[i] * cu_dot_levels<QUANT_IQ4_NL>(q + 4 * i, x->c + 8 * i));
+            *first += scale * (x->sub[i] * cu_dot_levels<QUANT_IQ4_XS, 4>(q + 4 * i, x->c + 8 * i, x));
         }
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
