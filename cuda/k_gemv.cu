@@ -31,7 +31,7 @@ struct cut {
     int tile_sets, n_sets;             /* of all matrices of a tile; in all */
     /* shared memory: stages first */
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
-    uint32_t terms_off, terms_bytes, terms_stride, sums_off, labels_off, spots_off, landings_off, total_bytes;
+    uint32_t terms_off, terms_bytes, terms_stride, sums_off, spots_off, total_bytes;
 };
 
 struct gemv_args {
@@ -68,6 +68,7 @@ struct alignas(16) spot {
     const uint8_t *w; /* the set's first row, from the chunk on */
     int64_t apart;    /* from there to the second matrix's, if the set has rows of two */
     float scale2;     /* of that one */
+    const void *x;    /* the row of its first place, where the kernel does not code it */
 };
 
 static __device__ inline void find(const struct gemv_args *a, struct spot *s)
@@ -84,6 +85,7 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     s->k = cu_work_at(&a->m, s->tile, which);
     s->w = s->k.w + (uint64_t)s->row * a->m.w_stride;
     s->k.dst = cu_dst_of(&a->m, &s->k, s->k.first, 0);
+    s->x = cu_x_of(&a->m, s->k.first);
     if (c->n_spans > 1) {
         struct cu_work second = cu_work_at(&a->m, s->tile, 1);
         s->apart = second.w - s->k.w;
@@ -109,14 +111,21 @@ static __device__ inline void go_on(const struct gemv_args *a, struct spot *s, c
 }
 
 /* What is known of a stage when it is multiplied. */
-struct alignas(16) label {
+struct label {
     int chunk, left; /* rows of the matrix from the set's first on */
     uint32_t skew;   /* how far behind a multiple of 16 rows begin */
     int place, n;
     float scale, scale2;
     int tile;
-    float *dst; /* of that place, of the set's first row */
+    const void *x; /* that place's row, where the kernel has not coded it */
+    float *dst;    /* of that place, of the set's first row */
     int64_t dst_stride;
+};
+
+/* Rows lie behind it. */
+struct alignas(16) stage {
+    struct label label;
+    struct cu_landing landing;
 };
 
 /* ---- weights on their way ---- */
@@ -151,8 +160,7 @@ template <int TYPE> static __device__ inline void bring(const uint8_t *from, uin
 /* The rows that `ahead` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then
  * the warp goes on. In bulk each lane sends for a piece. */
 template <int TYPE>
-static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahead, char *stage,
-                                    struct cu_landing *landing, struct label *label)
+static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahead, struct stage *stage)
 {
     cu_syncwarp(); /* nobody reads the stage any more, and who went on has said so */
     const struct spot s = *ahead;
@@ -164,32 +172,34 @@ static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahea
     const int n_pieces = c->n_chunks == 1 ? 1 : n_rows;
     const uint32_t n = (is_last_chunk ? c->last_bytes : c->chunk_bytes) + (uint32_t)(n_rows - n_pieces) * stride;
     const bool is_end = is_last_chunk && n_rows == left, is_there = s.set < s.end;
+    char *rows = reinterpret_cast<char *>(stage + 1) + skew;
 
     if (is_there && lane == 0)
-        *label = {s.chunk, left, skew, s.k.first, s.k.n, s.k.scale, s.scale2, s.tile, s.k.dst + s.row, s.k.dst_stride};
+        stage->label = {s.chunk,  left,   skew, s.k.first,       s.k.n,         s.k.scale,
+                        s.scale2, s.tile, s.x,  s.k.dst + s.row, s.k.dst_stride};
     if (is_there && in_bulk) {
         const bool is_last = is_end && lane == n_pieces - 1;
         const uint32_t off = (uint32_t)lane * stride, mine = shape<TYPE>::IS_ALIGNED ? 0 : (skew + off) & 15,
                        bytes = lane < n_pieces ? sixteens<TYPE>(mine, n, is_last) : 0,
                        all = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : cu_sum_of_warp(bytes);
         const uint8_t *from = s.w + off - mine;
-        char *to = stage + skew + (uint32_t)lane * c->pitch - mine;
+        char *to = rows + (uint32_t)lane * c->pitch - mine;
 
         if (lane == 0)
-            cu_landing_expect(landing, all * (uint32_t)c->n_spans);
+            cu_landing_expect(&stage->landing, all * (uint32_t)c->n_spans);
         cu_syncwarp(); /* what is expected is said */
         for (int span = 0; span < c->n_spans && lane < n_pieces; span++, from += s.apart, to += c->span_bytes) {
-            cu_bulk_copy(to, from, bytes, landing);
+            cu_bulk_copy(to, from, bytes, &stage->landing);
             if (!shape<TYPE>::IS_ALIGNED && is_last) {
                 bring_rest(from, bytes, mine + n, to);
                 cu_async_publish(); /* a later bulk copy comes to the same place */
             }
         }
     } else if (is_there) {
-        for (int span = 0; span < c->n_spans; span++, stage += c->span_bytes)
+        for (int span = 0; span < c->n_spans; span++, rows += c->span_bytes)
             for (int i = 0; i < n_pieces; i++)
                 bring<TYPE>(s.w + (span ? s.apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
-                            stage + skew + (uint32_t)i * c->pitch);
+                            rows + (uint32_t)i * c->pitch);
     }
     if (!in_bulk) {
         cu_async_commit();
@@ -423,12 +433,10 @@ static __device__ inline void put(const struct gemv_args *a, const struct label 
 
 /* What belongs to a warp. */
 struct warp {
-    char *stages;
+    char *stages; /* struct stage and rows */
     struct term *terms;
     float *sums; /* this lane's of place i at [32 i] */
-    struct label *labels;
     struct spot *ahead;
-    struct cu_landing *landings;
 };
 
 static __device__ inline struct warp warp_of(const struct cut *c, char *shared)
@@ -438,9 +446,12 @@ static __device__ inline struct warp warp_of(const struct cut *c, char *shared)
     return {shared + me * STAGES * c->stage_bytes,
             reinterpret_cast<struct term *>(shared + c->terms_off + me * c->terms_bytes),
             reinterpret_cast<float *>(shared + c->sums_off) + me * CU_GEMV_TOK * 32 + lane,
-            reinterpret_cast<struct label *>(shared + c->labels_off) + me * STAGES,
-            reinterpret_cast<struct spot *>(shared + c->spots_off) + me,
-            reinterpret_cast<struct cu_landing *>(shared + c->landings_off) + me * STAGES};
+            reinterpret_cast<struct spot *>(shared + c->spots_off) + me};
+}
+
+static __device__ inline struct stage *stage_of(const struct cut *c, const struct warp *w, int i)
+{
+    return reinterpret_cast<struct stage *>(w->stages + (uint32_t)i * c->stage_bytes);
 }
 
 /* The first stages on their way. */
@@ -449,13 +460,13 @@ static __device__ inline void begin(const struct gemv_args *a, const struct warp
 {
     if (threadIdx.x % 32 == 0) {
         for (int i = 0; i < STAGES && CU_HAS_BULK(a->m.card.has_bulk); i++)
-            cu_landing_init(w->landings + i);
-        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f};
+            cu_landing_init(&stage_of(&a->cut, w, i)->landing);
+        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f, NULL};
         if (set < end)
             find(a, w->ahead);
     }
     for (int i = 0; i < STAGES; i++)
-        fetch<TYPE>(a, w->ahead, w->stages + (uint32_t)i * a->cut.stage_bytes, w->landings + i, w->labels + i);
+        fetch<TYPE>(a, w->ahead, stage_of(&a->cut, w, i));
     cu_syncwarp(); /* labels can be read */
 }
 
@@ -509,20 +520,20 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
     }
     for (int n = 0; n < n_stages; n++) {
         const int at = n % STAGES;
-        const struct label l = w.labels[at];
+        struct stage *stage = stage_of(c, &w, at);
+        const struct label l = stage->label;
         const char *coded =
             shared + c->codes_off + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes;
-        char *stage = w.stages + (uint32_t)at * c->stage_bytes;
         struct cu_x x;
 
-        load_x<TYPE>(&a, &mine, l.chunk, is_coded ? cu_x_of(&a.m, l.place) : coded, &x); /* while the stage arrives */
+        load_x<TYPE>(&a, &mine, l.chunk, is_coded ? CU_GLOBAL(l.x) : coded, &x); /* while the stage arrives */
         if (CU_HAS_BULK(a.m.card.has_bulk))
-            cu_landing_wait(w.landings + at, (uint32_t)(n / STAGES % 2));
+            cu_landing_wait(&stage->landing, (uint32_t)(n / STAGES % 2));
         else
             cu_async_wait<STAGES - 1>();
         cu_syncwarp(); /* what other lanes brought is there, too */
-        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, stage, &x, &acc);
-        fetch<TYPE>(&a, w.ahead, stage, w.landings + at, w.labels + at);
+        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, reinterpret_cast<const char *>(stage + 1), &x, &acc);
+        fetch<TYPE>(&a, w.ahead, stage);
     }
 }
 
@@ -566,7 +577,7 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     if (c.n_chunks > 1)
         c.pitch = (uint32_t)cu_up16(c.chunk_bytes + edge) + (uint32_t)(a->w_stride % 16);
     c.span_bytes = (uint32_t)cu_up16((uint32_t)c.set_rows * c.pitch + 2 * edge);
-    c.stage_bytes = c.span_bytes * (uint32_t)c.n_spans;
+    c.stage_bytes = (uint32_t)sizeof(struct stage) + c.span_bytes * (uint32_t)c.n_spans;
     for (int i = 0; i <= (a->is_glu ? 0 : a->n_more); i++) {
         int n_rows = i && !a->tiles ? a->more[i - 1].n_rows : a->n_rows;
         c.mat_sets[i] = (n_rows + c.set_rows - 1) / c.set_rows;
@@ -591,11 +602,9 @@ static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n
     c->codes_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
     c->terms_off = (uint32_t)cu_up16(c->codes_off + n_codes * c->codes_bytes);
     c->sums_off = (uint32_t)cu_up16(c->terms_off + (uint32_t)n_warps * c->terms_bytes);
-    c->labels_off =
+    c->spots_off =
         c->sums_off + (a->tile_tok > 1 ? (uint32_t)(n_warps * CU_GEMV_TOK * 32) * (uint32_t)sizeof(float) : 0);
-    c->spots_off = c->labels_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct label);
-    c->landings_off = c->spots_off + (uint32_t)n_warps * (uint32_t)sizeof(struct spot);
-    c->total_bytes = c->landings_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct cu_landing);
+    c->total_bytes = c->spots_off + (uint32_t)n_warps * (uint32_t)sizeof(struct spot);
 }
 
 uint32_t cu_gemv_most_bytes(const struct cu_card *card)
