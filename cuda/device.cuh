@@ -194,6 +194,21 @@ static __device__ inline int cu_dp4a_u8(uint32_t a, int b, int sum)
     return d;
 }
 
+/* sum + two signed 16-bit numbers of a times the lower two unsigned bytes of b; or the upper two. */
+static __device__ inline int cu_dp2a_low(uint32_t a, uint32_t b, int sum)
+{
+    int d;
+    asm("dp2a.lo.s32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
+}
+
+static __device__ inline int cu_dp2a_high(uint32_t a, uint32_t b, int sum)
+{
+    int d;
+    asm("dp2a.hi.s32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
+}
+
 /* Byte i of the result is that of b:a which nibble i of `which`, below 8, names. */
 static __device__ inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
 {
@@ -223,8 +238,9 @@ template <int N> static __device__ inline void cu_load_words(const uint8_t *p, u
     }
 }
 
-/* N words in shared memory, where the word behind them can be read, too: it is, wherever they begin, which costs less than to ask. */
-template <int N> static __device__ inline void cu_load_shared_words(const uint8_t *p, uint32_t *out)
+/* N words in shared memory, from bit `further` of p on, which is below 8, where the word behind them can be read, too: it is, wherever they
+ * begin, which costs less than to ask. */
+template <int N> static __device__ inline void cu_load_shared_words(const uint8_t *p, uint32_t *out, int further = 0)
 {
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
     const uint32_t *from = static_cast<const uint32_t *>(__cvta_shared_to_generic(at & ~3u));
@@ -232,7 +248,7 @@ template <int N> static __device__ inline void cu_load_shared_words(const uint8_
     CU_UNROLL
     for (int i = 0; i < N; i++) {
         uint32_t next = from[i + 1];
-        out[i] = __funnelshift_r(word, next, at * 8); /* by what it is more than a multiple of 32 */
+        out[i] = __funnelshift_r(word, next, at * 8 + further); /* by what it is more than a multiple of 32 */
         word = next;
     }
 }
@@ -356,6 +372,16 @@ static inline int cu_dp4a_u8(uint32_t a, int b, int sum)
     return sum;
 }
 
+static inline int cu_dp2a_low(uint32_t a, uint32_t b, int sum)
+{
+    return sum + (int16_t)a * (int)(b & 255) + (int16_t)(a >> 16) * (int)(b >> 8 & 255);
+}
+
+static inline int cu_dp2a_high(uint32_t a, uint32_t b, int sum)
+{
+    return cu_dp2a_low(a, b >> 16, sum);
+}
+
 static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
 {
     uint64_t both = (uint64_t)b << 32 | a;
@@ -381,9 +407,11 @@ template <int N> static inline void cu_load_words(const uint8_t *p, uint32_t *ou
     memcpy(out, p, 4 * N);
 }
 
-template <int N> static inline void cu_load_shared_words(const uint8_t *p, uint32_t *out)
+template <int N> static inline void cu_load_shared_words(const uint8_t *p, uint32_t *out, int further = 0)
 {
     memcpy(out, p, 4 * N);
+    for (int i = 0; i < N && further; i++) /* of the last word's last byte nobody wants more */
+        out[i] = out[i] >> further | (i < N - 1 ? out[i + 1] << (32 - further) : 0);
 }
 
 static inline float cu_half_to_f32(uint16_t h)

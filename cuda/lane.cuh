@@ -492,6 +492,17 @@ template <> struct cu_lane<QUANT_Q6_K> {
     }
 };
 
+/* Of a half's 8 scales those of the groups' first or last 16 elements, a byte each. */
+static __device__ inline uint32_t cu_scales_of_crumbs(uint32_t first, uint32_t last, int place)
+{
+    return cu_byte_perm(first, last, place ? 0x7531u : 0x6420u);
+}
+
+static __device__ inline uint32_t cu_pack_shorts(const int *x)
+{
+    return (uint32_t)(x[0] & 0xffff) | (uint32_t)x[1] << 16;
+}
+
 template <> struct cu_lane<QUANT_Q2_K> {
     typedef cu_share_crumbs share;
     static constexpr int ROWS = 4, LANES = 4, ELEMENTS = 64, SECOND = CU_SECOND_MIN;
@@ -500,22 +511,20 @@ template <> struct cu_lane<QUANT_Q2_K> {
                                       int *first, int *second)
     {
         const int half = j / 2, place = j % 2;
-        uint32_t q[4], scale[2];
-        int sum = 0, mins = 0;
+        const uint8_t *codes = b + 16 + 32 * half + 16 * place;
+        uint32_t q[4], both = cu_scales_of_crumbs(cu_load_word(b + 8 * half), cu_load_word(b + 8 * half + 4), place);
+        const uint32_t scales = both & 0x0f0f0f0fu, mins = both >> 4 & 0x0f0f0f0fu;
+        int sum[2] = {0, 0}; /* of two groups each, the first as much too large as the second */
 
         (void)books;
         for (int i = 0; i < 4; i++)
-            q[i] = cu_load_word(b + 16 + 32 * half + 16 * place + 4 * i);
-        for (int i = 0; i < 2; i++)
-            scale[i] = cu_load_word(b + 8 * half + 4 * i);
+            q[i] = cu_load_word(codes + 4 * i);
         for (int g = 0; g < 4; g++) {
-            int part = cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0) >> 2 * g;
-            uint32_t both = scale[g / 2] >> (g % 2 * 16 + place * 8);
-            sum += (int)(both & 15) * (x->sub[g] * part);
-            mins += (int)(both >> 4 & 15) * x->sum[g];
+            int scale = cu_dp4a_u8(scales, (g % 2 ? 1 : 4) * x->sub[g] << 8 * g, 0);
+            sum[g / 2] += scale * cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0);
         }
-        *first = sum;
-        *second = mins;
+        *first = (sum[0] >> 2) + (sum[1] >> 6);
+        *second = cu_dp2a_high(cu_pack_shorts(x->sum + 2), mins, cu_dp2a_low(cu_pack_shorts(x->sum), mins, 0));
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
     {
@@ -533,23 +542,25 @@ template <> struct cu_lane<QUANT_Q3_K> {
                                       int *first, int *second)
     {
         const int half = j / 2, place = j % 2;
-        uint32_t q[4], high[4], scale[3];
-        int sum = 0;
+        uint32_t q[4], high[4], s[3];
+        int sum = 0, sums = x->sum[0] + x->sum[1] + x->sum[2] + x->sum[3];
 
         (void)books;
-        cu_load_shared_words<4>(b + 16 * place, high);
+        cu_load_shared_words<4>(b + 16 * place, high, 4 * half);
         cu_load_shared_words<4>(b + 32 + 32 * half + 16 * place, q);
-        cu_load_shared_words<3>(b + 96, scale);
+        cu_load_shared_words<3>(b + 96, s);
+        /* four bits of a nibble, two of the last word: of groups 0 and 1, and 2 higher of the others */
+        const uint32_t low4 = cu_scales_of_crumbs(s[0], s[1], place) >> 4 * half & 0x0f0f0f0fu,
+                       high2 = cu_byte_perm(s[2], 0, place ? 0x3131u : 0x2020u) >> 4 * half,
+                       scales = low4 | (high2 << 4 & 0x00003030u) | (high2 << 2 & 0x30300000u);
         for (int g = 0; g < 4; g++) {
-            int bit = 4 * half + g,
-                at = 2 * g + place; /* of the half's 8 scales: four bits of a nibble, two of the last word */
+            int scale = cu_dp4a_u8(scales, x->sub[g] << 8 * g, -32 * x->sub[g]);
             int part = cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0) >> 2 * g;
-            part += (cu_dot_masked<4>(high, 0x01010101u << bit, x->c + 4 * g, 0) >> bit) * 4;
-            uint32_t low4 = scale[g / 2] >> (at % 4 * 8 + 4 * half) & 15,
-                     high2 = scale[2] >> (at % 4 * 8 + 4 * half + g / 2 * 2) & 3;
-            sum += ((int)(low4 | high2 << 4) - 32) * (x->sub[g] * part - 4 * x->sum[g]);
+            part += cu_dot_masked<4>(high, 0x01010101u << g, x->c + 4 * g, 0) * 4 >> g;
+            sum += scale * part;
         }
-        *first = sum;
+        sums = cu_dp2a_low(cu_pack_shorts(x->sum), scales, -32 * sums);
+        *first = sum - 4 * cu_dp2a_high(cu_pack_shorts(x->sum + 2), scales, sums);
         *second = 0;
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
@@ -568,11 +579,14 @@ template <> struct cu_lane<QUANT_TQ2_0> {
                                       int *first, int *second)
     {
         uint32_t q[4];
+        int sum = 0; /* 64 times too large */
+
         (void)books;
         cu_load_shared_words<4>(b + 16 * j, q);
-        *first = *second = 0;
         for (int g = 0; g < 4; g++)
-            *first += x->sub[g] * (cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0) >> 2 * g) - x->sum[g];
+            sum += (x->sub[g] << (6 - 2 * g)) * cu_dot_masked<4>(q, 0x03030303u << 2 * g, x->c + 4 * g, 0);
+        *first = (sum >> 6) - (x->sum[0] + x->sum[1] + x->sum[2] + x->sum[3]);
+        *second = 0;
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
     {
