@@ -30,6 +30,7 @@ struct cut {
     int mat_sets[1 + CU_MAT_MORE];     /* sets of each matrix */
     int tile_sets, n_sets;             /* of all matrices of a tile; in all */
     /* shared memory: stages first */
+    uint32_t book_off, book_bytes;
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
     uint32_t terms_off, terms_bytes, terms_stride, sums_off, spots_off, total_bytes;
 };
@@ -415,6 +416,16 @@ static __device__ inline void code_rows(const struct gemv_args *a, int first, in
     }
 }
 
+/* The type's code-book into shared memory: there 32 entries of it are read in some 4 cycles, in the first-level cache in one for each line
+ * of 128 bytes. */
+template <int TYPE> static __device__ inline void bring_book(const struct cu_books *books, char *to)
+{
+    const char *from = reinterpret_cast<const char *>(CU_GLOBAL(books)) + cu_book<TYPE>::OFF;
+
+    for (uint32_t at = 16 * threadIdx.x; at < cu_book<TYPE>::BYTES; at += 16 * blockDim.x)
+        *reinterpret_cast<struct cu_word16 *>(to + at) = cu_load16(from + at);
+}
+
 /* A set's sums of one place, whole now: `dst` is where its first row's goes. */
 template <int TYPE>
 static __device__ inline void put(const struct gemv_args *a, const struct label *l, float *dst, int row, float acc)
@@ -513,11 +524,12 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
 
     cu_let_next();
     begin<TYPE>(&a, &w, set, end);
+    bring_book<TYPE>(a.m.books, shared + c->book_off);
     cu_await();
-    if (!is_coded) {
+    if (!is_coded)
         code_rows(&a, first_tile, (end - 1) / c->tile_sets, shared + c->codes_off);
+    if (!is_coded || cu_book<TYPE>::BYTES)
         __syncthreads();
-    }
     for (int n = 0; n < n_stages; n++) {
         const int at = n % STAGES;
         struct stage *stage = stage_of(c, &w, at);
@@ -526,6 +538,7 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
             shared + c->codes_off + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes;
         struct cu_x x;
 
+        x.book = reinterpret_cast<const uint32_t *>(shared + c->book_off);
         load_x<TYPE>(&a, &mine, l.chunk, is_coded ? CU_GLOBAL(l.x) : coded, &x); /* while the stage arrives */
         if (CU_HAS_BULK(a.m.card.has_bulk))
             cu_landing_wait(&stage->landing, (uint32_t)(n / STAGES % 2));
@@ -562,6 +575,7 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     const uint32_t edge = shape::IS_ALIGNED ? 0 : 15;
     struct cut c = {};
 
+    c.book_bytes = cu_book<TYPE>::BYTES;
     c.magnitudes[0] = cu_magnitudes<TYPE>::A;
     c.magnitudes[1] = cu_magnitudes<TYPE>::B;
     c.magnitudes[2] = cu_magnitudes<TYPE>::C;
@@ -599,7 +613,8 @@ static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n
     uint32_t n_codes = a->code.n_rows < most_tiles ? (uint32_t)a->code.n_rows : (uint32_t)most_tiles;
 
     c->next_set = (int64_t)(n_warps * c->set_rows) * (int64_t)a->w_stride - (int64_t)c->n_chunks * c->chunk_bytes;
-    c->codes_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
+    c->book_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
+    c->codes_off = c->book_off + c->book_bytes;
     c->terms_off = (uint32_t)cu_up16(c->codes_off + n_codes * c->codes_bytes);
     c->sums_off = (uint32_t)cu_up16(c->terms_off + (uint32_t)n_warps * c->terms_bytes);
     c->spots_off =

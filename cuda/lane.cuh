@@ -27,6 +27,7 @@ struct cu_x {
     /* Of the type's levels (below). They come with the kernel's arguments, for all look-ups: as constants the compiler would move them into
      * registers for each. */
     uint32_t magnitudes[4];
+    const uint32_t *book; /* the type's code-book (cu_book below), in shared memory */
 };
 
 /* Numbers 2i and 2i + 1 of an array of 16-bit integers. */
@@ -612,6 +613,227 @@ template <> struct cu_lane<QUANT_IQ4_XS> {
         for (int i = 0; i < 2; i++) {
             int g = 2 * j + i, scale = (int)((low >> 4 * g & 15) | (head >> 16 >> 2 * g & 3) << 4) - 32;
             *first += scale * (x->sub[i] * cu_dot_levels<QUANT_IQ4_XS, 4>(q + 4 * i, x->c + 8 * i, x));
+        }
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        (void)j, (void)books;
+        *d = cu_half_at(b);
+        *m = 0.0f;
+    }
+};
+
+/* ---- blocks of 256 with code-books ---- */
+
+/* The part of struct cu_books that the type's lanes read. */
+template <int TYPE> struct cu_book {
+    static constexpr uint32_t OFF = 0, BYTES = 0;
+};
+
+#define CU_BOOK(NAME, member)                                                                                \
+    template <> struct cu_book<QUANT_##NAME> {                                                               \
+        static constexpr uint32_t OFF = offsetof(struct cu_books, member), BYTES = sizeof(cu_books::member); \
+    };
+CU_BOOK(IQ2_XXS, iq2_xxs)
+CU_BOOK(IQ2_XS, iq2_xs)
+CU_BOOK(IQ2_S, iq2_s)
+CU_BOOK(IQ3_XXS, iq3_xxs)
+CU_BOOK(IQ3_S, iq3_s)
+#undef CU_BOOK
+
+/* Entry `at` of those of 8 bytes. */
+static __device__ inline void cu_book_row(const struct cu_x *x, uint32_t at, uint32_t row[2])
+{
+    cu_load8(x->book + 2 * at, row);
+}
+
+/* Where a bit of 7 goes by this product, or of their last three and an eighth, added at the top: to the highest bits of bytes. No two of
+ * them meet elsewhere. */
+static constexpr uint32_t CU_TO_TOPS = 0x10204080u, CU_LAST_TO_TOPS = 0x01020408u;
+
+/* 255 in each byte whose highest bit is set. */
+static __device__ inline uint32_t cu_mask_of_tops(uint32_t x)
+{
+    return cu_byte_or_sign(x, 0, 0xba98u);
+}
+
+/* Bit i: whether an odd number of bits i to i + 6 are set. */
+static __device__ inline uint32_t cu_parities7(uint32_t x)
+{
+    uint32_t two = x ^ x >> 1;
+    return two ^ two >> 2 ^ two >> 4 ^ x >> 6;
+}
+
+/* Products with magnitudes, of all and of those that have a minus sign. */
+struct cu_signed_sum {
+    int all, negative;
+};
+
+/* Of 8, whose signs are the highest bits of two words' bytes. */
+static __device__ inline void cu_add_signed(const uint32_t row[2], uint32_t first4, uint32_t last4, const uint32_t *c,
+                                            struct cu_signed_sum *sum)
+{
+    sum->all = cu_dp4a((int)row[1], (int)c[1], cu_dp4a((int)row[0], (int)c[0], sum->all));
+    sum->negative = cu_dp4a((int)(row[0] & cu_mask_of_tops(first4)), (int)c[0], sum->negative);
+    sum->negative = cu_dp4a((int)(row[1] & cu_mask_of_tops(last4)), (int)c[1], sum->negative);
+}
+
+/* Of 8, whose signs are 8 bits. */
+static __device__ inline void cu_add_signed8(const uint32_t row[2], uint32_t signs, const uint32_t *c,
+                                             struct cu_signed_sum *sum)
+{
+    cu_add_signed(row, (signs & 15) * CU_TO_TOPS, (signs >> 4 & 15) * CU_TO_TOPS, c, sum);
+}
+
+/* Of 8, whose signs are 7 bits from bit `at` on; the eighth makes their number even. */
+static __device__ inline void cu_add_signed7(const uint32_t row[2], uint32_t signs, uint32_t parities, int at,
+                                             const uint32_t *c, struct cu_signed_sum *sum)
+{
+    const uint32_t seven = signs >> at & 127, eighth = parities << (31 - at) & 0x80000000u;
+    cu_add_signed(row, seven * CU_TO_TOPS, seven * CU_LAST_TO_TOPS | eighth, c, sum);
+}
+
+static __device__ inline int cu_value(const struct cu_signed_sum *sum)
+{
+    return sum->all - 2 * sum->negative;
+}
+
+/* What all of them have. */
+struct cu_lane_book {
+    typedef cu_share_pair share;
+    static constexpr int ROWS = 4, LANES = 4, ELEMENTS = 64, SECOND = CU_SECOND_NONE;
+};
+
+template <> struct cu_lane<QUANT_IQ2_XXS> : cu_lane_book {
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t w[4], row[2]; /* of each group: four indices, and signs with a scale */
+
+        (void)books;
+        cu_load_shared_words<4>(b + 2 + 16 * j, w);
+        *first = *second = 0;
+        for (int i = 0; i < 2; i++) {
+            const uint32_t signs = w[2 * i + 1], parities = cu_parities7(signs);
+            struct cu_signed_sum sum = {0, 0};
+            for (int k = 0; k < 4; k++) {
+                cu_book_row(x, w[2 * i] >> 8 * k & 255, row);
+                cu_add_signed7(row, signs, parities, 7 * k, x->c + 8 * i + 2 * k, &sum);
+            }
+            *first += (int)(2 * (signs >> 28) + 1) * (x->sub[i] * cu_value(&sum));
+        }
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        (void)j, (void)books;
+        *d = cu_half_at(b) * 0.125f;
+        *m = 0.0f;
+    }
+};
+
+template <> struct cu_lane<QUANT_IQ2_XS> : cu_lane_book {
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t w[4], row[2], scales = cu_u16(b + 66 + 2 * j); /* indices of 9 bits below signs of 7 */
+
+        (void)books;
+        cu_load_shared_words<4>(b + 2 + 16 * j, w);
+        *first = *second = 0;
+        for (int i = 0; i < 4; i++) { /* 16 elements */
+            const uint32_t parities = cu_parities7(w[i]);
+            struct cu_signed_sum sum = {0, 0};
+            for (int k = 0; k < 2; k++) {
+                cu_book_row(x, w[i] >> 16 * k & 511, row);
+                cu_add_signed7(row, w[i], parities, 9 + 16 * k, x->c + 4 * i + 2 * k, &sum);
+            }
+            *first += (int)(2 * (scales >> 4 * i & 15) + 1) * (x->sub[i / 2] * cu_value(&sum));
+        }
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        (void)j, (void)books;
+        *d = cu_half_at(b) * 0.125f;
+        *m = 0.0f;
+    }
+};
+
+template <> struct cu_lane<QUANT_IQ2_S> : cu_lane_book {
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t index[2], signs[2], row[2], scales = cu_u16(b + 74 + 2 * j), high = cu_u16(b + 66 + 2 * j);
+
+        (void)books;
+        cu_load_shared_words<2>(b + 2 + 8 * j, index);
+        cu_load_shared_words<2>(b + 34 + 8 * j, signs);
+        *first = *second = 0;
+        for (int i = 0; i < 4; i++) { /* 16 elements */
+            struct cu_signed_sum sum = {0, 0};
+            for (int k = 2 * i; k < 2 * i + 2; k++) {
+                const uint32_t of8 = signs[k / 4] >> k % 4 * 8;
+                cu_book_row(x, (index[k / 4] >> k % 4 * 8 & 255) | (high >> 2 * k & 3) << 8, row);
+                cu_add_signed8(row, of8, x->c + 2 * k, &sum);
+            }
+            *first += (int)(2 * (scales >> 4 * i & 15) + 1) * (x->sub[i / 2] * cu_value(&sum));
+        }
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        (void)j, (void)books;
+        *d = cu_half_at(b) * 0.125f;
+        *m = 0.0f;
+    }
+};
+
+template <> struct cu_lane<QUANT_IQ3_XXS> : cu_lane_book {
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t index[4], signs[2];
+
+        (void)books;
+        cu_load_shared_words<4>(b + 2 + 16 * j, index);
+        cu_load_shared_words<2>(b + 66 + 8 * j, signs);
+        *first = *second = 0;
+        for (int i = 0; i < 2; i++) {
+            const uint32_t parities = cu_parities7(signs[i]);
+            struct cu_signed_sum sum = {0, 0};
+            for (int k = 0; k < 4; k++) {
+                const uint32_t two = index[2 * i + k / 2] >> k % 2 * 16;
+                const uint32_t row[2] = {x->book[two & 255], x->book[two >> 8 & 255]};
+                cu_add_signed7(row, signs[i], parities, 7 * k, x->c + 8 * i + 2 * k, &sum);
+            }
+            *first += (int)(2 * (signs[i] >> 28) + 1) * (x->sub[i] * cu_value(&sum));
+        }
+    }
+    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
+    {
+        (void)j, (void)books;
+        *d = cu_half_at(b) * 0.25f;
+        *m = 0.0f;
+    }
+};
+
+template <> struct cu_lane<QUANT_IQ3_S> : cu_lane_book {
+    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
+                                      int *first, int *second)
+    {
+        uint32_t index[4], signs[2], high = cu_u16(b + 66 + 2 * j), scales = b[106 + j];
+
+        (void)books;
+        cu_load_shared_words<4>(b + 2 + 16 * j, index);
+        cu_load_shared_words<2>(b + 74 + 8 * j, signs);
+        *first = *second = 0;
+        for (int i = 0; i < 2; i++) {
+            struct cu_signed_sum sum = {0, 0};
+            for (int k = 4 * i; k < 4 * i + 4; k++) {
+                const uint32_t of8 = signs[i] >> k % 4 * 8, two = index[k / 2] >> k % 2 * 16, ninth = high >> 2 * k;
+                const uint32_t row[2] = {x->book[(two & 255) | (ninth & 1) << 8],
+                                         x->book[(two >> 8 & 255) | (ninth & 2) << 7]};
+                cu_add_signed8(row, of8, x->c + 2 * k, &sum);
+            }
+            *first += (int)(2 * (scales >> 4 * i & 15) + 1) * (x->sub[i] * cu_value(&sum));
         }
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
