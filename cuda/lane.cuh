@@ -103,6 +103,28 @@ struct cu_share_block {
     }
 };
 
+/* Bytes i of four words that lie `apart` from each other, for i from 0 to 3. */
+static __device__ inline void cu_transpose(const uint32_t *from, int apart, uint32_t to[4])
+{
+    for (int i = 0; i < 2; i++) {
+        const uint32_t which = i ? 0x7362u : 0x5140u, first = cu_byte_perm(from[0], from[apart], which),
+                       last = cu_byte_perm(from[2 * apart], from[3 * apart], which);
+        to[2 * i] = cu_byte_perm(first, last, 0x5410u);
+        to[2 * i + 1] = cu_byte_perm(first, last, 0x7632u);
+    }
+}
+
+/* A lane has a block of 32 whose fifth bits lie in one word: behind the codes they come once more as a mask of one bit of each byte takes
+ * them, elements i, 8 + i, 16 + i and 24 + i. */
+struct cu_share_fifths {
+    static __device__ inline void load(const void *row, int n, int block, int j, struct cu_x *x)
+    {
+        cu_share_block::load(row, n, block, j, x);
+        cu_transpose(x->c, 2, x->c + 8);
+        cu_transpose(x->c + 1, 2, x->c + 12);
+    }
+};
+
 /* Elements 4i, 16 + 4i, 4i + 1, 16 + 4i + 1, and the next: as bytes of nibbles have them, each its low one first. */
 static __device__ inline void cu_interleave(uint32_t c[8])
 {
@@ -203,27 +225,25 @@ static __device__ inline int cu_dot_levels(const uint32_t *q, const uint32_t *c,
     return cu_magnitudes<TYPE>::IS_UPPER_POSITIVE ? upper - lower : lower - upper;
 }
 
-/* Byte i of a word. */
-static __device__ inline int cu_byte(uint32_t x, int i)
-{
-    return (int)(x >> 8 * i & 255);
-}
-
-/* The same as a signed number. */
+/* Byte i of a word as a signed number. */
 static __device__ inline int cu_signed_byte(uint32_t x, int i)
 {
     return (int8_t)(x >> 8 * i);
 }
 
+/* Two numbers of 16 bits in a word. */
+static __device__ inline uint32_t cu_pack_shorts(const int *x)
+{
+    return (uint32_t)(x[0] & 0xffff) | (uint32_t)x[1] << 16;
+}
+
 /* ---- types without a form of their own ---- */
 
-template <int TYPE, int X256> struct cu_lane_group;
-
-template <int TYPE> struct cu_lane_group<TYPE, 1> {
+template <int TYPE> struct cu_lane {
     typedef cu_block<TYPE> block;
     typedef cu_share_pair share;
     static constexpr int ROWS = 4, LANES = 4, ELEMENTS = 64, SECOND = block::SECOND;
-    static_assert(SECOND == CU_SECOND_NONE, "minima would have to be multiplied");
+    static_assert(block::X256 && SECOND == CU_SECOND_NONE, "minima would have to be multiplied");
 
     static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
                                       int *first, int *second)
@@ -243,33 +263,6 @@ template <int TYPE> struct cu_lane_group<TYPE, 1> {
         *d = w.d;
         *m = w.m;
     }
-};
-
-template <int TYPE> struct cu_lane_group<TYPE, 0> {
-    typedef cu_block<TYPE> block;
-    typedef cu_share_block share;
-    static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = block::SECOND;
-
-    static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
-                                      int *first, int *second)
-    {
-        struct cu_group w;
-        block::group(b, j, books, &w);
-        *first = cu_dot<4>(w.q, x->c, 0);
-        int high = cu_dot<4>(w.q + 4, x->c + 4, SECOND == CU_SECOND_HALF ? 0 : *first);
-        *second = SECOND == CU_SECOND_HALF ? high : x->sum[0];
-        *first = SECOND == CU_SECOND_HALF ? *first : high;
-    }
-    static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
-    {
-        struct cu_group w;
-        block::group(b, j, books, &w);
-        *d = w.d;
-        *m = w.m;
-    }
-};
-
-template <int TYPE> struct cu_lane : cu_lane_group<TYPE, cu_block<TYPE>::X256> {
 };
 
 /* ---- blocks of 32 ---- */
@@ -302,31 +295,25 @@ template <> struct cu_lane<QUANT_Q4_0> : cu_lane_nibbles<QUANT_Q4_0, 8, 2> {
 template <> struct cu_lane<QUANT_Q4_1> : cu_lane_nibbles<QUANT_Q4_1, 0, 4> {
 };
 
-/* Bit i of the low four to bit 4 of byte i. */
-static __device__ inline uint32_t cu_fifths4(uint32_t bits)
-{
-    return (bits & 15) * 0x02040810u & 0x10101010u;
-}
-
 /* Nibbles, and a fifth bit of each. */
 template <int TYPE, int OFFSET, int BITS_AT> struct cu_lane_five {
-    typedef cu_share_block share;
+    typedef cu_share_fifths share;
     static constexpr int ROWS = 8, LANES = 1, ELEMENTS = 32, SECOND = cu_block<TYPE>::SECOND;
 
     static __device__ inline void dot(const uint8_t *b, int j, const struct cu_books *books, const struct cu_x *x,
                                       int *first, int *second)
     {
         uint32_t q[5]; /* fifth bits of all, then nibbles */
-        int sum = -OFFSET * x->sum[0];
+        int fifths = 0, low;
         (void)j, (void)books;
         cu_load_shared_words<5>(b + BITS_AT, q);
-        for (int i = 0; i < 4; i++) {
-            uint32_t low = (q[i + 1] & 0x0f0f0f0fu) | cu_fifths4(q[0] >> 4 * i);
-            uint32_t high = (q[i + 1] >> 4 & 0x0f0f0f0fu) | cu_fifths4(q[0] >> (4 * i + 16));
-            sum = cu_dp4a((int)low, (int)x->c[i], sum);
-            sum = cu_dp4a((int)high, (int)x->c[i + 4], sum);
+        for (int i = 0; i < 4; i++) { /* bits i and i + 4 of bytes: 2^i times too large */
+            const uint32_t bits[2] = {q[0], q[0] >> 4}, mask = 0x01010101u << i;
+            int sum = cu_dp4a_u8(bits[0] & mask, (int)x->c[8 + i], 0);
+            fifths = 2 * fifths + cu_dp4a_u8(bits[1] & mask, (int)x->c[12 + i], sum);
         }
-        *first = sum;
+        low = cu_dot_masked<4>(q + 1, 0x0f0f0f0fu, x->c, -OFFSET * x->sum[0]) + 2 * fifths;
+        *first = low + (cu_dot_masked<4>(q + 1, 0xf0f0f0f0u, x->c + 4, 0) >> 4);
         *second = x->sum[0];
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
@@ -438,8 +425,8 @@ template <int TYPE> struct cu_lane_k45 {
             high += (cu_dot_masked<8>(fifth, 0x02020202u << 2 * j, x->c + 8, 0) >> 2 * j) * 8;
         }
         cu_scale_min_pair(head.x + 1, j, &scale, &min);
-        *first = cu_byte(scale, 0) * (x->sub[0] * low) + cu_byte(scale, 1) * (x->sub[1] * high);
-        *second = cu_byte(min, 0) * x->sum[0] + cu_byte(min, 1) * x->sum[1];
+        *first = cu_dp4a_u8(scale, x->sub[0], 0) * low + cu_dp4a_u8(scale, x->sub[1] << 8, 0) * high;
+        *second = cu_dp2a_low(cu_pack_shorts(x->sum), min, 0); /* 32 * 127 * 8 at most: 16 bits */
     }
     static __device__ inline void factors(const uint8_t *b, int j, const struct cu_books *books, float *d, float *m)
     {
@@ -468,7 +455,7 @@ template <> struct cu_lane<QUANT_Q6_K> {
 
         (void)books;
         cu_load_shared_words<8>(b + 64 * half + 32 * g, low);
-        cu_load_shared_words<8>(b + 128 + 32 * half, high);
+        cu_load_shared_words<8>(b + 128 + 32 * half, high, 2 * g);
         for (int i = 0; i < 2; i++)
             scale[i] = cu_u16(b + 192 + 8 * half + 2 * g + 4 * i);
         for (int i = 0; i < 4; i++) { /* 16 elements of group g, 16 more, and of group g + 2 */
@@ -477,9 +464,9 @@ template <> struct cu_lane<QUANT_Q6_K> {
             int part = i < 2 ? cu_dot_masked<4>(low + at, 0x0f0f0f0fu, c, 0)
                              : cu_dot_masked<4>(low + at, 0xf0f0f0f0u, c, 0) >> 4;
             if (i < 2)
-                part += (cu_dot_masked<4>(high + at, 0x03030303u << 2 * g, c, 0) >> 2 * g) * 16;
+                part += cu_dot_masked<4>(high + at, 0x03030303u, c, 0) * 16;
             else
-                part += cu_dot_masked<4>(high + at, 0x30303030u << 2 * g, c, 0) >> 2 * g;
+                part += cu_dot_masked<4>(high + at, 0x30303030u, c, 0);
             sum += cu_signed_byte(scale[i / 2], i % 2) * (x->sub[i / 2] * part - 32 * x->sum[i]);
         }
         *first = sum;
@@ -497,11 +484,6 @@ template <> struct cu_lane<QUANT_Q6_K> {
 static __device__ inline uint32_t cu_scales_of_crumbs(uint32_t first, uint32_t last, int place)
 {
     return cu_byte_perm(first, last, place ? 0x7531u : 0x6420u);
-}
-
-static __device__ inline uint32_t cu_pack_shorts(const int *x)
-{
-    return (uint32_t)(x[0] & 0xffff) | (uint32_t)x[1] << 16;
 }
 
 template <> struct cu_lane<QUANT_Q2_K> {
