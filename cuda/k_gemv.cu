@@ -29,6 +29,7 @@ struct cut {
     alignas(8) uint32_t magnitudes[4]; /* of struct cu_x */
     int mat_sets[1 + CU_MAT_MORE];     /* sets of each matrix */
     int tile_sets, n_sets;             /* of all matrices of a tile; in all */
+    int block_sets, n_longer;          /* of a block; the first n_longer have one more */
     /* shared memory: stages first */
     uint32_t book_off, book_bytes;
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
@@ -77,7 +78,7 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     const struct cut *c = &a->cut;
     int which = 0;
 
-    s->tile = s->set / c->tile_sets;
+    s->tile = c->tile_sets == c->n_sets ? 0 : s->set / c->tile_sets;
     int at = s->set - s->tile * c->tile_sets;
     if (c->n_spans == 1)
         while (which < a->m.n_more && at >= c->mat_sets[which])
@@ -158,8 +159,35 @@ template <int TYPE> static __device__ inline void bring(const uint8_t *from, uin
         bring_rest(from - skew, bytes, skew + n, to - skew);
 }
 
+/* Pieces of n bytes for a stage in bulk, of one matrix or two, each sent for by another lane. is_end: the last is its matrix's last. */
+template <int TYPE>
+static __device__ inline void send(const struct gemv_args *a, const struct spot *s, struct stage *stage, int n_pieces,
+                                   uint32_t n, bool is_end)
+{
+    const struct cut *c = &a->cut;
+    const int lane = (int)threadIdx.x % 32, span = lane >= n_pieces, piece = lane - (span ? n_pieces : 0);
+    const bool has_one = lane < n_pieces * c->n_spans, is_last = is_end && piece == n_pieces - 1;
+    const uint8_t *from = s->w + (span ? s->apart : 0) + (uint32_t)piece * (uint32_t)a->m.w_stride;
+    const uint32_t skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s->w) & 15),
+                   mine = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(from) & 15);
+    const uint32_t bytes = has_one ? sixteens<TYPE>(mine, n, is_last) : 0;
+    const uint32_t all = shape<TYPE>::IS_ALIGNED ? (uint32_t)(n_pieces * c->n_spans) * n : cu_sum_of_warp(bytes);
+    char *to = reinterpret_cast<char *>(stage + 1) + skew + (span ? c->span_bytes : 0) + (uint32_t)piece * c->pitch;
+
+    if (lane == 0)
+        cu_landing_expect(&stage->landing, all);
+    cu_syncwarp(); /* what is expected is said, and what `ahead` said was read */
+    if (has_one) {
+        cu_bulk_copy(to - mine, from - mine, bytes, &stage->landing);
+        if (!shape<TYPE>::IS_ALIGNED && is_last) {
+            bring_rest(from - mine, bytes, mine + n, to - mine);
+            cu_async_publish(); /* a later bulk copy comes to the same place */
+        }
+    }
+}
+
 /* The rows that `ahead` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then
- * the warp goes on. In bulk each lane sends for a piece. */
+ * the warp goes on. */
 template <int TYPE>
 static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahead, struct stage *stage)
 {
@@ -179,23 +207,7 @@ static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahea
         stage->label = {s.chunk,  left,   skew, s.k.first,       s.k.n,         s.k.scale,
                         s.scale2, s.tile, s.x,  s.k.dst + s.row, s.k.dst_stride};
     if (is_there && in_bulk) {
-        const bool is_last = is_end && lane == n_pieces - 1;
-        const uint32_t off = (uint32_t)lane * stride, mine = shape<TYPE>::IS_ALIGNED ? 0 : (skew + off) & 15,
-                       bytes = lane < n_pieces ? sixteens<TYPE>(mine, n, is_last) : 0,
-                       all = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : cu_sum_of_warp(bytes);
-        const uint8_t *from = s.w + off - mine;
-        char *to = rows + (uint32_t)lane * c->pitch - mine;
-
-        if (lane == 0)
-            cu_landing_expect(&stage->landing, all * (uint32_t)c->n_spans);
-        cu_syncwarp(); /* what is expected is said */
-        for (int span = 0; span < c->n_spans && lane < n_pieces; span++, from += s.apart, to += c->span_bytes) {
-            cu_bulk_copy(to, from, bytes, &stage->landing);
-            if (!shape<TYPE>::IS_ALIGNED && is_last) {
-                bring_rest(from, bytes, mine + n, to);
-                cu_async_publish(); /* a later bulk copy comes to the same place */
-            }
-        }
+        send<TYPE>(a, &s, stage, n_pieces, n, is_end);
     } else if (is_there) {
         for (int span = 0; span < c->n_spans; span++, rows += c->span_bytes)
             for (int i = 0; i < n_pieces; i++)
@@ -358,7 +370,6 @@ static __device__ inline float fold_blocks(const struct gemv_args *a, const stru
     if (*row >= 0)
         acc = sum_of_terms(reinterpret_cast<const struct two_terms *>(terms + (uint32_t)lane * stride),
                            n_parts * shape::KINDS, acc);
-    cu_syncwarp();
     return acc;
 }
 
@@ -497,6 +508,7 @@ static __device__ inline void multiply_stage(const struct gemv_args *a, const st
     } else {
         for (int i = 0; i < l->n; i++) {
             const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
+            cu_syncwarp(); /* nobody reads the last place's terms any more */
             if (i)
                 load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
             float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
@@ -513,11 +525,13 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
 {
     CU_SHARED_DYN(char, shared); /* struct cut says what lies where */
     const struct cut *c = &a.cut;
-    const int first = (int)((uint64_t)(uint32_t)c->n_sets * blockIdx.x / gridDim.x), first_tile = first / c->tile_sets;
-    const int end = (int)((uint64_t)(uint32_t)c->n_sets * (blockIdx.x + 1) / gridDim.x);
+    const int which = (int)blockIdx.x, is_longer = which < c->n_longer;
+    const int first = which * c->block_sets + (is_longer ? which : c->n_longer),
+              end = first + c->block_sets + is_longer;
     const int set = first + (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     const int n_stages = set < end ? (end - set + n_warps - 1) / n_warps * c->n_chunks : 0;
     const bool is_coded = !IS_ONE || !cu_block<TYPE>::X256 || a.m.code.n_rows == 0;
+    const int first_tile = is_coded ? 0 : first / c->tile_sets;
     const struct share mine = share_of<TYPE>(c);
     const struct warp w = warp_of(c, shared);
     float acc = 0.0f;
@@ -540,11 +554,12 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
 
         x.book = reinterpret_cast<const uint32_t *>(shared + c->book_off);
         load_x<TYPE>(&a, &mine, l.chunk, is_coded ? CU_GLOBAL(l.x) : coded, &x); /* while the stage arrives */
-        if (CU_HAS_BULK(a.m.card.has_bulk))
+        if (CU_HAS_BULK(a.m.card.has_bulk)) {
             cu_landing_wait(&stage->landing, (uint32_t)(n / STAGES % 2));
-        else
+        } else {
             cu_async_wait<STAGES - 1>();
-        cu_syncwarp(); /* what other lanes brought is there, too */
+            cu_syncwarp(); /* what other lanes brought is there, too */
+        }
         multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, reinterpret_cast<const char *>(stage + 1), &x, &acc);
         fetch<TYPE>(&a, w.ahead, stage);
     }
@@ -612,6 +627,8 @@ static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n
         most_tiles = (most_sets + c->tile_sets - 2) / c->tile_sets + 1;
     uint32_t n_codes = a->code.n_rows < most_tiles ? (uint32_t)a->code.n_rows : (uint32_t)most_tiles;
 
+    c->block_sets = c->n_sets / n_blocks;
+    c->n_longer = c->n_sets % n_blocks;
     c->next_set = (int64_t)(n_warps * c->set_rows) * (int64_t)a->w_stride - (int64_t)c->n_chunks * c->chunk_bytes;
     c->book_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
     c->codes_off = c->book_off + c->book_bytes;
