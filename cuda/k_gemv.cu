@@ -326,21 +326,20 @@ static __device__ inline float fold_shared(const struct gemv_args *a, const stru
                               : wander<TYPE>(a->cut.width, mine->from, is_in, &one, &two, acc);
 }
 
-/* A row's n terms, 32 at a time, which is all of them but in the last chunk of a row. */
-static __device__ inline float sum_of_terms(const struct two_terms *from, int n, float acc)
+/* N terms of a row. */
+template <int N> static __device__ inline float sum_of_terms(const struct two_terms *from, float acc)
 {
-    int i = 0;
-
-    CU_UNROLL_BY(1)
-    for (; i + 32 <= n; i += 32, from += 16) {
-        CU_UNROLL
-        for (int k = 0; k < 16; k++)
-            acc = fmaf(from[k].x[1].f, from[k].x[1].sum, fmaf(from[k].x[0].f, from[k].x[0].sum, acc));
-    }
-    CU_UNROLL_BY(1)
-    for (; i < n; i++)
-        acc = fmaf(from[i % 32 / 2].x[i % 2].f, from[i % 32 / 2].x[i % 2].sum, acc);
+    CU_UNROLL
+    for (int k = 0; k < N / 2; k++)
+        acc = fmaf(from[k].x[1].f, from[k].x[1].sum, fmaf(from[k].x[0].f, from[k].x[0].sum, acc));
     return acc;
+}
+
+/* From a lane's terms of row r to those of its next. */
+template <int TYPE>
+static __device__ inline uint32_t terms_step(const struct gemv_args *a, const struct share *mine, int r)
+{
+    return a->cut.terms_stride * (r == shape<TYPE>::ROWS / 2 - 1 ? (uint32_t)mine->jump_rows + 1 : 1);
 }
 
 /* Of types with a block for each lane, or less: terms lie side by side in shared memory, and a lane for each row adds them up. */
@@ -350,10 +349,10 @@ static __device__ inline float fold_blocks(const struct gemv_args *a, const stru
                                            struct term *terms, float acc, int *row)
 {
     typedef shape<TYPE> shape;
-    const int lane = (int)threadIdx.x % 32;
+    const int lane = (int)threadIdx.x % 32, part = mine->block * shape::PARTS + mine->j;
     const uint32_t stride = a->cut.terms_stride;
-    struct term *to =
-        terms + (uint32_t)mine->first * stride + (uint32_t)(mine->block * shape::PARTS + mine->j) * shape::KINDS;
+    struct term *const mine_first = terms + (uint32_t)mine->first * stride + (uint32_t)(part * shape::KINDS);
+    struct term *to = mine_first;
 
     *row = lane < a->cut.set_rows * a->cut.n_spans ? lane : -1;
     CU_UNROLL
@@ -364,12 +363,24 @@ static __device__ inline float fold_blocks(const struct gemv_args *a, const stru
         if (shape::KINDS == 2)
             to[1] = {m * d_x, (float)second[r]};
         b += row_step<TYPE>(&a->cut, mine, r);
-        to += stride * (r == shape::ROWS / 2 - 1 ? (uint32_t)mine->jump_rows + 1 : 1);
+        to += terms_step<TYPE>(a, mine, r);
+    }
+    if (part >= n_parts) { /* no such block: what adds nothing to any sum, be it -0 */
+        to = mine_first;
+        CU_UNROLL_BY(1)
+        for (int r = 0; r < shape::ROWS; r++) {
+            to[0] = to[shape::KINDS - 1] = {0.0f, -0.0f};
+            to += terms_step<TYPE>(a, mine, r);
+        }
     }
     cu_syncwarp();
-    if (*row >= 0)
-        acc = sum_of_terms(reinterpret_cast<const struct two_terms *>(terms + (uint32_t)lane * stride),
-                           n_parts * shape::KINDS, acc);
+    const struct two_terms *from = reinterpret_cast<const struct two_terms *>(terms + (uint32_t)lane * stride);
+    const int n_short = *row >= 0 && a->cut.width < 32 ? a->cut.width * shape::KINDS : 0;
+    if (*row >= 0 && a->cut.width == 32)
+        acc = sum_of_terms<32 * shape::KINDS>(from, acc);
+    CU_UNROLL_BY(1)
+    for (int i = 0; i < n_short; i += 8)
+        acc = sum_of_terms<8>(from + i / 2, acc);
     return acc;
 }
 
@@ -390,8 +401,7 @@ static __device__ inline float multiply(const struct gemv_args *a, const struct 
     }
     if (shape::IS_SHARED)
         return fold_shared<TYPE>(a, mine, b, mine->block * shape::PARTS < left, first, second, x->d, acc, row);
-    return fold_blocks<TYPE>(a, mine, b, left < a->cut.width ? left : a->cut.width, first, second, x->d, terms, acc,
-                             row);
+    return fold_blocks<TYPE>(a, mine, b, left, first, second, x->d, terms, acc, row);
 }
 
 /* The lane's part of a row of x beside a chunk; where there is no such block, of the first. */
