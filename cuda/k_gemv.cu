@@ -442,8 +442,9 @@ static __device__ inline void code_rows(const struct gemv_args *a, int first, in
 template <int TYPE> static __device__ inline void bring_book(const struct cu_books *books, char *to)
 {
     const char *from = reinterpret_cast<const char *>(CU_GLOBAL(books)) + cu_book<TYPE>::OFF;
+    const int bytes = (int)cu_book<TYPE>::BYTES;
 
-    for (uint32_t at = 16 * threadIdx.x; at < cu_book<TYPE>::BYTES; at += 16 * blockDim.x)
+    for (int at = 16 * (int)threadIdx.x; at < bytes; at += 16 * (int)blockDim.x)
         *reinterpret_cast<struct cu_word16 *>(to + at) = cu_load16(from + at);
 }
 
