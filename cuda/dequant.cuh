@@ -97,17 +97,6 @@ template <int TYPE> static __device__ inline void cu_levels8(uint32_t nibbles, u
     *high = cu_byte_perm(first, last, 0x7531u);
 }
 
-/* Of all eight in order, four in a word. */
-template <int TYPE> static __device__ inline void cu_levels_in_order(uint32_t nibbles, uint32_t level[2])
-{
-    typedef cu_levels<TYPE> t;
-    uint32_t at = nibbles & 0x77777777u, which = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
-
-    for (int i = 0; i < 2; i++)
-        level[i] = cu_byte_perm(cu_byte_perm(t::A, t::B, at >> 16 * i), cu_byte_perm(t::C, t::D, at >> 16 * i),
-                                which >> 16 * i);
-}
-
 /* Of 16 bytes at p. */
 template <int TYPE> static __device__ inline void cu_levels16(const uint8_t *p, uint32_t *q)
 {
@@ -226,13 +215,11 @@ CU_BLOCK(MXFP4, 32, 17, 0, CU_SECOND_NONE)
     cu_levels16<QUANT_MXFP4>(b + 1, out->q);
 }
 
-/* Half of an unsigned E4M3; its NaN counts as 0. */
+/* Half of an unsigned E4M3; its NaN counts as 0. Exponent and mantissa lie as a float's, whose denormals are as many steps apart. */
 static __device__ inline float cu_ue4m3_half(uint32_t x)
 {
-    uint32_t exp = x >> 3 & 15, man = x & 7;
-    if (x == 0x7f)
-        return 0.0f;
-    return exp ? cu_f32_of_bits((exp + 119) << 23 | man << 20) : (float)man * 0.0009765625f;
+    float y = cu_f32_of_bits((x & 127) << 20) * cu_f32_of_bits((127u + 119) << 23);
+    return x == 0x7f ? 0.0f : y;
 }
 
 CU_BLOCK(NVFP4, 64, 36, 0, CU_SECOND_HALF)

@@ -194,10 +194,34 @@ static __device__ inline int cu_dp4a_u8(uint32_t a, int b, int sum)
     return d;
 }
 
+/* sum + two signed 16-bit numbers of a times the lower two unsigned bytes of b; or the upper two. */
+static __device__ inline int cu_dp2a_low(uint32_t a, uint32_t b, int sum)
+{
+    int d;
+    asm("dp2a.lo.s32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
+}
+
+static __device__ inline int cu_dp2a_high(uint32_t a, uint32_t b, int sum)
+{
+    int d;
+    asm("dp2a.hi.s32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    return d;
+}
+
 /* Byte i of the result is that of b:a which nibble i of `which`, below 8, names. */
 static __device__ inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
 {
     return __byte_perm(a, b, which);
+}
+
+/* The same, but that nibbles of the lower half of `which` may be 8 or more: there byte i is 0 or 255, the highest bit of the byte that the
+ * other three bits name. What the upper half of `which` holds does not matter. */
+static __device__ inline uint32_t cu_byte_or_sign(uint32_t a, uint32_t b, uint32_t which)
+{
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(which));
+    return d;
 }
 
 /* N words at any address: those that hold them, shifted together. Bytes beside them in the outer words are read, too. */
@@ -210,6 +234,21 @@ template <int N> static __device__ inline void cu_load_words(const uint8_t *p, u
     for (int i = 0; i < N; i++) {
         uint32_t next = i < N - 1 || shift ? from[i + 1] : 0;
         out[i] = __funnelshift_r(word, next, shift);
+        word = next;
+    }
+}
+
+/* N words in shared memory, from bit `further` of p on, which is below 8, where the word behind them can be read, too: it is, wherever they
+ * begin, which costs less than to ask. */
+template <int N> static __device__ inline void cu_load_shared_words(const uint8_t *p, uint32_t *out, int further = 0)
+{
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(p);
+    const uint32_t *from = static_cast<const uint32_t *>(__cvta_shared_to_generic(at & ~3u));
+    uint32_t word = from[0];
+    CU_UNROLL
+    for (int i = 0; i < N; i++) {
+        uint32_t next = from[i + 1];
+        out[i] = __funnelshift_r(word, next, at * 8 + further); /* by what it is more than a multiple of 32 */
         word = next;
     }
 }
@@ -333,6 +372,16 @@ static inline int cu_dp4a_u8(uint32_t a, int b, int sum)
     return sum;
 }
 
+static inline int cu_dp2a_low(uint32_t a, uint32_t b, int sum)
+{
+    return sum + (int16_t)a * (int)(b & 255) + (int16_t)(a >> 16) * (int)(b >> 8 & 255);
+}
+
+static inline int cu_dp2a_high(uint32_t a, uint32_t b, int sum)
+{
+    return cu_dp2a_low(a, b >> 16, sum);
+}
+
 static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
 {
     uint64_t both = (uint64_t)b << 32 | a;
@@ -342,9 +391,27 @@ static inline uint32_t cu_byte_perm(uint32_t a, uint32_t b, uint32_t which)
     return out;
 }
 
+static inline uint32_t cu_byte_or_sign(uint32_t a, uint32_t b, uint32_t which)
+{
+    uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t nibble = which >> 4 * i & 15, byte = (uint32_t)(both >> (nibble & 7) * 8 & 255);
+        out |= (nibble < 8 ? byte : byte >> 7 ? 255 : 0) << 8 * i;
+    }
+    return out;
+}
+
 template <int N> static inline void cu_load_words(const uint8_t *p, uint32_t *out)
 {
     memcpy(out, p, 4 * N);
+}
+
+template <int N> static inline void cu_load_shared_words(const uint8_t *p, uint32_t *out, int further = 0)
+{
+    memcpy(out, p, 4 * N);
+    for (int i = 0; i < N && further; i++) /* of the last word's last byte nobody wants more */
+        out[i] = out[i] >> further | (i < N - 1 ? out[i + 1] << (32 - further) : 0);
 }
 
 static inline float cu_half_to_f32(uint16_t h)

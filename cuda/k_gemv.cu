@@ -21,16 +21,19 @@ enum { MOST_WARPS = 10, STAGES = 2, FEW = 8 };
  * other as they lie; or, where they are many, a chunk of columns, row by row. Either way rows of a stage are `pitch` bytes apart, which
  * leaves the same of 16 as their distance in memory: bytes come in aligned sixteens, and all rows begin as far behind one. */
 struct cut {
-    int width;                                            /* lanes that share a row */
+    int width, n_parts;                                   /* lanes that share a row; their parts of it */
     int set_rows, n_spans, n_chunks;                      /* rows of each matrix; matrices, 1 or 2 */
     uint32_t chunk_bytes, last_bytes, pitch, stage_bytes; /* last_bytes: of the last chunk */
     uint32_t span_bytes;                                  /* of a stage, for one matrix's rows */
-    int64_t next_set;              /* from the end of a set's row to the first row of the same warp's next */
-    int mat_sets[1 + CU_MAT_MORE]; /* sets of each matrix */
-    int tile_sets, n_sets;         /* of all matrices of a tile; in all */
+    int64_t next_set;                  /* from the end of a set's row to the first row of the same warp's next */
+    alignas(8) uint32_t magnitudes[4]; /* of struct cu_x */
+    int mat_sets[1 + CU_MAT_MORE];     /* sets of each matrix */
+    int tile_sets, n_sets;             /* of all matrices of a tile; in all */
+    int block_sets, n_longer;          /* of a block; the first n_longer have one more */
     /* shared memory: stages first */
+    uint32_t book_off, book_bytes;
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
-    uint32_t terms_off, terms_bytes, sums_off, labels_off, spots_off, landings_off, total_bytes;
+    uint32_t terms_off, terms_bytes, terms_stride, sums_off, spots_off, total_bytes;
 };
 
 struct gemv_args {
@@ -48,19 +51,13 @@ template <int TYPE> struct shape {
 };
 
 /* What a weight block adds to a sum: fmaf(f, sum, acc). Blocks with a minimum (CU_SECOND_MIN) or a second scale add two. */
-struct term {
+struct alignas(8) term {
     float f, sum;
 };
 
 struct alignas(16) two_terms {
     struct term x[2];
 };
-
-/* From one row's n terms to the next's, so that 8 lanes that each read two of another row meet no bank twice. */
-static __host__ __device__ inline int terms_stride(int n)
-{
-    return (n + 1) / 2 * 2 + 2;
-}
 
 /* ---- where a warp is ---- */
 
@@ -74,6 +71,7 @@ struct alignas(16) spot {
     int64_t apart;    /* from there to the second matrix's, if the set has rows of two */
     float scale2;     /* of that one */
     const float *bias2;
+    const void *x; /* the row of its first place, where the kernel does not code it */
 };
 
 static __device__ inline void find(const struct gemv_args *a, struct spot *s)
@@ -81,7 +79,7 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     const struct cut *c = &a->cut;
     int which = 0;
 
-    s->tile = s->set / c->tile_sets;
+    s->tile = c->tile_sets == c->n_sets ? 0 : s->set / c->tile_sets;
     int at = s->set - s->tile * c->tile_sets;
     if (c->n_spans == 1)
         while (which < a->m.n_more && at >= c->mat_sets[which])
@@ -89,6 +87,8 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     s->row = at * c->set_rows;
     s->k = cu_work_at(&a->m, s->tile, which);
     s->w = s->k.w + (uint64_t)s->row * a->m.w_stride;
+    s->k.dst = cu_dst_of(&a->m, &s->k, s->k.first, 0);
+    s->x = cu_x_of(&a->m, s->k.first);
     if (c->n_spans > 1) {
         struct cu_work second = cu_work_at(&a->m, s->tile, 1);
         s->apart = second.w - s->k.w;
@@ -97,32 +97,40 @@ static __device__ inline void find(const struct gemv_args *a, struct spot *s)
     }
 }
 
-/* The next chunk; or the first of the warp's next set, which is looked for where it is another matrix's. */
-static __device__ inline void go_on(const struct gemv_args *a, struct spot *s)
+/* From where a warp was to the next chunk; or to the first of its next set, which is looked for where it is another matrix's. */
+static __device__ inline void go_on(const struct gemv_args *a, struct spot *s, const struct spot *was)
 {
     const struct cut *c = &a->cut;
 
-    s->w += c->chunk_bytes;
-    if (++s->chunk < c->n_chunks)
+    s->w = was->w + c->chunk_bytes;
+    s->chunk = was->chunk + 1;
+    if (was->chunk + 1 < c->n_chunks)
         return;
     s->chunk = 0;
-    s->set += (int)blockDim.x / 32;
-    s->row += (int)blockDim.x / 32 * c->set_rows;
-    s->w += c->next_set;
-    if (s->row >= s->k.n_rows && s->set < s->end)
+    s->set = was->set + (int)blockDim.x / 32;
+    s->row = was->row + (int)blockDim.x / 32 * c->set_rows;
+    s->w = was->w + c->chunk_bytes + c->next_set;
+    if (s->row >= was->k.n_rows && s->set < was->end)
         find(a, s);
 }
 
 /* What is known of a stage when it is multiplied. */
-struct alignas(16) label {
+struct label {
     int chunk, left; /* rows of the matrix from the set's first on */
     uint32_t skew;   /* how far behind a multiple of 16 rows begin */
     int place, n;
     float scale, scale2;
     const float *bias, *bias2; /* of the set's first row on; NULL: none */
     int tile;
-    float *dst; /* of that place, of the set's first row */
+    const void *x; /* that place's row, where the kernel has not coded it */
+    float *dst;    /* of that place, of the set's first row */
     int64_t dst_stride;
+};
+
+/* Rows lie behind it. */
+struct alignas(16) stage {
+    struct label label;
+    struct cu_landing landing;
 };
 
 /* ---- weights on their way ---- */
@@ -133,73 +141,90 @@ template <int TYPE> static __device__ inline uint32_t sixteens(uint32_t skew, ui
     return shape<TYPE>::IS_ALIGNED ? n : is_last ? (skew + n) & ~15u : (skew + n + 15) & ~15u;
 }
 
-/* n bytes from `from` on, with what lies beside them; at the end of the matrix the last ones, fewer than 16, come by themselves. In bulk
- * by one thread, else by the warp. */
-template <int TYPE>
-static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_last, char *to, bool in_bulk,
-                                    struct cu_landing *landing)
+/* What of a matrix's last row lies behind the last whole sixteen, fewer than 16 bytes, by itself. */
+static __device__ inline void bring_rest(const uint8_t *from, uint32_t done, uint32_t n, char *to)
 {
-    const uint32_t lane = in_bulk ? 0 : threadIdx.x % 32,
+    CU_UNROLL_BY(1)
+    for (uint32_t at = done; at < n; at++)
+        to[at] = (char)from[at];
+}
+
+/* n bytes from `from` on, with what lies beside them, by the warp. */
+template <int TYPE> static __device__ inline void bring(const uint8_t *from, uint32_t n, bool is_last, char *to)
+{
+    const uint32_t lane = threadIdx.x % 32,
                    skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(from) & 15);
     const uint32_t bytes = sixteens<TYPE>(skew, n, is_last);
 
-    from -= skew;
-    to -= skew;
-    if (in_bulk)
-        cu_bulk_copy(to, from, bytes, landing);
-    else
-        for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
-            cu_async_copy16(to + at, from + at);
-    if (!shape<TYPE>::IS_ALIGNED && is_last) {
-        for (uint32_t at = bytes + lane; at < skew + n; at += in_bulk ? 1 : 32)
-            to[at] = (char)from[at];
-        if (in_bulk)
+    for (uint32_t at = 16 * lane; at < bytes; at += 16 * 32)
+        cu_async_copy16(to - skew + at, from - skew + at);
+    if (!shape<TYPE>::IS_ALIGNED && is_last && lane == 0)
+        bring_rest(from - skew, bytes, skew + n, to - skew);
+}
+
+/* Pieces of n bytes for a stage in bulk, of one matrix or two, each sent for by another lane. is_end: the last is its matrix's last. */
+template <int TYPE>
+static __device__ inline void send(const struct gemv_args *a, const struct spot *s, struct stage *stage, int n_pieces,
+                                   uint32_t n, bool is_end)
+{
+    const struct cut *c = &a->cut;
+    const int lane = (int)threadIdx.x % 32, span = lane >= n_pieces, piece = lane - (span ? n_pieces : 0);
+    const bool has_one = lane < n_pieces * c->n_spans, is_last = is_end && piece == n_pieces - 1;
+    const uint8_t *from = s->w + (span ? s->apart : 0) + (uint32_t)piece * (uint32_t)a->m.w_stride;
+    const uint32_t skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s->w) & 15),
+                   mine = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(from) & 15);
+    const uint32_t bytes = has_one ? sixteens<TYPE>(mine, n, is_last) : 0;
+    const uint32_t all = shape<TYPE>::IS_ALIGNED ? (uint32_t)(n_pieces * c->n_spans) * n : cu_sum_of_warp(bytes);
+    char *to = reinterpret_cast<char *>(stage + 1) + skew + (span ? c->span_bytes : 0) + (uint32_t)piece * c->pitch;
+
+    if (lane == 0)
+        cu_landing_expect(&stage->landing, all);
+    cu_syncwarp(); /* what is expected is said, and what `ahead` said was read */
+    if (has_one) {
+        cu_bulk_copy(to - mine, from - mine, bytes, &stage->landing);
+        if (!shape<TYPE>::IS_ALIGNED && is_last) {
+            bring_rest(from - mine, bytes, mine + n, to - mine);
             cu_async_publish(); /* a later bulk copy comes to the same place */
+        }
     }
 }
 
-/* The rows that `s` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then the
- * warp goes on. */
+/* The rows that `ahead` says into a stage, in one piece where all columns come, else each by itself, and what they are into its label; then
+ * the warp goes on. */
 template <int TYPE>
-static __device__ inline void fetch(const struct gemv_args *a, struct spot *s, char *stage, struct cu_landing *landing,
-                                    struct label *label)
+static __device__ inline void fetch(const struct gemv_args *a, struct spot *ahead, struct stage *stage)
 {
+    cu_syncwarp(); /* nobody reads the stage any more, and who went on has said so */
+    const struct spot s = *ahead;
     const struct cut *c = &a->cut;
-    const bool in_bulk = CU_HAS_BULK(a->m.card.has_bulk), is_last_chunk = s->chunk == c->n_chunks - 1;
+    const bool in_bulk = CU_HAS_BULK(a->m.card.has_bulk), is_last_chunk = s.chunk == c->n_chunks - 1;
     const uint32_t stride = (uint32_t)a->m.w_stride,
-                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s->w) & 15);
-    const int lane = (int)threadIdx.x % 32, left = s->k.n_rows - s->row,
-              n_rows = left < c->set_rows ? left : c->set_rows;
+                   skew = shape<TYPE>::IS_ALIGNED ? 0 : (uint32_t)(reinterpret_cast<uintptr_t>(s.w) & 15);
+    const int lane = (int)threadIdx.x % 32, left = s.k.n_rows - s.row, n_rows = left < c->set_rows ? left : c->set_rows;
     const int n_pieces = c->n_chunks == 1 ? 1 : n_rows;
     const uint32_t n = (is_last_chunk ? c->last_bytes : c->chunk_bytes) + (uint32_t)(n_rows - n_pieces) * stride;
-    const bool is_end = is_last_chunk && n_rows == left;
+    const bool is_end = is_last_chunk && n_rows == left, is_there = s.set < s.end;
+    char *rows = reinterpret_cast<char *>(stage + 1) + skew;
 
-    if (s->set < s->end) {
-        if (lane == 0) {
-            float *dst = cu_dst_of(&a->m, &s->k, s->k.first, s->row);
-            const float *bias = s->k.bias ? s->k.bias + s->row : NULL, *bias2 = s->bias2 ? s->bias2 + s->row : NULL;
-            *label = {s->chunk,  left, skew,  s->k.first, s->k.n, s->k.scale,
-                      s->scale2, bias, bias2, s->tile,    dst,    s->k.dst_stride};
-        }
-        if (in_bulk && lane == 0) {
-            uint32_t bytes = shape<TYPE>::IS_ALIGNED ? (uint32_t)n_pieces * n : 0;
-            for (int i = 0; i < n_pieces && !shape<TYPE>::IS_ALIGNED; i++)
-                bytes += sixteens<TYPE>((skew + (uint32_t)i * stride) & 15, n, is_end && i == n_pieces - 1);
-            cu_landing_expect(landing, bytes * (uint32_t)c->n_spans);
-        }
-        if (in_bulk)
-            cu_syncwarp(); /* what is expected is said */
-        for (int span = 0; span < c->n_spans; span++, stage += c->span_bytes)
-            for (int i = in_bulk ? lane : 0; i < n_pieces; i += in_bulk ? 32 : 1)
-                bring<TYPE>(s->w + (span ? s->apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
-                            stage + skew + (uint32_t)i * c->pitch, in_bulk, landing);
+    if (is_there && lane == 0) {
+        const float *bias = s.k.bias ? s.k.bias + s.row : NULL, *bias2 = s.bias2 ? s.bias2 + s.row : NULL;
+        stage->label = {s.chunk, left,  skew,   s.k.first, s.k.n,           s.k.scale,     s.scale2,
+                        bias,    bias2, s.tile, s.x,       s.k.dst + s.row, s.k.dst_stride};
     }
-    if (!in_bulk)
+    if (is_there && in_bulk) {
+        send<TYPE>(a, &s, stage, n_pieces, n, is_end);
+    } else if (is_there) {
+        for (int span = 0; span < c->n_spans; span++, rows += c->span_bytes)
+            for (int i = 0; i < n_pieces; i++)
+                bring<TYPE>(s.w + (span ? s.apart : 0) + (uint32_t)i * stride, n, is_end && i == n_pieces - 1,
+                            rows + (uint32_t)i * c->pitch);
+    }
+    if (!in_bulk) {
         cu_async_commit();
-    cu_syncwarp(); /* what `s` said was read */
-    if (lane == 0)
-        go_on(a, s);
-    cu_syncwarp();
+        cu_syncwarp(); /* what `ahead` said was read */
+    }
+    if (is_there && lane == 0)
+        go_on(a, ahead, &s);
 }
 
 /* ---- products ---- */
@@ -260,6 +285,12 @@ template <int TYPE> static __device__ inline uint32_t row_off(const struct cut *
     return (uint32_t)r * c->pitch + (r >= shape<TYPE>::ROWS / 2 ? mine->jump : 0);
 }
 
+/* From row r to the next. */
+template <int TYPE> static __device__ inline uint32_t row_step(const struct cut *c, const struct share *mine, int r)
+{
+    return c->pitch + (r == shape<TYPE>::ROWS / 2 - 1 ? mine->jump : 0);
+}
+
 template <int TYPE> static __device__ inline int row_number(const struct share *mine, int r)
 {
     return mine->first + r + (r >= shape<TYPE>::ROWS / 2 ? mine->jump_rows : 0);
@@ -300,6 +331,22 @@ static __device__ inline float fold_shared(const struct gemv_args *a, const stru
                               : wander<TYPE>(a->cut.width, mine->from, is_in, &one, &two, acc);
 }
 
+/* N terms of a row. */
+template <int N> static __device__ inline float sum_of_terms(const struct two_terms *from, float acc)
+{
+    CU_UNROLL
+    for (int k = 0; k < N / 2; k++)
+        acc = fmaf(from[k].x[1].f, from[k].x[1].sum, fmaf(from[k].x[0].f, from[k].x[0].sum, acc));
+    return acc;
+}
+
+/* From a lane's terms of row r to those of its next. */
+template <int TYPE>
+static __device__ inline uint32_t terms_step(const struct gemv_args *a, const struct share *mine, int r)
+{
+    return a->cut.terms_stride * (r == shape<TYPE>::ROWS / 2 - 1 ? (uint32_t)mine->jump_rows + 1 : 1);
+}
+
 /* Of types with a block for each lane, or less: terms lie side by side in shared memory, and a lane for each row adds them up. */
 template <int TYPE>
 static __device__ inline float fold_blocks(const struct gemv_args *a, const struct share *mine, const uint8_t *b,
@@ -307,29 +354,38 @@ static __device__ inline float fold_blocks(const struct gemv_args *a, const stru
                                            struct term *terms, float acc, int *row)
 {
     typedef shape<TYPE> shape;
-    const int lane = (int)threadIdx.x % 32, stride = terms_stride(a->cut.width * shape::KINDS);
-    struct term *to = terms + lane % a->cut.width * shape::KINDS;
+    const int lane = (int)threadIdx.x % 32, part = mine->block * shape::PARTS + mine->j;
+    const uint32_t stride = a->cut.terms_stride;
+    struct term *const mine_first = terms + (uint32_t)mine->first * stride + (uint32_t)(part * shape::KINDS);
+    struct term *to = mine_first;
 
     *row = lane < a->cut.set_rows * a->cut.n_spans ? lane : -1;
     CU_UNROLL
     for (int r = 0; r < shape::ROWS; r++) {
         float d, m;
-        shape::type::factors(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, &d, &m);
-        to[row_number<TYPE>(mine, r) * stride] = {d * d_x, (float)first[r]};
+        shape::type::factors(b, mine->j, a->m.books, &d, &m);
+        to[0] = {d * d_x, (float)first[r]};
         if (shape::KINDS == 2)
-            to[row_number<TYPE>(mine, r) * stride + 1] = {m * d_x, (float)second[r]};
+            to[1] = {m * d_x, (float)second[r]};
+        b += row_step<TYPE>(&a->cut, mine, r);
+        to += terms_step<TYPE>(a, mine, r);
+    }
+    if (part >= n_parts) { /* no such block: what adds nothing to any sum, be it -0 */
+        to = mine_first;
+        CU_UNROLL_BY(1)
+        for (int r = 0; r < shape::ROWS; r++) {
+            to[0] = to[shape::KINDS - 1] = {0.0f, -0.0f};
+            to += terms_step<TYPE>(a, mine, r);
+        }
     }
     cu_syncwarp();
-    const struct two_terms *from = reinterpret_cast<const struct two_terms *>(terms + lane * stride);
-    const int n = *row >= 0 ? n_parts * shape::KINDS : 0;
-    CU_UNROLL_BY(4)
-    for (int i = 0; i + 1 < n; i += 2) {
-        struct two_terms t = from[i / 2];
-        acc = fmaf(t.x[1].f, t.x[1].sum, fmaf(t.x[0].f, t.x[0].sum, acc));
-    }
-    if (n % 2)
-        acc = fmaf(from[n / 2].x[0].f, from[n / 2].x[0].sum, acc);
-    cu_syncwarp();
+    const struct two_terms *from = reinterpret_cast<const struct two_terms *>(terms + (uint32_t)lane * stride);
+    const int n_short = *row >= 0 && a->cut.width < 32 ? a->cut.width * shape::KINDS : 0;
+    if (*row >= 0 && a->cut.width == 32)
+        acc = sum_of_terms<32 * shape::KINDS>(from, acc);
+    CU_UNROLL_BY(1)
+    for (int i = 0; i < n_short; i += 8)
+        acc = sum_of_terms<8>(from + i / 2, acc);
     return acc;
 }
 
@@ -339,18 +395,18 @@ static __device__ inline float multiply(const struct gemv_args *a, const struct 
                                         int chunk, const struct cu_x *x, struct term *terms, float acc, int *row)
 {
     typedef shape<TYPE> shape;
-    const int left = (int)a->m.n_cols / shape::type::ELEMENTS -
-                     chunk * a->cut.width; /* lanes that have something, of those of a row */
-    const uint8_t *b = rows + mine->off;
+    const int left = a->cut.n_parts - chunk * a->cut.width; /* lanes that have something, of those of a row */
+    const uint8_t *b = rows + mine->off, *at = b;
     int first[shape::ROWS], second[shape::ROWS];
 
     CU_UNROLL
-    for (int r = 0; r < shape::ROWS; r++)
-        shape::type::dot(b + row_off<TYPE>(&a->cut, mine, r), mine->j, a->m.books, x, &first[r], &second[r]);
+    for (int r = 0; r < shape::ROWS; r++) {
+        shape::type::dot(at, mine->j, a->m.books, x, &first[r], &second[r]);
+        at += row_step<TYPE>(&a->cut, mine, r);
+    }
     if (shape::IS_SHARED)
         return fold_shared<TYPE>(a, mine, b, mine->block * shape::PARTS < left, first, second, x->d, acc, row);
-    return fold_blocks<TYPE>(a, mine, b, left < a->cut.width ? left : a->cut.width, first, second, x->d, terms, acc,
-                             row);
+    return fold_blocks<TYPE>(a, mine, b, left, first, second, x->d, terms, acc, row);
 }
 
 /* The lane's part of a row of x beside a chunk; where there is no such block, of the first. */
@@ -359,9 +415,10 @@ static __device__ inline void load_x(const struct gemv_args *a, const struct sha
                                      struct cu_x *x)
 {
     typedef shape<TYPE> shape;
-    int block = chunk * (a->cut.width / shape::PARTS) + mine->block;
+    const int part = chunk * a->cut.width + mine->block * shape::PARTS + mine->j,
+              block = part < a->cut.n_parts ? part / shape::PARTS : 0;
 
-    block = block < (int)a->m.n_cols / cu_block<TYPE>::LEN ? block : 0;
+    memcpy(x->magnitudes, a->cut.magnitudes, sizeof x->magnitudes);
     shape::type::share::load(row, (int)a->m.n_cols, shape::IS_SHARED ? block : block * shape::PARTS + mine->j, mine->j,
                              x);
 }
@@ -385,6 +442,17 @@ static __device__ inline void code_rows(const struct gemv_args *a, int first, in
     }
 }
 
+/* The type's code-book into shared memory: there 32 entries of it are read in some 4 cycles, in the first-level cache in one for each line
+ * of 128 bytes. */
+template <int TYPE> static __device__ inline void bring_book(const struct cu_books *books, char *to)
+{
+    const char *from = reinterpret_cast<const char *>(CU_GLOBAL(books)) + cu_book<TYPE>::OFF;
+    const int bytes = (int)cu_book<TYPE>::BYTES;
+
+    for (int at = 16 * (int)threadIdx.x; at < bytes; at += 16 * (int)blockDim.x)
+        *reinterpret_cast<struct cu_word16 *>(to + at) = cu_load16(from + at);
+}
+
 /* A set's sums of one place, whole now: `dst` is where its first row's goes. The label is read where it lies: a copy takes registers. */
 template <int TYPE>
 static __device__ inline void put(const struct gemv_args *a, const struct label *l, float *dst, int row, float acc)
@@ -405,12 +473,10 @@ static __device__ inline void put(const struct gemv_args *a, const struct label 
 
 /* What belongs to a warp. */
 struct warp {
-    char *stages;
+    char *stages; /* struct stage and rows */
     struct term *terms;
     float *sums; /* this lane's of place i at [32 i] */
-    struct label *labels;
     struct spot *ahead;
-    struct cu_landing *landings;
 };
 
 static __device__ inline struct warp warp_of(const struct cut *c, char *shared)
@@ -420,9 +486,12 @@ static __device__ inline struct warp warp_of(const struct cut *c, char *shared)
     return {shared + me * STAGES * c->stage_bytes,
             reinterpret_cast<struct term *>(shared + c->terms_off + me * c->terms_bytes),
             reinterpret_cast<float *>(shared + c->sums_off) + me * CU_GEMV_TOK * 32 + lane,
-            reinterpret_cast<struct label *>(shared + c->labels_off) + me * STAGES,
-            reinterpret_cast<struct spot *>(shared + c->spots_off) + me,
-            reinterpret_cast<struct cu_landing *>(shared + c->landings_off) + me * STAGES};
+            reinterpret_cast<struct spot *>(shared + c->spots_off) + me};
+}
+
+static __device__ inline struct stage *stage_of(const struct cut *c, const struct warp *w, int i)
+{
+    return reinterpret_cast<struct stage *>(w->stages + (uint32_t)i * c->stage_bytes);
 }
 
 /* The first stages on their way. */
@@ -431,39 +500,40 @@ static __device__ inline void begin(const struct gemv_args *a, const struct warp
 {
     if (threadIdx.x % 32 == 0) {
         for (int i = 0; i < STAGES && CU_HAS_BULK(a->m.card.has_bulk); i++)
-            cu_landing_init(w->landings + i);
-        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f, NULL};
+            cu_landing_init(&stage_of(&a->cut, w, i)->landing);
+        *w->ahead = {set, end, 0, 0, 0, {}, NULL, 0, 1.0f, NULL, NULL};
         if (set < end)
             find(a, w->ahead);
     }
-    cu_syncwarp();
     for (int i = 0; i < STAGES; i++)
-        fetch<TYPE>(a, w->ahead, w->stages + (uint32_t)i * a->cut.stage_bytes, w->landings + i, w->labels + i);
+        fetch<TYPE>(a, w->ahead, stage_of(&a->cut, w, i));
+    cu_syncwarp(); /* labels can be read */
 }
 
 /* A stage that is there times the label's places; x: the part of the first one's row. acc: what a single place had before, and has then. */
 template <int TYPE, bool IS_ONE>
 static __device__ inline void multiply_stage(const struct gemv_args *a, const struct warp *w, const struct share *mine,
-                                             const struct label *l, int at, struct cu_x *x, float *acc)
+                                             const struct label *l, const struct stage *stage, struct cu_x *x,
+                                             float *acc)
 {
-    const uint8_t *rows = reinterpret_cast<const uint8_t *>(w->stages + (uint32_t)at * a->cut.stage_bytes) +
-                          (shape<TYPE>::IS_ALIGNED ? 0 : l->skew);
+    const uint8_t *rows = reinterpret_cast<const uint8_t *>(stage + 1) + (shape<TYPE>::IS_ALIGNED ? 0 : l->skew);
     const bool is_last = l->chunk == a->cut.n_chunks - 1;
     int row;
 
     if (IS_ONE) {
         *acc = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? *acc : 0.0f, &row);
         if (is_last)
-            put<TYPE>(a, w->labels + at, l->dst, row, *acc);
+            put<TYPE>(a, &stage->label, l->dst, row, *acc);
     } else {
         for (int i = 0; i < l->n; i++) {
             const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
+            cu_syncwarp(); /* nobody reads the last place's terms any more */
             if (i)
                 load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
             float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
             w->sums[32 * i] = sum;
             if (is_last)
-                put<TYPE>(a, w->labels + at, l->dst + further * l->dst_stride, row, sum);
+                put<TYPE>(a, &stage->label, l->dst + further * l->dst_stride, row, sum);
         }
     }
 }
@@ -474,11 +544,13 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
 {
     CU_SHARED_DYN(char, shared); /* struct cut says what lies where */
     const struct cut *c = &a.cut;
-    const int first = (int)((uint64_t)(uint32_t)c->n_sets * blockIdx.x / gridDim.x), first_tile = first / c->tile_sets;
-    const int end = (int)((uint64_t)(uint32_t)c->n_sets * (blockIdx.x + 1) / gridDim.x);
+    const int which = (int)blockIdx.x, is_longer = which < c->n_longer;
+    const int first = which * c->block_sets + (is_longer ? which : c->n_longer),
+              end = first + c->block_sets + is_longer;
     const int set = first + (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     const int n_stages = set < end ? (end - set + n_warps - 1) / n_warps * c->n_chunks : 0;
-    const bool is_coded = !IS_ONE || a.m.code.n_rows == 0;
+    const bool is_coded = !IS_ONE || !cu_block<TYPE>::X256 || a.m.code.n_rows == 0;
+    const int first_tile = is_coded ? 0 : first / c->tile_sets;
     const struct share mine = share_of<TYPE>(c);
     const struct warp w = warp_of(c, shared);
     float acc = 0.0f;
@@ -486,32 +558,40 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
     cu_let_next();
     cu_await_ids(&a.m);
     begin<TYPE>(&a, &w, set, end);
+    bring_book<TYPE>(a.m.books, shared + c->book_off);
     cu_await();
-    if (!is_coded) {
+    if (!is_coded)
         code_rows(&a, first_tile, (end - 1) / c->tile_sets, shared + c->codes_off);
+    if (!is_coded || cu_book<TYPE>::BYTES)
         __syncthreads();
-    }
     for (int n = 0; n < n_stages; n++) {
         const int at = n % STAGES;
-        const struct label l = w.labels[at];
+        struct stage *stage = stage_of(c, &w, at);
+        const struct label l = stage->label;
         const char *coded =
             shared + c->codes_off + (a.m.code.n_rows == 1 ? 0 : l.tile - first_tile) * (int)c->codes_bytes;
-        char *stage = w.stages + (uint32_t)at * c->stage_bytes;
         struct cu_x x;
 
-        load_x<TYPE>(&a, &mine, l.chunk, is_coded ? cu_x_of(&a.m, l.place) : coded, &x); /* while the stage arrives */
-        if (CU_HAS_BULK(a.m.card.has_bulk))
-            cu_landing_wait(w.landings + at, (uint32_t)(n / STAGES % 2));
-        else
+        x.book = reinterpret_cast<const uint32_t *>(shared + c->book_off);
+        load_x<TYPE>(&a, &mine, l.chunk, is_coded ? CU_GLOBAL(l.x) : coded, &x); /* while the stage arrives */
+        if (CU_HAS_BULK(a.m.card.has_bulk)) {
+            cu_landing_wait(&stage->landing, (uint32_t)(n / STAGES % 2));
+        } else {
             cu_async_wait<STAGES - 1>();
-        cu_syncwarp(); /* what other lanes brought is there, too */
-        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, at, &x, &acc);
-        cu_syncwarp(); /* nobody reads the stage any more */
-        fetch<TYPE>(&a, w.ahead, stage, w.landings + at, w.labels + at);
+            cu_syncwarp(); /* what other lanes brought is there, too */
+        }
+        multiply_stage<TYPE, IS_ONE>(&a, &w, &mine, &l, stage, &x, &acc);
+        fetch<TYPE>(&a, w.ahead, stage);
     }
 }
 
 /* ---- launches ---- */
+
+/* From one row's n terms to the next's, so that 8 lanes that each read two of another row meet no bank twice. */
+static int terms_stride(int n)
+{
+    return (n + 1) / 2 * 2 + 2;
+}
 
 /* Lanes that share a row of n_parts lanes' parts: as few as have room for all of it, but at least `least`. */
 static int width_of(int n_parts, int least)
@@ -530,7 +610,13 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     const uint32_t edge = shape::IS_ALIGNED ? 0 : 15;
     struct cut c = {};
 
+    c.book_bytes = cu_book<TYPE>::BYTES;
+    c.magnitudes[0] = cu_magnitudes<TYPE>::A;
+    c.magnitudes[1] = cu_magnitudes<TYPE>::B;
+    c.magnitudes[2] = cu_magnitudes<TYPE>::C;
+    c.magnitudes[3] = cu_magnitudes<TYPE>::D;
     c.width = width_of(n_parts, shape::IS_SHARED ? shape::PARTS : 8);
+    c.n_parts = n_parts;
     c.n_spans = a->is_glu ? 2 : 1;
     c.set_rows = shape::ROWS * (32 / c.width) / c.n_spans;
     c.n_chunks = (n_parts + c.width - 1) / c.width;
@@ -540,7 +626,7 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     if (c.n_chunks > 1)
         c.pitch = (uint32_t)cu_up16(c.chunk_bytes + edge) + (uint32_t)(a->w_stride % 16);
     c.span_bytes = (uint32_t)cu_up16((uint32_t)c.set_rows * c.pitch + 2 * edge);
-    c.stage_bytes = c.span_bytes * (uint32_t)c.n_spans;
+    c.stage_bytes = (uint32_t)sizeof(struct stage) + c.span_bytes * (uint32_t)c.n_spans;
     for (int i = 0; i <= (a->is_glu ? 0 : a->n_more); i++) {
         int n_rows = i && !a->tiles && !a->ids ? a->more[i - 1].n_rows : a->n_rows;
         c.mat_sets[i] = (n_rows + c.set_rows - 1) / c.set_rows;
@@ -548,9 +634,9 @@ template <int TYPE> static struct cut cut_of(const struct cu_mat_args *a)
     }
     c.n_sets = c.tile_sets * (int)cu_n_tiles(a);
     c.codes_bytes = a->code.n_rows ? (uint32_t)cu_act_bytes(a->code.act, a->code.width) : 0;
+    c.terms_stride = (uint32_t)terms_stride(c.width * shape::KINDS);
     if (!shape::IS_SHARED)
-        c.terms_bytes =
-            (uint32_t)(c.set_rows * c.n_spans * terms_stride(c.width * shape::KINDS)) * (uint32_t)sizeof(struct term);
+        c.terms_bytes = (uint32_t)(c.set_rows * c.n_spans) * c.terms_stride * (uint32_t)sizeof(struct term);
     return c;
 }
 
@@ -561,15 +647,16 @@ static void place(const struct cu_mat_args *a, struct cut *c, int n_warps, int n
         most_tiles = (most_sets + c->tile_sets - 2) / c->tile_sets + 1;
     uint32_t n_codes = a->code.n_rows < most_tiles ? (uint32_t)a->code.n_rows : (uint32_t)most_tiles;
 
+    c->block_sets = c->n_sets / n_blocks;
+    c->n_longer = c->n_sets % n_blocks;
     c->next_set = (int64_t)(n_warps * c->set_rows) * (int64_t)a->w_stride - (int64_t)c->n_chunks * c->chunk_bytes;
-    c->codes_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
+    c->book_off = (uint32_t)(n_warps * STAGES) * c->stage_bytes;
+    c->codes_off = c->book_off + c->book_bytes;
     c->terms_off = (uint32_t)cu_up16(c->codes_off + n_codes * c->codes_bytes);
     c->sums_off = (uint32_t)cu_up16(c->terms_off + (uint32_t)n_warps * c->terms_bytes);
-    c->labels_off =
+    c->spots_off =
         c->sums_off + (a->tile_tok > 1 ? (uint32_t)(n_warps * CU_GEMV_TOK * 32) * (uint32_t)sizeof(float) : 0);
-    c->spots_off = c->labels_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct label);
-    c->landings_off = c->spots_off + (uint32_t)n_warps * (uint32_t)sizeof(struct spot);
-    c->total_bytes = c->landings_off + (uint32_t)(n_warps * STAGES) * (uint32_t)sizeof(struct cu_landing);
+    c->total_bytes = c->spots_off + (uint32_t)n_warps * (uint32_t)sizeof(struct spot);
 }
 
 uint32_t cu_gemv_most_bytes(const struct cu_card *card)

@@ -134,8 +134,6 @@ static cudaError_t one_row(const struct cu_moe_args *a, const struct layout *l, 
     float *h = reinterpret_cast<float *>(s + l->gate_off);
     struct cu_mat_args up = cu_mat_of_expert(a, CU_GATE), down = cu_mat_of_expert(a, CU_DOWN);
 
-    up.x_row = a->slot;
-    up.x_div = a->k;
     up.dst = h;
     up.dst_stride = a->n_ff;
     up.n_more = 1;
@@ -143,6 +141,7 @@ static cudaError_t one_row(const struct cu_moe_args *a, const struct layout *l, 
     up.is_glu = true;
     up.glu = a->act;
     cudaError_t e = give_rows(&up, a->x, 1, s + l->x_off[form_of(up.type)], stream);
+    up.x_stride = 0; /* all places read the one row */
     if (!e)
         e = cu_gemv(&up, stream);
     down.dst = a->dst;

@@ -121,6 +121,18 @@ struct cu_landing {
 #define CU_HAS_BULK(wanted) false
 #endif
 
+/* Of what all lanes of a warp have. */
+static __device__ inline uint32_t cu_sum_of_warp(uint32_t x)
+{
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(CU_ALL_LANES, x);
+#else
+    for (int step = 16; step; step /= 2)
+        x += (uint32_t)cu_shfl_xor((int)x, step);
+    return x;
+#endif
+}
+
 static __device__ inline uint32_t cu_shared_address(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);
@@ -274,6 +286,16 @@ template <int N> static __device__ inline void cu_group_wait(struct cu_group_sum
 struct cu_landing {
     struct emu_landing state;
 };
+
+static inline uint32_t cu_sum_of_warp(uint32_t x)
+{
+    const uint32_t *all = static_cast<const uint32_t *>(emu_warp(&x, sizeof x));
+    uint32_t sum = 0;
+
+    for (int lane = 0; lane < 32; lane++)
+        sum += all[lane];
+    return sum;
+}
 
 static inline void cu_landing_init(struct cu_landing *l)
 {
