@@ -1,7 +1,7 @@
 /* smollm3 (Hugging Face's SmolLM3, its blog post of 2025): llama's layers, of which every fourth does not rotate q and k. */
 #include "src/model/arch.h"
 
-static const struct arch_op layer[] = {
+static const struct arch_op ops[] = {
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
     ARCH_QKV,
     ARCH_ATTEND,
@@ -27,8 +27,8 @@ const struct arch arch_smollm3 = {
     .name = "smollm3",
     .rope_neox = false,
     .act = OP_ACT_SILU,
-    .layer = layer,
-    .n_layer_ops = sizeof layer / sizeof *layer,
+    .layer = ops,
+    .n_layer_ops = sizeof ops / sizeof *ops,
     .required = required,
     .ffn_dense = arch_ffn_dense,
     .hparams = hparams,
