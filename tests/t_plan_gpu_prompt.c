@@ -103,6 +103,33 @@ START_TEST(gpu_with_all_experts_takes_another_time)
 }
 END_TEST
 
+/* After loading a question is one step; what has no slot for certain is read for it. */
+START_TEST(first_answer_comes_at_another_time)
+{
+    enum { N = 21 };
+    const double n_wanted = distinct(N);
+    struct plan p;
+
+    ask_gpu(MOE, 8 * GIB, 8 * GIB);
+    machine.disk_bytes_per_s = 1e9;
+    prompt_s(&p);
+    double step_s = ints_s(DENSE_WEIGHTS, N) + 2.0 * N_EMBD * N_EXPERT * 32 * (N - 1) / 31 / FLOATS +
+                    N * (N + 1) / 2.0 * 2 * N_Q * ATTN_UNIT + n_wanted * ints_s(EXPERT_WEIGHTS, N * N_USED / n_wanted);
+    ck_assert_double_gt(p.load_s, 0);
+    must_take(p.first_token_s - p.load_s, N_LAYERS * step_s);
+    ask_gpu(MOE, 900 * MIB, 512 * MIB);
+    machine.disk_bytes_per_s = 1e9;
+    machine.gpu_prompt = (struct machine_gpu_prompt){{NO_TIME, NO_TIME}, {NO_TIME, NO_TIME}, 1 / NO_TIME};
+    opts.n_ctx = 512;
+    prompt_s(&p);
+    ck_assert_uint_lt(p.n_slots, p.n_slot_experts);
+    double read_s = N_LAYERS * n_wanted * (1 - (double)p.gpu.n_experts / p.gpu.n_all_experts) * EXPERT_BYTES / 1e9;
+    ck_assert_double_ge(p.first_token_s - p.load_s, read_s * 0.999);
+    ck_assert_double_le(p.first_token_s - p.load_s, read_s * 1.1);
+    ck_assert(explains(&p, "first token"));
+}
+END_TEST
+
 /* Where arithmetic takes no time, weights and rows of activations have to be read and written all the same: DENSE, layer by layer. */
 START_TEST(memory_takes_no_time)
 {
@@ -387,6 +414,7 @@ int main(void)
 
     tcase_add_unchecked_fixture(t, setup, teardown);
     tcase_add_test(t, gpu_with_all_experts_takes_another_time);
+    tcase_add_test(t, first_answer_comes_at_another_time);
     tcase_add_test(t, memory_takes_no_time);
     tcase_add_test(t, sides_of_a_split_prompt_add_up);
     tcase_add_test(t, copies_wait_for_the_router);

@@ -14,9 +14,6 @@ enum { N_MATRICES = 3 };
 /* What a fault of a mapped file reads: the system's usual read-ahead. */
 #define FAULT_BYTES (128 * KIB)
 
-/* A prompt that is no more than a question: the first token after a start is told for it. */
-enum { SHORT_PROMPT_TOK = 21 };
-
 /* ---- pieces ---- */
 
 /* A line through what was measured at two numbers of rows. */
@@ -365,7 +362,7 @@ static int predict_first(struct cost_args *a, struct plan *p)
     struct cost_step step;
 
     a->pos = 0;
-    a->n_rows = SHORT_PROMPT_TOK;
+    a->n_rows = PLAN_QUESTION_TOK;
     a->is_cold = true;
     int rc = cost_step(a, &step);
     p->first_token_s = !rc && step.s > 0 && p->load_s > 0 ? p->load_s + step.s : 0;

@@ -293,6 +293,19 @@ static void close_prompt(struct prompt *a)
     program_free(a->main);
 }
 
+/* A short question to a program that has just been started: slots are empty, unless there is one for each expert. */
+static int predict_first(struct prompt *a, struct plan *p)
+{
+    struct sums t = {0};
+
+    a->pos = 0;
+    a->n_rows = PLAN_QUESTION_TOK;
+    a->hits = a->hits < 1 ? 0 : 1;
+    int rc = add_step(a, &t);
+    p->first_token_s = rc == 0 && p->load_s > 0 ? p->load_s + t.s : 0;
+    return rc;
+}
+
 int cost_gpu_prompt(const struct plan_in *in, struct plan *p)
 {
     const double n = p->n_ctx < PLAN_PROMPT_TOK ? p->n_ctx : PLAN_PROMPT_TOK;
@@ -310,6 +323,7 @@ int cost_gpu_prompt(const struct plan_in *in, struct plan *p)
     if (rc == 0 && is_known) {
         p->prefill_tok_per_s = n / t.s;
         p->prefill_missed_bytes = (uint64_t)t.missed_bytes;
+        rc = predict_first(&a, p);
     }
     close_prompt(&a);
     return rc;

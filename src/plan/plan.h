@@ -25,8 +25,9 @@ enum plan_numa { PLAN_NUMA_LEFT, PLAN_NUMA_INTERLEAVED, PLAN_NUMA_BOUND };
  * that are measured meanwhile), never, or always when there is room. */
 enum plan_copies { PLAN_COPIES_AUTO, PLAN_COPIES_NEVER, PLAN_COPIES_ALWAYS };
 
-/* Predictions of prefill are for a prompt of so many tokens (or what the context holds). */
-enum { PLAN_PROMPT_TOK = 512 };
+/* Predictions of prefill are for a prompt of so many tokens (or what the context holds); of the first token after a start, for one that is
+ * no more than a question. */
+enum { PLAN_PROMPT_TOK = 512, PLAN_QUESTION_TOK = 21 };
 
 /* Weights pass through so much memory on their way to a GPU. */
 #define PLAN_STAGE_BYTES (8 * MIB)

@@ -304,7 +304,8 @@ static void say_prefill(struct text *t, const struct plan *p, const struct plan_
     if (p->load_s > 0)
         say(t, "  loading     %.3g s: the disk gives %.3g GB/s\n", p->load_s, in->machine->disk_bytes_per_s / 1e9);
     if (p->first_token_s > 0)
-        say(t, "  first token %.3g s after the start, for a question of 21 tokens\n", p->first_token_s);
+        say(t, "  first token %.3g s after the start, for a question of %d tokens\n", p->first_token_s,
+            PLAN_QUESTION_TOK);
 }
 
 /* How much the unknown router matters: the same plan with favourites. */
