@@ -103,7 +103,8 @@ static inline struct op moved(const struct pair *p, const struct op *op, struct 
             if (!*io[k])
                 continue;
             t[3 * i + k] = **io[k];
-            t[3 * i + k].data = there(p, t[3 * i + k].data);
+            if (t[3 * i + k].data)
+                t[3 * i + k].data = there(p, t[3 * i + k].data);
             *io[k] = &t[3 * i + k];
         }
     }

@@ -361,6 +361,33 @@ START_TEST(listed_experts_beside_others_differ)
 }
 END_TEST
 
+START_TEST(scales_or_biases_of_other_experts_are_taken)
+{
+    static const struct ids_case c = {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 4, 2, 256, 96, 0, false, true, true};
+    struct stacks stacks;
+    struct tensor x = t_make(QUANT_F32, c.n_embd, 1, 1), y = t_make(QUANT_F32, c.n_embd, c.k, 1),
+                  ids = ids_make(c.n_expert, c.k);
+    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = {.k = c.k}};
+
+    stacks_make(&stacks, &c);
+    stacks_give(&stacks, &op);
+    ck_assert(cuda_device_ops.can(&op));
+    for (int i = 3; i < N_STACKS; i++) {
+        stacks.w[i].ne[0]--;
+        ck_assert(!op.w[i] || !cuda_device_ops.can(&op));
+        stacks.w[i].ne[0]++;
+    }
+    stacks.w[8].stride[1] += sizeof(float); /* rows apart */
+    ck_assert(!cuda_device_ops.can(&op));
+    stacks.w[8].stride[1] -= sizeof(float);
+    ck_assert(cuda_device_ops.can(&op));
+    stacks_free(&stacks);
+    t_free(&x);
+    t_free(&y);
+    t_free(&ids);
+}
+END_TEST
+
 /* What op->p.moe lists no experts for, and is not to be run. */
 START_TEST(experts_that_nobody_listed_are_run)
 {
@@ -368,7 +395,7 @@ START_TEST(experts_that_nobody_listed_are_run)
     struct stacks stacks;
     struct tensor x = t_make(QUANT_F32, c.n_embd, 2, 1), y = t_make(QUANT_F32, c.n_embd, (int64_t)2 * c.k, 1),
                   ids = t_make(QUANT_I32, c.k, 2, 1);
-    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = {.k = c.k}}, wrong;
+    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = {.k = c.k}};
     struct rows one = {.n = 1};
     struct pair p = pair_open(DEVICE_PREFILL_INT);
     struct fixture f = fixture_open("ref", 1, DEVICE_PREFILL_INT);
@@ -383,9 +410,24 @@ START_TEST(experts_that_nobody_listed_are_run)
     ck_assert_int_eq(f.dev->ops->run(f.dev, &op, 1, &one), ERR_ARG);
     ck_assert_ptr_nonnull(strstr(err_text(), "listed"));
 
-    wrong = op;
+    struct op wrong = op;
     wrong.src[1] = NULL;
     ck_assert_int_eq(run_there(&p, &wrong, 1, &one), ERR_ARG);
+    ids.ne[0] = c.k - 1; /* fewer than the op has */
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_ARG);
+    ids.ne[0] = c.k;
+    stacks.w[1].stride[2] += 8; /* experts of which some cannot be read where they lie */
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_UNSUPPORTED);
+    stacks.w[1].stride[2] -= 8;
+    for (int i = 3; i < N_STACKS; i++) { /* a scale or a bias without memory is not none */
+        if (!op.w[i])
+            continue;
+        void *data = stacks.w[i].data;
+        stacks.w[i].data = NULL;
+        ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_ARG);
+        stacks.w[i].data = data;
+    }
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), 0);
     fixture_close(&f);
     pair_close(&p);
     stacks_free(&stacks);
@@ -417,6 +459,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, experts_differ, N_MOE_CASES, n_cards * N_MOE_CASES);
     tcase_add_loop_test(tc, experts_that_the_device_looks_up_differ, N_IDS_CASES, n_cards * N_IDS_CASES);
+    tcase_add_test(tc, scales_or_biases_of_other_experts_are_taken);
     tcase_add_test(tc, experts_that_nobody_listed_are_run);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
