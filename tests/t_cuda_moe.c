@@ -258,8 +258,8 @@ static struct tensor ids_make(int n_expert, int k)
     return ids;
 }
 
-/* Two layers in one call, whose routers are in it, too: what the second reads is the first's result. Each further call chooses others; from the
- * third on it is a graph that runs. */
+/* Two layers in one call, whose routers are in it, too: what the second reads is the first's result. Each further call chooses others;
+ * the second is captured, and from the third on a graph runs. */
 START_TEST(experts_that_the_device_looks_up_differ)
 {
     const struct ids_case *c = &ids_cases[_i % N_IDS_CASES];
