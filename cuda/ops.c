@@ -133,8 +133,8 @@ bool ops_can_read(const struct op *op)
         for (int i = 0; i < 3; i++)
             if (!is_readable(op->w[i], op->p.moe.experts[e].w[i]))
                 return false;
-    for (int i = 0; op->kind == OP_MOE && !op->p.moe.experts && i < 3; i++)
-        if (!is_readable(op->w[i], op->w[i]->data))
+    for (int i = 0; op->kind == OP_MOE && !op->p.moe.experts && i < 3; i++) /* each of a stack */
+        if (!is_readable(op->w[i], op->w[i]->data) || op->w[i]->stride[2] % step_of_rows(op->w[i]))
             return false;
     return true;
 }

@@ -56,8 +56,8 @@ static inline void mirror(struct pair *p, void *host, uint64_t bytes)
     void *dev;
 
     for (int i = 0; i < p->n_mirrors; i++)
-        if (p->mirrors[i].host == host)
-            return;
+        if ((char *)host >= p->mirrors[i].host && (char *)host < p->mirrors[i].host + p->mirrors[i].bytes)
+            return; /* or what it is a part of, which came first */
     ck_assert_int_lt(p->n_mirrors, MAX_MIRRORS);
     ck_assert_msg(p->cuda->ops->alloc(p->cuda, bytes, &dev) == 0, "%s", err_text());
     ck_assert_msg(p->cuda->ops->upload(p->cuda, dev, host, bytes) == 0, "%s", err_text());
@@ -103,7 +103,8 @@ static inline struct op moved(const struct pair *p, const struct op *op, struct 
             if (!*io[k])
                 continue;
             t[3 * i + k] = **io[k];
-            t[3 * i + k].data = there(p, t[3 * i + k].data);
+            if (t[3 * i + k].data)
+                t[3 * i + k].data = there(p, t[3 * i + k].data);
             *io[k] = &t[3 * i + k];
         }
     }
@@ -177,6 +178,18 @@ static inline void t_done(struct tensor *t)
     t->ne[0] = (int64_t)(t->stride[1] / quant_row_bytes(t->type, quant_info((int)t->type)->block_len)) *
                quant_info((int)t->type)->block_len;
     t_free(t);
+}
+
+/* ---- cards ---- */
+
+/* With bulk copies, and by asynchronous copies of threads: on cards of which some give a block little room, and whose warps have many sets
+ * of rows each. */
+static const int pair_cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}, {12, 3, 99 * 1024}};
+enum { N_PAIR_CARDS = sizeof pair_cards / sizeof *pair_cards };
+
+static inline void pair_use_card(int i)
+{
+    emu_set_card(pair_cards[i][0], pair_cards[i][1], pair_cards[i][2]);
 }
 
 /* ---- weights ---- */

@@ -1,5 +1,5 @@
-/* Every op of ops.def on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit. What tensor
- * cores do is t_cuda_gemm.c's. */
+/* Every op of ops.def on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit; experts are
+ * t_cuda_moe.c's, and what tensor cores do is t_cuda_gemm.c's. */
 #include "tests/cuda_pair.h"
 #include "tests/run_suite.h"
 
@@ -306,22 +306,12 @@ static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, in
     t_done(&y);
 }
 
-/* With bulk copies, and by asynchronous copies of threads: on cards of which some give a block little room, and whose warps have many sets
- * of rows each. */
-static const int cards[][3] = {{9, 4, EMU_MAX_SHARED}, {8, 1, 99 * 1024}, {8, 2, 64 * 1024}, {12, 3, 99 * 1024}};
-enum { N_CARDS = sizeof cards / sizeof *cards };
-
-static void use_card(int i)
-{
-    emu_set_card(cards[i][0], cards[i][1], cards[i][2]);
-}
-
 START_TEST(product_on_another_card_differs)
 {
     enum quant_type type = weight_types[_i % N_WEIGHT_TYPES];
 
     emu_seed((uint64_t)_i);
-    use_card(_i / N_WEIGHT_TYPES);
+    pair_use_card(_i / N_WEIGHT_TYPES);
     matmul_case(type, 512, 130, 1, 1); /* rows so short that lanes have several */
     matmul_case(type, 1024, 70, 1, 0);
     matmul_case(type, 2816, 77, 1, 0); /* chunks of columns, the last of them short */
@@ -676,120 +666,6 @@ START_TEST(parts_of_attention_are_not_the_whole)
 }
 END_TEST
 
-/* ---- experts ---- */
-
-struct moe_case {
-    enum quant_type type[3];
-    int n_tok, n_expert, k;
-    int64_t n_embd, n_ff;
-    bool one_takes_all; /* rank 0 is always expert 2 */
-    int up_apart;       /* rows of nobody between one expert's up and the next one's */
-    bool is_oai;        /* gpt-oss': its gated unit, and biases but for expert 2 */
-};
-
-static const struct moe_case moe_cases[] = {
-    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0, false},
-    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0, false},
-    /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0, false},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0, false},
-    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0, false},
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0, false},
-    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0, false},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0, false},
-    /* Two rows of codes are more than some cards give a block. */
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0, false},
-    /* Gate and up of an expert begin at different places of 16 bytes. */
-    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1, false},
-    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3, false},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, 0, true},
-    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 3, 8, 4, 96, 160, false, 0, true},
-    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, 0, true},
-    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16}, 1, 4, 3, 512, 96, false, 0, true},
-    {{QUANT_F16, QUANT_BF16, QUANT_F32}, 20, 4, 2, 64, 96, false, 0, true},
-};
-
-enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
-
-/* Slots grouped by expert, experts in falling order; those left out have no slots. bias: (3) a row for each expert. */
-static int group(const struct moe_case *c, const struct tensor w[3], const struct tensor bias[3],
-                 struct op_expert *experts, int32_t *slot)
-{
-    int n = 0, n_experts = 0;
-
-    for (int e = c->n_expert - 1; e >= 0; e--) {
-        struct op_expert x = {.first = n};
-        for (int i = 0; i < 3; i++) {
-            x.w[i] = tensor_slice(&w[i], e);
-            x.scale[i] = e == 1 ? 1.0f : 0.5f + (float)(e + i);
-            x.bias[i] = c->is_oai && e != 2 ? t_f32(&bias[i], e) : NULL;
-        }
-        for (int s = 0; s < c->n_tok * c->k; s++) {
-            int rank = s % c->k, id = c->one_takes_all ? (rank == 0   ? 2
-                                                          : rank == 2 ? 0
-                                                                      : rank)
-                                                       : (s / c->k * 7 + rank) % c->n_expert;
-            if (id == e)
-                slot[n++] = s;
-        }
-        x.n = n - x.first;
-        if (x.n)
-            experts[n_experts++] = x;
-    }
-    return n_experts;
-}
-
-START_TEST(experts_differ)
-{
-    const struct moe_case *c = &moe_cases[_i % N_MOE_CASES];
-    struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
-                          t_codes(c->type[1], c->n_embd, c->n_ff + c->up_apart, c->n_expert),
-                          t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
-    struct tensor x = t_apart(c->n_embd, c->n_tok, 4), y = t_apart(c->n_embd, (int64_t)c->n_tok * c->k, 3);
-    struct tensor bias[3] = {t_make(QUANT_F32, c->n_ff, c->n_expert, 1), t_make(QUANT_F32, c->n_ff, c->n_expert, 1),
-                             t_make(QUANT_F32, c->n_embd, c->n_expert, 1)};
-    struct op_expert experts[8], away[8];
-    int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
-    w[1].ne[1] = c->n_ff;
-    int n_experts = group(c, w, bias, experts, slot), n_half = n_experts / 2;
-    struct op op = {
-        .kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {w, w + 1, w + 2, 0, 0, 0, bias, bias + 1, bias + 2}};
-    struct rows rows = {.n = c->n_tok};
-    use_card(_i / N_MOE_CASES);
-    struct pair p = pair_open(DEVICE_PREFILL_INT);
-
-    mirror_ops(&p, &op, 1);
-    for (int e = 0; e < n_experts; e++) {
-        away[e] = experts[e];
-        for (int i = 0; i < 3; i++)
-            away[e].w[i] = there(&p, experts[e].w[i]);
-        for (int i = 0; i < 3 && experts[e].bias[i]; i++)
-            away[e].bias[i] = there(&p, experts[e].bias[i]);
-    }
-    /* First some of them, so that what is not listed must stay; then the others. */
-    for (int part = 0; part < 2; part++) {
-        int first = part ? 0 : n_half, n = part ? n_half : n_experts - n_half;
-        op.p.moe = (struct op_moe){c->k, c->is_oai ? OP_ACT_SWIGLU_OAI : OP_ACT_SILU, away + first, n, slot};
-        ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
-        op.p.moe.experts = experts + first;
-        run_here(&op, 1, &rows);
-        same_memory(&p, "experts");
-    }
-    pair_close(&p);
-    w[1].ne[1] += c->up_apart;
-    for (int i = 0; i < 3; i++) {
-        t_free(&w[i]);
-        t_free(&bias[i]);
-    }
-    t_done(&x);
-    t_done(&y);
-    free(slot);
-}
-END_TEST
-
 /* ---- when it fails ---- */
 
 START_TEST(failed_open_leaves_something)
@@ -960,7 +836,7 @@ int main(void)
 {
     Suite *suite = suite_create("cuda_ops");
     TCase *few = tcase_create("few"), *tc = tcase_create("cuda_ops"); /* few: what a sanitizer can bear */
-    const int n_cards = emu_is_real() ? 1 : (int)N_CARDS;             /* there is one kind */
+    const int n_cards = emu_is_real() ? 1 : (int)N_PAIR_CARDS;        /* there is one kind */
 
     tcase_add_checked_fixture(few, setup, NULL);
     tcase_set_timeout(few, 120);
@@ -974,7 +850,6 @@ int main(void)
     tcase_add_loop_test(few, products_that_share_their_rows_differ, 0, 3 * N_SHARED);
     tcase_add_loop_test(few, attention_differs, 0, 4);
     tcase_add_loop_test(few, attention_with_sinks_differs, 0, sizeof sink_cases / sizeof *sink_cases);
-    tcase_add_loop_test(few, experts_differ, 0, N_MOE_CASES);
     suite_add_tcase(suite, few);
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_set_timeout(tc, 120);
@@ -985,7 +860,6 @@ int main(void)
     tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 4, sizeof attn_cases / sizeof *attn_cases);
-    tcase_add_loop_test(tc, experts_differ, N_MOE_CASES, n_cards * N_MOE_CASES);
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);

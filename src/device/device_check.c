@@ -146,11 +146,18 @@ static bool can_route(const struct op *op)
            is_width(op->src[0], p->n_expert) && (!op->w[0] || is_vector(op->w[0], p->n_expert));
 }
 
-/* A row for each expert, as wide as what its matrix number i gives. */
+/* A number for each expert. */
+static bool is_scale_of_experts(const struct op *op, int i)
+{
+    return !op->w[3 + i] || is_vector(op->w[3 + i], op->w[i]->ne[2]);
+}
+
+/* A row for each expert, as wide as what its matrix number i gives, one behind the other. */
 static bool is_bias_of_experts(const struct op *op, int i)
 {
     const struct tensor *bias = op->w[6 + i];
-    return !bias || (is_f32(bias) && bias->ne[0] == op->w[i]->ne[1] && bias->ne[1] == op->w[i]->ne[2]);
+    return !bias || (is_f32(bias) && bias->ne[0] == op->w[i]->ne[1] && bias->ne[1] == op->w[i]->ne[2] &&
+                     bias->stride[1] == (uint64_t)bias->ne[0] * sizeof(float));
 }
 
 static bool can_moe(const struct op *op)
@@ -159,7 +166,7 @@ static bool can_moe(const struct op *op)
         return false;
     int64_t n_embd = op->src[0]->ne[0], n_ff = op->w[0]->ne[1];
     for (int i = 0; i < 3; i++)
-        if (!is_bias_of_experts(op, i))
+        if (!is_scale_of_experts(op, i) || !is_bias_of_experts(op, i))
             return false;
     return is_weight(op->w[0], n_embd, n_ff) && is_weight(op->w[1], n_embd, n_ff) &&
            is_weight(op->w[2], n_ff, op->w[2]->ne[1]) && is_act_whole(op->w[0]) && is_act_whole(op->w[1]) &&
@@ -347,13 +354,26 @@ static int unlisted(const struct op *op, int n)
     return err(ERR_ARG, "%s of layer %d: no experts are listed for %d rows", device_op_name(op->kind), op->layer, n);
 }
 
+/* Experts that the device looks up: as many ids as slots, and all that they lead to has memory. */
+static int check_unlisted(const struct op *op, int n)
+{
+    const struct tensor *ids = op->src[1];
+
+    if (n != 1 || !ids || ids->type != QUANT_I32 || ids->ne[0] != op->p.moe.k)
+        return unlisted(op, n);
+    for (int i = 0; i < OP_MAX_IO; i++)
+        if (op->w[i] && !op->w[i]->data)
+            return unbound(op);
+    return 0;
+}
+
 static int check_moe(const struct op *op, int n)
 {
     const struct op_moe *p = &op->p.moe;
     int64_t n_slots = (int64_t)n * p->k;
 
     if (!p->experts)
-        return n == 1 && op->src[1] && op->w[0]->data && op->w[1]->data && op->w[2]->data ? 0 : unlisted(op, n);
+        return check_unlisted(op, n);
     if (p->n_experts < 0 || p->n_experts > op->w[0]->ne[2])
         return refuse(op, "experts", p->n_experts, op->w[0]->ne[2]);
     for (int e = 0; e < p->n_experts; e++) {

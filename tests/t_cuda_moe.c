@@ -1,0 +1,466 @@
+/* OP_MOE on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit: experts that are listed, and
+ * those of a single row that the device looks up by itself. What tensor cores do is t_cuda_gemm.c's. */
+#include "tests/cuda_pair.h"
+#include "tests/run_suite.h"
+
+/* ---- experts that are listed ---- */
+
+struct moe_case {
+    enum quant_type type[3];
+    int n_tok, n_expert, k;
+    int64_t n_embd, n_ff;
+    bool one_takes_all; /* rank 0 is always expert 2 */
+    int up_apart;       /* rows of nobody between one expert's up and the next one's */
+    bool is_oai;        /* gpt-oss': its gated unit, and biases but for expert 2 */
+};
+
+static const struct moe_case moe_cases[] = {
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 5, 4, 2, 48, 80, false, 0, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 1, 8, 3, 256, 96, false, 0, false},
+    {{QUANT_Q8_0, QUANT_Q4_K, QUANT_F16}, 70, 6, 2, 256, 33, false, 0, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q6_K}, 40, 4, 3, 64, 256, true, 0, false},
+    /* A single row, whose gate and up become one in the kernel: rows that it codes itself, or that are coded before. */
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 8, 5, 2304, 768, false, 0, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 8, 512, 256, false, 0, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 1, 8, 3, 256, 224, false, 0, false},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K}, 1, 4, 2, 96, 1280, false, 0, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 4, 3, 1088, 160, false, 0, false},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q4_K}, 1, 8, 1, 320, 512, false, 0, false},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q2_K}, 5, 4, 3, 512, 512, false, 0, false},
+    /* Two rows of codes are more than some cards give a block. */
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 1, 3, 3, 256, 22016, false, 0, false},
+    /* Gate and up of an expert begin at different places of 16 bytes. */
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 1, 8, 8, 96, 160, false, 1, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 1, 8, 5, 2304, 256, false, 3, false},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 1, 8, 4, 160, 96, false, 0, true},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 3, 8, 4, 96, 160, false, 0, true},
+    {{QUANT_MXFP4, QUANT_Q8_0, QUANT_MXFP4}, 90, 5, 2, 96, 160, true, 0, true},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16}, 1, 4, 3, 512, 96, false, 0, true},
+    {{QUANT_F16, QUANT_BF16, QUANT_F32}, 20, 4, 2, 64, 96, false, 0, true},
+};
+
+enum { N_MOE_CASES = sizeof moe_cases / sizeof *moe_cases };
+
+/* Slots grouped by expert, experts in falling order; those left out have no slots. bias: (3) a row for each expert. */
+static int group(const struct moe_case *c, const struct tensor w[3], const struct tensor bias[3],
+                 struct op_expert *experts, int32_t *slot)
+{
+    int n = 0, n_experts = 0;
+
+    for (int e = c->n_expert - 1; e >= 0; e--) {
+        struct op_expert x = {.first = n};
+        for (int i = 0; i < 3; i++) {
+            x.w[i] = tensor_slice(&w[i], e);
+            x.scale[i] = e == 1 ? 1.0f : 0.5f + (float)(e + i);
+            x.bias[i] = c->is_oai && e != 2 ? t_f32(&bias[i], e) : NULL;
+        }
+        for (int s = 0; s < c->n_tok * c->k; s++) {
+            int rank = s % c->k, id = c->one_takes_all ? (rank == 0   ? 2
+                                                          : rank == 2 ? 0
+                                                                      : rank)
+                                                       : (s / c->k * 7 + rank) % c->n_expert;
+            if (id == e)
+                slot[n++] = s;
+        }
+        x.n = n - x.first;
+        if (x.n)
+            experts[n_experts++] = x;
+    }
+    return n_experts;
+}
+
+START_TEST(experts_differ)
+{
+    const struct moe_case *c = &moe_cases[_i % N_MOE_CASES];
+    struct tensor w[3] = {t_codes(c->type[0], c->n_embd, c->n_ff, c->n_expert),
+                          t_codes(c->type[1], c->n_embd, c->n_ff + c->up_apart, c->n_expert),
+                          t_codes(c->type[2], c->n_ff, c->n_embd, c->n_expert)};
+    struct tensor x = t_apart(c->n_embd, c->n_tok, 4), y = t_apart(c->n_embd, (int64_t)c->n_tok * c->k, 3);
+    struct tensor bias[3] = {t_make(QUANT_F32, c->n_ff, c->n_expert, 1), t_make(QUANT_F32, c->n_ff, c->n_expert, 1),
+                             t_make(QUANT_F32, c->n_embd, c->n_expert, 1)};
+    struct op_expert experts[8], away[8];
+    int32_t *slot = malloc((size_t)(c->n_tok * c->k) * sizeof *slot);
+    w[1].ne[1] = c->n_ff;
+    int n_experts = group(c, w, bias, experts, slot), n_half = n_experts / 2;
+    struct op op = {
+        .kind = OP_MOE, .dst = {&y}, .src = {&x}, .w = {w, w + 1, w + 2, 0, 0, 0, bias, bias + 1, bias + 2}};
+    struct rows rows = {.n = c->n_tok};
+    pair_use_card(_i / N_MOE_CASES);
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    mirror_ops(&p, &op, 1);
+    for (int e = 0; e < n_experts; e++) {
+        away[e] = experts[e];
+        for (int i = 0; i < 3; i++)
+            away[e].w[i] = there(&p, experts[e].w[i]);
+        for (int i = 0; i < 3 && experts[e].bias[i]; i++)
+            away[e].bias[i] = there(&p, experts[e].bias[i]);
+    }
+    /* First some of them, so that what is not listed must stay; then the others. */
+    for (int part = 0; part < 2; part++) {
+        int first = part ? 0 : n_half, n = part ? n_half : n_experts - n_half;
+        op.p.moe = (struct op_moe){c->k, c->is_oai ? OP_ACT_SWIGLU_OAI : OP_ACT_SILU, away + first, n, slot};
+        ck_assert_msg(run_there(&p, &op, 1, &rows) == 0, "%s", err_text());
+        op.p.moe.experts = experts + first;
+        run_here(&op, 1, &rows);
+        same_memory(&p, "experts");
+    }
+    pair_close(&p);
+    w[1].ne[1] += c->up_apart;
+    for (int i = 0; i < 3; i++) {
+        t_free(&w[i]);
+        t_free(&bias[i]);
+    }
+    t_done(&x);
+    t_done(&y);
+    free(slot);
+}
+END_TEST
+
+/* ---- experts that the device looks up ---- */
+
+struct ids_case {
+    enum quant_type type[3];
+    int n_expert, k;
+    int64_t n_embd, n_ff;
+    int up_apart;  /* rows of nobody between one expert's up and the next one's */
+    bool is_fused; /* each expert's gate and up are one matrix of the file */
+    bool has_scales;
+    bool is_oai; /* gpt-oss' gated unit, and biases */
+};
+
+static const struct ids_case ids_cases[] = {
+    {{QUANT_F32, QUANT_F32, QUANT_F32}, 6, 3, 48, 80, 0, false, true, true},
+    {{QUANT_F16, QUANT_F16, QUANT_F32}, 4, 2, 64, 96, 0, true, false, false},
+    {{QUANT_F16, QUANT_BF16, QUANT_F16}, 5, 4, 64, 96, 0, false, true, true},
+    {{QUANT_Q8_0, QUANT_F32, QUANT_Q4_K}, 5, 2, 96, 256, 0, false, true, false}, /* forms of three kinds */
+    {{QUANT_Q4_K, QUANT_Q6_K, QUANT_Q8_0}, 8, 3, 512, 96, 0, false, false, true},
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_F16},
+     4,
+     3,
+     512,
+     96,
+     0,
+     true,
+     true,
+     true}, /* gate and up become one where down's form is coded alone */
+    {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q6_K}, 8, 5, 2304, 768, 0, false, false, false},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 8, 8, 512, 256, 0, true, true, false},
+    {{QUANT_IQ3_S, QUANT_IQ3_S, QUANT_Q5_1}, 8, 3, 256, 224, 0, false, true, true},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_MXFP4}, 8, 4, 160, 96, 0, false, false, true},
+    {{QUANT_MXFP4, QUANT_MXFP4, QUANT_Q8_0}, 4, 1, 1088, 160, 0, true, true, true},
+    {{QUANT_NVFP4, QUANT_NVFP4, QUANT_Q2_K}, 8, 2, 320, 512, 0, false, true, false},
+    /* Gate and up of an expert begin at different places of 16 bytes; of the second, those of the first expert do not. */
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q8_0}, 8, 8, 96, 160, 1, false, true, true},
+    {{QUANT_Q6_K, QUANT_Q6_K, QUANT_Q4_K}, 8, 5, 2304, 256, 3, false, false, true},
+    {{QUANT_Q8_0, QUANT_Q8_0, QUANT_Q3_K},
+     4,
+     2,
+     96,
+     256,
+     8,
+     true,
+     true,
+     false}, /* and where rows of nobody follow one matrix of both */
+};
+
+enum { N_IDS_CASES = sizeof ids_cases / sizeof *ids_cases, N_STACKS = 9 };
+
+/* A layer's stacks: w0 to w8 of its op. */
+struct stacks {
+    struct tensor w[N_STACKS], all[N_STACKS]; /* all: what has memory */
+};
+
+static void stacks_make(struct stacks *s, const struct ids_case *c)
+{
+    const int64_t widths[3] = {c->n_ff, c->n_ff, c->n_embd};
+
+    memset(s, 0, sizeof *s);
+    for (int i = 0; i < 3; i++) {
+        const int64_t n_in = i == 2 ? c->n_ff : c->n_embd, apart = i == 1 ? c->up_apart : 0;
+        if (c->is_fused && i == 1) {
+            s->w[1] = s->w[0];
+            s->w[1].data = tensor_row(&s->w[0], c->n_ff);
+            continue;
+        }
+        const int64_t n_rows = c->is_fused && i == 0 ? 2 * c->n_ff + c->up_apart : widths[i] + apart;
+        s->w[i] = s->all[i] = t_codes(c->type[i], n_in, n_rows, c->n_expert);
+        s->w[i].ne[1] = widths[i];
+    }
+    for (int i = 0; i < 3; i++) {
+        if (c->has_scales)
+            s->w[3 + i] = s->all[3 + i] = t_make(QUANT_F32, c->n_expert, 1, 1);
+        if (c->has_scales && i != 1)
+            t_f32(&s->w[3 + i], 0)[1] = 1.0f;
+        if (c->is_oai && !(c->has_scales && i == 1)) /* all or some */
+            s->w[6 + i] = s->all[6 + i] = t_make(QUANT_F32, widths[i], c->n_expert, 1);
+    }
+}
+
+static void stacks_free(struct stacks *s)
+{
+    for (int i = 0; i < N_STACKS; i++)
+        if (s->all[i].data)
+            t_free(&s->all[i]);
+}
+
+static void stacks_give(const struct stacks *s, struct op *op)
+{
+    for (int i = 0; i < N_STACKS; i++)
+        op->w[i] = s->w[i].data ? &s->w[i] : NULL;
+}
+
+/* The experts that the op's ids name, listed; for a single row. */
+static void list(const struct op *op, struct op_expert *experts, int32_t *slot)
+{
+    for (int rank = 0; rank < op->p.moe.k; rank++) {
+        const int e = ((const int32_t *)op->src[1]->data)[rank];
+        experts[rank] = (struct op_expert){.first = rank, .n = 1};
+        slot[rank] = rank;
+        for (int i = 0; i < 3; i++) {
+            experts[rank].w[i] = tensor_slice(op->w[i], e);
+            experts[rank].scale[i] = op->w[3 + i] ? t_f32(op->w[3 + i], 0)[e] : 1.0f;
+            experts[rank].bias[i] = op->w[6 + i] ? t_f32(op->w[6 + i], e) : NULL;
+        }
+    }
+}
+
+/* One row, one op after another on the CPU, experts listed once their router has run. */
+static void run_here_listed(const struct op *ops, int n_ops)
+{
+    struct op_expert experts[8];
+    int32_t slot[8];
+
+    for (int i = 0; i < n_ops; i++) {
+        struct op op = ops[i];
+        if (op.kind == OP_MOE) {
+            list(&op, experts, slot);
+            op.p.moe.experts = experts;
+            op.p.moe.n_experts = op.p.moe.k;
+            op.p.moe.slot = slot;
+        }
+        run_here(&op, 1, &(struct rows){.n = 1});
+    }
+}
+
+static void refill(struct pair *p, struct tensor *t)
+{
+    for (int64_t i = 0; i < t->ne[0]; i++)
+        t_f32(t, 0)[i] = rnd();
+    ck_assert_int_eq(p->cuda->ops->upload(p->cuda, there(p, t->data), t->data, (uint64_t)t->ne[0] * sizeof(float)), 0);
+}
+
+static struct tensor ids_make(int n_expert, int k)
+{
+    struct tensor ids = t_make(QUANT_I32, k, 1, 1);
+    for (int rank = 0; rank < k; rank++)
+        ((int32_t *)ids.data)[rank] = n_expert - 1 - rank;
+    return ids;
+}
+
+/* Two layers in one call, whose routers are in it, too: what the second reads is the first's result. Each further call chooses others;
+ * the second is captured, and from the third on a graph runs. */
+START_TEST(experts_that_the_device_looks_up_differ)
+{
+    const struct ids_case *c = &ids_cases[_i % N_IDS_CASES];
+    const struct op_route route = {c->n_expert, c->k, OP_ROUTE_SOFTMAX, true, 1.5f};
+    const struct op_moe by_ids = {.k = c->k, .act = c->is_oai ? OP_ACT_SWIGLU_OAI : OP_ACT_SILU};
+    struct stacks stacks[2];
+    struct tensor x = t_apart(c->n_embd, 1, 4), z = t_make(QUANT_F32, c->n_embd, 1, 1),
+                  out = t_make(QUANT_F32, c->n_embd, 1, 1), logits = t_make(QUANT_F32, c->n_expert, 1, 1),
+                  logits2 = t_make(QUANT_F32, c->n_expert, 1, 1), ids = ids_make(c->n_expert, c->k),
+                  ids2 = ids_make(c->n_expert, c->k), gates = t_make(QUANT_F32, c->k, 1, 1),
+                  gates2 = t_make(QUANT_F32, c->k, 1, 1), y = t_apart(c->n_embd, c->k, 3),
+                  y2 = t_apart(c->n_embd, c->k, 1), norm = t_make(QUANT_F32, c->n_embd, 1, 1),
+                  router = t_codes(QUANT_F32, c->n_embd, c->n_expert, 1);
+    struct op ops[] = {
+        {.kind = OP_ROUTE, .dst = {&ids, &gates}, .src = {&logits}, .p.route = route},
+        {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = by_ids},
+        {.kind = OP_COMBINE, .dst = {&z}, .src = {&y, &gates}},
+        {.kind = OP_RMS_NORM, .dst = {&z}, .src = {&z}, .w = {&norm}, .p.norm.eps = 1e-6f},
+        {.kind = OP_MATMUL, .dst = {&logits2}, .src = {&z}, .w = {&router}, .n_w = 1},
+        {.kind = OP_ROUTE, .dst = {&ids2, &gates2}, .src = {&logits2}, .p.route = route},
+        {.kind = OP_MOE, .dst = {&y2}, .src = {&z, &ids2}, .p.moe = by_ids},
+        {.kind = OP_COMBINE, .dst = {&out}, .src = {&y2, &gates2}},
+    };
+    enum { N_OPS = sizeof ops / sizeof *ops };
+
+    pair_use_card(_i / N_IDS_CASES);
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    for (int layer = 0; layer < 2; layer++) {
+        stacks_make(&stacks[layer], c);
+        stacks_give(&stacks[layer], &ops[layer ? 6 : 1]);
+        for (int i = 0; i < N_STACKS; i++) /* whole, with what lies between */
+            if (stacks[layer].all[i].data)
+                mirror_tensor(&p, &stacks[layer].all[i]);
+    }
+    mirror_ops(&p, ops, N_OPS);
+    for (int i = 0; i < N_OPS; i++)
+        ck_assert(p.cuda->ops->can(&ops[i]));
+    for (int call = 0; call < 4; call++) {
+        refill(&p, &x);
+        refill(&p, &logits);
+        ck_assert_msg(run_there(&p, ops, N_OPS, &(struct rows){.n = 1}) == 0, "%s", err_text());
+        run_here_listed(ops, N_OPS);
+        same_memory(&p, "experts by their ids");
+        ck_assert(isfinite(t_f32(&out, 0)[0]));
+    }
+    pair_close(&p);
+    struct tensor *all[] = {&z, &out, &logits, &logits2, &ids, &ids2, &gates, &gates2, &norm, &router};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        t_free(all[i]);
+    for (int layer = 0; layer < 2; layer++)
+        stacks_free(&stacks[layer]);
+    t_done(&x);
+    t_done(&y);
+    t_done(&y2);
+}
+END_TEST
+
+/* Of one call: some by their ids, then others that are listed, then those by their ids again. */
+START_TEST(listed_experts_beside_others_differ)
+{
+    const struct ids_case *c = &ids_cases[_i];
+    struct stacks stacks;
+    struct tensor x = t_make(QUANT_F32, c->n_embd, 1, 1), ids = ids_make(c->n_expert, c->k), y[3];
+    struct op_expert experts[8], away[8];
+    int32_t slot[8];
+    struct op ops[3];
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+
+    stacks_make(&stacks, c);
+    for (int i = 0; i < 3; i++) {
+        y[i] = t_apart(c->n_embd, c->k, i);
+        ops[i] = (struct op){.kind = OP_MOE, .dst = {&y[i]}, .src = {&x, &ids}, .p.moe = {.k = c->k}};
+        stacks_give(&stacks, &ops[i]);
+    }
+    for (int i = 0; i < N_STACKS; i++)
+        if (stacks.all[i].data)
+            mirror_tensor(&p, &stacks.all[i]);
+    mirror_ops(&p, ops, 3);
+    list(&ops[1], experts, slot);
+    for (int e = 0; e < c->k; e++) { /* in another order than the ids */
+        away[e] = experts[c->k - 1 - e];
+        for (int i = 0; i < 3; i++) {
+            away[e].w[i] = there(&p, away[e].w[i]);
+            away[e].bias[i] = away[e].bias[i] ? there(&p, away[e].bias[i]) : NULL;
+        }
+    }
+    ops[1].p.moe = (struct op_moe){.k = c->k, .experts = away, .n_experts = c->k, .slot = slot};
+    ck_assert_msg(run_there(&p, ops, 3, &(struct rows){.n = 1}) == 0, "%s", err_text());
+    run_here_listed(ops, 3);
+    same_memory(&p, "listed experts beside others");
+    ops[2].p.moe = ops[1].p.moe;
+    ck_assert_int_eq(run_there(&p, ops, 3, &(struct rows){.n = 1}), ERR_ARG); /* two lists */
+    pair_close(&p);
+    stacks_free(&stacks);
+    t_free(&x);
+    t_free(&ids);
+    for (int i = 0; i < 3; i++)
+        t_done(&y[i]);
+}
+END_TEST
+
+START_TEST(scales_or_biases_of_other_experts_are_taken)
+{
+    static const struct ids_case c = {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 4, 2, 256, 96, 0, false, true, true};
+    struct stacks stacks;
+    struct tensor x = t_make(QUANT_F32, c.n_embd, 1, 1), y = t_make(QUANT_F32, c.n_embd, c.k, 1),
+                  ids = ids_make(c.n_expert, c.k);
+    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = {.k = c.k}};
+
+    stacks_make(&stacks, &c);
+    stacks_give(&stacks, &op);
+    ck_assert(cuda_device_ops.can(&op));
+    for (int i = 3; i < N_STACKS; i++) {
+        stacks.w[i].ne[0]--;
+        ck_assert(!op.w[i] || !cuda_device_ops.can(&op));
+        stacks.w[i].ne[0]++;
+    }
+    stacks.w[8].stride[1] += sizeof(float); /* rows apart */
+    ck_assert(!cuda_device_ops.can(&op));
+    stacks.w[8].stride[1] -= sizeof(float);
+    ck_assert(cuda_device_ops.can(&op));
+    stacks_free(&stacks);
+    t_free(&x);
+    t_free(&y);
+    t_free(&ids);
+}
+END_TEST
+
+/* What op->p.moe lists no experts for, and is not to be run. */
+START_TEST(experts_that_nobody_listed_are_run)
+{
+    static const struct ids_case c = {{QUANT_Q4_K, QUANT_Q4_K, QUANT_Q8_0}, 4, 2, 256, 96, 0, false, true, true};
+    struct stacks stacks;
+    struct tensor x = t_make(QUANT_F32, c.n_embd, 2, 1), y = t_make(QUANT_F32, c.n_embd, (int64_t)2 * c.k, 1),
+                  ids = t_make(QUANT_I32, c.k, 2, 1);
+    struct op op = {.kind = OP_MOE, .dst = {&y}, .src = {&x, &ids}, .p.moe = {.k = c.k}};
+    struct rows one = {.n = 1};
+    struct pair p = pair_open(DEVICE_PREFILL_INT);
+    struct fixture f = fixture_open("ref", 1, DEVICE_PREFILL_INT);
+
+    for (int i = 0; i < 2 * c.k; i++)
+        ((int32_t *)ids.data)[i] = i % c.k;
+    stacks_make(&stacks, &c);
+    stacks_give(&stacks, &op);
+    mirror_ops(&p, &op, 1);
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), 0);
+    ck_assert_int_eq(run_there(&p, &op, 1, &(struct rows){.n = 2}), ERR_ARG);
+    ck_assert_int_eq(f.dev->ops->run(f.dev, &op, 1, &one), ERR_ARG);
+    ck_assert_ptr_nonnull(strstr(err_text(), "listed"));
+
+    struct op wrong = op;
+    wrong.src[1] = NULL;
+    ck_assert_int_eq(run_there(&p, &wrong, 1, &one), ERR_ARG);
+    ids.ne[0] = c.k - 1; /* fewer than the op has */
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_ARG);
+    ids.ne[0] = c.k;
+    stacks.w[1].stride[2] += 8; /* experts of which some cannot be read where they lie */
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_UNSUPPORTED);
+    stacks.w[1].stride[2] -= 8;
+    for (int i = 3; i < N_STACKS; i++) { /* a scale or a bias without memory is not none */
+        if (!op.w[i])
+            continue;
+        void *data = stacks.w[i].data;
+        stacks.w[i].data = NULL;
+        ck_assert_int_eq(run_there(&p, &op, 1, &one), ERR_ARG);
+        stacks.w[i].data = data;
+    }
+    ck_assert_int_eq(run_there(&p, &op, 1, &one), 0);
+    fixture_close(&f);
+    pair_close(&p);
+    stacks_free(&stacks);
+    t_free(&x);
+    t_free(&y);
+    t_free(&ids);
+}
+END_TEST
+
+static void setup(void)
+{
+    emu_reset(1);
+    rnd_seed(1);
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("cuda_moe");
+    TCase *few = tcase_create("few"), *tc = tcase_create("cuda_moe"); /* few: what a sanitizer can bear */
+    const int n_cards = emu_is_real() ? 1 : (int)N_PAIR_CARDS;        /* there is one kind */
+
+    tcase_add_checked_fixture(few, setup, NULL);
+    tcase_set_timeout(few, 120);
+    tcase_add_loop_test(few, experts_differ, 0, N_MOE_CASES);
+    tcase_add_loop_test(few, experts_that_the_device_looks_up_differ, 0, N_IDS_CASES);
+    tcase_add_loop_test(few, listed_experts_beside_others_differ, 0, N_IDS_CASES);
+    suite_add_tcase(suite, few);
+    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, experts_differ, N_MOE_CASES, n_cards * N_MOE_CASES);
+    tcase_add_loop_test(tc, experts_that_the_device_looks_up_differ, N_IDS_CASES, n_cards * N_IDS_CASES);
+    tcase_add_test(tc, scales_or_biases_of_other_experts_are_taken);
+    tcase_add_test(tc, experts_that_nobody_listed_are_run);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}
