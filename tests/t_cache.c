@@ -532,6 +532,14 @@ START_TEST(answer_that_is_taken_back_takes_the_prompt_along)
     ck_assert_uint_eq(*mark_at(s, 0, 0), 0);
     ck_assert_int_eq(cache_pages_used(c, 1), 2);
     ck_assert_int_eq(cache_truncate(s, 299), 299); /* below the mark, which is gone then */
+    cache_mark(s);
+    for (int i = 0; i < 600; i++)
+        grow(s, 1, 299 + (uint32_t)i);
+    ck_assert_int_eq(cache_whole(s, 254), 0);
+    ck_assert_int_eq(cache_truncate(s, 255), 255); /* looks at 192, where the mark's first page begins */
+    for (int64_t pos = 192; pos < 255; pos++)
+        ck_assert_uint_eq(*mark_at(s, 1, pos), (uint32_t)pos);
+    ck_assert_int_eq(cache_pages_used(c, 1), 1);
     grow(s, 200, 5000);
     ck_assert_int_eq(cache_truncate(s, 310), 0);
     grow(s, 100, 0);
@@ -651,13 +659,17 @@ static void walk_truncate(struct walk *w, struct naive *n)
 {
     int64_t to = pick(w, 2) ? n->len - pick(w, 80) : pick(w, N_CTX + 10);
     int64_t want = to < 0 ? 0 : to > n->len ? n->len : to;
-    bool is_whole = true;
+    bool is_whole = true, is_back = n->back > 0;
 
     for (int group = 0; group < 2; group++)
         is_whole =
             is_whole && (naive_seen(w, group, want) == want || naive_seen(w, group, want) >= n->kept_from[group]);
     if (!is_whole) {
-        want = n->back <= want ? n->back : 0;
+        want = n->back <= want ? n->back : want;
+        for (int group = 0; group < 2; group++)
+            is_back = is_back && (naive_seen(w, group, want) == want || !w->shape.window[group] ||
+                                  naive_is_back(w, n, group, naive_seen(w, group, want) / PAGE));
+        want = is_back ? want : 0;
         for (int group = 0; group < 2; group++)
             n->kept_from[group] = naive_seen(w, group, want) / PAGE * PAGE;
         w->n_back += want > 0;

@@ -546,6 +546,34 @@ START_TEST(truncate_fork_or_interruption_changes_the_words)
 }
 END_TEST
 
+/* An answer is made anew from the prompt's last token. */
+START_TEST(regenerating_runs_the_last_token_alone)
+{
+    enum { N_PROMPT = 100, N_ANSWER = 110 };
+    static const char *const names[] = {"gpt-oss", "gemma3"};
+    struct ferry_engine_opts o = small_opts();
+    o.chunk_tok = 128;
+    struct ferry_engine *e = open_with(names[_i], &o);
+    struct ferry_session *s = session_of(e);
+    int32_t want[N_ANSWER], got[N_ANSWER];
+    struct ferry_stats before, after;
+
+    ck_assert_int_eq(ferry_session_append(s, ids, N_PROMPT, NULL, NULL), 0);
+    greedy(s, want, N_ANSWER);
+    for (int i = 0; i < 2; i++) {
+        ferry_session_stats(s, &before);
+        ck_assert_int_eq(ferry_session_truncate(s, N_PROMPT - 1), 0);
+        ck_assert_int_eq(ferry_session_append(s, ids + N_PROMPT - 1, 1, NULL, NULL), 0);
+        ferry_session_stats(s, &after);
+        ck_assert_uint_eq(after.n_prompt - before.n_prompt, 1);
+        greedy(s, got, N_ANSWER);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: other words", names[_i]);
+    }
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
 /* A template leaves out what the answer thought, so the next turn begins behind the prompt: layers with windows have let go of what lies
  * before that, but for what is kept so that the prompt need not be run again. */
 START_TEST(next_turn_runs_the_prompt_again)
@@ -829,6 +857,7 @@ int main(void)
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);
     tcase_add_loop_test(t, next_turn_runs_the_prompt_again, 0, 2);
+    tcase_add_loop_test(t, regenerating_runs_the_last_token_alone, 0, 2);
     tcase_add_test(t, stopped_prompt_loses_what_was_run);
     tcase_add_test(t, context_limit_is_crossed);
     tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 2);

@@ -560,13 +560,14 @@ void cache_commit(struct cache_seq *s, int64_t n_tok)
     keep_seen(s);
 }
 
-/* Is all there that position n looks at, by what is held for the sequence as it is? */
-static bool is_whole(const struct cache_seq *s, int64_t n)
+/* Is all there that position n looks at, where window groups hold slots [first, end)? Of full ones all is. */
+static bool is_whole(const struct cache_seq *s, const int64_t *first, const int64_t *end, int64_t n)
 {
     /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
     for (int group = 0; group < s->c->n_groups; group++) {
-        int64_t seen = first_seen(&s->c->group[group], n);
-        if (s->c->group[group].page_bytes && seen < n && (cache_slot_of(seen) < s->first[group] || s->end[group] == 0))
+        const struct cache_group *g = &s->c->group[group];
+        int64_t seen = first_seen(g, n);
+        if (g->window && g->page_bytes && seen < n && (cache_slot_of(seen) < first[group] || end[group] == 0))
             return false;
     }
     return true;
@@ -578,17 +579,20 @@ int64_t cache_whole(const struct cache_seq *s, int64_t n)
         n = s->len;
     if (n < 0)
         n = 0;
-    return is_whole(s, n) ? n : s->mark <= n ? s->mark : 0;
+    if (is_whole(s, s->first, s->end, n))
+        return n;
+    n = n < s->mark ? n : s->mark;
+    return is_whole(s, s->mark_first, s->mark_end, n) ? n : 0;
 }
 
 int64_t cache_truncate(struct cache_seq *s, int64_t n)
 {
     const int64_t whole = cache_whole(s, n);
 
+    if (!is_whole(s, s->first, s->end, whole))
+        come_back(s);
     if (whole < s->mark)
         unmark(s);
-    if (!is_whole(s, whole))
-        come_back(s);
     s->len = whole;
     keep_seen(s);
     return s->len;

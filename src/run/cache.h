@@ -74,7 +74,8 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out);
 void cache_commit(struct cache_seq *s, int64_t n_tok);
 
 /* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that
- * position n would look at (then everything is dropped to that length, the mark's or 0, and the caller runs those tokens again). */
+ * position n would look at (then everything is dropped to that length, and the caller runs those tokens again): the mark's where n is
+ * beyond it, n where the mark's pages are all that it looks at, as they mostly are of the position before the mark, or 0. */
 int64_t cache_truncate(struct cache_seq *s, int64_t n);
 
 /* Remember the present length, instead of one that was marked before: what position len looks at in windows is held until the
