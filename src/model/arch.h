@@ -69,8 +69,10 @@ const struct arch *const *arch_all(void);
 /* Write "<arch>.<what>", a metadata key, into key (key_bytes). */
 void arch_key(char *key, size_t key_bytes, const char *arch, const char *what);
 
-/* What a plain dense FFN and a plain expert FFN need; ROLE_NONE-terminated. */
-extern const enum role arch_ffn_dense[], arch_ffn_moe[];
+/* What many layers must have; ROLE_NONE-terminated. Of every layer: plain; with norms of q and k; with post_attention_norm for the FFN's.
+ * A plain dense FFN, plain experts, and those beside a shared one. */
+extern const enum role arch_plain[], arch_normed[], arch_post_normed[];
+extern const enum role arch_ffn_dense[], arch_ffn_moe[], arch_ffn_shared[];
 
 /* clang-format off */
 /* Building blocks of the families, to be written in a list of ops. */
@@ -100,6 +102,15 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     ARCH_SCALE_IF(ARCH_H, ROLE_ATTN_OUT_SCALE)
 #define ARCH_ATTEND_BESIDE(sinks) ARCH_ROTATE, ARCH_ATTEND_ROTATED(sinks)
 #define ARCH_ATTEND ARCH_ATTEND_BESIDE(ROLE_NONE)
+/* plain attention added to X, whose next norm is in H then */
+#define ARCH_ATTENTION(ffn_norm) \
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, ARCH_ATTEND, ARCH_ADD(ARCH_X, ARCH_X, ARCH_H), \
+    ARCH_NORM(ARCH_H, ARCH_X, ffn_norm)
+/* the same with q and k normed before they are rotated; norm: ARCH_NORM, or ARCH_NORM_IF where only some files do that */
+#define ARCH_ATTENTION_NORMED(norm, ffn_norm) \
+    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, norm(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM), \
+    norm(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM), ARCH_ATTEND, ARCH_ADD(ARCH_X, ARCH_X, ARCH_H), \
+    ARCH_NORM(ARCH_H, ARCH_X, ffn_norm)
 /* H = down(act(gate(H)) * up(H)), in layers that have a dense FFN; biases where the file has them */
 #define ARCH_FFN \
     {.kind = OP_MATMUL, .when = ROLE_FFN_GATE, .dst = {ARCH_GATE, ARCH_UP}, .src = {ARCH_H}, \
@@ -135,7 +146,11 @@ extern const enum role arch_ffn_dense[], arch_ffn_moe[];
     {.kind = OP_COMBINE, .when = ROLE_ROUTER, .dst = {ARCH_H}, .src = {ARCH_Y, ARCH_GATES}}
 #define ARCH_MOE_PLAIN ARCH_MOE(ROLE_NONE, ROLE_NONE, ROLE_NONE, ROLE_NONE)
 #define ARCH_MOE_SCALED ARCH_MOE(ROLE_NONE, ROLE_EXPERT_GATE_SCALE, ROLE_EXPERT_UP_SCALE, ROLE_EXPERT_DOWN_SCALE)
+#define ARCH_MOE_SELECTED ARCH_MOE(ROLE_ROUTER_SELECT_BIAS, ROLE_NONE, ROLE_NONE, ROLE_NONE)
 #define ARCH_ADD_SHARED {.kind = OP_ADD, .when = ROLE_SHARED_GATE, .dst = {ARCH_H}, .src = {ARCH_H, ARCH_SHARED}}
+/* a dense FFN in some layers, in the others experts by a biased selection beside a shared one; added to X */
+#define ARCH_FFN_OR_SELECTED \
+    ARCH_FFN, ARCH_SHARED_EXPERT, ARCH_MOE_SELECTED, ARCH_ADD_SHARED, ARCH_ADD(ARCH_X, ARCH_X, ARCH_H)
 /* clang-format on */
 
 #ifdef __cplusplus

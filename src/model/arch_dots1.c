@@ -4,24 +4,9 @@
 #include "src/model/hparams.h"
 
 static const struct arch_op layer[] = {
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
-    ARCH_QKV,
-    ARCH_NORM(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),
-    ARCH_NORM(ARCH_K, ARCH_K, ROLE_ATTN_K_NORM),
-    ARCH_ATTEND,
-    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
-    ARCH_FFN,
-    ARCH_SHARED_EXPERT,
-    ARCH_MOE(ROLE_ROUTER_SELECT_BIAS, ROLE_NONE, ROLE_NONE, ROLE_NONE),
-    ARCH_ADD_SHARED,
-    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
+    ARCH_ATTENTION_NORMED(ARCH_NORM, ROLE_FFN_NORM),
+    ARCH_FFN_OR_SELECTED,
 };
-
-static const enum role required[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,   ROLE_ATTN_K,   ROLE_ATTN_V, ROLE_ATTN_Q_NORM,
-                                     ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM, ROLE_NONE};
-static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE, ROLE_EXPERT_UP,   ROLE_EXPERT_DOWN,
-                                       ROLE_SHARED_GATE, ROLE_SHARED_UP,   ROLE_SHARED_DOWN, ROLE_NONE};
 
 const struct arch arch_dots1 = {
     .name = "dots1",
@@ -29,8 +14,8 @@ const struct arch arch_dots1 = {
     .act = OP_ACT_SILU,
     .layer = layer,
     .n_layer_ops = sizeof layer / sizeof *layer,
-    .required = required,
+    .required = arch_normed,
     .ffn_dense = arch_ffn_dense,
-    .ffn_moe = moe_shared,
+    .ffn_moe = arch_ffn_shared,
     .hparams = hparams_router,
 };

@@ -18,9 +18,6 @@ static const struct arch_op layer[] = {
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
-static const enum role required[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,   ROLE_ATTN_K, ROLE_ATTN_V,
-                                     ROLE_ATTN_OUT,  ROLE_FFN_NORM, ROLE_NONE};
-
 /* A multiplier that may be missing or 0: both mean none. */
 static int multiplier(const struct gguf *g, const char *arch, const char *what, float *out)
 {
@@ -50,7 +47,7 @@ static int hparams(const struct gguf *g, struct model *m)
 
 #define GRANITE_LAYER                                                                                    \
     .rope_neox = false, .act = OP_ACT_SILU, .layer = layer, .n_layer_ops = sizeof layer / sizeof *layer, \
-    .required = required, .ffn_dense = arch_ffn_dense, .ffn_moe = arch_ffn_moe, .hparams = hparams
+    .required = arch_plain, .ffn_dense = arch_ffn_dense, .ffn_moe = arch_ffn_moe, .hparams = hparams
 
 const struct arch arch_granite = {
     .name = "granite",

@@ -18,23 +18,11 @@ static const struct arch_op layer_moe[] = {
     HUNYUAN_ATTENTION, ARCH_SHARED_EXPERT, ARCH_MOE_PLAIN, ARCH_ADD_SHARED, ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
-static const enum role required[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,   ROLE_ATTN_K,   ROLE_ATTN_V, ROLE_ATTN_Q_NORM,
-                                     ROLE_ATTN_K_NORM, ROLE_ATTN_OUT, ROLE_FFN_NORM, ROLE_NONE};
-static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE, ROLE_EXPERT_UP,   ROLE_EXPERT_DOWN,
-                                       ROLE_SHARED_GATE, ROLE_SHARED_UP,   ROLE_SHARED_DOWN, ROLE_NONE};
-
 /* For longer contexts than it was trained on a model has a larger base, which the files hold as it is: they need no factor for it. */
 static int hparams(const struct gguf *g, struct model *m)
 {
     float alpha = 0;
     return hparams_f32(g, m->arch->name, "rope.scaling.alpha", 0, 0, &alpha);
-}
-
-static int hparams_moe(const struct gguf *g, struct model *m)
-{
-    (void)g;
-    m->hp.route_normalize = true;
-    return 0;
 }
 
 const struct arch arch_hunyuan_dense = {
@@ -43,7 +31,7 @@ const struct arch arch_hunyuan_dense = {
     .act = OP_ACT_SILU,
     .layer = layer,
     .n_layer_ops = sizeof layer / sizeof *layer,
-    .required = required,
+    .required = arch_normed,
     .ffn_dense = arch_ffn_dense,
     .hparams = hparams,
 };
@@ -54,7 +42,7 @@ const struct arch arch_hunyuan_moe = {
     .act = OP_ACT_SILU,
     .layer = layer_moe,
     .n_layer_ops = sizeof layer_moe / sizeof *layer_moe,
-    .required = required,
-    .ffn_moe = moe_shared,
-    .hparams = hparams_moe,
+    .required = arch_normed,
+    .ffn_moe = arch_ffn_shared,
+    .hparams = hparams_gates_sum_to_1,
 };

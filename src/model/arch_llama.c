@@ -2,6 +2,7 @@
  * (LLaMA: arXiv 2302.13971. Mixtral: arXiv 2401.04088: softmax over the chosen experts, here as softmax over all of them,
  * divided by the chosen ones' sum.) */
 #include "src/model/arch.h"
+#include "src/model/hparams.h"
 
 static const struct arch_op layer[] = {
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
@@ -15,24 +16,14 @@ static const struct arch_op layer[] = {
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
 
-static const enum role required[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,   ROLE_ATTN_K, ROLE_ATTN_V,
-                                     ROLE_ATTN_OUT,  ROLE_FFN_NORM, ROLE_NONE};
-
-static int hparams(const struct gguf *g, struct model *m)
-{
-    (void)g;
-    m->hp.route_normalize = true;
-    return 0;
-}
-
 const struct arch arch_llama = {
     .name = "llama",
     .rope_neox = false,
     .act = OP_ACT_SILU,
     .layer = layer,
     .n_layer_ops = sizeof layer / sizeof *layer,
-    .required = required,
+    .required = arch_plain,
     .ffn_dense = arch_ffn_dense,
     .ffn_moe = arch_ffn_moe,
-    .hparams = hparams,
+    .hparams = hparams_gates_sum_to_1,
 };

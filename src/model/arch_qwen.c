@@ -3,6 +3,7 @@
  * are the same for text: positions in an image have three coordinates, which are equal in text, and what images add to layers
  * is not there. */
 #include "src/model/arch.h"
+#include "src/model/hparams.h"
 
 #define QWEN_ATTENTION                                                                                         \
     ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM), ARCH_QKV, ARCH_NORM_IF(ARCH_Q, ARCH_Q, ROLE_ATTN_Q_NORM),       \
@@ -40,19 +41,9 @@ static const struct arch_op layer3moe[] = {
 static const enum role required_biases[] = {ROLE_ATTN_NORM,   ROLE_ATTN_Q,      ROLE_ATTN_K,      ROLE_ATTN_V,
                                             ROLE_ATTN_Q_BIAS, ROLE_ATTN_K_BIAS, ROLE_ATTN_V_BIAS, ROLE_ATTN_OUT,
                                             ROLE_FFN_NORM,    ROLE_NONE};
-static const enum role required_norms[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,      ROLE_ATTN_K,
-                                           ROLE_ATTN_V,    ROLE_ATTN_Q_NORM, ROLE_ATTN_K_NORM,
-                                           ROLE_ATTN_OUT,  ROLE_FFN_NORM,    ROLE_NONE};
 static const enum role moe_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE,   ROLE_EXPERT_UP,
                                        ROLE_EXPERT_DOWN, ROLE_SHARED_ROUTER, ROLE_SHARED_GATE,
                                        ROLE_SHARED_UP,   ROLE_SHARED_DOWN,   ROLE_NONE};
-
-static int normalize_gates(const struct gguf *g, struct model *m)
-{
-    (void)g;
-    m->hp.route_normalize = true;
-    return 0;
-}
 
 #define QWEN_LAYER(ops) .rope_neox = true, .act = OP_ACT_SILU, .layer = ops, .n_layer_ops = sizeof ops / sizeof *ops
 
@@ -80,29 +71,29 @@ const struct arch arch_qwen2moe = {
 const struct arch arch_qwen3 = {
     .name = "qwen3",
     QWEN_LAYER(layer3),
-    .required = required_norms,
+    .required = arch_normed,
     .ffn_dense = arch_ffn_dense,
 };
 
 const struct arch arch_qwen3moe = {
     .name = "qwen3moe",
     QWEN_LAYER(layer3moe),
-    .required = required_norms,
+    .required = arch_normed,
     .ffn_moe = arch_ffn_moe,
-    .hparams = normalize_gates,
+    .hparams = hparams_gates_sum_to_1,
 };
 
 const struct arch arch_qwen3vl = {
     .name = "qwen3vl",
     QWEN_LAYER(layer3),
-    .required = required_norms,
+    .required = arch_normed,
     .ffn_dense = arch_ffn_dense,
 };
 
 const struct arch arch_qwen3vlmoe = {
     .name = "qwen3vlmoe",
     QWEN_LAYER(layer3moe),
-    .required = required_norms,
+    .required = arch_normed,
     .ffn_moe = arch_ffn_moe,
-    .hparams = normalize_gates,
+    .hparams = hparams_gates_sum_to_1,
 };

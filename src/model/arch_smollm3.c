@@ -2,17 +2,10 @@
 #include "src/model/arch.h"
 
 static const struct arch_op ops[] = {
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_ATTN_NORM),
-    ARCH_QKV,
-    ARCH_ATTEND,
-    ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
-    ARCH_NORM(ARCH_H, ARCH_X, ROLE_FFN_NORM),
+    ARCH_ATTENTION(ROLE_FFN_NORM),
     ARCH_FFN,
     ARCH_ADD(ARCH_X, ARCH_X, ARCH_H),
 };
-
-static const enum role required[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,   ROLE_ATTN_K, ROLE_ATTN_V,
-                                     ROLE_ATTN_OUT,  ROLE_FFN_NORM, ROLE_NONE};
 
 /* The files do not say which layers rotate. */
 static int hparams(const struct gguf *g, struct model *m)
@@ -29,7 +22,7 @@ const struct arch arch_smollm3 = {
     .act = OP_ACT_SILU,
     .layer = ops,
     .n_layer_ops = sizeof ops / sizeof *ops,
-    .required = required,
+    .required = arch_plain,
     .ffn_dense = arch_ffn_dense,
     .hparams = hparams,
 };

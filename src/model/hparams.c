@@ -269,6 +269,13 @@ int hparams_router_sigmoid(const struct gguf *g, struct model *m)
     return hparams_router(g, m);
 }
 
+int hparams_gates_sum_to_1(const struct gguf *g, struct model *m)
+{
+    (void)g;
+    m->hp.route_normalize = true;
+    return 0;
+}
+
 int hparams_rope_alike(const struct gguf *g, struct model *m)
 {
     m->hp.rope_base[1] = m->hp.rope_base[0];

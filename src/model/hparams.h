@@ -25,6 +25,9 @@ int hparams_router(const struct gguf *g, struct model *m);
 /* The same for families whose routers are sigmoids unless the file says otherwise. */
 int hparams_router_sigmoid(const struct gguf *g, struct model *m);
 
+/* For families whose chosen experts' gates are divided by their sum, of which the files say nothing. */
+int hparams_gates_sum_to_1(const struct gguf *g, struct model *m);
+
 /* For families whose layers with windows rotate as the others do, unless the file names a base for them. ERR_FORMAT. */
 int hparams_rope_alike(const struct gguf *g, struct model *m);
 
