@@ -244,4 +244,11 @@ static const enum quant_type weight_types[] = {
 };
 enum { N_WEIGHT_TYPES = sizeof weight_types / sizeof *weight_types };
 
+/* Before each test. */
+static inline void pair_setup(void)
+{
+    emu_reset(1);
+    rnd_seed(1);
+}
+
 #endif

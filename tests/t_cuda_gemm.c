@@ -495,19 +495,13 @@ START_TEST(failed_open_leaves_something)
 }
 END_TEST
 
-static void setup(void)
-{
-    emu_reset(1);
-    rnd_seed(1);
-}
-
 int main(void)
 {
     const int n_cards = emu_is_real() ? 1 : N_CARDS;
     Suite *suite = suite_create("cuda_gemm");
     TCase *tc = tcase_create("cuda_gemm");
 
-    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(tc, pair_setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, tensor_cores_multiply_wrongly, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, tensor_cores_lose_their_place_in_long_rows, 0, n_cards);

@@ -437,25 +437,19 @@ START_TEST(experts_that_nobody_listed_are_run)
 }
 END_TEST
 
-static void setup(void)
-{
-    emu_reset(1);
-    rnd_seed(1);
-}
-
 int main(void)
 {
     Suite *suite = suite_create("cuda_moe");
     TCase *few = tcase_create("few"), *tc = tcase_create("cuda_moe"); /* few: what a sanitizer can bear */
     const int n_cards = emu_is_real() ? 1 : (int)N_PAIR_CARDS;        /* there is one kind */
 
-    tcase_add_checked_fixture(few, setup, NULL);
+    tcase_add_checked_fixture(few, pair_setup, NULL);
     tcase_set_timeout(few, 120);
     tcase_add_loop_test(few, experts_differ, 0, N_MOE_CASES);
     tcase_add_loop_test(few, experts_that_the_device_looks_up_differ, 0, N_IDS_CASES);
     tcase_add_loop_test(few, listed_experts_beside_others_differ, 0, N_IDS_CASES);
     suite_add_tcase(suite, few);
-    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(tc, pair_setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, experts_differ, N_MOE_CASES, n_cards * N_MOE_CASES);
     tcase_add_loop_test(tc, experts_that_the_device_looks_up_differ, N_IDS_CASES, n_cards * N_IDS_CASES);

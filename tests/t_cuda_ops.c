@@ -826,19 +826,13 @@ START_TEST(code_for_the_card_is_taken_for_an_older_one_s)
 }
 END_TEST
 
-static void setup(void)
-{
-    emu_reset(1);
-    rnd_seed(1);
-}
-
 int main(void)
 {
     Suite *suite = suite_create("cuda_ops");
     TCase *few = tcase_create("few"), *tc = tcase_create("cuda_ops"); /* few: what a sanitizer can bear */
     const int n_cards = emu_is_real() ? 1 : (int)N_PAIR_CARDS;        /* there is one kind */
 
-    tcase_add_checked_fixture(few, setup, NULL);
+    tcase_add_checked_fixture(few, pair_setup, NULL);
     tcase_set_timeout(few, 120);
     tcase_add_test(few, embed_of_rows_that_want_logits_differs);
     tcase_add_test(few, norm_differs);
@@ -851,7 +845,7 @@ int main(void)
     tcase_add_loop_test(few, attention_differs, 0, 4);
     tcase_add_loop_test(few, attention_with_sinks_differs, 0, sizeof sink_cases / sizeof *sink_cases);
     suite_add_tcase(suite, few);
-    tcase_add_checked_fixture(tc, setup, NULL);
+    tcase_add_checked_fixture(tc, pair_setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, embed_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, elementwise_op_differs);

@@ -1,8 +1,7 @@
 /* Plans with a GPU, for machines that do not exist, of models without weights. */
-#include "tests/plan_ask.h"
+#include "tests/plan_gpu_ask.h"
 #include "tests/run_suite.h"
 
-#include "src/cli/shape.h"
 #include "src/plan/cost.h"
 
 #include <math.h>
@@ -10,34 +9,6 @@
 /* 3 layers of 128 experts: gate and up 2048 x 768 of Q4_K (144 bytes for 256), down 768 x 2048 of Q6_K (210). */
 enum { N_EXPERTS = 384 };
 #define EXPERT_BYTES ((uint64_t)2048 * 768 / 256 * (144 + 144 + 210))
-#define GPU_OWN_BYTES 70000
-#define GPU_ALLOCS 3
-
-static void gpu_own_bytes(const struct device_step *most, struct device_own *out)
-{
-    *out = (struct device_own){.dev_bytes = GPU_OWN_BYTES + 8 * (uint64_t)most->n_ctx * (uint64_t)most->n_seqs,
-                               .host_bytes = 12345,
-                               .n_allocs = GPU_ALLOCS};
-}
-
-static uint64_t gpu_scratch_bytes(const struct op *ops, int n_ops, int n_rows, int n_threads)
-{
-    (void)ops;
-    (void)n_ops;
-    (void)n_threads;
-    return (uint64_t)n_rows * 1000 + 1;
-}
-
-static const struct device_ops gpu = {
-    .name = "gpu", .can = can, .scratch_bytes = gpu_scratch_bytes, .own_bytes = gpu_own_bytes};
-
-static struct plan_in *ask_gpu(int model, uint64_t ram_bytes, uint64_t vram_bytes)
-{
-    ask(model, ram_bytes);
-    in.gpu = &gpu;
-    opts.vram_bytes = vram_bytes;
-    return &in;
-}
 
 static uint64_t gpu_sum(const struct plan *p)
 {
@@ -444,19 +415,6 @@ END_TEST
 
 /* ---- layers that do not fit, lifted ---- */
 
-/* 40 dense layers of Q4_K and Q6_K, wide enough for a layer to be worth more than what a piece of memory is rounded up by. */
-static const struct shape deep = {.name = "deep",
-                                  .arch = "dots1",
-                                  .n_layer = 40,
-                                  .n_embd = 2048,
-                                  .n_head = 16,
-                                  .n_head_kv = 4,
-                                  .head_dim = 128,
-                                  .n_ff = 8192,
-                                  .n_dense = 40,
-                                  .n_vocab = 2048,
-                                  .n_ctx = 4096};
-
 static uint64_t up(uint64_t bytes)
 {
     return size_up(bytes, 256);
@@ -649,20 +607,11 @@ END_TEST
 START_TEST(no_memory_with_a_gpu_leaks_something)
 {
     struct plan p;
-    int rc = ERR_NOMEM;
 
     ask_gpu(MOE, 8 * GIB, _i ? 110 * MIB : 512 * MIB);
     machine.gpu_bytes_per_s = 1e9;
     machine.pcie_bytes_per_s = 12e9;
-    uint64_t live_bytes = mem_live_bytes(MEM_META);
-    for (uint64_t n = 1; rc; n++) {
-        mem_fail_nth(n);
-        rc = plan_make(&in, &p);
-        ck_assert_msg(rc == 0 || rc == ERR_NOMEM, "allocation %d: %s", (int)n, err_text());
-        ck_assert_uint_eq(mem_live_bytes(MEM_META), live_bytes);
-        ck_assert_uint_lt(n, 1000);
-    }
-    mem_fail_nth(0);
+    plan_in_spite_of_failures(&p);
     ck_assert_int_eq(p.has_gpu, !_i); /* layers do not fit, and the GPU is no faster at the others */
 }
 END_TEST
