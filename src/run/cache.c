@@ -214,16 +214,39 @@ static bool is_shared(const struct cache_seq *s, int group, int64_t slot)
     return pool->n_ref[cache_page_number(pool, s->page[side][group][slot])] > 1;
 }
 
-static bool is_marked(const struct cache_seq *s, int group, int64_t slot)
+/* The first position that one at pos, or any later one, looks at: pos itself where it looks at none before it. */
+static int64_t first_seen(const struct cache_group *g, int64_t pos)
 {
-    return s->mark && slot >= s->mark_first[group] && slot < s->mark_end[group];
+    return g->window && pos >= g->window ? pos - g->window + 1 : 0;
+}
+
+/* Which slots hold something that positions from len on look at. */
+static void seen_slots(const struct cache_group *g, int64_t len, int64_t *first, int64_t *end)
+{
+    int64_t seen = first_seen(g, len);
+
+    *first = cache_slot_of(seen);
+    *end = seen < len ? cache_slots_of(len) : 0;
+}
+
+/* Which of them are held for the mark, if they are no others': those of window groups. */
+static void marked_slots(const struct cache_seq *s, int group, int64_t *first, int64_t *end)
+{
+    const struct cache_group *g = &s->c->group[group];
+
+    *first = *end = 0;
+    if (s->mark && g->window && g->page_bytes)
+        seen_slots(g, s->mark, first, end);
 }
 
 /* Hold slots [first, end) of a group, and the mark's, and no others that were held. */
 static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t end)
 {
+    int64_t mark_first, mark_end;
+
+    marked_slots(s, group, &mark_first, &mark_end);
     for (int64_t slot = s->first[group]; slot < s->end[group]; slot++)
-        if ((slot < first || slot >= end) && !is_marked(s, group, slot))
+        if ((slot < first || slot >= end) && (slot < mark_first || slot >= mark_end))
             cache_drop_slot(s, group, slot);
     if (s->first[group] < first)
         s->first[group] = first;
@@ -233,28 +256,13 @@ static void keep_slots(struct cache_seq *s, int group, int64_t first, int64_t en
         s->first[group] = s->end[group] = 0;
 }
 
-/* The first position that one at pos, or any later one, looks at: pos itself where it looks at none before it. */
-static int64_t first_seen(const struct cache_group *g, int64_t pos)
-{
-    return g->window && pos >= g->window ? pos - g->window + 1 : 0;
-}
-
-/* Which slots hold something that positions from len on look at. */
-static void seen_slots(const struct cache_seq *s, int group, int64_t *first, int64_t *end)
-{
-    int64_t seen = first_seen(&s->c->group[group], s->len);
-
-    *first = cache_slot_of(seen);
-    *end = seen < s->len ? cache_slots_of(s->len) : 0;
-}
-
 static void keep_seen(struct cache_seq *s)
 {
     s->reserved = 0;
     cache_back_forget(s);
     for (int group = 0; group < s->c->n_groups; group++) {
         int64_t first, end;
-        seen_slots(s, group, &first, &end);
+        seen_slots(&s->c->group[group], s->len, &first, &end);
         keep_slots(s, group, first, end);
     }
 }
@@ -264,30 +272,29 @@ static void keep_seen(struct cache_seq *s)
 /* Slots that are held for the mark alone. */
 static int64_t n_marked(const struct cache_seq *s, int group)
 {
-    int64_t n = 0;
+    int64_t first, end, n = 0;
 
-    for (int64_t slot = s->mark_first[group]; s->mark && slot < s->mark_end[group]; slot++)
+    marked_slots(s, group, &first, &end);
+    for (int64_t slot = first; slot < end; slot++)
         n += slot < s->first[group] || slot >= s->end[group];
     return n;
 }
 
 static void unmark(struct cache_seq *s)
 {
-    for (int group = 0; group < s->c->n_groups && s->mark; group++)
-        for (int64_t slot = s->mark_first[group]; slot < s->mark_end[group]; slot++)
+    for (int group = 0; group < s->c->n_groups; group++) {
+        int64_t first, end;
+        marked_slots(s, group, &first, &end);
+        for (int64_t slot = first; slot < end; slot++)
             if (slot < s->first[group] || slot >= s->end[group])
                 cache_drop_slot(s, group, slot);
+    }
     s->mark = 0;
 }
 
 void cache_mark(struct cache_seq *s)
 {
     unmark(s);
-    for (int group = 0; group < s->c->n_groups; group++) {
-        s->mark_first[group] = s->mark_end[group] = 0;
-        if (s->c->group[group].window && s->first[group] < s->end[group])
-            seen_slots(s, group, &s->mark_first[group], &s->mark_end[group]);
-    }
     s->mark = s->len;
 }
 
@@ -295,11 +302,13 @@ void cache_mark(struct cache_seq *s)
 static void come_back(struct cache_seq *s)
 {
     for (int group = 0; group < s->c->n_groups; group++) {
+        int64_t first, end;
         if (!s->c->group[group].window)
             continue;
-        keep_slots(s, group, s->mark_first[group], s->mark_end[group]);
-        s->first[group] = s->mark_first[group];
-        s->end[group] = s->mark_end[group];
+        marked_slots(s, group, &first, &end);
+        keep_slots(s, group, first, end);
+        s->first[group] = first;
+        s->end[group] = end;
     }
 }
 
@@ -581,8 +590,11 @@ int64_t cache_whole(const struct cache_seq *s, int64_t n)
         n = 0;
     if (is_whole(s, s->first, s->end, n))
         return n;
+    int64_t first[DEVICE_MAX_GROUPS], end[DEVICE_MAX_GROUPS];
+    for (int group = 0; group < s->c->n_groups; group++)
+        marked_slots(s, group, &first[group], &end[group]);
     n = n < s->mark ? n : s->mark;
-    return is_whole(s, s->mark_first, s->mark_end, n) ? n : 0;
+    return is_whole(s, first, end, n) ? n : 0;
 }
 
 int64_t cache_truncate(struct cache_seq *s, int64_t n)
@@ -611,7 +623,7 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
         struct cache_group *g = &s->c->group[group];
         int64_t first, end;
 
-        seen_slots(s, group, &first, &end);
+        seen_slots(g, s->len, &first, &end);
         if (!g->page_bytes || first >= end)
             continue;
         copy->first[group] = first;

@@ -46,9 +46,7 @@ struct cache_seq {
                [DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); a slot that is held has one, on one side */
     int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, and those of the mark; all others NULL */
     int64_t end[DEVICE_MAX_GROUPS];
-    int64_t mark; /* a length to come back to; 0: none. Window groups hold slots [mark_first, mark_end) for it */
-    int64_t mark_first[DEVICE_MAX_GROUPS];
-    int64_t mark_end[DEVICE_MAX_GROUPS];
+    int64_t mark; /* a length to come back to; 0: none. Window groups hold what it looks at */
 };
 
 /* A segment on its way to the device. The sequence sees it in the host's memory until all of it is there. */
