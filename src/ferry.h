@@ -151,12 +151,48 @@ struct ferry_message {
     const char *content;
 };
 
-/* Lay out a conversation by the file's own chat template. add_generation: end where the assistant begins to speak.
+/* A variable that a template may read beside the conversation: enable_thinking, reasoning_effort, ... */
+enum ferry_var_kind { FERRY_VAR_TEXT, FERRY_VAR_INT, FERRY_VAR_BOOL };
+
+struct ferry_var {
+    const char *name;
+    enum ferry_var_kind kind;
+    const char *text; /* FERRY_VAR_TEXT */
+    int64_t number;   /* FERRY_VAR_INT; FERRY_VAR_BOOL: 0 or 1 */
+};
+
+struct ferry_chat_opts {
+    size_t struct_bytes;
+    bool no_generation;           /* end behind the last message, not where the assistant begins to speak */
+    const struct ferry_var *vars; /* (n_vars); of one name the last counts */
+    size_t n_vars;
+};
+
+void ferry_chat_opts_init(struct ferry_chat_opts *opts);
+
+/* Lay out a conversation by the file's own chat template. opts may be NULL (defaults).
  * An assistant's message may be an answer as it came: of one in channels (gpt-oss) what it says in the final one goes back.
  * Tokenize the result with FERRY_TOKENS_SPECIAL and without BOS (the template writes it). ERR_UNSUPPORTED when the file has
- * no template or one that ferry cannot follow. Caller frees *out. */
+ * no template or one that ferry cannot follow; codes of ferry_chat_check. Caller frees *out. */
 int ferry_chat_prompt(const struct ferry_engine *engine, const struct ferry_message *messages, size_t n,
-                      bool add_generation, char **out);
+                      const struct ferry_chat_opts *opts, char **out);
+
+/* Does the template read all of these variables? ERR_ARG: not that one, or the conversation itself goes by its name. */
+int ferry_chat_check(const struct ferry_engine *engine, const struct ferry_chat_opts *opts);
+
+/* An answer taken apart: what the model thought aloud before, and what it says to the reader. Views into the answer. */
+struct ferry_reply {
+    const char *thought, *said;
+    size_t n_thought, n_said; /* bytes; n_thought 0: it did not think */
+};
+
+/* Does this prompt, as ferry_chat_prompt gave it, leave the model amid a thought (<think>), which an answer then begins with? */
+bool ferry_reply_begins_amid(const struct ferry_engine *engine, const char *prompt);
+
+/* Take an answer apart: thoughts between <think> and </think>, where the vocabulary has these; in channels (gpt-oss) all but what the final
+ * one says. An answer that was cut while thinking says nothing. */
+void ferry_reply_split(const struct ferry_engine *engine, bool begins_amid, const char *text, size_t n_bytes,
+                       struct ferry_reply *out);
 
 /* ---- sessions ---- */
 

@@ -143,51 +143,209 @@ static char *token_name(const struct ferry_engine *e, int32_t token)
     return s;
 }
 
-/* Of an answer in channels (gpt-oss) what the last of them says to the reader, "" if it never came to that. Templates want that alone
- * back, and refuse the rest. */
-static const char *said(const struct ferry_engine *e, const struct ferry_message *m)
-{
-    static const char channel[] = "<|channel|>", final[] = "<|channel|>final<|message|>";
-    const char *last = NULL;
+/* ---- an answer's parts ---- */
 
-    if (strcmp(m->role, "assistant") != 0 || tok_find(e->tok, channel, strlen(channel)) == TOK_NONE)
-        return m->content;
-    for (const char *at = m->content; (at = strstr(at, final));)
-        last = at += strlen(final);
-    return last ? last : strstr(m->content, channel) ? "" : m->content;
+static bool has_token(const struct ferry_engine *e, const char *text)
+{
+    return e->tok && tok_find(e->tok, text, strlen(text)) != TOK_NONE;
 }
 
-int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *messages, size_t n, bool add_generation,
-                      char **out)
+/* Behind the first place of what in [at, end); NULL: nowhere. */
+static const char *behind(const char *at, const char *end, const char *what)
 {
-    *out = NULL;
+    const char *found = memmem(at, (size_t)(end - at), what, strlen(what));
+    return found ? found + strlen(what) : NULL;
+}
+
+static bool is_space(char c)
+{
+    return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
+
+/* [at, end) without the white space around it. */
+static const char *trim(const char *at, const char *end, size_t *n)
+{
+    while (at < end && is_space(*at))
+        at++;
+    while (end > at && is_space(end[-1]))
+        end--;
+    *n = (size_t)(end - at);
+    return at;
+}
+
+/* Where the last of an answer's channels that speaks to the reader begins to; NULL: it never came to that. */
+static const char *final_channel(const char *at, const char *end)
+{
+    const char *last = NULL;
+
+    while ((at = behind(at, end, "<|channel|>final<|message|>")))
+        last = at;
+    return last;
+}
+
+/* A single thought loses the names around it; what passes between several channels is left as it came. */
+static void split_channels(const char *at, const char *end, struct ferry_reply *out)
+{
+    static const char begin[] = "<|channel|>analysis<|message|>", final[] = "<|channel|>final<|message|>";
+    static const char next[] = "<|end|><|start|>assistant";
+    const char *said = final_channel(at, end), *until = said ? said - strlen(final) : end;
+
+    out->said = said ? said : end;
+    out->n_said = (size_t)(end - out->said);
+    if ((size_t)(until - at) >= strlen(begin) && !memcmp(at, begin, strlen(begin)))
+        at += strlen(begin);
+    if ((size_t)(until - at) >= strlen(next) && !memcmp(until - strlen(next), next, strlen(next)))
+        until -= strlen(next);
+    out->thought = trim(at, until, &out->n_thought);
+}
+
+/* Behind <think>, if the answer begins with it; NULL if it does not. */
+static const char *thought_begin(bool begins_amid, const char *at, const char *end)
+{
+    static const char open[] = "<think>";
+    size_t n;
+    const char *first = trim(at, end, &n);
+
+    if (n >= strlen(open) && !memcmp(first, open, strlen(open)))
+        return first + strlen(open);
+    return begins_amid ? at : NULL;
+}
+
+void ferry_reply_split(const struct ferry_engine *e, bool begins_amid, const char *text, size_t n_bytes,
+                       struct ferry_reply *out)
+{
+    const char *end = text + n_bytes, *begin, *close;
+
+    *out = (struct ferry_reply){.thought = text, .said = text, .n_said = n_bytes};
+    if (has_token(e, "<|channel|>") && behind(text, end, "<|channel|>")) {
+        split_channels(text, end, out);
+    } else if (has_token(e, "</think>") && (begin = thought_begin(begins_amid, text, end))) {
+        close = behind(begin, end, "</think>");
+        out->thought = trim(begin, close ? close - strlen("</think>") : end, &out->n_thought);
+        out->said = close ? close : end;
+        while (out->said < end && is_space(*out->said))
+            out->said++;
+        out->n_said = (size_t)(end - out->said);
+    }
+}
+
+bool ferry_reply_begins_amid(const struct ferry_engine *e, const char *prompt)
+{
+    static const char open[] = "<think>";
+    size_t n;
+    const char *first = trim(prompt, prompt + strlen(prompt), &n);
+
+    return has_token(e, open) && n >= strlen(open) && !memcmp(first + n - strlen(open), open, strlen(open));
+}
+
+/* ---- conversations ---- */
+
+/* Of an answer in channels what it says to the reader: templates want that alone back, and refuse the rest. */
+static const char *said(const struct ferry_engine *e, const struct ferry_message *m)
+{
+    const char *end = m->content + strlen(m->content);
+
+    if (strcmp(m->role, "assistant") != 0 || !has_token(e, "<|channel|>") || !behind(m->content, end, "<|channel|>"))
+        return m->content;
+    const char *last = final_channel(m->content, end);
+    return last ? last : "";
+}
+
+void ferry_chat_opts_init(struct ferry_chat_opts *opts)
+{
+    *opts = (struct ferry_chat_opts){.struct_bytes = sizeof *opts};
+}
+
+static int read_opts(const struct ferry_chat_opts *in, struct ferry_chat_opts *out)
+{
+    ferry_chat_opts_init(out);
+    if (in && in->struct_bytes > sizeof *out)
+        return err(ERR_ARG, "chat options of %zu bytes; this library knows %zu", in->struct_bytes, sizeof *out);
+    if (in)
+        memcpy(out, in, in->struct_bytes);
+    return out->n_vars > INT_MAX ? err(ERR_LIMIT, "%zu variables of a chat template", out->n_vars) : 0;
+}
+
+static int check_vars(const struct template_code *code, const struct ferry_chat_opts *o)
+{
+    static const char *const own[] = {"messages", "add_generation_prompt", "bos_token", "eos_token", "tools",
+                                      "documents"};
+
+    for (size_t i = 0; i < o->n_vars; i++) {
+        const char *name = o->vars[i].name;
+        for (size_t k = 0; k < sizeof own / sizeof *own; k++)
+            if (!strcmp(name, own[k]))
+                return err(ERR_ARG, "a chat template's %s is the conversation's own", name);
+        if (!template_reads(code, name))
+            return err(ERR_ARG, "the model's chat template reads no variable \"%.60s\"", name);
+    }
+    return 0;
+}
+
+int ferry_chat_check(const struct ferry_engine *e, const struct ferry_chat_opts *opts)
+{
     const struct template_code *code = NULL;
-    int rc = need_vocabulary(e);
+    struct ferry_chat_opts o;
+    int rc = read_opts(opts, &o);
+
     if (rc == 0)
         rc = chat_template(e, &code);
-    if (rc < 0)
-        return rc;
-    if (n > INT_MAX)
-        return err(ERR_LIMIT, "%zu messages", n);
+    return rc < 0 ? rc : check_vars(code, &o);
+}
+
+static struct template_var var_of(const struct ferry_var *v)
+{
+    static const enum template_kind kinds[] = {
+        [FERRY_VAR_TEXT] = TEMPLATE_STRING, [FERRY_VAR_INT] = TEMPLATE_INT, [FERRY_VAR_BOOL] = TEMPLATE_BOOL};
+
+    return (struct template_var){.name = v->name, .kind = kinds[v->kind], .integer = v->number, .string = v->text};
+}
+
+/* messages, o: checked. */
+static int render(const struct ferry_engine *e, const struct template_code *code, const struct ferry_message *messages,
+                  size_t n, const struct ferry_chat_opts *o, char **out)
+{
     char *bos = token_name(e, tok_bos(e->tok)), *eos = token_name(e, tok_eos(e->tok));
     struct template_message *list = mem_zalloc(n, sizeof *list, MEM_OTHER);
-    if (!bos || !eos || !list) {
-        rc = err(ERR_NOMEM, "a conversation of %zu messages", n);
-    } else {
-        for (size_t i = 0; i < n; i++)
-            list[i] = (struct template_message){messages[i].role, said(e, &messages[i])};
-        size_t n_bytes;
+    struct template_var *vars = mem_zalloc(o->n_vars, sizeof *vars, MEM_OTHER);
+    size_t n_bytes;
+    int rc = bos && eos && list && vars ? 0 : err(ERR_NOMEM, "a conversation of %zu messages", n);
+
+    for (size_t i = 0; !rc && i < n; i++)
+        list[i] = (struct template_message){messages[i].role, said(e, &messages[i])};
+    for (size_t i = 0; !rc && i < o->n_vars; i++)
+        vars[i] = var_of(&o->vars[i]);
+    if (!rc)
         rc = template_render(code,
                              &(struct template_args){.messages = list,
                                                      .n_messages = (int)n,
-                                                     .add_generation_prompt = add_generation,
+                                                     .add_generation_prompt = !o->no_generation,
                                                      .bos = bos,
                                                      .eos = eos,
+                                                     .vars = vars,
+                                                     .n_vars = (int)o->n_vars,
                                                      .now_s = (int64_t)time(NULL)},
                              out, &n_bytes);
-    }
+    mem_free(vars);
     mem_free(list);
     mem_free(eos);
     mem_free(bos);
     return rc;
+}
+
+int ferry_chat_prompt(const struct ferry_engine *e, const struct ferry_message *messages, size_t n,
+                      const struct ferry_chat_opts *opts, char **out)
+{
+    const struct template_code *code = NULL;
+    struct ferry_chat_opts o;
+
+    *out = NULL;
+    int rc = read_opts(opts, &o);
+    if (rc == 0)
+        rc = need_vocabulary(e);
+    if (rc == 0)
+        rc = chat_template(e, &code);
+    if (rc == 0)
+        rc = n > INT_MAX ? err(ERR_LIMIT, "%zu messages", n) : check_vars(code, &o);
+    return rc < 0 ? rc : render(e, code, messages, n, &o, out);
 }

@@ -148,6 +148,8 @@ static const struct {
     {"$F run $M -p a -f b", "one of -p TEXT and -f FILE"},
     {"$F run $M -p a --ctxx 5", "did you mean --ctx"},
     {"$F run $M -p a --draft x", "no option --draft"},
+    {"$F run $M -p a --raw --template-var a=b", "there is no template"},
+    {"$F batch $M -i a -o b --embed mean --template-var a=b", "no template is wrapped"},
     {"$F eval $M", "one of --tokens IDS and --text FILE"},
     {"$F eval $M --tokens 1", "together"},
     {"$F bench $M -p 0 -n 0", "nothing to measure"},
@@ -195,8 +197,8 @@ END_TEST
 START_TEST(every_option_of_the_table_is_taken)
 {
     static const char *const values[] = {
-        [CONF_COUNT] = "64", [CONF_INT] = "1",       [CONF_SEED] = "7", [CONF_REAL] = "0.5",
-        [CONF_SIZE] = "2G",  [CONF_RATE] = "3.5G/s", [CONF_TEXT] = "x", [CONF_FILE] = "file"};
+        [CONF_COUNT] = "64",    [CONF_INT] = "1",  [CONF_SEED] = "7",    [CONF_REAL] = "0.5", [CONF_SIZE] = "2G",
+        [CONF_RATE] = "3.5G/s", [CONF_TEXT] = "x", [CONF_FILE] = "file", [CONF_VAR] = "a=b"};
     char line[256], value[32];
 
     for (const struct conf_option *o = conf_options; o->name; o++) {
@@ -495,6 +497,30 @@ START_TEST(chat_reads_messages_from_a_pipe)
 }
 END_TEST
 
+START_TEST(chat_forgets_a_variable_of_the_template)
+{
+    must_run("printf '/set\n/set enable_thinking=false\n/set effort=high\n/set enable_thinkin=true\n/set 1\n/set "
+             "effort=3\nhi\n/set\n' "
+             "| $F chat " TEST_DATA_DIR "/cli/thinks.gguf --temp 0 -n 4 -q 2>&1 >/dev/null");
+    ck_assert_str_eq(out, "[no variable of the chat template is set; /set enable_thinking=false sets one]\n"
+                          "[enable_thinking=false]\n"
+                          "[enable_thinking=false]\n[effort=high]\n"
+                          "ferry: the model's chat template reads no variable \"enable_thinkin\"\n"
+                          "ferry: \"1\" is not NAME=VALUE, as in enable_thinking=false\n"
+                          "[enable_thinking=false]\n[effort=3]\n"
+                          "[cut after 4 tokens (-n)]\n"
+                          "[enable_thinking=false]\n[effort=3]\n");
+    /* The same words as when it is said before. */
+    must_run("printf '/set enable_thinking=false\nhi\n' | $F chat " TEST_DATA_DIR
+             "/cli/thinks.gguf --temp 0 -n 4 -q >$T/a && "
+             "$F run " TEST_DATA_DIR
+             "/cli/thinks.gguf --template-var enable_thinking=false -p hi --temp 0 -n 4 -q | cmp - $T/a");
+    ck_assert_int_eq(run("$F run " TEST_DATA_DIR "/cli/thinks.gguf -p hi --template-var enable_thinkin=false"), 1);
+    ck_assert(says(errors, "reads no variable"));
+    ck_assert_str_eq(out, "");
+}
+END_TEST
+
 /* What the session holds already is not run again: the second prompt is only what is new. */
 START_TEST(chat_keeps_its_cache_between_turns)
 {
@@ -670,6 +696,7 @@ int main(void)
     tcase_add_test(t, perplexity_is_that_of_the_logits);
     tcase_add_test(t, bench_reports_its_tests);
     tcase_add_test(t, chat_reads_messages_from_a_pipe);
+    tcase_add_test(t, chat_forgets_a_variable_of_the_template);
     tcase_add_test(t, chat_keeps_its_cache_between_turns);
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
     tcase_add_test(t, prompt_is_cut_at_a_zero_byte);

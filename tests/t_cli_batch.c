@@ -232,6 +232,65 @@ START_TEST(options_of_a_line_are_lost)
 }
 END_TEST
 
+/* Member of an object in an object, as a text; NULL: none. */
+static const char *text_in(const json_t *o, const char *member, const char *name)
+{
+    return json_string_value(json_object_get(json_object_get(o, member), name));
+}
+
+START_TEST(thoughts_are_part_of_the_answer)
+{
+    static const char *const said[] = {"response.body.choices.0.message.content", "text"};
+    must_run("printf '%s\\n' "
+             "'{\"custom_id\":\"a\",\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"chat_template_kwargs\":{\"enable_thinking\":"
+             "false}}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"chat_template_kwargs\":{\"effort\":[]}}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"chat_template_kwargs\":[]}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"reasoning_effort\":\"low\"}' "
+             "'{\"prompt\":\"hi\",\"chat_template_kwargs\":{\"effort\":1}}' >$T/in; "
+             "$F batch " TEST_DATA_DIR "/cli/thinks.gguf -i $T/in -o $T/o --order input -n 4 --temp 0 -q");
+    for (int i = 0; i < 2; i++) { /* cut while it thought */
+        json_t *o = record("o", i);
+        const json_t *at =
+            i ? o
+              : json_object_get(
+                    json_array_get(json_object_get(json_object_get(json_object_get(o, "response"), "body"), "choices"),
+                                   0),
+                    "message");
+        ck_assert_str_eq(text_at(o, said[i]), "");
+        ck_assert_uint_gt(json_string_length(json_object_get(at, "reasoning_content")), 0);
+        json_decref(o);
+    }
+    json_t *o = record("o", 2);
+    ck_assert_uint_gt(strlen(text_at(o, "text")), 0);
+    ck_assert_ptr_null(json_object_get(o, "reasoning_content"));
+    json_decref(o);
+    static const char *const errors_of[] = {"\"effort\" of the chat template has to be", "has to be an object",
+                                            "reads no variable \"reasoning_effort\"",
+                                            "\"effort\" is for the chat template"};
+    for (int i = 0; i < 4; i++) {
+        o = record("o", 3 + i);
+        const char *text = text_in(o, "error", "message");
+        ck_assert_msg(text && strstr(text, errors_of[i]), "%s", text ? text : "no error");
+        json_decref(o);
+    }
+    /* An option is for all, and part of what a run is known by. */
+    must_run("printf '%s\\n' '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}' >$T/in; "
+             "$F batch " TEST_DATA_DIR
+             "/cli/thinks.gguf -i $T/in -o $T/p --template-var enable_thinking=false -n 4 --temp 0 -q");
+    json_t *all = record("p", 0), *one = record("o", 2);
+    ck_assert_str_eq(text_at(all, "text"), text_at(one, "text"));
+    json_decref(all);
+    json_decref(one);
+    ck_assert_int_eq(run("$F batch " TEST_DATA_DIR "/cli/thinks.gguf -i $T/in -o $T/p -n 4 --temp 0 -q"), 1);
+    ck_assert(says(errors, "template-var was {\"enable_thinking\":false}, is {}"));
+    ck_assert_int_eq(run("$F batch " TEST_DATA_DIR "/cli/thinks.gguf -i $T/in -o $T/q --template-var nothing=1"), 1);
+    ck_assert(says(errors, "reads no variable \"nothing\""));
+}
+END_TEST
+
 /* ---- ends and beginnings ---- */
 
 static off_t output_bytes(void)
@@ -649,6 +708,7 @@ int main(void)
     tcase_add_test(t, answer_is_not_that_of_run);
     tcase_add_loop_test(t, bad_line_stops_the_run_or_is_passed_over, 0, (int)(sizeof bad / sizeof *bad));
     tcase_add_test(t, options_of_a_line_are_lost);
+    tcase_add_test(t, thoughts_are_part_of_the_answer);
     tcase_add_loop_test(t, killed_run_loses_or_doubles_answers, 0, 2);
     tcase_add_test(t, torn_end_or_rubbish_is_kept);
     tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);

@@ -123,6 +123,10 @@ static const struct {
     {"run m --kv-type f32", "none of f16|q8_0"},
     {"run m --seed -1", "whole number from 0"},
     {"run m --raw=yes", "takes no value"},
+    {"run m --template-var thinking", "--template-var: \"thinking\" is not NAME=VALUE"},
+    {"run m --template-var 5x=1", "is not NAME=VALUE"},
+    {"run m --template-var a-b=1", "is not NAME=VALUE"},
+    {"run m --template-var =1", "is not NAME=VALUE"},
     {"plan m --mem-rate fast", "is not a rate"},
     {"plan m --mem-rate 3G/h", "ends in"},
     {"help wibble", "no subcommand"},
@@ -151,6 +155,42 @@ START_TEST(rates_are_powers_of_1000)
     ck_assert_int_eq(conf_rate("-1G", &rate), ERR_ARG);
     ck_assert_int_eq(conf_rate("1e999G", &rate), ERR_ARG);
     ck_assert_double_eq(rate, 2147483648.0);
+}
+END_TEST
+
+START_TEST(variables_are_what_they_look_like)
+{
+    static const struct ferry_var want[] = {
+        {"a", FERRY_VAR_BOOL, NULL, 0},    {"b", FERRY_VAR_INT, NULL, -3},
+        {"c_1", FERRY_VAR_TEXT, "x=y", 0}, {"D", FERRY_VAR_TEXT, "", 0},
+        {"e", FERRY_VAR_TEXT, "3.5", 0},   {"f", FERRY_VAR_TEXT, "99999999999999999999", 0}};
+    ck_assert_int_eq(parse("batch m --template-var a=true --template-var b=-3 --template-var=c_1=x=y --template-var D= "
+                           "--template-var e=3.5 --template-var f=99999999999999999999 --template-var a=false"),
+                     0);
+    ck_assert_uint_eq(conf.vars.n, sizeof want / sizeof *want);
+    for (size_t i = 0; i < conf.vars.n; i++) {
+        ck_assert_str_eq(conf.vars.v[i].name, want[i].name);
+        ck_assert_int_eq(conf.vars.v[i].kind, want[i].kind);
+        if (want[i].kind == FERRY_VAR_TEXT)
+            ck_assert_str_eq(conf.vars.v[i].text, want[i].text);
+        else
+            ck_assert_int_eq(conf.vars.v[i].number, want[i].number);
+    }
+}
+END_TEST
+
+START_TEST(too_many_variables_are_refused)
+{
+    struct vars vars = {0};
+    char name[] = "a";
+
+    for (int i = 0; i < VARS_MAX; i++, name[0]++)
+        ck_assert_int_eq(vars_put(&vars, &(struct ferry_var){.name = name, .kind = FERRY_VAR_INT}), 0);
+    ck_assert_int_eq(vars_put(&vars, &(struct ferry_var){.name = name, .kind = FERRY_VAR_INT}), ERR_LIMIT);
+    ck_assert_int_eq(vars_read(&vars, "a=again"), 0); /* in place of the first */
+    ck_assert_uint_eq(vars.n, VARS_MAX);
+    ck_assert_str_eq(vars.v[0].text, "again");
+    vars_done(&vars);
 }
 END_TEST
 
@@ -190,14 +230,14 @@ START_TEST(no_memory_leaks_nothing)
     setenv("HOME", "/home/u", 1);
     conf_done(&conf);
     uint64_t live_bytes = mem_live_bytes(MEM_OTHER);
-    for (uint64_t n = 1; n <= 2; n++) {
+    for (uint64_t n = 1; n <= 4; n++) { /* two folders, a name, a value */
         mem_fail_nth(n);
-        ck_assert_int_eq(parse("run m"), ERR_NOMEM);
+        ck_assert_int_eq(parse("run m --template-var a=b"), ERR_NOMEM);
         conf_done(&conf);
         ck_assert_uint_eq(mem_live_bytes(MEM_OTHER), live_bytes);
     }
     mem_fail_nth(0);
-    ck_assert_int_eq(parse("run m"), 0);
+    ck_assert_int_eq(parse("run m --template-var a=b"), 0);
 }
 END_TEST
 
@@ -277,6 +317,8 @@ int main(void)
     tcase_add_test(t, words_after_two_hyphens_are_no_options);
     tcase_add_loop_test(t, wrong_usage_names_the_word, 0, (int)(sizeof wrong / sizeof *wrong));
     tcase_add_test(t, rates_are_powers_of_1000);
+    tcase_add_test(t, variables_are_what_they_look_like);
+    tcase_add_test(t, too_many_variables_are_refused);
     tcase_add_test(t, help_is_found_wherever_it_stands);
     tcase_add_test(t, folders_follow_the_environment);
     tcase_add_test(t, no_memory_leaks_nothing);

@@ -711,7 +711,7 @@ START_TEST(answer_in_channels_goes_back_whole)
         const struct ferry_message messages[] = {
             {"user", "<|channel|>final<|message|>q"}, {"assistant", cases[i].answer}, {"user", "and?"}};
         char *text, want[256];
-        ck_assert_msg(ferry_chat_prompt(e, messages, 3, true, &text) == 0, "%s", ferry_error());
+        ck_assert_msg(ferry_chat_prompt(e, messages, 3, NULL, &text) == 0, "%s", ferry_error());
         snprintf(want, sizeof want,
                  "<|begin|>user\n<|channel|>final<|message|>q<|end|>\n<|begin|>assistant\n%s<|end|>\n"
                  "<|begin|>user\nand?<|end|>\n<|begin|>assistant\n",
@@ -720,6 +720,114 @@ START_TEST(answer_in_channels_goes_back_whole)
         ferry_free(text);
         ferry_engine_close(e);
     }
+}
+END_TEST
+
+/* A model whose template begins an answer amid a thought unless it is told not to. */
+static struct ferry_engine *open_thinker(void)
+{
+    struct ferry_engine *e = NULL;
+    ck_assert_msg(ferry_engine_open(TEST_DATA_DIR "/cli/thinks.gguf", NULL, &e) == 0, "%s", ferry_error());
+    return e;
+}
+
+START_TEST(answer_is_not_told_from_thoughts)
+{
+    static const struct {
+        bool in_channels, begins_amid;
+        const char *answer, *thought, *said;
+    } cases[] = {
+        {false, false, "<think>\nhm\n</think>\n\nyes \n", "hm", "yes \n"},
+        {false, true, "hm\n</think>\n\nyes</think>", "hm", "yes</think>"},
+        {false, true, "<think>hm</think>yes", "hm", "yes"}, /* it began anew */
+        {false, false, "<think>\n\n</think>\n\nyes", "", "yes"},
+        {false, false, "<think>hm, that was cut", "hm, that was cut", ""},
+        {false, true, "hm, that was cut", "hm, that was cut", ""},
+        {false, false, "yes</think>", "", "yes</think>"},
+        {false, false, "say <think>hm</think>", "", "say <think>hm</think>"},
+        {false, false, "", "", ""},
+        {false, true, "", "", ""},
+        {false, false, "<|channel|>final<|message|>yes", "", "<|channel|>final<|message|>yes"}, /* no token of it */
+        {true, false, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes", "hm",
+         "yes"},
+        {true, false, "<|channel|>analysis<|message|>hm, that was cut", "hm, that was cut", ""},
+        {true, false, "<|channel|>final<|message|>yes", "", "yes"},
+        {true, false,
+         "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|><|start|>"
+         "assistant"
+         "<|channel|>final<|message|>yes",
+         "a<|end|><|start|>assistant<|channel|>commentary<|message|>b", "yes"},
+        {true, true, "<think>plain</think>", "", "<think>plain</think>"},
+    };
+    struct ferry_engine *engines[] = {open_thinker(), open_with("gpt-oss", NULL)};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ferry_reply r;
+        size_t n = strlen(cases[i].answer);
+        ferry_reply_split(engines[cases[i].in_channels], cases[i].begins_amid, cases[i].answer, n, &r);
+        ck_assert_msg(r.n_thought == strlen(cases[i].thought) && !memcmp(r.thought, cases[i].thought, r.n_thought),
+                      "%s: thought %.*s", cases[i].answer, (int)r.n_thought, r.thought);
+        ck_assert_msg(r.n_said == strlen(cases[i].said) && !memcmp(r.said, cases[i].said, r.n_said), "%s: said %.*s",
+                      cases[i].answer, (int)r.n_said, r.said);
+    }
+    for (int i = 0; i < 2; i++)
+        ferry_engine_close(engines[i]);
+}
+END_TEST
+
+/* The prompt of one message, by one variable, and whether it leaves the model amid a thought. */
+static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *var, const char *want, bool amid)
+{
+    struct ferry_message msg = {"user", "hi"};
+    struct ferry_chat_opts o;
+    char *text;
+    ferry_chat_opts_init(&o);
+    o.vars = var;
+    o.n_vars = var != NULL;
+    ck_assert_msg(ferry_chat_prompt(e, &msg, 1, &o, &text) == 0, "%s", ferry_error());
+    ck_assert_str_eq(text, want);
+    ck_assert(ferry_reply_begins_amid(e, text) == amid);
+    ferry_free(text);
+}
+
+START_TEST(variable_of_the_template_is_lost)
+{
+    struct ferry_engine *e = open_thinker();
+    must_lay_out(e, NULL, "<|start|>user\nhi<|end|>\n<|start|>assistant\n<think>\n", true);
+    must_lay_out(e, &(struct ferry_var){"enable_thinking", FERRY_VAR_BOOL, NULL, 0},
+                 "<|start|>user\nhi<|end|>\n<|start|>assistant\n<think>\n\n</think>\n\n", false);
+    must_lay_out(e, &(struct ferry_var){"effort", FERRY_VAR_TEXT, "low", 0},
+                 "effort low\n<|start|>user\nhi<|end|>\n<|start|>assistant\n<think>\n", true);
+    must_lay_out(e, &(struct ferry_var){"effort", FERRY_VAR_INT, NULL, 9},
+                 "effort 9\n<|start|>user\nhi<|end|>\n<|start|>assistant\n<think>\n", true);
+    ferry_engine_close(e);
+}
+END_TEST
+
+START_TEST(variable_that_changes_nothing_is_taken)
+{
+    static const struct {
+        const char *name, *says;
+    } bad[] = {{"enable_thinkin", "reads no variable \"enable_thinkin\""},
+               {"", "reads no"},
+               {"messages", "the conversation's own"},
+               {"bos_token", "own"}};
+    struct ferry_engine *e = open_thinker();
+    struct ferry_message msg = {"user", "hi"};
+    struct ferry_chat_opts o;
+    char *text;
+    ferry_chat_opts_init(&o);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct ferry_var var = {bad[i].name, FERRY_VAR_BOOL, NULL, 1};
+        o.vars = &var;
+        o.n_vars = 1;
+        ck_assert_int_eq(ferry_chat_check(e, &o), FERRY_ERR_ARG);
+        ck_assert_int_eq(ferry_chat_prompt(e, &msg, 1, &o, &text), FERRY_ERR_ARG);
+        ck_assert_msg(strstr(ferry_error(), bad[i].says) != NULL, "%s", ferry_error());
+        ck_assert_ptr_null(text);
+    }
+    o.struct_bytes++;
+    ck_assert_int_eq(ferry_chat_check(e, &o), FERRY_ERR_ARG);
+    ferry_engine_close(e);
 }
 END_TEST
 
@@ -735,12 +843,17 @@ static int whole_life(uint64_t expert_ram_bytes)
     struct ferry_engine *e = NULL;
     struct ferry_session *s = NULL, *f = NULL;
     struct ferry_message msg = {"user", "the inn"};
+    struct ferry_var var = {"m", FERRY_VAR_TEXT, "a name that the template's loop has, too", 0};
+    struct ferry_chat_opts chat;
     char *text = NULL;
     int32_t *tokens = NULL, token;
+    ferry_chat_opts_init(&chat);
+    chat.vars = &var;
+    chat.n_vars = 1;
     size_t n = 0;
     int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
     if (rc == 0)
-        rc = ferry_chat_prompt(e, &msg, 1, true, &text);
+        rc = ferry_chat_prompt(e, &msg, 1, &chat, &text);
     if (rc == 0)
         rc = ferry_tokenize(e, text, strlen(text), FERRY_TOKENS_SPECIAL, &tokens, &n);
     if (rc == 0)
@@ -865,6 +978,9 @@ int main(void)
     tcase_add_loop_test(t, step_allocates, 0, 2);
     tcase_add_test(t, rows_that_are_taken_need_room);
     tcase_add_test(t, answer_in_channels_goes_back_whole);
+    tcase_add_test(t, answer_is_not_told_from_thoughts);
+    tcase_add_test(t, variable_of_the_template_is_lost);
+    tcase_add_test(t, variable_that_changes_nothing_is_taken);
     suite_add_tcase(suite, t);
     return run_suite(suite);
 }

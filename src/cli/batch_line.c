@@ -23,7 +23,9 @@ enum field_kind {
     IS_TOP_LOGPROBS,
     IS_PASSED_OVER,
     IS_FALSE,
-    IS_FLOAT_FORMAT
+    IS_FLOAT_FORMAT,
+    IS_VAR,
+    IS_VARS
 };
 
 struct field {
@@ -54,6 +56,8 @@ static const struct field fields[] = {
     {"stop", IS_STOP, 0, 0, 0},
     {"logprobs", IS_LOGPROBS, 0, 0, 100},
     {"top_logprobs", IS_TOP_LOGPROBS, 0, 0, 100},
+    {"reasoning_effort", IS_VAR, 0, 0, 0},
+    {"chat_template_kwargs", IS_VARS, 0, 0, 0},
     {"model", IS_PASSED_OVER, 0, 0, 0},
     {"user", IS_PASSED_OVER, 0, 0, 0},
     {"metadata", IS_PASSED_OVER, 0, 0, 0},
@@ -123,6 +127,38 @@ static int read_logprobs(struct batch_line *line, const struct field *f, const j
     return 0;
 }
 
+static int read_var(struct batch_line *line, const char *name, const json_t *v)
+{
+    struct ferry_var var = {.name = name};
+
+    if (json_is_string(v) && strlen(json_string_value(v)) == json_string_length(v)) {
+        var.kind = FERRY_VAR_TEXT;
+        var.text = json_string_value(v);
+    } else if (json_is_boolean(v) || json_is_integer(v)) {
+        var.kind = json_is_boolean(v) ? FERRY_VAR_BOOL : FERRY_VAR_INT;
+        var.number = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v);
+    } else {
+        return err(ERR_FORMAT, "\"%.60s\" of the chat template has to be a text, a whole number, true or false", name);
+    }
+    return vars_put(&line->vars, &var);
+}
+
+static int read_vars(struct batch_line *line, const struct field *f, const json_t *object)
+{
+    const char *name;
+    json_t *v;
+
+    if (!json_is_object(object))
+        return err(ERR_FORMAT, "\"%s\" has to be an object", f->name);
+    json_object_foreach((json_t *)object, name, v)
+    {
+        int rc = read_var(line, name, v);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
 static int read_field(struct batch_line *line, const struct field *f, const json_t *v)
 {
     switch (f->kind) {
@@ -152,6 +188,10 @@ static int read_field(struct batch_line *line, const struct field *f, const json
         return json_is_string(v) && !strcmp(json_string_value(v), "float")
                    ? 0
                    : err(ERR_FORMAT, "\"%s\" has to be \"float\"; nothing else is supported", f->name);
+    case IS_VAR:
+        return read_var(line, f->name, v);
+    case IS_VARS:
+        return read_vars(line, f, v);
     case IS_PASSED_OVER:
         break;
     }
@@ -289,6 +329,8 @@ static int check_prompt(const struct batch_line *line, const struct conf *conf)
         return err(ERR_FORMAT, "one of \"prompt\" and \"messages\" is wanted");
     if (conf->score != has_completion)
         return err(ERR_FORMAT, conf->score ? "--score wants a \"completion\"" : "\"completion\" is for --score");
+    if (line->vars.n && !line->is_chat)
+        return err(ERR_FORMAT, "\"%s\" is for the chat template, which \"messages\" go through", line->vars.v[0].name);
     if (conf->score && line->n != 1)
         return err(ERR_FORMAT, "\"n\" has to be 1 with --score");
     return 0;
@@ -313,6 +355,7 @@ int batch_line_read(const struct conf *conf, const char *text, size_t n_bytes, u
 void batch_line_done(struct batch_line *line)
 {
     json_decref(line->root);
+    vars_done(&line->vars);
     *line = (struct batch_line){0};
 }
 
@@ -362,10 +405,12 @@ static int read_messages(const json_t *list, struct ferry_message *messages, str
 }
 
 /* The conversation as the model's template lays it out. */
-static int chat_text(const struct batch_line *line, const struct ferry_engine *engine, struct text *out)
+static int chat_text(struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
+                     struct text *out)
 {
     const json_t *list = json_object_get(line->body, "messages");
     size_t n = json_array_size(list);
+    struct vars vars = {0};
     char *prompt = NULL;
 
     if (!n)
@@ -374,9 +419,16 @@ static int chat_text(const struct batch_line *line, const struct ferry_engine *e
     struct text *contents = mem_zalloc(n, sizeof *contents, MEM_OTHER);
     int rc = messages && contents ? read_messages(list, messages, contents) : err(ERR_NOMEM, "%zu messages", n);
     if (!rc)
-        rc = ferry_chat_prompt(engine, messages, n, true, &prompt);
+        rc = vars_add(&vars, &conf->vars);
+    if (!rc)
+        rc = vars_add(&vars, &line->vars);
+    struct ferry_chat_opts o = vars_opts(&vars);
+    if (!rc)
+        rc = ferry_chat_prompt(engine, messages, n, &o, &prompt);
     if (!rc)
         rc = text_add(out, prompt, strlen(prompt));
+    line->begins_amid = !rc && ferry_reply_begins_amid(engine, prompt);
+    vars_done(&vars);
     for (size_t i = 0; contents && i < n; i++)
         text_done(&contents[i]);
     ferry_free(prompt);
@@ -423,7 +475,7 @@ static int add_completion(const struct batch_line *line, const struct ferry_engi
     return rc;
 }
 
-int batch_line_tokens(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
+int batch_line_tokens(struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                       int32_t **tokens, size_t *n_tokens, size_t *n_scored)
 {
     const json_t *prompt = json_object_get(line->body, "prompt");
@@ -433,7 +485,7 @@ int batch_line_tokens(const struct batch_line *line, const struct conf *conf, co
     *tokens = NULL;
     *n_tokens = *n_scored = 0;
     if (line->is_chat)
-        rc = chat_text(line, engine, &whole);
+        rc = chat_text(line, conf, engine, &whole);
     else if (json_is_array(prompt) && !conf->score)
         return given_tokens("prompt", prompt, tokens, n_tokens);
     else if (json_is_string(prompt))

@@ -33,6 +33,8 @@ struct batch_line {
     struct ferry_sample_opts sample;
     const char *stop[16]; /* (n_stop) views */
     size_t n_stop;
+    struct vars vars; /* own: of the chat template, over conf's */
+    bool begins_amid; /* a chat whose answer begins amid a thought; batch_line_tokens finds out */
 };
 
 /* What one line says, with what it leaves out from conf. ERR_FORMAT says what is wrong; id and form are set as far as they
@@ -42,7 +44,7 @@ void batch_line_done(struct batch_line *line);
 
 /* Its prompt as tokens; with conf->score the completion behind it, whose tokens are the last n_scored. Caller frees *tokens with
  * ferry_free. ERR_FORMAT, codes of ferry_tokenize and ferry_chat_prompt. */
-int batch_line_tokens(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
+int batch_line_tokens(struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                       int32_t **tokens, size_t *n_tokens, size_t *n_scored);
 
 /* Input `index` of a line to be embedded, as tokens, with what the file wants at beginning and end. As batch_line_tokens. */

@@ -111,6 +111,24 @@ static json_t *vector_of(const struct ferry_answer *a)
     return values;
 }
 
+/* What a chat's answer is apart from what the model thought before; otherwise, all of it. */
+static struct ferry_reply reply_of(const struct batch_line *line, const struct ferry_engine *engine,
+                                   const struct ferry_answer *a)
+{
+    struct ferry_reply r = {.said = a->text, .n_said = a->n_bytes};
+
+    if (line->is_chat && a->text)
+        ferry_reply_split(engine, line->begins_amid, a->text, a->n_bytes, &r);
+    return r;
+}
+
+/* A member of its own, where there is a thought. */
+static void add_thought(json_t *o, const struct ferry_reply *r)
+{
+    if (r->n_thought)
+        json_object_set_new(o, "reasoning_content", json_stringn(r->thought, r->n_thought));
+}
+
 static json_t *short_answer(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                             const struct ferry_answer *a, unsigned index)
 {
@@ -123,7 +141,9 @@ static json_t *short_answer(const struct batch_line *line, const struct conf *co
     } else if (conf->score) {
         json_object_set_new(o, "score", score_of(a));
     } else {
-        json_object_set_new(o, "text", json_stringn(a->text, a->n_bytes));
+        struct ferry_reply said = reply_of(line, engine, a);
+        json_object_set_new(o, "text", json_stringn(said.said, said.n_said));
+        add_thought(o, &said);
         json_object_set_new(o, "finish_reason", json_string(finish_name(a->finish)));
         if (line->sample.temperature > 0)
             json_object_set_new(o, "seed", json_integer((json_int_t)batch_line_seed(line, conf, index)));
@@ -138,13 +158,17 @@ static json_t *short_answer(const struct batch_line *line, const struct conf *co
 static json_t *choice(const struct batch_line *line, const struct conf *conf, const struct ferry_engine *engine,
                       const struct ferry_answer *a, unsigned index)
 {
-    json_t *o = json_object(), *text = json_stringn(a->text, a->n_bytes);
+    struct ferry_reply said = reply_of(line, engine, a);
+    json_t *o = json_object(), *text = json_stringn(said.said, said.n_said);
 
     json_object_set_new(o, "index", json_integer(index));
-    if (line->is_chat)
-        json_object_set_new(o, "message", json_pack("{s:s, s:o}", "role", "assistant", "content", text));
-    else
+    if (line->is_chat) {
+        json_t *message = json_pack("{s:s, s:o}", "role", "assistant", "content", text);
+        add_thought(message, &said);
+        json_object_set_new(o, "message", message);
+    } else {
         json_object_set_new(o, "text", text);
+    }
     if (conf->score)
         json_object_set_new(o, "score", score_of(a));
     json_object_set_new(o, "logprobs", logprobs_of(engine, a));

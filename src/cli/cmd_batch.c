@@ -259,6 +259,21 @@ static int work_for_first(struct batch_run *r)
     return rc ? rc : stopping ? FERRY_ERR_CANCEL : 0;
 }
 
+/* Variables of the chat template, as JSON. */
+static json_t *about_vars(const struct vars *vars)
+{
+    json_t *o = json_object();
+
+    for (size_t i = 0; i < vars->n; i++) {
+        const struct ferry_var *v = &vars->v[i];
+        json_object_set_new(o, v->name,
+                            v->kind == FERRY_VAR_TEXT   ? json_string(v->text)
+                            : v->kind == FERRY_VAR_BOOL ? json_boolean(v->number)
+                                                        : json_integer((json_int_t)v->number));
+    }
+    return o;
+}
+
 /* What an answer depends on: a run that differs in it is another run. plan: the engine's, which need not be made from the options
  * (--plan). */
 static json_t *about(const struct batch_run *r, const json_t *plan)
@@ -276,6 +291,7 @@ static json_t *about(const struct batch_run *r, const json_t *plan)
         (int)r->info.n_ctx, "kv-type", json_string_value(json_object_get(plan, "kv_type")), "prefill",
         json_string_value(json_object_get(plan, "prefill")), "order", c->order, "score", c->score, "embed",
         c->embed ? c->embed : "none", "normalize", c->normalize);
+    json_object_set_new(options, "template-var", about_vars(&c->vars));
     return json_pack("{s:{s:s}, s:{s:I, s:I, s:s}, s:{s:s, s:s}, s:o}", "ferry", "version", ferry_version(), "input",
                      "bytes", (json_int_t)r->in.n_bytes, "lines", (json_int_t)r->in.n_lines, "hash", hash, "model",
                      "name", r->info.name, "identity", identity, "options", options);
@@ -358,6 +374,10 @@ static int open_engine(struct batch_run *r)
     if (rc)
         return rc;
     ferry_engine_info(r->engine, &r->info);
+    struct ferry_chat_opts chat = vars_opts(&r->conf->vars);
+    rc = chat.n_vars ? ferry_chat_check(r->engine, &chat) : 0;
+    if (rc)
+        return rc;
     r->n_pending = (size_t)r->info.n_batch * (1 + WAITING_PER_SEQUENCE) + BATCH_MAX_N;
     r->pending = batch_in_zalloc(r->n_pending, sizeof *r->pending, "the requests in flight");
     if (!r->pending)
@@ -452,6 +472,8 @@ int cmd_batch(const struct conf *conf)
         return term_usage(conf, "wants an input and an output: -i IN.jsonl -o OUT.jsonl");
     if (conf->embed && conf->score)
         return term_usage(conf, "--embed and --score ask for different things");
+    if (conf->embed && conf->vars.n)
+        return term_usage(conf, "--embed knows no --template-var: no template is wrapped around what it reads");
     int rc = team_open(&r.team, conf);
     if (r.team.rank) {
         silent.quiet = true; /* rank 0 speaks for all */

@@ -114,6 +114,27 @@ static int chat_system(struct chat *c, const char *rest)
     return rc;
 }
 
+static int chat_set(struct chat *c, const char *rest)
+{
+    const struct vars *vars = &c->talk.vars;
+    int rc = *rest ? talk_set_var(&c->talk, rest) : 0;
+
+    if (rc)
+        fprintf(stderr, "ferry: %s\n", ferry_error());
+    for (size_t i = 0; !rc && i < vars->n; i++) {
+        const struct ferry_var *v = &vars->v[i];
+        if (v->kind == FERRY_VAR_TEXT)
+            NOTE("%s=%s", v->name, v->text);
+        else if (v->kind == FERRY_VAR_BOOL)
+            NOTE("%s=%s", v->name, v->number ? "true" : "false");
+        else
+            NOTE("%s=%" PRId64, v->name, v->number);
+    }
+    if (!rc && !vars->n)
+        NOTE("no variable of the chat template is set; /set enable_thinking=false sets one");
+    return rc == FERRY_ERR_NOMEM ? rc : 0;
+}
+
 static int chat_stats(struct chat *c, const char *rest)
 {
     (void)rest;
@@ -157,6 +178,7 @@ static const struct chat_command commands[] = {
     {"/help", NULL, "this text", chat_help},
     {"/reset", NULL, "begin a new conversation", chat_reset},
     {"/system", "TEXT", "set the system message; none without TEXT", chat_system},
+    {"/set", "NAME=VALUE", "set a variable of the chat template; without one: what is set", chat_set},
     {"/undo", NULL, "take back the last message and its answer", chat_undo},
     {"/regen", NULL, "answer the last message anew", chat_regen},
     {"/stats", NULL, "what the last answer took", chat_stats},
@@ -168,7 +190,7 @@ static int chat_help(struct chat *c, const char *rest)
     (void)c;
     (void)rest;
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(stderr, "  %-8s %-5s %s\n", commands[i].name, commands[i].value ? commands[i].value : "",
+        fprintf(stderr, "  %-8s %-10s %s\n", commands[i].name, commands[i].value ? commands[i].value : "",
                 commands[i].help);
     fputs("A backslash at the end of a line goes on in the next; \"\"\" begins and ends several lines.\n"
           "Ctrl-C stops an answer or clears a line; twice in a row on an empty one it ends the chat.\n",

@@ -25,6 +25,9 @@ const struct conf_option conf_options[] = {
      "read the prompt from a file; - is stdin"},
     {"raw", 0, CONF_FLAG, "run", AT(raw), 0, NULL, NULL, NULL, NULL, 0, 0,
      "continue the text as it is, without the chat template; control tokens in it stay text"},
+    {"template-var", 0, CONF_VAR, DRAWERS, AT(vars), 0, "NAME=VALUE", NULL, NULL, NULL, 0, 0,
+     "a variable that the model's chat template reads, as enable_thinking=false or reasoning_effort=low; may be given "
+     "again"},
     {"system", 0, CONF_TEXT, TALKERS, AT(system), 0, "TEXT", NULL, NULL, NULL, 0, 0, "a system message in front"},
     {"input", 'i', CONF_FILE, "batch", AT(input), 0, "FILE", NULL, NULL, NULL, 0, 0,
      "one request of JSON a line; - is stdin"},
@@ -334,6 +337,9 @@ static int set_value(struct conf *c, const struct conf_option *o, const char *te
     case CONF_CHOICE:
         rc = read_choice(o, text, field);
         break;
+    case CONF_VAR:
+        rc = named(vars_read(field, text), o);
+        break;
     }
     if (!rc && o->given_offset)
         *(bool *)((char *)c + o->given_offset) = true;
@@ -619,5 +625,6 @@ void conf_done(struct conf *conf)
 {
     mem_free(conf->cache_dir);
     mem_free(conf->state_dir);
+    vars_done(&conf->vars);
     conf->cache_dir = conf->state_dir = NULL;
 }

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "src/cli/vars.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -36,6 +38,7 @@ struct conf {
     const char *system, *prompt, *file;
     uint32_t n_tokens;
     bool raw;
+    struct vars vars; /* own; batch, too */
     /* batch */
     const char *input, *output, *order;
     const char *spill;             /* NULL: nowhere */
@@ -112,6 +115,7 @@ enum conf_kind {
     CONF_TEXT,   /* const char * */
     CONF_FILE,   /* const char *: a path */
     CONF_CHOICE, /* const char *: one of choices */
+    CONF_VAR,    /* one more of struct vars; may be given again */
 };
 
 struct conf_option {

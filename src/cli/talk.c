@@ -71,6 +71,32 @@ static bool draws(const struct conf *conf)
     return conf->repeat_penalty > 0;
 }
 
+/* The template's variables from here on, if it reads them; takes the list. */
+static int take_vars(struct talk *t, struct vars *vars)
+{
+    struct ferry_chat_opts o = vars_opts(vars);
+    int rc = o.n_vars ? ferry_chat_check(t->engine, &o) : 0;
+    struct vars unused = rc ? *vars : t->vars;
+
+    if (!rc)
+        t->vars = *vars;
+    vars_done(&unused);
+    return rc;
+}
+
+int talk_set_var(struct talk *t, const char *text)
+{
+    struct vars vars = {0};
+    int rc = vars_add(&vars, &t->vars);
+
+    if (!rc)
+        rc = vars_read(&vars, text);
+    if (!rc)
+        return take_vars(t, &vars);
+    vars_done(&vars);
+    return rc;
+}
+
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out)
 {
     struct term_progress progress;
@@ -94,12 +120,18 @@ int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct ta
         return rc;
     ferry_engine_info(out->engine, &out->info);
     stop_watch(out->session);
-    return 0;
+    struct vars vars = {0};
+    rc = vars_add(&vars, &conf->vars);
+    if (!rc)
+        return take_vars(out, &vars);
+    vars_done(&vars);
+    return rc;
 }
 
 void talk_close(struct talk *t)
 {
     stop_end();
+    vars_done(&t->vars);
     ferry_session_free(t->session);
     ferry_engine_close(t->engine);
     t->session = NULL;
@@ -109,10 +141,11 @@ void talk_close(struct talk *t)
 int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,
                 size_t *n_tokens)
 {
+    struct ferry_chat_opts o = vars_opts(&t->vars);
     char *prompt = NULL;
 
     *tokens = NULL;
-    int rc = ferry_chat_prompt(t->engine, messages, n, true, &prompt);
+    int rc = ferry_chat_prompt(t->engine, messages, n, &o, &prompt);
     if (!rc)
         rc = ferry_tokenize(t->engine, prompt, strlen(prompt), FERRY_TOKENS_SPECIAL, tokens, n_tokens);
     ferry_free(prompt);

@@ -20,6 +20,7 @@ struct talk {
     struct ferry_session *session; /* own */
     struct ferry_info info;
     struct ferry_stats fed; /* when the prompt had been read, and the answer began */
+    struct vars vars;       /* own: conf's, which a chat may change */
     uint32_t n_gpu_news;    /* changes of what the GPU computes that were told */
 };
 
@@ -29,9 +30,13 @@ struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ct
                                           struct term_progress *progress);
 
 /* Load the model, with progress, and make one session. n_ctx, n_out: as in the engine's options. Signals are watched from here to
- * talk_close. Codes of ferry_engine_open(); ERR_CANCEL when the user stopped it. */
+ * talk_close. Codes of ferry_engine_open(); of ferry_chat_check(), if conf has variables of a chat template; ERR_CANCEL when the
+ * user stopped it. */
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out);
 void talk_close(struct talk *t); /* takes one whose open failed, too */
+
+/* Set a variable of the template, "NAME=VALUE". What fails changes nothing. Codes of vars_read and ferry_chat_check. */
+int talk_set_var(struct talk *t, const char *text);
 
 /* Lay the messages out by the model's template and tokenize. *tokens: caller frees with ferry_free. */
 int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,

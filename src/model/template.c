@@ -907,6 +907,24 @@ static int set_vars(struct template_render *r)
     return rc;
 }
 
+/* Statements and items are lists, so that only the depth of the text, which is bounded, nests calls here. */
+static bool names(const struct template_node *n, const char *name)
+{
+    for (; n; n = n->next) {
+        if (n->kind == NODE_NAME && template_val_is(&n->s, name))
+            return true;
+        for (size_t i = 0; i < sizeof n->kid / sizeof *n->kid; i++)
+            if (names(n->kid[i], name))
+                return true;
+    }
+    return false;
+}
+
+bool template_reads(const struct template_code *t, const char *name)
+{
+    return names(t->body, name);
+}
+
 int template_render(const struct template_code *t, const struct template_args *args, char **text, size_t *n_bytes)
 {
     struct template_buf out = {.max_bytes = TEMPLATE_MAX_OUT};

@@ -48,6 +48,9 @@ int template_make(const char *text, size_t bytes, struct template_code **out);
  * values that it does not fit; ERR_LIMIT: steps, depth or output; ERR_NOMEM. A template is immutable: any thread. */
 int template_render(const struct template_code *t, const struct template_args *args, char **text, size_t *n_bytes);
 
+/* Does the template name this variable anywhere? One that it does not name changes nothing. */
+bool template_reads(const struct template_code *t, const char *name);
+
 void template_free(struct template_code *t); /* takes NULL */
 
 #ifdef __cplusplus
