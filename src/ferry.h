@@ -411,7 +411,9 @@ struct ferry_batch_stats {
     uint64_t kv_pages, kv_pages_used;
     uint64_t
         n_sat_out; /* times that a sequence waited for a step because its pages lay in the host's memory beside a GPU's */
-    uint64_t n_halved; /* steps in halves, of which the CPU attended to one while the GPU computed the other */
+    uint64_t n_halved;     /* steps in halves, of which the CPU attended to one while the GPU computed the other */
+    uint64_t weight_bytes; /* of the weights that steps touched, each once a step */
+    uint64_t disk_bytes, disk_wait_ns, expert_hits, expert_misses; /* as in ferry_stats */
 };
 void ferry_batch_stats(const struct ferry_batch *batch, struct ferry_batch_stats *out);
 

@@ -229,9 +229,11 @@ void ferry_batch_speed(const struct ferry_batch *b, struct ferry_batch_speed *ou
 
 void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *out)
 {
+    struct store_stats st;
     struct exec_stats ex;
     struct jobs_stats s;
 
+    store_stats(b->engine->store, &st);
     exec_stats(b->engine->exec, &ex);
     jobs_stats(b->jobs, &s);
     *out = (struct ferry_batch_stats){.n_waiting = (uint32_t)s.n_waiting,
@@ -248,7 +250,12 @@ void ferry_batch_stats(const struct ferry_batch *b, struct ferry_batch_stats *ou
                                       .n_spilled = s.n_spilled,
                                       .n_spill_failed = s.n_spill_failed,
                                       .n_sat_out = s.n_sat_out,
-                                      .n_halved = ex.n_halved};
+                                      .n_halved = ex.n_halved,
+                                      .weight_bytes = ex.weight_bytes,
+                                      .disk_bytes = st.disk_bytes,
+                                      .disk_wait_ns = st.disk_wait_ns,
+                                      .expert_hits = st.n_expert_hits,
+                                      .expert_misses = st.n_expert_misses};
     for (int group = 0; group < 2; group++) {
         out->kv_pages += (uint64_t)cache_pages(b->engine->cache, group);
         out->kv_pages_used += (uint64_t)cache_pages_used(b->engine->cache, group);

@@ -153,6 +153,7 @@ static const struct {
     {"$F eval $M", "one of --tokens IDS and --text FILE"},
     {"$F eval $M --tokens 1", "together"},
     {"$F bench $M -p 0 -n 0", "nothing to measure"},
+    {"$F bench $M -s 2 -d 5", "--depth is of a session"},
     {"$F plan $M --ram lots", "not a size"},
     {"$F chat $M --kv-type q9", "f16|q8_0"},
     {"$F tokenize", "wants a model"},
@@ -476,6 +477,11 @@ START_TEST(bench_reports_its_tests)
     ck_assert_int_eq(run("$F bench $M -p 16 -n 0 -d 20 --ctx 35 -q"), 1);
     ck_assert(says(errors, "depth of 20"));
     ck_assert_int_eq(run("$F bench $M -p 64 --ctx 32 -q"), 1);
+    ck_assert(says(errors, "do not fit a context of 32"));
+    must_run("$F bench $M -p 16 -n 8 -s 3 -r 2 --threads 1 --json -q");
+    ck_assert(says(out, "\"s3pp16\"") && says(out, "\"s3tg8\"") && says(out, "\"fraction\""));
+    ck_assert_str_eq(errors, "");
+    ck_assert_int_eq(run("$F bench $M -p 64 -s 2 --ctx 32 -q"), 1);
     ck_assert(says(errors, "do not fit a context of 32"));
 }
 END_TEST

@@ -24,6 +24,7 @@ enum { MAX_REPS = 1000, ROOF_REPS = 5 };
 struct bench {
     const struct conf *conf; /* view */
     struct talk talk;
+    struct ferry_batch *batch; /* own; NULL: the tests are talk.session's */
     struct machine machine;
     double roof_bytes_per_s;
     uint64_t random; /* state of the draws */
@@ -60,6 +61,55 @@ static void draw_tokens(struct bench *b, size_t n)
 
 /* ---- one repetition ---- */
 
+/* What a repetition took, or where the counters stood. */
+struct lap {
+    uint64_t ns, n_tok, ram_bytes, disk_bytes, disk_wait_ns, n_hits, n_misses;
+};
+
+static void look(const struct bench *b, struct lap *out)
+{
+    if (b->batch) {
+        struct ferry_batch_stats s;
+        ferry_batch_stats(b->batch, &s);
+        *out = (struct lap){0, 0, s.weight_bytes, s.disk_bytes, s.disk_wait_ns, s.expert_hits, s.expert_misses};
+    } else {
+        struct ferry_stats s;
+        ferry_session_stats(b->talk.session, &s);
+        *out = (struct lap){.ram_bytes = s.weight_bytes_prompt + s.weight_bytes_generate,
+                            .disk_bytes = s.disk_bytes,
+                            .disk_wait_ns = s.disk_wait_ns,
+                            .n_hits = s.expert_hits,
+                            .n_misses = s.expert_misses};
+    }
+    out->ns = clock_ns();
+}
+
+/* What it took since from, for n_tok tokens. */
+static struct lap lap_since(const struct bench *b, const struct lap *from, uint64_t n_tok)
+{
+    struct lap to;
+
+    look(b, &to);
+    return (struct lap){to.ns - from->ns + 1,
+                        n_tok,
+                        to.ram_bytes - from->ram_bytes,
+                        to.disk_bytes - from->disk_bytes,
+                        to.disk_wait_ns - from->disk_wait_ns,
+                        to.n_hits - from->n_hits,
+                        to.n_misses - from->n_misses};
+}
+
+static void lap_add(struct lap *sum, const struct lap *one)
+{
+    sum->ns += one->ns;
+    sum->n_tok += one->n_tok;
+    sum->ram_bytes += one->ram_bytes;
+    sum->disk_bytes += one->disk_bytes;
+    sum->disk_wait_ns += one->disk_wait_ns;
+    sum->n_hits += one->n_hits;
+    sum->n_misses += one->n_misses;
+}
+
 static int run_prompt(struct bench *b, size_t n)
 {
     return ferry_session_append(b->talk.session, b->tokens, n, NULL, NULL);
@@ -74,17 +124,6 @@ static int run_generate(struct bench *b, size_t n)
         rc = stop_asked() ? err(ERR_CANCEL, "interrupted")
                           : ferry_session_logits(b->talk.session, b->tokens + i, 1, false, b->logits);
     return rc;
-}
-
-static void take_disk(struct result *out, const struct ferry_stats *before, const struct ferry_stats *after,
-                      double n_tok)
-{
-    double n_hits = (double)(after->expert_hits - before->expert_hits);
-    double n_wanted = n_hits + (double)(after->expert_misses - before->expert_misses);
-
-    out->disk_bytes_per_tok = (double)(after->disk_bytes - before->disk_bytes) / n_tok;
-    out->disk_wait_s_per_tok = (double)(after->disk_wait_ns - before->disk_wait_ns) * 1e-9 / n_tok;
-    out->hit_share = n_wanted > 0 ? n_hits / n_wanted : NAN;
 }
 
 /* Tokens that are there before a test begins; once, since each repetition takes back only its own. */
@@ -109,46 +148,171 @@ static int rewind_session(struct bench *b)
     return rc || !n ? rc : run_prompt(b, 1);
 }
 
-/* Warm-up, then the repetitions; each begins at the same depth and draws tokens of its own. */
-static int measure(struct bench *b, const char *name, size_t n, bool generate, struct result *out)
+static int session_lap(struct bench *b, size_t n, bool generate, struct lap *out)
 {
-    struct ferry_stats before = {0}, after;
-    double rates[MAX_REPS];
-    size_t n_reps = b->conf->n_reps;
+    struct lap from;
+    int rc = rewind_session(b);
+
+    draw_tokens(b, n);
+    look(b, &from);
+    if (!rc)
+        rc = generate ? run_generate(b, n) : run_prompt(b, n);
+    *out = lap_since(b, &from, n);
+    return rc;
+}
+
+/* ---- the same of many sequences ---- */
+
+/* A sequence of drawn tokens whose answer goes on for max_tok, almost evenly drawn from the likeliest 40: what is drawn must not settle. */
+static int submit(struct bench *b, size_t n, size_t max_tok)
+{
+    struct ferry_sample_opts sample;
+    struct ferry_request q;
+    uint64_t id;
+
+    ferry_sample_opts_init(&sample);
+    sample.temperature = 100;
+    sample.top_k = 40;
+    sample.seed = draw(&b->random);
+    ferry_request_init(&q);
+    draw_tokens(b, n);
+    q.tokens = b->tokens;
+    q.n_tokens = n;
+    q.max_tokens = max_tok;
+    q.ignore_eos = true;
+    q.sample = &sample;
+    return ferry_batch_submit(b->batch, &q, &id);
+}
+
+static int submit_all(struct bench *b, size_t n, size_t max_tok)
+{
     int rc = 0;
 
-    for (size_t rep = 0; rep <= n_reps && !rc; rep++) {
-        if (rep == 1)
-            ferry_session_stats(b->talk.session, &before);
-        rc = rewind_session(b);
-        draw_tokens(b, n);
-        uint64_t start_ns = clock_ns();
-        if (!rc)
-            rc = generate ? run_generate(b, n) : run_prompt(b, n);
-        if (rep)
-            rates[rep - 1] = (double)n * 1e9 / (double)(clock_ns() - start_ns + 1);
-        if (!rc && !b->conf->quiet && rep)
-            fprintf(stderr, "%s, %zu of %zu: %.2f tokens/s\n", name, rep, n_reps, rates[rep - 1]);
+    for (uint32_t i = 0; i < b->conf->n_sequences && !rc; i++)
+        rc = submit(b, n, max_tok);
+    return rc;
+}
+
+/* A step, or an answer that is finished: then *n_done counts on. */
+static int poll(struct bench *b, uint32_t *n_done)
+{
+    struct ferry_answer *a = NULL;
+    int rc = stop_asked() ? err(ERR_CANCEL, "interrupted") : ferry_batch_poll(b->batch, &a);
+
+    if (a && a->finish == FERRY_FINISH_FAILED)
+        rc = err(a->status, "%s", a->error);
+    *n_done += a != NULL;
+    ferry_answer_free(a);
+    return rc;
+}
+
+/* From the first step until each has its first token. */
+static int prompts_lap(struct bench *b, size_t n, struct lap *out)
+{
+    uint32_t n_done = 0, n_seq = b->conf->n_sequences;
+    struct lap from;
+    int rc = submit_all(b, n, 1);
+
+    look(b, &from);
+    while (!rc && n_done < n_seq)
+        rc = poll(b, &n_done);
+    *out = lap_since(b, &from, (uint64_t)n * n_seq);
+    return rc;
+}
+
+/* From where each has its first token until one of them has all: steps of a row of each. */
+static int answers_lap(struct bench *b, size_t n, struct lap *out)
+{
+    uint32_t n_done = 0, n_seq = b->conf->n_sequences;
+    struct ferry_batch_stats st;
+    struct lap from;
+    int rc = submit_all(b, 1, n + 1);
+
+    ferry_batch_stats(b->batch, &st);
+    uint64_t first = st.n_generated + n_seq;
+    while (!rc && st.n_generated < first && !n_done) {
+        rc = poll(b, &n_done);
+        ferry_batch_stats(b->batch, &st);
     }
-    if (rc)
-        return rc;
-    ferry_session_stats(b->talk.session, &after);
-    snprintf(out->name, sizeof out->name, b->conf->bench_depth ? "%s%zu@%" PRIu32 : "%s%zu", name, n,
-             b->conf->bench_depth);
+    if (!rc && n_done)
+        return err(ERR_LIMIT, "answers of %zu tokens are too short for %" PRIu32 " sequences to run together", n,
+                   n_seq);
+    first = st.n_generated;
+    look(b, &from);
+    while (!rc && !n_done) {
+        rc = poll(b, &n_done);
+        ferry_batch_stats(b->batch, &st);
+    }
+    *out = lap_since(b, &from, st.n_generated - first);
+    while (!rc && n_done < n_seq)
+        rc = poll(b, &n_done);
+    if (!rc && (st.n_preempted || st.most_running < n_seq))
+        rc = err(ERR_LIMIT,
+                 "%" PRIu32 " sequences do not run together: %" PRIu32 " did, and gave pages back %" PRIu64 " times",
+                 n_seq, st.most_running, st.n_preempted);
+    return rc;
+}
+
+/* ---- a test ---- */
+
+static void name_test(const struct bench *b, const char *what, size_t n, struct result *out)
+{
+    int used = b->batch ? snprintf(out->name, sizeof out->name, "s%" PRIu32, b->conf->n_sequences) : 0;
+    char *end = out->name + used;
+    size_t room = sizeof out->name - (size_t)used;
+
+    if (b->conf->bench_depth)
+        snprintf(end, room, "%s%zu@%" PRIu32, what, n, b->conf->bench_depth);
+    else
+        snprintf(end, room, "%s%zu", what, n);
+}
+
+/* By the plan; of a session its beginning, of a batch a token each. */
+static double predicted(const struct bench *b, size_t n, bool generate)
+{
+    struct ferry_batch_speed speed = {0};
+
+    if (b->batch && generate)
+        ferry_batch_speed(b->batch, &speed);
+    if (b->batch || !b->talk.info.is_measured || b->conf->bench_depth)
+        return speed.predicted_tok_per_s;
+    if (generate)
+        return b->talk.info.predicted_decode_tok_per_s;
+    return n == PLAN_PROMPT_TOK ? b->talk.info.predicted_prefill_tok_per_s : 0;
+}
+
+/* Warm-up, then the repetitions; each begins at the same depth and draws tokens of its own. */
+static int measure(struct bench *b, const char *what, size_t n, bool generate, struct result *out)
+{
+    size_t n_reps = b->conf->n_reps;
+    double rates[MAX_REPS];
+    struct lap sum = {0};
+
+    name_test(b, what, n, out);
+    for (size_t rep = 0; rep <= n_reps; rep++) {
+        struct lap lap;
+        int rc = !b->batch  ? session_lap(b, n, generate, &lap)
+                 : generate ? answers_lap(b, n, &lap)
+                            : prompts_lap(b, n, &lap);
+        if (rc)
+            return rc;
+        if (!rep)
+            continue;
+        lap_add(&sum, &lap);
+        rates[rep - 1] = (double)lap.n_tok * 1e9 / (double)lap.ns;
+        if (!b->conf->quiet)
+            fprintf(stderr, "%s, %zu of %zu: %.2f tokens/s\n", out->name, rep, n_reps, rates[rep - 1]);
+    }
     out->tokens_per_s = clock_median(rates, n_reps);
     out->least = rates[0];
     out->most = rates[n_reps - 1];
     out->memory_bound = generate;
-    if (!b->talk.info.is_measured || b->conf->bench_depth)
-        out->predicted = 0; /* plans predict the beginning of a session */
-    else if (generate)
-        out->predicted = b->talk.info.predicted_decode_tok_per_s;
-    else if (n == PLAN_PROMPT_TOK)
-        out->predicted = b->talk.info.predicted_prefill_tok_per_s;
-    uint64_t bytes = generate ? after.weight_bytes_generate - before.weight_bytes_generate
-                              : after.weight_bytes_prompt - before.weight_bytes_prompt;
-    out->ram_bytes_per_tok = (double)bytes / (double)(n * n_reps);
-    take_disk(out, &before, &after, (double)(n * n_reps));
+    out->predicted = predicted(b, n, generate);
+    double n_tok = (double)sum.n_tok, n_wanted = (double)(sum.n_hits + sum.n_misses);
+    out->ram_bytes_per_tok = (double)sum.ram_bytes / n_tok;
+    out->disk_bytes_per_tok = (double)sum.disk_bytes / n_tok;
+    out->disk_wait_s_per_tok = (double)sum.disk_wait_ns * 1e-9 / n_tok;
+    out->hit_share = n_wanted > 0 ? (double)sum.n_hits / n_wanted : NAN;
     return 0;
 }
 
@@ -236,16 +400,47 @@ out:
 
 /* ---- the whole ---- */
 
+/* An engine for a batch, in place of one with a session. */
+static int open_batch(struct bench *b, uint32_t n_ctx)
+{
+    const struct conf *conf = b->conf;
+    struct term_progress progress;
+    struct ferry_engine_opts opts = talk_engine_opts(conf, n_ctx, 0, &progress);
+    char *profile = NULL;
+    int rc = profile_path(conf, &profile);
+
+    if (rc)
+        return rc;
+    opts.n_batch = conf->n_sequences;
+    opts.batch_tok = n_ctx;
+    opts.profile_path = profile;
+    b->talk.conf = conf;
+    stop_begin();
+    term_progress_begin(&progress, conf, "loading", NULL);
+    rc = ferry_engine_open(conf->model, &opts, &b->talk.engine);
+    term_progress_end(&progress);
+    mem_free(profile);
+    if (!rc)
+        rc = ferry_batch_make(b->talk.engine, &b->batch);
+    if (rc)
+        return rc;
+    ferry_engine_info(b->talk.engine, &b->talk.info);
+    stop_watch_batch(b->batch);
+    return 0;
+}
+
 static int open_bench(struct bench *b)
 {
     const struct conf *conf = b->conf;
     uint32_t longest = conf->bench_prompt > conf->bench_generate ? conf->bench_prompt : conf->bench_generate;
-    uint64_t n_ctx = (uint64_t)conf->bench_depth + longest;
+    /* A sequence of a batch begins with a token, and draws one before it is timed. */
+    uint64_t n_ctx = (uint64_t)conf->bench_depth + longest + (conf->n_sequences ? 2 : 0);
     uint64_t n_tokens = longest > conf->bench_depth ? longest : conf->bench_depth;
 
     if (n_ctx > UINT32_MAX)
         return err(ERR_LIMIT, "a depth of %" PRIu32 " and %" PRIu32 " tokens", conf->bench_depth, longest);
-    int rc = talk_open(conf, conf->n_ctx ? conf->n_ctx : (uint32_t)n_ctx, 1, &b->talk);
+    uint32_t opened = conf->n_ctx ? conf->n_ctx : (uint32_t)n_ctx;
+    int rc = conf->n_sequences ? open_batch(b, opened) : talk_open(conf, opened, 1, &b->talk);
     if (rc)
         return rc;
     if (n_ctx > b->talk.info.n_ctx)
@@ -277,6 +472,8 @@ int cmd_bench(const struct conf *conf)
 
     if (!conf->bench_prompt && !conf->bench_generate)
         return term_usage(conf, "has nothing to measure: -p and -n are both 0");
+    if (conf->n_sequences && conf->bench_depth)
+        return term_usage(conf, "--depth is of a session: sequences of a batch begin with the test");
     int rc = measure_roof(&b);
     if (rc)
         return term_fail(rc);
@@ -295,6 +492,7 @@ int cmd_bench(const struct conf *conf)
         print_text(&b, results, n);
     mem_free(b.tokens);
     mem_free(b.logits);
+    ferry_batch_free(b.batch);
     talk_close(&b.talk);
     return rc ? term_fail(rc) : CONF_EXIT_DONE;
 }

@@ -68,6 +68,8 @@ const struct conf_option conf_options[] = {
      "tokens of the prefill test; 0: none"},
     {"generate", 'n', CONF_COUNT, "bench", AT(bench_generate), 0, "N", "128", "128", NULL, 0, INT32_MAX,
      "tokens of the decode test; 0: none"},
+    {"sequences", 's', CONF_COUNT, "bench", AT(n_sequences), 0, "N", "a session", NULL, NULL, 1, 4096,
+     "so many sequences at once, as a batch runs them; tokens/s are of all together"},
     {"depth", 'd', CONF_COUNT, "bench", AT(bench_depth), 0, "N", "0", "0", NULL, 0, INT32_MAX,
      "tokens that the session holds before each test begins"},
     {"reps", 'r', CONF_COUNT, "bench", AT(n_reps), 0, "N", "5", "5", NULL, 1, 1000,

@@ -63,8 +63,11 @@ static const struct conf_command commands[] = {
     {"bench", "speed of prefill and decode", "MODEL [options]",
      "Measure the speed of a prompt (ppN) and of generated tokens (tgN), the bytes that moved, and the share of "
      "what memory could give, measured in the same run. Tokens are drawn uniformly from the vocabulary by "
-     "--seed; one repetition warms up and does not count.",
-     "ferry bench model.gguf -p 512 -n 64 -r 3", 1, 1, cmd_bench},
+     "--seed; one repetition warms up and does not count.\n"
+     "With -s the same of S sequences together (sSppN, sStgN): all prompts; then steps in which each goes on by a "
+     "token, "
+     "drawn almost evenly from the likeliest 40.",
+     "ferry bench model.gguf -p 512 -n 64 -r 3\nferry bench model.gguf -n 64 -s 16", 1, 1, cmd_bench},
     {"eval", "logits of given tokens, or perplexity of a text",
      "MODEL (--tokens IDS --logits FILE | --text FILE) [options]",
      "Write the logits of exactly these token ids, or say the perplexity of a text, which is cut into windows "
