@@ -205,8 +205,12 @@ static void kv_read_avx512(enum quant_type type, const void *in, float *x, int64
 
     assert(type == QUANT_F16 || type == QUANT_Q8_0);
     if (type == QUANT_F16) {
-        for (int64_t i = 0; i < n; i += V)
-            store_n(x + i, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n - i), (const uint16_t *)in + i)), n - i);
+        const uint16_t *half = in;
+        int64_t i = 0;
+        for (; i + V <= n; i += V)
+            _mm512_storeu_ps(x + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(half + i))));
+        if (i < n)
+            store_n(x + i, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n - i), half + i)), n - i);
         return;
     }
     for (int64_t i = 0; i < n; i += 32, block += 34) {
@@ -222,10 +226,33 @@ static void kv_read_avx512(enum quant_type type, const void *in, float *x, int64
 
 /* ---- attention ---- */
 
-/* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by. */
-enum { TILE = 8, QUAD = 4 };
+/* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by; more where nothing is converted before. */
+enum { TILE = 16, TILE_IN_PLACE = 32, QUAD = 4 };
 /* Queries of a group that share what is loaded. */
 enum { QUERIES = 4 };
+
+/* Elements of a page's rows, which are halves or floats: 16 from place i on, or n of fewer. */
+AVX512_INLINE __m512 load_kv(const bool half, const void *rows, int64_t i)
+{
+    return half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)rows + i)))
+                : _mm512_loadu_ps((const float *)rows + i);
+}
+
+AVX512_INLINE __m512 load_kv_n(const bool half, const void *rows, int64_t i, int64_t n)
+{
+    return half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), (const uint16_t *)rows + i))
+                : load_n((const float *)rows + i, n);
+}
+
+/* q . k of one key, whose row begins at place `at` of k. */
+AVX512_INLINE float dot_kv(const bool half, const float *q, const void *k, int64_t at, int64_t n)
+{
+    __m512 sum = _mm512_setzero_ps();
+
+    for (int64_t i = 0; i < n; i += V)
+        sum = _mm512_mask3_fmadd_ps(load_n(q + i, n - i), load_kv_n(half, k, at + i, n - i), sum, mask_of(n - i));
+    return tree(sum);
+}
 
 /* The tree of four sums at once: lanes l and l+8 of (0 | 1) and (2 | 3), l+4 of all, then l+2, l+1. */
 static inline __m128 tree_quad(const __m512 s[QUAD])
@@ -238,12 +265,13 @@ static inline __m128 tree_quad(const __m512 s[QUAD])
     return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
 }
 
-/* p[key] = q . k for Q queries and the keys of four rows of head_dim_k floats: as many sums as hide the latency, and every
- * row loaded serves all of them. */
-AVX512_INLINE void dot_quad(const struct kern_attn_args *args, const int Q, int q, const float *k, float *p)
+/* p[key] = q . k for Q queries and the keys of four rows, from row `key` on: as many sums as hide the latency, and every row loaded
+ * serves all of them. */
+AVX512_INLINE void dot_quad(const struct kern_attn_args *args, const int Q, const bool half, int q, const void *k,
+                            int key, float *p)
 {
     const float *qv = args->q + q * args->q_stride;
-    int64_t n = args->head_dim_k, i = 0;
+    int64_t n = args->head_dim_k, i = 0, at = key * n;
     __m512 s[QUERIES][QUAD];
 
     AVX512_UNROLL
@@ -253,7 +281,7 @@ AVX512_INLINE void dot_quad(const struct kern_attn_args *args, const int Q, int 
         __m512 kv[QUAD];
         AVX512_UNROLL
         for (int r = 0; r < QUAD; r++)
-            kv[r] = _mm512_loadu_ps(k + r * n + i);
+            kv[r] = load_kv(half, k, at + r * n + i);
         AVX512_UNROLL
         for (int t = 0; t < Q; t++) {
             __m512 v = _mm512_loadu_ps(qv + t * args->q_stride + i);
@@ -267,36 +295,55 @@ AVX512_INLINE void dot_quad(const struct kern_attn_args *args, const int Q, int 
         if (i < n) {
             AVX512_UNROLL
             for (int r = 0; r < QUAD; r++)
-                s[t][r] = fma_n(qv + t * args->q_stride + i, k + r * n + i, s[t][r], n - i);
+                s[t][r] = _mm512_mask3_fmadd_ps(load_n(qv + t * args->q_stride + i, n - i),
+                                                load_kv_n(half, k, at + r * n + i, n - i), s[t][r], mask_of(n - i));
         }
         _mm_storeu_ps(p + t * DEVICE_PAGE_TOK, tree_quad(s[t]));
     }
 }
 
-/* p[key] = q . k for keys [begin, end) of rows at k, for every query. */
-static void scores(const struct kern_attn_args *args, const float *k, int begin, int end, float *p)
+/* Queries of a group are taken four at a time, then those that are left: f(…, how many, …), which is compiled for each number. */
+#define FOR_QUERIES(args, q, f, ...)               \
+    for (int q = 0; q < (args)->n_q; q += QUERIES) \
+        switch ((args)->n_q - q) {                 \
+        case 1:                                    \
+            f(args, 1, __VA_ARGS__);               \
+            break;                                 \
+        case 2:                                    \
+            f(args, 2, __VA_ARGS__);               \
+            break;                                 \
+        case 3:                                    \
+            f(args, 3, __VA_ARGS__);               \
+            break;                                 \
+        default:                                   \
+            f(args, QUERIES, __VA_ARGS__);         \
+        }
+
+/* p[key] = q . k for keys [begin, end), whose rows are at k, for every query. */
+AVX512_INLINE void scores(const struct kern_attn_args *args, const bool half, const void *k, int begin, int end,
+                          float *p)
 {
-    for (; begin + QUAD <= end; begin += QUAD, k += QUAD * args->head_dim_k) {
-        int q = 0;
-        for (; q + QUERIES <= args->n_q; q += QUERIES)
-            dot_quad(args, QUERIES, q, k, p + q * DEVICE_PAGE_TOK + begin);
-        for (; q < args->n_q; q++)
-            dot_quad(args, 1, q, k, p + q * DEVICE_PAGE_TOK + begin);
-    }
-    for (; begin < end; begin++, k += args->head_dim_k)
+    int64_t n = args->head_dim_k;
+    int key = begin;
+
+    for (; key + QUAD <= end; key += QUAD)
+        FOR_QUERIES(args, q, dot_quad, half, q, k, key - begin, p + q * DEVICE_PAGE_TOK + key)
+    for (; key < end; key++)
         for (int q = 0; q < args->n_q; q++)
-            p[q * DEVICE_PAGE_TOK + begin] = dot_avx512(args->q + q * args->q_stride, k, args->head_dim_k);
+            p[q * DEVICE_PAGE_TOK + key] = dot_kv(half, args->q + q * args->q_stride, k, (key - begin) * n, n);
 }
 
-/* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). Those of the next page are fetched. */
-static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int head_dim,
-                              float *buf)
+/* Rows [key, end) of a page: in place where they are floats, or halves that are taken as such; else converted into buf (TILE rows).
+ * Those of the next page are fetched. */
+static const void *page_rows(enum quant_type type, bool half, const void *page, const void *next, int key, int end,
+                             int head_dim, float *buf)
 {
-    if (type == QUANT_F32)
-        return (const float *)page + (int64_t)key * head_dim;
     uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
+
     if (next)
         avx2_fetch_l2((const char *)next + off, (end - key) * (int)row_bytes);
+    if (half || type == QUANT_F32)
+        return (const char *)page + off;
     kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
     return buf;
 }
@@ -319,9 +366,9 @@ static float weigh(const struct kern_attn_args *args, float *p, float *m_run, fl
     return shrink;
 }
 
-/* o = fmaf(p[key], v_key, o), keys ascending, for Q queries and 64 elements of the head, or n of fewer. */
-AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, int q, const float *p, const float *v,
-                               int n_keys, int64_t at)
+/* o = fmaf(p[key], v_key, o), keys ascending, for Q queries and 64 elements of the head, or n of fewer, from place `at` on. */
+AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, const bool half, int q, const float *p,
+                               const void *v, int n_keys, int64_t at)
 {
     float *o = args->o + q * args->o_stride + at;
     __m512 acc[QUERIES][4];
@@ -329,11 +376,11 @@ AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, i
     AVX512_UNROLL
     for (int i = 0; i < Q * 4; i++)
         acc[i / 4][i % 4] = _mm512_loadu_ps(o + i / 4 * args->o_stride + i % 4 * V);
-    for (int key = 0; key < n_keys; key++, v += args->head_dim_v) {
+    for (int key = 0; key < n_keys; key++, at += args->head_dim_v) {
         __m512 row[4];
         AVX512_UNROLL
         for (int i = 0; i < 4; i++)
-            row[i] = _mm512_loadu_ps(v + i * V);
+            row[i] = load_kv(half, v, at + i * V);
         AVX512_UNROLL
         for (int t = 0; t < Q; t++) {
             __m512 f = _mm512_set1_ps(p[t * DEVICE_PAGE_TOK + key]);
@@ -347,42 +394,40 @@ AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, i
         _mm512_storeu_ps(o + i / 4 * args->o_stride + i % 4 * V, acc[i / 4][i % 4]);
 }
 
-static inline void add_rows_n(const float *p, const float *v, int n_keys, int64_t stride, float *o, int64_t n)
+AVX512_INLINE void add_rows_n(const bool half, const float *p, const void *v, int n_keys, int64_t stride, float *o,
+                              int64_t at, int64_t n)
 {
-    __m512 acc = load_n(o, n);
+    __m512 acc = load_n(o + at, n);
 
-    for (int key = 0; key < n_keys; key++, v += stride)
-        acc = _mm512_fmadd_ps(_mm512_set1_ps(p[key]), load_n(v, n), acc);
-    store_n(o, acc, n);
+    for (int key = 0; key < n_keys; key++)
+        acc = _mm512_fmadd_ps(_mm512_set1_ps(p[key]), load_kv_n(half, v, key * stride + at, n), acc);
+    store_n(o + at, acc, n);
 }
 
-static void add_rows(const struct kern_attn_args *args, const float *v, int begin, int end, const float *p)
+AVX512_INLINE void add_rows(const struct kern_attn_args *args, const bool half, const void *v, int begin, int end,
+                            const float *p)
 {
     int64_t n = args->head_dim_v, at = 0;
 
-    for (; at + 64 <= n; at += 64) {
-        int q = 0;
-        for (; q + QUERIES <= args->n_q; q += QUERIES)
-            add_rows_64(args, QUERIES, q, p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, at);
-        for (; q < args->n_q; q++)
-            add_rows_64(args, 1, q, p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, at);
-    }
+    for (; at + 64 <= n; at += 64)
+        FOR_QUERIES(args, q, add_rows_64, half, q, p + q * DEVICE_PAGE_TOK + begin, v, end - begin, at)
     for (; at < n; at += V)
         for (int q = 0; q < args->n_q; q++)
-            add_rows_n(p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, n, args->o + q * args->o_stride + at,
+            add_rows_n(half, p + q * DEVICE_PAGE_TOK + begin, v, end - begin, n, args->o + q * args->o_stride, at,
                        n - at);
 }
 
-static void attn_page_avx512(const struct kern_attn_args *args)
+AVX512_INLINE void attn_page(const struct kern_attn_args *args, const bool half)
 {
     float *p = args->scratch;                      /* (n_q, DEVICE_PAGE_TOK): scores, then weights */
     float *rows = p + args->n_q * DEVICE_PAGE_TOK; /* (TILE, larger head_dim) */
-    int step = args->kv_type == QUANT_F32 ? DEVICE_PAGE_TOK : TILE;
+    int tile = half ? TILE_IN_PLACE : TILE, step = args->kv_type == QUANT_F32 ? DEVICE_PAGE_TOK : tile;
 
     memset(p, 0, (size_t)args->n_q * DEVICE_PAGE_TOK * sizeof *p);
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
-        end = key + TILE < args->key_end ? key + TILE : args->key_end;
-        scores(args, page_rows(args->kv_type, args->k, args->next_k, key, end, args->head_dim_k, rows), key, end, p);
+        end = key + tile < args->key_end ? key + tile : args->key_end;
+        scores(args, half, page_rows(args->kv_type, half, args->k, args->next_k, key, end, args->head_dim_k, rows), key,
+               end, p);
     }
     for (int q = 0; q < args->n_q; q++) {
         float shrink = weigh(args, p + q * DEVICE_PAGE_TOK, &args->m[q], &args->l[q]);
@@ -390,8 +435,18 @@ static void attn_page_avx512(const struct kern_attn_args *args)
     }
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + step < args->key_end ? key + step : args->key_end;
-        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->head_dim_v, rows), key, end, p);
+        add_rows(args, half, page_rows(args->kv_type, half, args->v, args->next_v, key, end, args->head_dim_v, rows),
+                 key, end, p);
     }
+}
+
+/* Halves that all queries pass by at once become floats where they are multiplied; else once, before. */
+static void attn_page_avx512(const struct kern_attn_args *args)
+{
+    if (args->kv_type == QUANT_F16 && args->n_q <= QUERIES)
+        attn_page(args, true);
+    else
+        attn_page(args, false);
 }
 
 static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, float *m_sum, float *l_sum,
