@@ -289,15 +289,15 @@ static void scores(const struct kern_attn_args *args, const float *k, int begin,
 }
 
 /* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). Those of the next page are fetched. */
-static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int head_dim,
+static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int row_len,
                               float *buf)
 {
     if (type == QUANT_F32)
-        return (const float *)page + (int64_t)key * head_dim;
-    uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
+        return (const float *)page + (int64_t)key * row_len;
+    uint64_t row_bytes = quant_row_bytes(type, row_len), off = (uint64_t)key * row_bytes;
     if (next)
         avx2_fetch_l2((const char *)next + off, (end - key) * (int)row_bytes);
-    kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
+    kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * row_len);
     return buf;
 }
 
@@ -329,7 +329,7 @@ AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, i
     AVX512_UNROLL
     for (int i = 0; i < Q * 4; i++)
         acc[i / 4][i % 4] = _mm512_loadu_ps(o + i / 4 * args->o_stride + i % 4 * V);
-    for (int key = 0; key < n_keys; key++, v += args->head_dim_v) {
+    for (int key = 0; key < n_keys; key++, v += args->v_row) {
         __m512 row[4];
         AVX512_UNROLL
         for (int i = 0; i < 4; i++)
@@ -369,8 +369,8 @@ static void add_rows(const struct kern_attn_args *args, const float *v, int begi
     }
     for (; at < n; at += V)
         for (int q = 0; q < args->n_q; q++)
-            add_rows_n(p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, n, args->o + q * args->o_stride + at,
-                       n - at);
+            add_rows_n(p + q * DEVICE_PAGE_TOK + begin, v + at, end - begin, args->v_row,
+                       args->o + q * args->o_stride + at, n - at);
 }
 
 static void attn_page_avx512(const struct kern_attn_args *args)
@@ -390,7 +390,7 @@ static void attn_page_avx512(const struct kern_attn_args *args)
     }
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + step < args->key_end ? key + step : args->key_end;
-        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->head_dim_v, rows), key, end, p);
+        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->v_row, rows), key, end, p);
     }
 }
 
