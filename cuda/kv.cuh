@@ -108,7 +108,7 @@ static __device__ inline void cu_kv_write(const struct cu_append_args *a, int64_
 
 static __device__ inline void cu_row_append(const struct cu_append_args *a, int64_t i, struct cu_crew crew)
 {
-    for (int is_v = 0; is_v < 2; is_v++)
+    for (int is_v = 0; is_v < (a->p.v_in_k ? 1 : 2); is_v++)
         if (a->p.kv_type == QUANT_F16)
             cu_kv_write<QUANT_F16>(a, i, crew, is_v);
         else
