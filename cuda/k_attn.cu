@@ -145,19 +145,18 @@ int cu_attn_tile_rows(const struct op_attn *p, int shared_bytes)
     return shape_of(p, n_group, shared_bytes, &s) ? 1 : most > 0;
 }
 
-/* Heads that share a KV head are one part, or, where they are too many for a block, several of n_group each, the last perhaps of fewer. */
+/* Heads that share a KV head are one part, or, where they are too many for a block, several of n_group each. */
 struct job {
     struct cu_attn_args a;
     struct shape shape;
     int n_group, n_parts;
 };
 
-/* What one block works on. Query v is row v / n_group, head v % n_group of its part, which begins with head first_head. */
+/* What one block works on. Query v is row v / n_group, head v % n_group of its part. */
 struct block {
     const struct job *j;
     char *shared;
-    int n_group, first_head; /* of the part */
-    int n_q, head, col;      /* head: the KV head; col: the first column of values of the block's slice */
+    int n_q, part, col;      /* part: of all heads; col: the first column of values of the block's slice */
     int i0;                  /* its first row of the op; rows are of one sequence */
     const void *const *page; /* of that sequence */
 };
@@ -185,7 +184,7 @@ static __device__ inline char *raw_of(const struct block *b, int stage)
 
 static __device__ inline int n_group(const struct block *b)
 {
-    return b->n_group;
+    return b->j->n_group;
 }
 
 static __device__ inline int pos_of(const struct block *b, int i)
@@ -223,9 +222,9 @@ template <int TYPE, int T> static __device__ inline void fetch_tile(const struct
     const struct op_attn *p = &b->j->a.p;
 
     if (f->page < f->end) {
-        int row_bytes = cu_kv<TYPE>::row_bytes(f->is_v ? op_attn_v_row(p) : p->head_dim_k);
+        int row_bytes = cu_kv<TYPE>::row_bytes(f->is_v ? cu_v_row(p) : p->head_dim_k);
         const char *src = static_cast<const char *>(b->page[f->page]) + (f->is_v ? p->v_off : p->k_off) +
-                          (int64_t)(b->head * PAGE + f->key) * row_bytes;
+                          (int64_t)(b->part / b->j->n_parts * PAGE + f->key) * row_bytes;
         char *dst = raw_of(b, f->stage);
         for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += T * 16)
             cu_async_copy16(dst + at, src + at);
@@ -285,7 +284,7 @@ template <int TYPE, int T> static __device__ inline void convert_keys(const stru
 template <int TYPE, int W, int T> static __device__ inline void convert_values(const struct block *b, const char *raw)
 {
     const int n_rows = T * 4 / W;
-    int dim = b->j->a.p.head_dim_v, row_bytes = cu_kv<TYPE>::row_bytes(op_attn_v_row(&b->j->a.p)),
+    int dim = b->j->a.p.head_dim_v, row_bytes = cu_kv<TYPE>::row_bytes(cu_v_row(&b->j->a.p)),
         n_keys = b->j->shape.tile_keys;
     int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
     const char *row = raw + first_key * row_bytes;
@@ -633,7 +632,7 @@ template <int N, int W> static __device__ inline void reset(struct part<N, W> *o
 
 static __device__ inline int head_of(const struct block *b, int v)
 {
-    return b->first_head + v % n_group(b);
+    return b->part * n_group(b) + v % n_group(b);
 }
 
 /* Where the block's slice of query v goes. */
@@ -735,11 +734,7 @@ static __device__ inline struct block block_of(const struct job *j, char *shared
 
     b.j = j;
     b.shared = shared;
-    int all = j->a.p.n_head / j->a.p.n_head_kv, part = (int)blockIdx.y / j->shape.n_slices % j->n_parts,
-        first = part * j->n_group;
-    b.head = (int)blockIdx.y / j->shape.n_slices / j->n_parts;
-    b.n_group = all - first < j->n_group ? all - first : j->n_group;
-    b.first_head = b.head * all + first;
+    b.part = (int)blockIdx.y / j->shape.n_slices;
     b.col = (int)blockIdx.y % j->shape.n_slices * j->shape.width;
     return b;
 }
@@ -755,8 +750,7 @@ template <int N> static __device__ inline void begin_rows(struct block *b, int i
     b->n_q = n_rows * n_group(b);
     b->page = cu_page_table(&a->step, cu_step_row(&a->step, i0), a->p.group);
     for (int v = (int)threadIdx.x / 32; v < b->n_q; v += threads_of(N) / 32) {
-        const float *q =
-            a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride + (int64_t)(b->first_head + v % n_group(b)) * dim;
+        const float *q = a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride + (int64_t)head_of(b, v) * dim;
         for (int i = (int)threadIdx.x % 32; i < dim; i += 32)
             queries_of<N>(b)[(i / CHUNK * N + v) * CHUNK + spread(i % CHUNK)] = q[i];
     }
@@ -887,8 +881,9 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
         int n_q = most_queries(&a->p, a->shared_bytes);
         if (!n_q)
             return cudaErrorInvalidValue;
-        j.n_parts = (j.n_group + n_q - 1) / n_q;
-        j.n_group = (j.n_group + j.n_parts - 1) / j.n_parts;
+        while (j.n_group / j.n_parts > n_q || j.n_group % j.n_parts)
+            j.n_parts++;
+        j.n_group /= j.n_parts;
         j.a.tile_rows = 1;
         shape_of(&a->p, j.n_group, a->shared_bytes, &j.shape);
     }

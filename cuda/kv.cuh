@@ -70,6 +70,12 @@ template <> struct cu_kv<QUANT_Q8_0> {
     }
 };
 
+/* op_attn_v_row, which is the host's. */
+static __device__ inline int cu_v_row(const struct op_attn *p)
+{
+    return p->v_in_k ? p->head_dim_k : p->head_dim_v;
+}
+
 /* Keys, or values: a thread for each element. Blocks of Q8_0 are warps. */
 template <int TYPE>
 static __device__ inline void cu_kv_write(const struct cu_append_args *a, int64_t i, struct cu_crew crew, bool is_v)

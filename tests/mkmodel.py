@@ -304,16 +304,20 @@ def make(out):
         m.w.add_rope_dimension_sections([6, 5, 5, 0])
         m.w.add_num_deepstack_layers(1)
         m.finish()
-    # latent attention: compressed queries, groups, YaRN; neither; in the older form
+    # latent attention: compressed queries, groups, YaRN; neither; in the older form; both forms without experts
     mla = dict(layers=3, d=32, ff=48, heads=4, kv=1, hd=64, latent=64, rot=32, q_len=64, o_len=32, experts=8, used=3, ffx=16, shared=32, lead=1)
     for name, seed, p in (("deepseek2", 27, dict(q_rank=24, select_bias=True, nextn=1)), ("deepseek2-lite", 28, dict(q_rank=0)),
-                          ("deepseek2-old", 29, dict(q_rank=0, kv_in_one=True)), ("deepseek2-old-yarn", 30, dict(q_rank=24, kv_in_one=True))):
+                          ("deepseek2-old", 29, dict(q_rank=0, kv_in_one=True)),
+                          ("deepseek2-old-dense", 30, dict(q_rank=24, kv_in_one=True, experts=0, lead=3)),
+                          ("deepseek2-dense", 31, dict(q_rank=0, experts=0, lead=3))):
         is_old = "kv_in_one" in p
         m = Maker(path(name), "deepseek2", seed, **dict(mla, k_len=64 if is_old else 96, v_len=32 if is_old else 64, kv=4 if is_old else 1, **p))
         m.w.add_kv_lora_rank(64)
         m.w.add_q_lora_rank(p["q_rank"])
-        m.w.add_leading_dense_block_count(1)
-        m.w.add_expert_shared_count(2)
+        m.w.add_leading_dense_block_count(m.p["lead"])
+        m.w.add_expert_shared_count(2 if m.p["experts"] else 0)
+        if not m.p["experts"]:
+            m.w.add_expert_feed_forward_length(m.p["ff"])
         if not is_old:
             m.w.add_key_length_mla(64)
             m.w.add_value_length_mla(32)
@@ -324,7 +328,7 @@ def make(out):
             m.w.add_expert_weights_norm(True)
             m.w.add_expert_weights_scale(2.5)
             m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        if name in ("deepseek2", "deepseek2-lite", "deepseek2-old-yarn"):
+        if name in ("deepseek2", "deepseek2-lite", "deepseek2-old-dense"):
             m.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             m.w.add_rope_scaling_factor(4.0)
             m.w.add_rope_scaling_orig_ctx_len(128)

@@ -196,10 +196,18 @@ static const char *lifting_plan(const char *name, const struct ferry_engine_opts
 static const struct {
     const char *name, *kv_type;
     int n_layers;
-} lifts[] = {{"llama", "f16", 1},     {"gemma2", "f16", 1},          {"gemma3", "q8_0", 3},
-             {"gemma3", "f16", 6},    {"qwen2", "f16", 1},           {"qwen3", "q8_0", 1},
-             {"granite", "f16", 1},   {"hunyuan-dense", "f16", 1},   {"smollm3", "f16", 4},
-             {"deepseek2", "f16", 1}, {"deepseek2-lite", "q8_0", 1}, {"deepseek2-old", "f16", 1}};
+} lifts[] = {{"llama", "f16", 1},
+             {"gemma2", "f16", 1},
+             {"gemma3", "q8_0", 3},
+             {"gemma3", "f16", 6},
+             {"qwen2", "f16", 1},
+             {"qwen3", "q8_0", 1},
+             {"granite", "f16", 1},
+             {"hunyuan-dense", "f16", 1},
+             {"smollm3", "f16", 4},
+             {"deepseek2-dense", "f16", 1},
+             {"deepseek2-dense", "q8_0", 2},
+             {"deepseek2-old-dense", "q8_0", 1}};
 enum { N_LIFTS = sizeof lifts / sizeof *lifts };
 
 /* A prompt in eight steps of 16 rows and one of 2, then tokens one by one: steps of many rows are lifted, or all. */

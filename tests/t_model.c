@@ -25,10 +25,10 @@
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
 static const char *const families[] = {
-    "llama",      "llama-yarn", "mixtral",      "qwen2",         "qwen2moe",       "qwen3",        "qwen3moe",
-    "olmoe",      "gemma2",     "gemma3",       "dots1",         "granite",        "gpt-oss",      "glm4moe",
-    "minimax-m2", "ernie4_5",   "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",    "seed_oss",     "smollm3",
-    "qwen2vl",    "qwen3vl",    "qwen3vlmoe",   "deepseek2",     "deepseek2-lite", "deepseek2-old"};
+    "llama",      "llama-yarn", "mixtral",      "qwen2",         "qwen2moe",       "qwen3",         "qwen3moe",
+    "olmoe",      "gemma2",     "gemma3",       "dots1",         "granite",        "gpt-oss",       "glm4moe",
+    "minimax-m2", "ernie4_5",   "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",    "seed_oss",      "smollm3",
+    "qwen2vl",    "qwen3vl",    "qwen3vlmoe",   "deepseek2",     "deepseek2-lite", "deepseek2-old", "deepseek2-dense"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */

@@ -21,14 +21,14 @@
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
 /* The float reference does not know the last two. */
-static const char *const families[] = {"llama",        "llama-linear",   "llama-scaled",  "llama-yarn",
-                                       "mixtral",      "qwen2",          "qwen3",         "qwen3moe",
-                                       "olmoe",        "gemma2",         "gemma3",        "gpt-oss",
-                                       "dots1",        "glm4moe",        "minimax-m2",    "ernie4_5",
-                                       "ernie4_5-moe", "hunyuan-dense",  "hunyuan-moe",   "seed_oss",
-                                       "smollm3",      "qwen2vl",        "qwen3vl",       "qwen3vlmoe",
-                                       "deepseek2",    "deepseek2-lite", "deepseek2-old", "deepseek2-old-yarn",
-                                       "qwen2moe",     "granite"};
+static const char *const families[] = {"llama",           "llama-linear",   "llama-scaled",  "llama-yarn",
+                                       "mixtral",         "qwen2",          "qwen3",         "qwen3moe",
+                                       "olmoe",           "gemma2",         "gemma3",        "gpt-oss",
+                                       "dots1",           "glm4moe",        "minimax-m2",    "ernie4_5",
+                                       "ernie4_5-moe",    "hunyuan-dense",  "hunyuan-moe",   "seed_oss",
+                                       "smollm3",         "qwen2vl",        "qwen3vl",       "qwen3vlmoe",
+                                       "deepseek2",       "deepseek2-lite", "deepseek2-old", "deepseek2-old-dense",
+                                       "deepseek2-dense", "qwen2moe",       "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 2 };
 
 static int32_t ids[N_TOK];
