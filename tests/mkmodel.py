@@ -129,7 +129,9 @@ class Maker:
     def plain_attention(self, b, t):
         p = self.p
         d, q, kv = p["d"], p["heads"] * p["hd"], p["kv"] * p["hd"]
-        for name, n_out in (("q", q), ("k", kv), ("v", kv)):
+        if p.get("qkv_in_one"):
+            self.mat(b + "attn_qkv.weight", q + 2 * kv, d, gain=1.5, typ=next(t))
+        for name, n_out in (("q", q), ("k", kv), ("v", kv)) if not p.get("qkv_in_one") else ():
             self.mat(b + "attn_%s.weight" % name, n_out, d, gain=1.5, typ=next(t))
             if p.get("bias"):
                 self.vec(b + "attn_%s.bias" % name, n_out, 0.0)
@@ -196,6 +198,8 @@ class Maker:
             self.mat(b + "eh_proj.weight", p["d"], 2 * p["d"])
             for name in ("enorm", "hnorm", "shared_head_norm"):
                 self.vec(b + name + ".weight", p["d"])
+            if p.get("nextn_norm"):
+                self.vec("blk.%d.layer_output_norm.weight" % p["layers"], p["d"])
         self.vec("output_norm.weight", p["d"])
         if p.get("rope_freqs"):
             self.w.add_tensor("rope_freqs.weight", np.linspace(1.0, 4.0, p["hd"] // 2).astype(np.float32))
@@ -335,6 +339,18 @@ def make(out):
         if name in ("deepseek2", "deepseek2-lite"):
             m.w.add_rope_scaling_yarn_log_mul(0.1 if name == "deepseek2" else 0.0707)
         m.finish()
+    m = Maker(path("bailingmoe2"), "bailingmoe2", 32, qkv_in_one=True, qk_norm="head", rot=16, nextn=1, nextn_norm=True, experts=12, used=3, ffx=16, shared=32,
+              select_bias=True, lead=1, **dict(SMALL, d=64))
+    m.w.add_nextn_predict_layers(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(1)
+    m.w.add_expert_shared_feed_forward_length(32)
+    m.w.add_expert_weights_norm(True)
+    m.w.add_expert_weights_scale(2.5)
+    m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    m.w.add_expert_group_count(3)
+    m.w.add_expert_group_used_count(2)
+    m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

@@ -25,10 +25,11 @@
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
 static const char *const families[] = {
-    "llama",      "llama-yarn", "mixtral",      "qwen2",         "qwen2moe",       "qwen3",         "qwen3moe",
-    "olmoe",      "gemma2",     "gemma3",       "dots1",         "granite",        "gpt-oss",       "glm4moe",
-    "minimax-m2", "ernie4_5",   "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",    "seed_oss",      "smollm3",
-    "qwen2vl",    "qwen3vl",    "qwen3vlmoe",   "deepseek2",     "deepseek2-lite", "deepseek2-old", "deepseek2-dense"};
+    "llama",       "llama-yarn",     "mixtral",       "qwen2",           "qwen2moe",     "qwen3",
+    "qwen3moe",    "olmoe",          "gemma2",        "gemma3",          "dots1",        "granite",
+    "gpt-oss",     "glm4moe",        "minimax-m2",    "ernie4_5",        "ernie4_5-moe", "hunyuan-dense",
+    "hunyuan-moe", "seed_oss",       "smollm3",       "qwen2vl",         "qwen3vl",      "qwen3vlmoe",
+    "deepseek2",   "deepseek2-lite", "deepseek2-old", "deepseek2-dense", "bailingmoe2"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -315,7 +316,8 @@ static bool may_be_missing(const char *family, const char *name)
         if (strstr(name, parts[i]) && (i > 0 || strncmp(name, "output", 6) == 0))
             return true;
     if (strstr(name, "exp_probs_b"))
-        return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0 || strcmp(family, "deepseek2") == 0;
+        return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0 ||
+               strcmp(family, "deepseek2") == 0 || strcmp(family, "bailingmoe2") == 0;
     if (strcmp(family, "glm4moe") == 0 && (strstr(name, "attn_q_norm") || strstr(name, "attn_k_norm")))
         return true; /* its smaller models have none */
     /* a shared expert is there or not; llama's files have biases or not */
@@ -324,11 +326,12 @@ static bool may_be_missing(const char *family, const char *name)
             !strstr(name, "gate_inp"));
 }
 
-/* glm4moe.gguf has two layers, and a third that guesses tokens further ahead; deepseek2.gguf three and a fourth. */
+/* glm4moe.gguf and bailingmoe2.gguf have two layers, and a third that guesses tokens further ahead; deepseek2.gguf three and a fourth. */
 static bool is_of_nextn(const char *family, const char *name)
 {
-    return (strcmp(family, "glm4moe") == 0 && strncmp(name, "blk.2.", 6) == 0) ||
-           (strcmp(family, "deepseek2") == 0 && strncmp(name, "blk.3.", 6) == 0);
+    if (strcmp(family, "deepseek2") == 0)
+        return strncmp(name, "blk.3.", 6) == 0;
+    return (strcmp(family, "glm4moe") == 0 || strcmp(family, "bailingmoe2") == 0) && strncmp(name, "blk.2.", 6) == 0;
 }
 
 /* All that a family runs. */
@@ -357,6 +360,8 @@ static void leave_out(const char *family, const struct gguf_tensor *t)
     e.tensor = t->name;
     if (may_be_missing(family, t->name))
         ck_assert_msg(try_model(family, &e) == 0, "%s without %s: %s", family, t->name, err_text());
+    else if (strstr(t->name, "attn_qkv")) /* three weights in one tensor */
+        expect(family, &e, ERR_FORMAT, "attn_q.weight", "missing");
     else
         expect(family, &e, ERR_FORMAT, t->name, "missing");
 }

@@ -28,7 +28,7 @@ static const char *const families[] = {"llama",           "llama-linear",   "lla
                                        "ernie4_5-moe",    "hunyuan-dense",  "hunyuan-moe",   "seed_oss",
                                        "smollm3",         "qwen2vl",        "qwen3vl",       "qwen3vlmoe",
                                        "deepseek2",       "deepseek2-lite", "deepseek2-old", "deepseek2-old-dense",
-                                       "deepseek2-dense", "qwen2moe",       "granite"};
+                                       "deepseek2-dense", "bailingmoe2",    "qwen2moe",      "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 2 };
 
 static int32_t ids[N_TOK];
@@ -182,7 +182,7 @@ END_TEST
 
 static const char *const streamed_models[] = {
     "mixed",      "qwen3moe",     "mixtral",     "dots1",      "gpt-oss",   "gpt-oss-mxfp4", "glm4moe",
-    "minimax-m2", "ernie4_5-moe", "hunyuan-moe", "qwen3vlmoe", "deepseek2", "deepseek2-old"};
+    "minimax-m2", "ernie4_5-moe", "hunyuan-moe", "qwen3vlmoe", "deepseek2", "deepseek2-old", "bailingmoe2"};
 enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
 
 /* Bytes of the fewest expert slots that a plan may have; of as many as that, if ram_bytes is more. */

@@ -8,9 +8,9 @@
 extern "C" {
 #endif
 
-/* Multi-head latent attention: ranks of queries (0: they are not compressed) and of keys and values, values of a head that are rotated, that
- * are not, and that it gives; beside it experts' numbers that such models have: always on, groups, of which so many are chosen (0: none),
- * and whether a bias takes part in the choice. */
+/* Multi-head latent attention: ranks of queries (0: they are not compressed) and of keys and values, values of a head that are rotated,
+ * that are not, and that it gives. And of experts: how many are always on, groups, of which so many are chosen (0: none), and whether a
+ * bias takes part in the choice. */
 struct shape_latent {
     int q_rank, kv_rank, n_rot, n_nope, n_v;
     int n_shared, n_group, n_group_used;

@@ -47,6 +47,9 @@ static const struct {
 /* Some files keep gate and up of the experts in one stack, gate's rows first. */
 static const char gate_up_name[] = "blk.%d.ffn_gate_up_exps.weight";
 
+/* Some keep queries, keys and values in one matrix. */
+static const char qkv_name[] = "blk.%d.attn_qkv.weight";
+
 /* The layer's number at p: of at most six digits, none a 0 in front. Returns what stands behind it, or NULL. */
 static const char *read_layer(const char *p, int *layer)
 {
@@ -214,6 +217,30 @@ static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, 
     return rc < 0 ? rc : add_weight(m, &up, learn);
 }
 
+/* Queries, keys and values in one matrix: three weights, each a view of its rows. */
+static int add_qkv(struct model *m, const struct gguf_tensor *t, int layer, int64_t *learn)
+{
+    static const enum role parts[3] = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V};
+    if (layer >= m->hp.n_layer)
+        return err(ERR_FORMAT, "tensor %s: there are %d layers", t->name, m->hp.n_layer);
+    const struct model_layer *l = &m->layers[layer];
+    const int64_t n[3] = {fixed_dim(m, l, DIM_Q), fixed_dim(m, l, DIM_K), fixed_dim(m, l, DIM_V)};
+    if (t->ne[1] != n[0] + n[1] + n[2])
+        return err(ERR_FORMAT,
+                   "tensor %s has %" PRId64 " rows; queries, keys and values are %" PRId64 ", %" PRId64 " and %" PRId64,
+                   t->name, t->ne[1], n[0], n[1], n[2]);
+    struct weight w = weight_of(t, parts[0], layer);
+    for (int i = 0; i < 3; i++) {
+        w.role = parts[i];
+        w.t.ne[1] = n[i];
+        int rc = add_weight(m, &w, learn);
+        if (rc < 0)
+            return rc;
+        w.off += (uint64_t)n[i] * w.t.stride[1];
+    }
+    return 0;
+}
+
 /* One matrix of keys and values: for each head rows of keys, then rows of values. Two weights, each a matrix a head. */
 static int add_kv_b(struct model *m, const struct gguf_tensor *t, int layer, int64_t *learn)
 {
@@ -286,6 +313,8 @@ static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *lea
             struct weight w = weight_of(t, role, layer);
             return add_weight(m, &w, learn);
         }
+    if (match_name(t->name, qkv_name, &layer) && arch_uses(m->arch, ROLE_ATTN_Q))
+        return add_qkv(m, t, layer, learn);
     if (match_name(t->name, gate_up_name, &layer) && arch_uses(m->arch, ROLE_EXPERT_GATE))
         return add_gate_up(m, t, layer, learn);
     if (is_ignored(t->name))
@@ -346,7 +375,7 @@ static int bind_weights(struct model *m)
     const int n = gguf_n_tensors(m->gguf);
     if (n == 0)
         return err(ERR_FORMAT, "%s holds a vocabulary but no weights", m->path);
-    m->weights = mem_zalloc((size_t)n * 2, sizeof *m->weights, MEM_META);
+    m->weights = mem_zalloc((size_t)n * 3, sizeof *m->weights, MEM_META); /* of one tensor up to three */
     if (!m->weights)
         return err(ERR_NOMEM, "%d weights", n);
     int64_t learn[3] = {0, m->hp.n_ff_expert, m->hp.n_ff_shared};

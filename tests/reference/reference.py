@@ -7,7 +7,7 @@ IDS is 1,2,3 or @FILE with ids apart by commas or spaces. Weights are dequantize
 float32 (sums of squares in norms float64). No cache and no tiles: all positions of a layer at once. OUT holds
 float32 (n_tok, n_vocab), row-major. --kv f16 rounds keys and values to half precision, as engines with such a cache do.
 
-Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss, dots1, glm4moe, deepseek2. What they are
+Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss, dots1, glm4moe, deepseek2, bailingmoe2. What they are
 follows their papers and model cards; which optional tensors a family's files may carry follows llama.cpp.
 """
 import argparse
@@ -40,6 +40,7 @@ FAMILIES = {
     "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
     "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
     "smollm3": dict(rope="norm", act="silu", unrotated_period=4),
+    "bailingmoe2": dict(rope="neox", act="silu", router="sigmoid"),
     "deepseek2": dict(rope="norm", act="silu"),
     "qwen2vl": dict(rope="neox", act="silu"),
     "qwen3vl": dict(rope="neox", act="silu"),
@@ -212,7 +213,11 @@ class Model:
         n_head = self.key("attention.head_count", layer=layer)
         n_kv = self.key("attention.head_count_kv", n_head, layer=layer)
         dim = self.key("attention.key_length", self.n_embd // n_head)
-        q, k, v = (self.linear(x, blk + "attn_" + c) for c in "qkv")
+        if self.has(blk + "attn_qkv.weight"):
+            qkv = self.linear(x, blk + "attn_qkv")
+            q, k, v = np.split(qkv, (n_head * dim, (n_head + n_kv) * dim), axis=1)
+        else:
+            q, k, v = (self.linear(x, blk + "attn_" + c) for c in "qkv")
 
         def headed(y, n, norm_name):
             name = blk + norm_name + ".weight"
