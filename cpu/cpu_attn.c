@@ -21,6 +21,9 @@
 #define BLOCK_ROWS 16
 #define BLOCK_STATE_BYTES (96 * KIB)
 
+/* Query heads that are folded together at most: where all share one KV head (MLA), a row would otherwise be the work of one. */
+#define MOST_QUERIES 8
+
 #define PAGES_PER_SEGMENT DEVICE_SEGMENT_PAGES
 
 static int64_t max64(int64_t a, int64_t b)
@@ -34,9 +37,25 @@ static int64_t min64(int64_t a, int64_t b)
 }
 
 /* Query heads that share a KV head. */
-static int n_group(const struct op_attn *p)
+static int n_sharing(const struct op_attn *p)
 {
     return p->n_head / p->n_head_kv;
+}
+
+/* Query heads of an item: all that share a KV head, or, of many, an equal part. */
+static int n_group(const struct op_attn *p)
+{
+    int n = n_sharing(p), n_parts = 1;
+
+    while (n / n_parts > MOST_QUERIES || n % n_parts)
+        n_parts++;
+    return n / n_parts;
+}
+
+/* Parts of all heads. */
+static int n_parts(const struct op_attn *p)
+{
+    return p->n_head / n_group(p);
 }
 
 /* Floats of a state (o, m, l) of a group. */
@@ -53,7 +72,7 @@ static int block_rows(const struct op_attn *p)
 
 static bool is_split(const struct walk *w, const struct op *op)
 {
-    return (int64_t)walk_n(w, op) * op->p.attn.n_head_kv < (int64_t)SPLIT_PAIRS * w->n_threads;
+    return (int64_t)walk_n(w, op) * n_parts(&op->p.attn) < (int64_t)SPLIT_PAIRS * w->n_threads;
 }
 
 static int64_t page_len(int head_dim)
@@ -140,21 +159,21 @@ static struct span visible(const struct walk *w, const struct op *op, int i)
     return (struct span){window ? max64(0, pos - window + 1) : 0, pos + 1};
 }
 
-/* K and V of one page and head. */
+/* K and V of one page and of the KV head of a part. */
 struct page {
     enum quant_type type;
     const void *k, *v;
 };
 
-static struct page page_of(const struct walk *w, const struct op *op, int i, int head, int64_t page)
+static struct page page_of(const struct walk *w, const struct op *op, int i, int part, int64_t page)
 {
     const struct op_attn *p = &op->p.attn;
-    int row = walk_row(w, op, i);
+    int row = walk_row(w, op, i), head = part * n_group(p) / n_sharing(p);
 
     return (struct page){
         p->kv_type,
         walk_page(w, p, row, page, p->k_off, head, quant_row_bytes(p->kv_type, p->head_dim_k)),
-        walk_page(w, p, row, page, p->v_off, head, quant_row_bytes(p->kv_type, p->head_dim_v)),
+        walk_page(w, p, row, page, p->v_off, head, quant_row_bytes(p->kv_type, op_attn_v_row(p))),
     };
 }
 
@@ -170,6 +189,7 @@ static void fold(const struct walk *w, const struct op *op, int i, int head, con
         .o_stride = p->head_dim_v,
         .head_dim_k = p->head_dim_k,
         .head_dim_v = p->head_dim_v,
+        .v_row = op_attn_v_row(p),
         .scale = p->scale,
         .softcap = p->softcap,
         .kv_type = page->type,
@@ -240,8 +260,9 @@ static void fold_block(const struct walk *w, const struct op *op, int begin, int
 
     if (end - begin > 1) {
         w->kern->kv_read(p->kv_type, page.k, own->k, (int64_t)DEVICE_PAGE_TOK * p->head_dim_k);
-        w->kern->kv_read(p->kv_type, page.v, own->v, (int64_t)DEVICE_PAGE_TOK * p->head_dim_v);
-        page = (struct page){QUANT_F32, own->k, own->v};
+        if (!p->v_in_k)
+            w->kern->kv_read(p->kv_type, page.v, own->v, (int64_t)DEVICE_PAGE_TOK * p->head_dim_v);
+        page = (struct page){QUANT_F32, own->k, p->v_in_k ? own->k : own->v};
     }
     for (int i = begin; i < end; i++)
         fold(w, op, i, head, &page, NULL, first, visible(w, op, i), own->state + (i - begin) * len, own->scratch);
@@ -277,7 +298,7 @@ static void run_block(const struct walk *w, int worker, const struct op *op, int
 static void run_blocks(const struct walk *w, int worker, const struct op *op)
 {
     const int32_t *starts = starts_of(w, op) + 1;
-    int n_head = op->p.attn.n_head_kv;
+    int n_head = n_parts(&op->p.attn);
     int64_t n_items = (int64_t)starts[-1] * n_head;
 
     /* Last blocks first: they see the most keys, and what is claimed late should be short. */
@@ -299,7 +320,7 @@ static struct span segments(const struct walk *w, const struct op *op, int i)
 /* Segments of a row that one wave holds. */
 static int64_t wave_len(const struct walk *w, const struct op *op)
 {
-    int64_t n_pairs = (int64_t)walk_n(w, op) * op->p.attn.n_head_kv;
+    int64_t n_pairs = (int64_t)walk_n(w, op) * n_parts(&op->p.attn);
     return max64(1, (int64_t)SPLIT_SLOTS * w->n_threads / n_pairs);
 }
 
@@ -353,7 +374,7 @@ struct wave {
 
 static void run_wave(const struct wave *v, int worker)
 {
-    int n_head = v->op->p.attn.n_head_kv;
+    int n_head = n_parts(&v->op->p.attn);
     int64_t len = wave_len(v->w, v->op), n_items = (int64_t)walk_n(v->w, v->op) * n_head * len;
 
     for (int64_t item; (item = pool_claim(v->w->pool, worker, n_items)) < n_items;) {
@@ -370,7 +391,7 @@ static void run_wave(const struct wave *v, int worker)
 static void end_wave(int worker, void *arg)
 {
     const struct wave *v = arg;
-    int n_head = v->op->p.attn.n_head_kv;
+    int n_head = n_parts(&v->op->p.attn);
     int64_t len = wave_len(v->w, v->op), n_pairs = (int64_t)walk_n(v->w, v->op) * n_head;
     bool is_last = v->number == n_waves(v->w, v->op) - 1;
 
@@ -440,12 +461,12 @@ static void write_heads(const struct op_attn *p, float *state, float *out)
 static void states_run(const struct walk *w, int worker, const struct op *op)
 {
     const struct op_attn *p = &op->p.attn;
-    int64_t n_items = (int64_t)walk_n(w, op) * p->n_head_kv * p->n_segments;
+    int64_t n_items = (int64_t)walk_n(w, op) * n_parts(p) * p->n_segments;
     struct own own = own_of(w, worker, p);
 
     for (int64_t item; (item = pool_claim(w->pool, worker, n_items)) < n_items;) {
         int64_t in_wave = item % p->n_segments, segment = p->first + in_wave;
-        int head = (int)(item / p->n_segments % p->n_head_kv), i = (int)(item / p->n_segments / p->n_head_kv);
+        int head = (int)(item / p->n_segments % n_parts(p)), i = (int)(item / p->n_segments / n_parts(p));
         int row = walk_row(w, op, i);
         if (segment * DEVICE_ATTN_SEGMENT_TOK > w->rows->pos[row] ||
             !w->rows->seqs[w->rows->seq[row]].page[p->group][segment * PAGES_PER_SEGMENT])

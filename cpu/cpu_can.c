@@ -21,7 +21,8 @@ bool cpu_can(const struct op *op)
     if (op->kind == OP_MOE)
         return op->w[0]->ne[2] <= CPU_ROWS_MAX_EXPERTS && has_kernel(op->w[0]) && has_kernel(op->w[1]) &&
                has_kernel(op->w[2]);
-    for (int i = 0; op->kind == OP_MATMUL && i < op->n_w; i++)
+    bool is_matmul = op->kind == OP_MATMUL || op->kind == OP_MATMUL_HEADS;
+    for (int i = 0; is_matmul && i < op->n_w; i++)
         if (!has_kernel(op->w[i]))
             return false;
     return true;

@@ -44,7 +44,7 @@ static void rms_norm(const struct job *j)
     int64_t len = w->ne[0];
 
     for (int i = j->begin; i < j->end; i++)
-        for (int64_t at = 0; at < j->op->src[0]->ne[0]; at += len)
+        for (int64_t at = 0; at + len <= j->op->src[0]->ne[0]; at += len)
             j->kern->rms_norm(src_row(j, 0, i) + at, w->data, j->op->p.norm.eps, dst_row(j, i) + at, len);
 }
 
@@ -103,8 +103,18 @@ static void rope_table(const struct job *j)
 
 static void rope(const struct job *j)
 {
-    for (int i = j->begin; i < j->end; i++)
-        j->kern->rope(&j->op->p.rope, dst_row(j, i), src_row(j, 1, i));
+    const struct op_rope *p = &j->op->p.rope;
+    const bool is_copied = j->op->dst[0]->data != j->op->src[0]->data;
+    const int64_t src_dim = j->op->src[0]->ne[0] / (p->from_one ? 1 : p->n_head);
+    const int64_t at = p->at_end ? p->head_dim - p->n_rot : 0, src_at = p->at_end ? src_dim - p->n_rot : 0;
+
+    for (int i = j->begin; i < j->end; i++) {
+        float *x = dst_row(j, i) + at;
+        for (int head = 0; head < p->n_head && is_copied; head++)
+            memcpy(x + (int64_t)head * p->head_dim, src_row(j, 0, i) + (p->from_one ? 0 : head * src_dim) + src_at,
+                   (size_t)p->n_rot * sizeof *x);
+        j->kern->rope(p, x, src_row(j, 1, i));
+    }
 }
 
 /* Row i's vectors of every head (head_dim) into the page at its position. */
@@ -129,7 +139,8 @@ static void kv_append(const struct job *j)
         if (p->is_part && !walk_has_page(j->w, p, walk_row(j->w, j->op, i)))
             continue;
         append(j, i, src_row(j, 0, i), p->head_dim_k, p->k_off);
-        append(j, i, src_row(j, 1, i), p->head_dim_v, p->v_off);
+        if (!p->v_in_k)
+            append(j, i, src_row(j, 1, i), p->head_dim_v, p->v_off);
     }
 }
 
@@ -196,6 +207,25 @@ static void score(const struct job *j, float *x, int n)
             x[e] = kern_v_sigmoid(x[e]);
 }
 
+/* Selection scores of all experts but those of the best groups become -INFINITY. */
+static void choose_groups(const struct op_route *p, float *select)
+{
+    int32_t groups[DEVICE_MAX_EXPERT_GROUPS], best[2];
+    float sums[DEVICE_MAX_EXPERT_GROUPS];
+    bool is_chosen[DEVICE_MAX_EXPERT_GROUPS] = {false};
+    const int len = p->n_expert / p->n_group;
+
+    for (int g = 0; g < p->n_group; g++) {
+        pick(select + g * len, len, 2, best);
+        sums[g] = select[g * len + best[0]] + select[g * len + best[1]];
+    }
+    pick(sums, p->n_group, p->n_group_used, groups);
+    for (int i = 0; i < p->n_group_used; i++)
+        is_chosen[groups[i]] = true;
+    for (int e = 0; e < p->n_expert; e++)
+        select[e] = is_chosen[e / len] ? select[e] : -INFINITY;
+}
+
 static void weigh(const struct job *j, float *gates, int k)
 {
     const struct op_route *p = &j->op->p.route;
@@ -225,10 +255,14 @@ static void route(const struct job *j)
         float *gates = tensor_row(j->op->dst[1], i);
         memcpy(scores, src_row(j, 0, i), (size_t)n * sizeof *scores);
         score(j, scores, n);
-        if (j->op->w[0]) {
+        if (j->op->w[0] || p->n_group) {
             select = scores + CPU_ROWS_MAX_EXPERTS;
-            j->kern->add(scores, j->op->w[0]->data, select, n);
+            memcpy(select, scores, (size_t)n * sizeof *scores);
         }
+        if (j->op->w[0])
+            j->kern->add(scores, j->op->w[0]->data, select, n);
+        if (p->n_group)
+            choose_groups(p, select);
         pick(select, n, p->k, ids);
         for (int r = 0; r < p->k; r++)
             gates[r] = scores[ids[r]];

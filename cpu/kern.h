@@ -45,9 +45,10 @@ struct kern_attn_args {
     int n_q;
     int64_t q_stride, o_stride; /* floats between query vectors, outputs */
     int head_dim_k, head_dim_v;
+    int v_row; /* values from one V row to the next: head_dim_v, or more, at most head_dim_k */
     float scale, softcap;
-    enum quant_type kv_type;     /* F16, Q8_0, or F32 for pages that the caller has already converted (kv_read) */
-    const void *k, *v;           /* this head's K (DEVICE_PAGE_TOK, head_dim_k), V of one page, rows of kv_type */
+    enum quant_type kv_type; /* F16, Q8_0, or F32 for pages that the caller has already converted (kv_read) */
+    const void *k, *v; /* this head's K (DEVICE_PAGE_TOK, head_dim_k), V (.., v_row) of one page, rows of kv_type */
     int key_begin, key_end;      /* keys [begin, end) of the page are visible */
     const void *next_k, *next_v; /* the same of the page that comes next, to be fetched meanwhile; NULL: none */
     float *o, *m, *l; /* running state: o (n_q, head_dim_v) unnormalised, m and l (n_q). m = -INFINITY at the start */

@@ -324,15 +324,15 @@ static void scores(const struct kern_attn_args *args, const float *k, int begin,
 }
 
 /* Rows [key, end) of a page as floats: in place, or converted into buf (TILE rows). Those of the next page are fetched. */
-static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int head_dim,
+static const float *page_rows(enum quant_type type, const void *page, const void *next, int key, int end, int row_len,
                               float *buf)
 {
     if (type == QUANT_F32)
-        return (const float *)page + (int64_t)key * head_dim;
-    uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
+        return (const float *)page + (int64_t)key * row_len;
+    uint64_t row_bytes = quant_row_bytes(type, row_len), off = (uint64_t)key * row_bytes;
     if (next)
         avx2_fetch_l2((const char *)next + off, (end - key) * (int)row_bytes);
-    kv_read_avx2(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
+    kv_read_avx2(type, (const char *)page + off, buf, (int64_t)(end - key) * row_len);
     return buf;
 }
 
@@ -392,11 +392,11 @@ static void add_rows(const struct kern_attn_args *args, const float *v, int begi
         float *o = args->o + q * args->o_stride;
         int64_t i = 0;
         for (; i + 8 * V <= n; i += 8 * V)
-            add_rows_v(8, pq, v + i, end - begin, n, o + i);
+            add_rows_v(8, pq, v + i, end - begin, args->v_row, o + i);
         for (; i + 4 * V <= n; i += 4 * V)
-            add_rows_v(4, pq, v + i, end - begin, n, o + i);
+            add_rows_v(4, pq, v + i, end - begin, args->v_row, o + i);
         for (; i < n; i += V)
-            add_rows_n(pq, v + i, end - begin, n, o + i, n - i);
+            add_rows_n(pq, v + i, end - begin, args->v_row, o + i, n - i);
     }
 }
 
@@ -417,7 +417,7 @@ static void attn_page_avx2(const struct kern_attn_args *args)
     }
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + step < args->key_end ? key + step : args->key_end;
-        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->head_dim_v, rows), key, end, p);
+        add_rows(args, page_rows(args->kv_type, args->v, args->next_v, key, end, args->v_row, rows), key, end, p);
     }
 }
 

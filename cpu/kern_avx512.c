@@ -336,15 +336,15 @@ AVX512_INLINE void scores(const struct kern_attn_args *args, const bool half, co
 /* Rows [key, end) of a page: in place where they are floats, or halves that are taken as such; else converted into buf (TILE rows).
  * Those of the next page are fetched. */
 static const void *page_rows(enum quant_type type, bool half, const void *page, const void *next, int key, int end,
-                             int head_dim, float *buf)
+                             int row_len, float *buf)
 {
-    uint64_t row_bytes = quant_row_bytes(type, head_dim), off = (uint64_t)key * row_bytes;
+    uint64_t row_bytes = quant_row_bytes(type, row_len), off = (uint64_t)key * row_bytes;
 
     if (next)
         avx2_fetch_l2((const char *)next + off, (end - key) * (int)row_bytes);
     if (half || type == QUANT_F32)
         return (const char *)page + off;
-    kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * head_dim);
+    kv_read_avx512(type, (const char *)page + off, buf, (int64_t)(end - key) * row_len);
     return buf;
 }
 
@@ -376,7 +376,7 @@ AVX512_INLINE void add_rows_64(const struct kern_attn_args *args, const int Q, c
     AVX512_UNROLL
     for (int i = 0; i < Q * 4; i++)
         acc[i / 4][i % 4] = _mm512_loadu_ps(o + i / 4 * args->o_stride + i % 4 * V);
-    for (int key = 0; key < n_keys; key++, at += args->head_dim_v) {
+    for (int key = 0; key < n_keys; key++, at += args->v_row) {
         __m512 row[4];
         AVX512_UNROLL
         for (int i = 0; i < 4; i++)
@@ -413,8 +413,8 @@ AVX512_INLINE void add_rows(const struct kern_attn_args *args, const bool half, 
         FOR_QUERIES(args, q, add_rows_64, half, q, p + q * DEVICE_PAGE_TOK + begin, v, end - begin, at)
     for (; at < n; at += V)
         for (int q = 0; q < args->n_q; q++)
-            add_rows_n(half, p + q * DEVICE_PAGE_TOK + begin, v, end - begin, n, args->o + q * args->o_stride, at,
-                       n - at);
+            add_rows_n(half, p + q * DEVICE_PAGE_TOK + begin, v, end - begin, args->v_row, args->o + q * args->o_stride,
+                       at, n - at);
 }
 
 AVX512_INLINE void attn_page(const struct kern_attn_args *args, const bool half)
@@ -435,8 +435,8 @@ AVX512_INLINE void attn_page(const struct kern_attn_args *args, const bool half)
     }
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
         end = key + step < args->key_end ? key + step : args->key_end;
-        add_rows(args, half, page_rows(args->kv_type, half, args->v, args->next_v, key, end, args->head_dim_v, rows),
-                 key, end, p);
+        add_rows(args, half, page_rows(args->kv_type, half, args->v, args->next_v, key, end, args->v_row, rows), key,
+                 end, p);
     }
 }
 

@@ -162,11 +162,11 @@ static void kv_read_ref(enum quant_type type, const void *in, float *x, int64_t 
 }
 
 /* Row `key` of a page as floats: in place, or converted into buf. */
-static const float *page_row(enum quant_type type, const void *page, int key, int head_dim, float *buf)
+static const float *page_row(enum quant_type type, const void *page, int key, int row_len, float *buf)
 {
     if (type == QUANT_F32)
-        return (const float *)page + (int64_t)key * head_dim;
-    kv_read_ref(type, (const char *)page + (uint64_t)key * quant_row_bytes(type, head_dim), buf, head_dim);
+        return (const float *)page + (int64_t)key * row_len;
+    kv_read_ref(type, (const char *)page + (uint64_t)key * quant_row_bytes(type, row_len), buf, row_len);
     return buf;
 }
 
@@ -193,7 +193,7 @@ static void attn_page_ref(const struct kern_attn_args *args)
         scale_ref(args->o + q * args->o_stride, old, args->o + q * args->o_stride, args->head_dim_v);
     }
     for (int key = args->key_begin; key < args->key_end; key++) {
-        const float *v = page_row(args->kv_type, args->v, key, args->head_dim_v, row_buf);
+        const float *v = page_row(args->kv_type, args->v, key, args->v_row, row_buf);
         for (int q = 0; q < args->n_q; q++)
             axpy_ref(p[q * DEVICE_PAGE_TOK + key], v, args->o + q * args->o_stride, args->head_dim_v);
     }

@@ -46,7 +46,8 @@ static int list_extents(const struct walk *w, const struct op *op, struct extent
 {
     int n = 0;
 
-    if (op->kind != OP_MATMUL) /* of a matmul only the prepare step belongs to the chain */
+    if (op->kind != OP_MATMUL &&
+        op->kind != OP_MATMUL_HEADS) /* of a matmul only the prepare step belongs to the chain */
         for (int i = 0; i < OP_MAX_IO && op->dst[i]; i++)
             out[n++] = extent_of(w, op, op->dst[i], 1);
     for (int i = 0; i < OP_MAX_IO && op->src[i]; i++)
@@ -210,6 +211,8 @@ const struct walk_shared *walk_shared(enum op_kind kind)
     switch (kind) {
     case OP_MATMUL:
         return &cpu_matmul_shared;
+    case OP_MATMUL_HEADS:
+        return &cpu_heads_shared;
     case OP_ATTENTION:
         return &cpu_attn_shared;
     case OP_ATTN_STATES:

@@ -51,7 +51,8 @@ struct walk_shared {
     void (*finish)(const struct walk *w, int worker, const struct op *op);
 };
 
-extern const struct walk_shared cpu_matmul_shared, cpu_attn_shared, cpu_attn_states_shared, cpu_moe_shared;
+extern const struct walk_shared cpu_matmul_shared, cpu_heads_shared, cpu_attn_shared, cpu_attn_states_shared,
+    cpu_moe_shared;
 
 /* NULL for a row-local op. */
 const struct walk_shared *walk_shared(enum op_kind kind);

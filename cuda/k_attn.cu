@@ -12,7 +12,11 @@
 #include "cuda/math.cuh"
 #include "cuda/ptx.cuh"
 
-enum { MERGE_THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK, SHARED_BYTES = 48 * 1024 };
+enum { MERGE_THREADS = 128, PAGE = DEVICE_PAGE_TOK, SEGMENT = DEVICE_ATTN_SEGMENT_TOK };
+
+/* Shared memory of a block: what it gets without asking; heads of more than 256 values may ask for more, as much as lets two blocks have
+ * room on a multiprocessor of the cards that have most. */
+enum { SHARED_BYTES = 48 * 1024, MOST_SHARED = 110 * 1024, WIDE = 512 };
 
 /* ---- how a block is cut ---- */
 
@@ -91,46 +95,68 @@ static void cut_shared(struct shape *s, const struct op_attn *p, int tile_keys, 
     s->bytes = s->raw_at + n_stages * s->raw_bytes;
 }
 
+/* The width of the instance. */
+static int width_of(const struct op_attn *p)
+{
+    return p->head_dim_v <= 64 ? 64 : p->head_dim_v <= 128 ? 128 : p->head_dim_v <= 256 ? 256 : (int)WIDE;
+}
+
+static int most_shared(int card_bytes)
+{
+    return card_bytes < SHARED_BYTES ? (int)SHARED_BYTES : card_bytes < MOST_SHARED ? card_bytes : (int)MOST_SHARED;
+}
+
 /* For n_q queries at once; false: does not fit. Of 8 keys the bytes are a multiple of 16 whatever the type and head_dim. */
-static bool shape_of(const struct op_attn *p, int n_q, struct shape *s)
+static bool shape_of(const struct op_attn *p, int n_q, int card_bytes, struct shape *s)
 {
     static const int tiles[][2] = {{64, 3}, {64, 2}, {32, 3}, {32, 2}, {16, 3}, {16, 2}, {8, 3}, {8, 2}, {8, 1}};
 
     s->n_q = n_q <= 4 ? 4 : n_q <= 8 ? 8 : n_q <= 16 ? 16 : MAX_Q;
-    s->width = p->head_dim_v <= 64 ? 64 : p->head_dim_v <= 128 ? 128 : 256;
+    s->width = width_of(p);
     s->n_slices = (p->head_dim_v + s->width - 1) / s->width;
-    if (n_q > MAX_Q || (s->n_q == MAX_Q && s->width == 256) || larger(p->head_dim_k, p->head_dim_v) > SHARED_BYTES)
+    if (n_q > MAX_Q || (s->n_q == MAX_Q && s->width >= 256) || larger(p->head_dim_k, p->head_dim_v) > SHARED_BYTES)
         return false;
     for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
         cut_shared(s, p, tiles[i][0], tiles[i][1]);
-        if (s->bytes <= SHARED_BYTES)
+        if (s->bytes <= (s->width == WIDE ? most_shared(card_bytes) : (int)SHARED_BYTES))
             return true;
     }
     return false;
 }
 
-int cu_attn_tile_rows(const struct op_attn *p)
+/* Most queries of a block; 0: not one fits. */
+static int most_queries(const struct op_attn *p, int card_bytes)
 {
-    int n_group = p->n_head / p->n_head_kv;
     struct shape s;
 
-    for (int n_q = MAX_Q; n_q >= n_group; n_q /= 2)
-        if (shape_of(p, n_q, &s))
-            return n_q / n_group;
-    return shape_of(p, n_group, &s) ? 1 : 0;
+    for (int n_q = MAX_Q; n_q >= 4; n_q /= 2)
+        if (shape_of(p, n_q, card_bytes, &s))
+            return n_q;
+    return 0;
 }
 
+int cu_attn_tile_rows(const struct op_attn *p, int shared_bytes)
+{
+    int most = most_queries(p, shared_bytes), n_group = p->n_head / p->n_head_kv;
+    struct shape s;
+
+    if (most >= n_group)
+        return most / n_group;
+    return shape_of(p, n_group, shared_bytes, &s) ? 1 : most > 0;
+}
+
+/* Heads that share a KV head are one part, or, where they are too many for a block, several of n_group each. */
 struct job {
     struct cu_attn_args a;
     struct shape shape;
-    int n_group;
+    int n_group, n_parts;
 };
 
-/* What one block works on. Query v is row v / n_group, head v % n_group of the KV head. */
+/* What one block works on. Query v is row v / n_group, head v % n_group of its part. */
 struct block {
     const struct job *j;
     char *shared;
-    int n_q, head, col;      /* col: the first column of values of the block's slice */
+    int n_q, part, col;      /* part: of all heads; col: the first column of values of the block's slice */
     int i0;                  /* its first row of the op; rows are of one sequence */
     const void *const *page; /* of that sequence */
 };
@@ -196,9 +222,9 @@ template <int TYPE, int T> static __device__ inline void fetch_tile(const struct
     const struct op_attn *p = &b->j->a.p;
 
     if (f->page < f->end) {
-        int row_bytes = cu_kv<TYPE>::row_bytes(f->is_v ? p->head_dim_v : p->head_dim_k);
+        int row_bytes = cu_kv<TYPE>::row_bytes(f->is_v ? cu_v_row(p) : p->head_dim_k);
         const char *src = static_cast<const char *>(b->page[f->page]) + (f->is_v ? p->v_off : p->k_off) +
-                          (int64_t)(b->head * PAGE + f->key) * row_bytes;
+                          (int64_t)(b->part / b->j->n_parts * PAGE + f->key) * row_bytes;
         char *dst = raw_of(b, f->stage);
         for (int at = (int)threadIdx.x * 16; at < s->tile_keys * row_bytes; at += T * 16)
             cu_async_copy16(dst + at, src + at);
@@ -258,7 +284,8 @@ template <int TYPE, int T> static __device__ inline void convert_keys(const stru
 template <int TYPE, int W, int T> static __device__ inline void convert_values(const struct block *b, const char *raw)
 {
     const int n_rows = T * 4 / W;
-    int dim = b->j->a.p.head_dim_v, row_bytes = cu_kv<TYPE>::row_bytes(dim), n_keys = b->j->shape.tile_keys;
+    int dim = b->j->a.p.head_dim_v, row_bytes = cu_kv<TYPE>::row_bytes(cu_v_row(&b->j->a.p)),
+        n_keys = b->j->shape.tile_keys;
     int c = (int)threadIdx.x * 4 % W, first_key = (int)threadIdx.x * 4 / W, col = b->col + c;
     const char *row = raw + first_key * row_bytes;
     float *out = tile_of(b) + first_key * W + c;
@@ -605,7 +632,7 @@ template <int N, int W> static __device__ inline void reset(struct part<N, W> *o
 
 static __device__ inline int head_of(const struct block *b, int v)
 {
-    return b->head * n_group(b) + v % n_group(b);
+    return b->part * n_group(b) + v % n_group(b);
 }
 
 /* Where the block's slice of query v goes. */
@@ -707,7 +734,7 @@ static __device__ inline struct block block_of(const struct job *j, char *shared
 
     b.j = j;
     b.shared = shared;
-    b.head = (int)blockIdx.y / j->shape.n_slices;
+    b.part = (int)blockIdx.y / j->shape.n_slices;
     b.col = (int)blockIdx.y % j->shape.n_slices * j->shape.width;
     return b;
 }
@@ -723,8 +750,7 @@ template <int N> static __device__ inline void begin_rows(struct block *b, int i
     b->n_q = n_rows * n_group(b);
     b->page = cu_page_table(&a->step, cu_step_row(&a->step, i0), a->p.group);
     for (int v = (int)threadIdx.x / 32; v < b->n_q; v += threads_of(N) / 32) {
-        const float *q = a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride +
-                         (int64_t)(b->head * n_group(b) + v % n_group(b)) * dim;
+        const float *q = a->q + (int64_t)(i0 + v / n_group(b)) * a->q_stride + (int64_t)head_of(b, v) * dim;
         for (int i = (int)threadIdx.x % 32; i < dim; i += 32)
             queries_of<N>(b)[(i / CHUNK * N + v) * CHUNK + spread(i % CHUNK)] = q[i];
     }
@@ -796,7 +822,7 @@ static __device__ inline int tile_begin(const struct cu_attn_args *a)
     return (int)tile * a->tile_rows;
 }
 
-/* blockIdx: x a tile of rows, y the KV head and the slice of columns, z the segment of those of this launch. */
+/* blockIdx: x a tile of rows, y the KV head, the part of its heads and the slice of columns, z the segment of those of this launch. */
 template <int TYPE, int N, int W> static __global__ void CU_BOUNDS(threads_of(N), blocks_of(N)) attn(const struct job j)
 {
     CU_SHARED_DYN(char, shared);
@@ -825,7 +851,8 @@ template <int TYPE, int N> static cudaError_t launch_width(const struct job *j, 
         return launch<TYPE, N, 64>(j, grid, stream);
     if (j->shape.width == 128 || N == MAX_Q)
         return launch<TYPE, N, 128>(j, grid, stream);
-    return launch<TYPE, narrow, 256>(j, grid, stream);
+    return j->shape.width == 256 ? launch<TYPE, narrow, 256>(j, grid, stream)
+                                 : launch<TYPE, narrow, WIDE>(j, grid, stream);
 }
 
 template <int TYPE> static cudaError_t launch_type(const struct job *j, dim3 grid, cudaStream_t stream)
@@ -847,15 +874,43 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream)
     const int n_tiles =
         8; /* at least, where there are as many rows: small tiles beside each other finish before one large one */
     int most = larger(a->n / n_tiles, 1);
-    struct job j = {*a, {}, a->p.n_head / a->p.n_head_kv};
+    struct job j = {*a, {}, a->p.n_head / a->p.n_head_kv, 1};
 
     j.a.tile_rows = a->tile_rows < most ? a->tile_rows : most;
-    if (!shape_of(&a->p, j.a.tile_rows * j.n_group, &j.shape))
-        return cudaErrorInvalidValue;
-    dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows), (unsigned)(a->p.n_head_kv * j.shape.n_slices),
-              a->states ? (unsigned)a->n_segments : 1);
+    if (!shape_of(&a->p, j.a.tile_rows * j.n_group, a->shared_bytes, &j.shape)) { /* of a single row */
+        int n_q = most_queries(&a->p, a->shared_bytes);
+        if (!n_q)
+            return cudaErrorInvalidValue;
+        while (j.n_group / j.n_parts > n_q || j.n_group % j.n_parts)
+            j.n_parts++;
+        j.n_group /= j.n_parts;
+        j.a.tile_rows = 1;
+        shape_of(&a->p, j.n_group, a->shared_bytes, &j.shape);
+    }
+    dim3 grid((unsigned)((a->n + j.a.tile_rows - 1) / j.a.tile_rows),
+              (unsigned)(a->p.n_head_kv * j.n_parts * j.shape.n_slices), a->states ? (unsigned)a->n_segments : 1);
     return a->p.kv_type == QUANT_F16 ? launch_type<QUANT_F16>(&j, grid, stream)
                                      : launch_type<QUANT_Q8_0>(&j, grid, stream);
+}
+
+template <int TYPE, int N> static cudaError_t allow(int bytes)
+{
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(attn<TYPE, N, WIDE>),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t cu_attn_prepare(int shared_bytes)
+{
+    cudaError_t e = cudaSuccess;
+
+#define ALLOW(N)                                                \
+    e = e ? e : allow<QUANT_F16, N>(most_shared(shared_bytes)); \
+    e = e ? e : allow<QUANT_Q8_0, N>(most_shared(shared_bytes));
+    ALLOW(4)
+    ALLOW(8)
+    ALLOW(16)
+#undef ALLOW
+    return e;
 }
 
 /* blockIdx: x the row, y the head. */

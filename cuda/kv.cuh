@@ -70,6 +70,12 @@ template <> struct cu_kv<QUANT_Q8_0> {
     }
 };
 
+/* op_attn_v_row, which is the host's. */
+static __device__ inline int cu_v_row(const struct op_attn *p)
+{
+    return p->v_in_k ? p->head_dim_k : p->head_dim_v;
+}
+
 /* Keys, or values: a thread for each element. Blocks of Q8_0 are warps. */
 template <int TYPE>
 static __device__ inline void cu_kv_write(const struct cu_append_args *a, int64_t i, struct cu_crew crew, bool is_v)
@@ -108,7 +114,7 @@ static __device__ inline void cu_kv_write(const struct cu_append_args *a, int64_
 
 static __device__ inline void cu_row_append(const struct cu_append_args *a, int64_t i, struct cu_crew crew)
 {
-    for (int is_v = 0; is_v < 2; is_v++)
+    for (int is_v = 0; is_v < (a->p.v_in_k ? 1 : 2); is_v++)
         if (a->p.kv_type == QUANT_F16)
             cu_kv_write<QUANT_F16>(a, i, crew, is_v);
         else

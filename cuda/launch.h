@@ -117,8 +117,9 @@ struct cu_rope_args {
     struct op_rope p;
     int n;
     float *x;
-    const float *table;
-    int64_t x_stride, table_stride;
+    const float *src, *table; /* src: x, or other heads, of src_dim values each */
+    int64_t x_stride, src_stride, table_stride;
+    int src_dim;
 };
 #define CU_ROUTE_MAX_EXPERTS 4096
 struct cu_route_args {
@@ -147,6 +148,7 @@ struct cu_attn_args {
     struct cu_step step;
     int n;
     int tile_rows;          /* rows that share a block: cu_attn_tile_rows() */
+    int shared_bytes;       /* the card's */
     const float *q, *sinks; /* sinks: (n_head) or NULL */
     float *dst;
     int64_t q_stride, dst_stride;
@@ -157,9 +159,12 @@ struct cu_attn_args {
     int first, n_segments;
     bool is_last; /* merge: write dst */
 };
-/* 0: heads so large that not even one row fits a block's shared memory. */
-int cu_attn_tile_rows(const struct op_attn *p);
+/* 0: heads so large that not even one query fits a block's shared memory. shared_bytes: most that a block of the card
+ * may have; 0: of any card. */
+int cu_attn_tile_rows(const struct op_attn *p, int shared_bytes);
 cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream);
+/* Before the first cu_attn on the GPU that is chosen: large heads may have so much shared memory. */
+cudaError_t cu_attn_prepare(int shared_bytes);
 cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream);
 
 /* ---- matmul ---------------------------------------------------------------------------------------------------------- */
@@ -228,7 +233,7 @@ cudaError_t cu_act(const struct cu_act_args *a, cudaStream_t stream);
 
 /* ---- products -------------------------------------------------------------------------------------------------------- */
 
-/* What of a GPU decides how products cut their work. */
+/* What of a GPU decides how products and attention cut their work. */
 struct cu_card {
     int n_multiprocessors;
     int shared_bytes; /* most shared memory of a block that asks for it */
@@ -292,6 +297,11 @@ struct cu_mat_args {
     /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
     struct cu_mat_more more[CU_MAT_MORE];
     int n_more;
+    /* Not 0: instead of one dense matrix so many, w_head bytes apart, each with n_place places, whose rows of dst lie n_heads apart, and so
+     * those of x, or is_x_shared: they are the same for all. */
+    int n_heads;
+    uint64_t w_head;
+    bool is_x_shared;
     /* Of quantized types: the card. Where tile_tok is 1 and the type reads codes of blocks of 256, x may be floats that each block codes
      * itself: code.n_rows of them, one for all places or one for each; 0: x is coded. And an expert's gate and up, which then go to the
      * same dst, may become act(gate) * up, where both begin as far behind a multiple of 16 bytes. */

@@ -66,8 +66,12 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
         k.scale = s.scale ? s.scale[expert] : 1.0f;
         k.bias = s.bias ? s.bias + expert * k.n_rows : NULL;
         k.n = 1;
-    } else if (k.first + k.n > a->n_place) {
-        k.n = a->n_place - k.first;
+    } else {
+        const int head_tiles = (a->n_place + a->tile_tok - 1) / a->tile_tok, head = a->n_heads ? tile / head_tiles : 0;
+        const int at = (tile - head * head_tiles) * a->tile_tok;
+        k.w += head * a->w_head;
+        k.first = head * a->n_place + at;
+        k.n = a->n_place - at < k.n ? a->n_place - at : k.n;
     }
     k.w = CU_GLOBAL(k.w);
     return k;
@@ -86,9 +90,16 @@ static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
     return cu_work_at(a, (int)blockIdx.y, (int)blockIdx.z);
 }
 
+/* Places come head by head, rows place by place. */
+static __device__ inline int cu_row_of_head(const struct cu_mat_args *a, int place, bool is_shared)
+{
+    int head = place / a->n_place, row = place - head * a->n_place;
+    return is_shared ? row : row * a->n_heads + head;
+}
+
 static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int place)
 {
-    int row = a->x_row ? a->x_row[place] : place;
+    int row = a->x_row ? a->x_row[place] : a->n_heads ? cu_row_of_head(a, place, a->is_x_shared) : place;
     return static_cast<const char *>(a->x) + (uint64_t)(a->x_div ? row / a->x_div : row) * a->x_stride;
 }
 
@@ -102,7 +113,7 @@ static __device__ inline float cu_finished(float scale, const float *bias, int r
 /* The row of dst. */
 static __device__ inline int cu_place_of(const struct cu_mat_args *a, int place)
 {
-    return a->dst_row ? a->dst_row[place] : place;
+    return a->dst_row ? a->dst_row[place] : a->n_heads ? cu_row_of_head(a, place, false) : place;
 }
 
 static __device__ inline float *cu_dst_of(const struct cu_mat_args *a, const struct cu_work *k, int place, int row)
@@ -126,7 +137,8 @@ static inline int cu_most_rows(const struct cu_mat_args *a)
 
 static inline unsigned cu_n_tiles(const struct cu_mat_args *a)
 {
-    return (unsigned)(a->tiles ? a->n_tiles : (a->n_place + a->tile_tok - 1) / a->tile_tok);
+    int n = (a->n_place + a->tile_tok - 1) / a->tile_tok;
+    return (unsigned)(a->tiles ? a->n_tiles : a->n_heads ? n * a->n_heads : n);
 }
 
 /* An expert's matrices, in the order of cu_expert.w. */

@@ -16,6 +16,9 @@ enum { GEMV_ROWS = 2 * CU_GEMV_TOK };
  * as with 64. */
 enum { MOE_GEMM_ROWS = 16 };
 
+/* Rows times heads of a launch. */
+enum { HEADS_LAUNCH = 32768 };
+
 /* Rows of a step, and their width, up to which ops of single rows share a launch. */
 enum { CHAIN_ROWS = 8, CHAIN_WIDTH = 8192 };
 
@@ -102,6 +105,7 @@ bool ops_can(const struct op *op)
     case OP_EMBED:
         return op->w[0]->ne[0] % 32 == 0 && is_aligned(op->w[0]);
     case OP_MATMUL:
+    case OP_MATMUL_HEADS:
         return can_weights(op, op->n_w);
     case OP_MOE:
         return can_weights(op, 3);
@@ -111,7 +115,7 @@ bool ops_can(const struct op *op)
         return op->p.route.n_expert <= CU_ROUTE_MAX_EXPERTS;
     case OP_ATTENTION:
     case OP_ATTN_STATES:
-        return cu_attn_tile_rows(&op->p.attn) > 0;
+        return cu_attn_tile_rows(&op->p.attn, 0) > 0;
     default:
         return true;
     }
@@ -124,10 +128,11 @@ static bool is_readable(const struct tensor *w, const void *data)
 
 bool ops_can_read(const struct op *op)
 {
-    int n_w = op->kind == OP_MATMUL ? op->n_w : op->kind == OP_EMBED;
+    bool is_heads = op->kind == OP_MATMUL_HEADS;
+    int n_w = op->kind == OP_MATMUL || is_heads ? op->n_w : op->kind == OP_EMBED;
 
     for (int i = 0; i < n_w; i++)
-        if (!is_readable(op->w[i], op->w[i]->data))
+        if (!is_readable(op->w[i], op->w[i]->data) || (is_heads && op->w[i]->stride[2] % step_of_rows(op->w[i])))
             return false;
     for (int e = 0; op->kind == OP_MOE && op->p.moe.experts && e < op->p.moe.n_experts; e++)
         for (int i = 0; i < 3; i++)
@@ -255,6 +260,9 @@ static cudaError_t rope(const struct ops_run *r, const struct op *op, struct cu_
     struct cu_rope_args x = {.p = op->p.rope, .n = n_of(r, op), .x = op->dst[0]->data, .table = op->src[1]->data};
 
     x.x_stride = stride_of(op->dst[0]);
+    x.src = op->src[0]->data;
+    x.src_stride = stride_of(op->src[0]);
+    x.src_dim = (int)(op->src[0]->ne[0] / (x.p.from_one ? 1 : x.p.n_head));
     x.table_stride = stride_of(op->src[1]);
     struct cu_row_op row = {.kind = CU_ROW_ROPE, .u.rope = x};
     return chain_add(r, c, &row, x.n, op->dst[0]->ne[0]);
@@ -307,9 +315,11 @@ static cudaError_t kv_append(const struct ops_run *r, const struct op *op, struc
     struct cu_append_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
 
     x.k = op->src[0]->data;
-    x.v = op->src[1]->data;
     x.k_stride = stride_of(op->src[0]);
-    x.v_stride = stride_of(op->src[1]);
+    if (op->src[1]) {
+        x.v = op->src[1]->data;
+        x.v_stride = stride_of(op->src[1]);
+    }
     struct cu_row_op row = {.kind = CU_ROW_APPEND, .u.append = x};
     return chain_add(r, c, &row, x.n, op->src[0]->ne[0]);
 }
@@ -341,7 +351,8 @@ static cudaError_t attention(const struct ops_run *r, const struct op *op, struc
     int n_segments = x.n <= SPLIT_ROWS ? most_segments(r, op, x.n) : 1;
     cudaError_t e = chain_flush(r, c);
 
-    x.tile_rows = cu_attn_tile_rows(&x.p);
+    x.shared_bytes = r->card.shared_bytes;
+    x.tile_rows = cu_attn_tile_rows(&x.p, x.shared_bytes);
     x.sinks = op->w[0] ? op->w[0]->data : NULL;
     x.q = op->src[0]->data;
     x.q_stride = stride_of(op->src[0]);
@@ -381,7 +392,8 @@ static cudaError_t attn_states(const struct ops_run *r, const struct op *op, str
     struct cu_attn_args x = {.p = op->p.attn, .step = step_of(r, op), .n = n_of(r, op)};
 
     place_states(&x, op->dst[0]);
-    x.tile_rows = x.n <= SPLIT_ROWS ? 1 : cu_attn_tile_rows(&x.p);
+    x.shared_bytes = r->card.shared_bytes;
+    x.tile_rows = x.n <= SPLIT_ROWS ? 1 : cu_attn_tile_rows(&x.p, x.shared_bytes);
     x.q = op->src[0]->data;
     x.q_stride = stride_of(op->src[0]);
     cudaError_t e = chain_flush(r, c);
@@ -536,6 +548,88 @@ static cudaError_t matmul(const struct ops_run *r, const struct op *op, struct c
     return e;
 }
 
+/* ---- a matrix for each head: always by the arithmetic of few rows ---- */
+
+/* Rows of activations for a row of the step. */
+static int n_act_of(const struct op *op)
+{
+    return op->p.heads.is_shared ? 1 : op->p.heads.n_head;
+}
+
+/* Rows of the step at once: a launch has so many rows of activations, or tiles, at most. */
+static int heads_rows(const struct op *op, int n_rows)
+{
+    int most = HEADS_LAUNCH / op->p.heads.n_head;
+    most = most > 0 ? most : 1;
+    return n_rows < most ? n_rows : most;
+}
+
+static uint64_t heads_form_bytes(const struct op *op, int i, int n_rows)
+{
+    enum quant_act form = form_of(op->w[i]);
+    return size_up((uint64_t)n_rows * (uint64_t)n_act_of(op) * cu_act_bytes(form, op->w[i]->ne[0]), 256);
+}
+
+/* Of one weight at a time. */
+static uint64_t heads_scratch(const struct op *op, int n_rows)
+{
+    uint64_t most = 0;
+
+    for (int i = 0; i < op->n_w; i++) {
+        uint64_t bytes = heads_form_bytes(op, i, heads_rows(op, n_rows));
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* The part of each head (of each row, where they share it) that is multiplied with weight i, in its form. */
+static cudaError_t heads_act(const struct ops_run *r, const struct op *op, int i, int first, int n,
+                             struct cu_mat_args *m)
+{
+    struct cu_act_args x = {.act = form_of(op->w[i]), .n_rows = n * n_act_of(op), .width = op->w[i]->ne[0]};
+
+    x.x = tensor_row(op->src[0], first);
+    x.x_stride = op->src[0]->ne[0] / n_act_of(op);
+    x.out = r->scratch;
+    x.out_stride = cu_act_bytes(x.act, x.width);
+    m->x = r->scratch;
+    m->x_stride = x.out_stride;
+    if (x.act != QUANT_ACT_F32)
+        return cu_act(&x, r->stream);
+    m->x = x.x;
+    m->x_stride = (uint64_t)x.x_stride * sizeof(float);
+    return cudaSuccess;
+}
+
+static cudaError_t heads_of_rows(const struct ops_run *r, const struct op *op, int first, int n)
+{
+    cudaError_t e = cudaSuccess;
+
+    for (int i = 0; i < op->n_w && !e; i++) {
+        struct cu_mat_args m = mat_of(r, op, i, first, n);
+        m.n_heads = op->p.heads.n_head;
+        m.w_head = op->w[i]->stride[2];
+        m.is_x_shared = op->p.heads.is_shared;
+        m.dst_stride = op->dst[i]->ne[0] / m.n_heads;
+        m.tile_tok = ops_tile_tok(n, n, 1);
+        if (form_of(op->w[i]) == QUANT_ACT_F32 && m.tile_tok > CU_GEMV_TOK)
+            m.tile_tok = CU_GEMV_TOK;
+        e = heads_act(r, op, i, first, n, &m);
+        e = e ? e : cu_gemv(&m, r->stream);
+    }
+    return e;
+}
+
+static cudaError_t matmul_heads(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    const int n_all = n_of(r, op), n_once = heads_rows(op, n_all);
+    cudaError_t e = chain_flush(r, c);
+
+    for (int first = 0; first < n_all && !e; first += n_once)
+        e = heads_of_rows(r, op, first, n_all - first < n_once ? n_all - first : n_once);
+    return e;
+}
+
 /* ---- experts ---- */
 
 int ops_tile_tok(int n_rows, int n_places, int n_mats)
@@ -651,6 +745,8 @@ cudaError_t ops_card(int gpu, enum device_prefill prefill, struct cu_card *card)
         e = cu_gemm_has_wgmma(&card->has_wgmma);
     if (!e)
         e = cu_gemv_prepare(card);
+    if (!e)
+        e = cu_attn_prepare(card->shared_bytes);
     return e || prefill != DEVICE_PREFILL_BLAS ? e : cu_gemm_prepare(card);
 }
 
@@ -658,6 +754,8 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
 {
     if (op->kind == OP_MATMUL)
         return matmul_scratch(op, n_rows);
+    if (op->kind == OP_MATMUL_HEADS)
+        return heads_scratch(op, n_rows);
     if (op->kind == OP_ATTENTION)
         return attn_scratch(op, n_rows);
     if (op->kind == OP_TOP_K)
@@ -676,6 +774,7 @@ static launch_fn *const fns[OP_N_KIND] = {
     [OP_EMBED] = embed,
     [OP_RMS_NORM] = rms_norm,
     [OP_MATMUL] = matmul,
+    [OP_MATMUL_HEADS] = matmul_heads,
     [OP_ADD] = add,
     [OP_ADD_BIAS] = add_bias,
     [OP_SCALE] = scale,

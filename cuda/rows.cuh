@@ -130,12 +130,15 @@ static __device__ inline void cu_row_combine(const struct cu_rows_args *p, int64
 static __device__ inline void cu_row_rope(const struct cu_rope_args *p, int64_t row, struct cu_crew crew)
 {
     int half = p->p.n_rot / 2, apart = p->p.neox ? half : 1;
+    int first = p->p.at_end ? p->p.head_dim - p->p.n_rot : 0, src_first = p->p.at_end ? p->src_dim - p->p.n_rot : 0;
     const float *table = p->table + row * p->table_stride;
 
     for (int at = crew.me; at < half * p->p.n_head; at += crew.n) {
         int head = at / half, i = at % half;
-        float *x = p->x + row * p->x_stride + (int64_t)head * p->p.head_dim + i * (p->p.neox ? 1 : 2);
-        float c = table[i], s = table[half + i], a = x[0], b = x[apart];
+        int pair = i * (p->p.neox ? 1 : 2);
+        float *x = p->x + row * p->x_stride + (int64_t)head * p->p.head_dim + first + pair;
+        const float *src = p->src + row * p->src_stride + (p->p.from_one ? 0 : head * p->src_dim) + src_first + pair;
+        float c = table[i], s = table[half + i], a = src[0], b = src[apart];
         x[0] = a * c - b * s;
         x[apart] = a * s + b * c;
     }
@@ -292,19 +295,61 @@ static __device__ inline float cu_weighed(const struct op_route *p, const float 
     return (p->normalize ? gate / sum : gate) * p->scale;
 }
 
+/* Is what the selection compares not the score itself? */
+static inline __host__ __device__ bool cu_route_has_select(const struct cu_route_args *a)
+{
+    return a->bias || a->p.n_group;
+}
+
+/* A group's score: the sum of its two best, a lane for each group. */
+static __device__ inline void cu_score_groups(const struct op_route *p, const float *select, float *sums)
+{
+    int len = p->n_expert / p->n_group;
+
+    for (int g = (int)threadIdx.x; g < p->n_group; g += 32) {
+        const float *x = select + g * len;
+        uint64_t best = 0, second = 0;
+        for (int e = 0; e < len; e++) {
+            uint64_t rank = cu_rank_of(x[e], e);
+            second = rank > best ? best : rank > second ? rank : second;
+            best = rank > best ? rank : best;
+        }
+        sums[g] = x[0xffffffffu - (uint32_t)best] + x[0xffffffffu - (uint32_t)second];
+    }
+    cu_syncwarp();
+}
+
+/* Selection scores of all experts but those of the best groups become -INFINITY. sums: (n_group). */
+static __device__ inline void cu_choose_groups(const struct op_route *p, float *select, float *sums)
+{
+    int len = p->n_expert / p->n_group;
+
+    cu_score_groups(p, select, sums);
+    for (int g = (int)threadIdx.x; g < p->n_group; g += 32) {
+        int n_better = 0;
+        for (int other = 0; other < p->n_group; other++)
+            n_better += cu_rank_of(sums[other], other) > cu_rank_of(sums[g], g);
+        for (int e = g * len; n_better >= p->n_group_used && e < (g + 1) * len; e++)
+            select[e] = -CU_INFINITY;
+    }
+    cu_syncwarp();
+}
+
 static inline __host__ __device__ size_t cu_route_shared_bytes(const struct cu_route_args *a)
 {
     size_t n = (size_t)a->p.n_expert;
-    return ((a->bias ? 2 : 1) * n + (size_t)a->p.k) * sizeof(float) + n;
+    return ((cu_route_has_select(a) ? 2 : 1) * n + (size_t)(a->p.k + a->p.n_group)) * sizeof(float) + n;
 }
 
 /* shared: cu_route_shared_bytes(). Threads of a crew are those of its block. */
 static __device__ inline void cu_row_route(const struct cu_route_args *a, int64_t i, struct cu_crew crew, float *shared)
 {
-    /* (n_expert), gates (k), select (n_expert) if there is a bias, taken (n_expert) */
+    /* (n_expert), gates (k), sums (n_group), select (n_expert) if it is not the score, taken (n_expert) */
     int n = a->p.n_expert, lane = crew.me;
-    float *score = shared, *gates = score + n, *select = a->bias ? gates + a->p.k : score;
-    char *taken = reinterpret_cast<char *>(gates + a->p.k + (a->bias ? n : 0));
+    const bool has_select = cu_route_has_select(a);
+    float *score = shared, *gates = score + n, *sums = gates + a->p.k,
+          *select = has_select ? sums + a->p.n_group : score;
+    char *taken = reinterpret_cast<char *>(sums + a->p.n_group + (has_select ? n : 0));
     const float *logits = a->logits + i * a->logits_stride;
 
     if (crew.me >= 32)
@@ -316,10 +361,12 @@ static __device__ inline void cu_row_route(const struct cu_route_args *a, int64_
     cu_syncwarp();
     if (a->p.fn == OP_ROUTE_SOFTMAX)
         cu_softmax(score, n);
-    if (a->bias)
+    if (has_select)
         for (int e = lane; e < n; e += 32)
-            select[e] = score[e] + a->bias[e];
+            select[e] = a->bias ? score[e] + a->bias[e] : score[e];
     cu_syncwarp();
+    if (a->p.n_group)
+        cu_choose_groups(&a->p, select, sums);
     uint64_t best = cu_lane_best(select, taken, n);
     for (int rank = 0; rank < a->p.k; rank++) {
         int id = cu_best_expert(best);

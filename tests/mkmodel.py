@@ -52,8 +52,8 @@ class Maker:
         w.add_feed_forward_length(p["ff"])
         w.add_head_count(p["heads"])
         w.add_head_count_kv(p["kv"])
-        w.add_key_length(p["hd"])
-        w.add_value_length(p["hd"])
+        w.add_key_length(p.get("k_len", p["hd"]))
+        w.add_value_length(p.get("v_len", p["hd"]))
         w.add_rope_dimension_count(p.get("rot", p["hd"]))
         w.add_rope_freq_base(p.get("base", 10000.0))
         w.add_layer_norm_rms_eps(1e-5)
@@ -108,12 +108,30 @@ class Maker:
         if self.p.get("scale"):
             self.vec(stem + ".scale", n)
 
-    def layer(self, i, types):
-        p, b = self.p, "blk.%d." % i
+    def latent_attention(self, b, t):
+        p = self.p
+        d, heads, rank, nope = p["d"], p["heads"], p["latent"], p["q_len"] - p["rot"]
+        if p["q_rank"]:
+            self.mat(b + "attn_q_a.weight", p["q_rank"], d, gain=1.5, typ=next(t))
+            self.vec(b + "attn_q_a_norm.weight", p["q_rank"])
+            self.mat(b + "attn_q_b.weight", heads * p["q_len"], p["q_rank"], gain=1.5, typ=next(t))
+        else:
+            self.mat(b + "attn_q.weight", heads * p["q_len"], d, gain=1.5, typ=next(t))
+        self.mat(b + "attn_kv_a_mqa.weight", rank + p["rot"], d, gain=1.5, typ=next(t))
+        self.vec(b + "attn_kv_a_norm.weight", rank)
+        if p.get("kv_in_one"):
+            self.mat(b + "attn_kv_b.weight", heads * (nope + p["o_len"]), rank, gain=1.5, typ=next(t))
+        else:
+            self.mat(b + "attn_k_b.weight", heads, rank, nope, gain=1.0, typ=next(t))
+            self.mat(b + "attn_v_b.weight", heads, p["o_len"], rank, gain=1.5, typ=next(t))
+        self.mat(b + "attn_output.weight", d, heads * p["o_len"], typ=next(t))
+
+    def plain_attention(self, b, t):
+        p = self.p
         d, q, kv = p["d"], p["heads"] * p["hd"], p["kv"] * p["hd"]
-        t = iter(types * 20) if types else iter([T.F32] * 40)
-        self.vec(b + "attn_norm.weight", d)
-        for name, n_out in (("q", q), ("k", kv), ("v", kv)):
+        if p.get("qkv_in_one"):
+            self.mat(b + "attn_qkv.weight", q + 2 * kv, d, gain=1.5, typ=next(t))
+        for name, n_out in (("q", q), ("k", kv), ("v", kv)) if not p.get("qkv_in_one") else ():
             self.mat(b + "attn_%s.weight" % name, n_out, d, gain=1.5, typ=next(t))
             if p.get("bias"):
                 self.vec(b + "attn_%s.bias" % name, n_out, 0.0)
@@ -128,6 +146,16 @@ class Maker:
             n = {"head": p["hd"], "row": None}[p["qk_norm"]]
             self.vec(b + "attn_q_norm.weight", n or q)
             self.vec(b + "attn_k_norm.weight", n or kv)
+
+    def layer(self, i, types):
+        p, b = self.p, "blk.%d." % i
+        d = p["d"]
+        t = iter(types * 20) if types else iter([T.F32] * 40)
+        self.vec(b + "attn_norm.weight", d)
+        if p.get("latent"):
+            self.latent_attention(b, t)
+        else:
+            self.plain_attention(b, t)
         if p.get("post_norm"):
             self.vec(b + "post_attention_norm.weight", d)
             self.vec(b + "post_ffw_norm.weight", d)
@@ -170,6 +198,8 @@ class Maker:
             self.mat(b + "eh_proj.weight", p["d"], 2 * p["d"])
             for name in ("enorm", "hnorm", "shared_head_norm"):
                 self.vec(b + name + ".weight", p["d"])
+            if p.get("nextn_norm"):
+                self.vec("blk.%d.layer_output_norm.weight" % p["layers"], p["d"])
         self.vec("output_norm.weight", p["d"])
         if p.get("rope_freqs"):
             self.w.add_tensor("rope_freqs.weight", np.linspace(1.0, 4.0, p["hd"] // 2).astype(np.float32))
@@ -278,6 +308,49 @@ def make(out):
         m.w.add_rope_dimension_sections([6, 5, 5, 0])
         m.w.add_num_deepstack_layers(1)
         m.finish()
+    # latent attention: compressed queries, groups, YaRN; neither; in the older form; both forms without experts
+    mla = dict(layers=3, d=32, ff=48, heads=4, kv=1, hd=64, latent=64, rot=32, q_len=64, o_len=32, experts=8, used=3, ffx=16, shared=32, lead=1)
+    for name, seed, p in (("deepseek2", 27, dict(q_rank=24, select_bias=True, nextn=1)), ("deepseek2-lite", 28, dict(q_rank=0)),
+                          ("deepseek2-old", 29, dict(q_rank=0, kv_in_one=True)),
+                          ("deepseek2-old-dense", 30, dict(q_rank=24, kv_in_one=True, experts=0, lead=3)),
+                          ("deepseek2-dense", 31, dict(q_rank=0, experts=0, lead=3))):
+        is_old = "kv_in_one" in p
+        m = Maker(path(name), "deepseek2", seed, **dict(mla, k_len=64 if is_old else 96, v_len=32 if is_old else 64, kv=4 if is_old else 1, **p))
+        m.w.add_kv_lora_rank(64)
+        m.w.add_q_lora_rank(p["q_rank"])
+        m.w.add_leading_dense_block_count(m.p["lead"])
+        m.w.add_expert_shared_count(2 if m.p["experts"] else 0)
+        if not m.p["experts"]:
+            m.w.add_expert_feed_forward_length(m.p["ff"])
+        if not is_old:
+            m.w.add_key_length_mla(64)
+            m.w.add_value_length_mla(32)
+        if "nextn" in p:
+            m.w.add_nextn_predict_layers(1)
+            m.w.add_expert_group_count(4)
+            m.w.add_expert_group_used_count(2)
+            m.w.add_expert_weights_norm(True)
+            m.w.add_expert_weights_scale(2.5)
+            m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        if name in ("deepseek2", "deepseek2-lite", "deepseek2-old-dense"):
+            m.w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            m.w.add_rope_scaling_factor(4.0)
+            m.w.add_rope_scaling_orig_ctx_len(128)
+        if name in ("deepseek2", "deepseek2-lite"):
+            m.w.add_rope_scaling_yarn_log_mul(0.1 if name == "deepseek2" else 0.0707)
+        m.finish()
+    m = Maker(path("bailingmoe2"), "bailingmoe2", 32, qkv_in_one=True, qk_norm="head", rot=16, nextn=1, nextn_norm=True, experts=12, used=3, ffx=16, shared=32,
+              select_bias=True, lead=1, **dict(SMALL, d=64))
+    m.w.add_nextn_predict_layers(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_expert_shared_count(1)
+    m.w.add_expert_shared_feed_forward_length(32)
+    m.w.add_expert_weights_norm(True)
+    m.w.add_expert_weights_scale(2.5)
+    m.w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    m.w.add_expert_group_count(3)
+    m.w.add_expert_group_used_count(2)
+    m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

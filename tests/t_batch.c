@@ -171,7 +171,7 @@ static struct ferry_batch_stats run_way(const char *model, const struct way *w, 
     return st;
 }
 
-static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn"};
+static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn", "deepseek2", "deepseek2-old"};
 enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 
 START_TEST(company_changes_the_words)
@@ -213,7 +213,7 @@ START_TEST(spilling_changes_the_words)
     static const struct way ways[] = {{"little memory, spilled", 16, 24, 40, N_REQ, TEST_BUILD_DIR},
                                       {"hardly any memory, spilled", 32, 1, 512, N_REQ, TEST_BUILD_DIR},
                                       {"spilled in small steps", 8, 24, 3, 3, TEST_BUILD_DIR}};
-    static const char *const models[] = {"mixed", "qwen2moe", "llama-yarn"};
+    static const char *const models[] = {"mixed", "qwen2moe", "llama-yarn", "deepseek2"};
     struct ferry_engine_opts o = small_opts();
     static struct req reqs[N_REQ];
     static struct said want[N_REQ];
@@ -596,7 +596,7 @@ int main(void)
     tcase_set_timeout(t, 300);
     tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_loop_test(t, company_changes_the_words, 0, N_EXACT);
-    tcase_add_loop_test(t, spilling_changes_the_words, 0, 3);
+    tcase_add_loop_test(t, spilling_changes_the_words, 0, 4);
     tcase_add_test(t, spilled_request_cannot_go);
     tcase_add_loop_test(t, shared_beginning_is_run_for_each, 0, 3);
     tcase_add_test(t, score_is_not_that_of_the_logits);

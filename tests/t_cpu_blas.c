@@ -158,9 +158,11 @@ START_TEST(router_logits_stay_float_dots)
     struct tensor x = t_make(QUANT_F32, N_COLS, MAX_ROWS, 1), w = t_weight(QUANT_F32, N_COLS, N_EXPERT, 1);
     struct tensor y = t_make(QUANT_F32, N_EXPERT, MAX_ROWS, 1), ids = t_make(QUANT_I32, 2, MAX_ROWS, 1);
     struct tensor gates = t_make(QUANT_F32, 2, MAX_ROWS, 1);
-    struct op ops[2] = {
-        {.kind = OP_MATMUL, .n_w = 1, .dst = {&y}, .src = {&x}, .w = {&w}},
-        {.kind = OP_ROUTE, .dst = {&ids, &gates}, .src = {&y}, .p.route = {N_EXPERT, 2, OP_ROUTE_SOFTMAX, true, 1.0f}}};
+    struct op ops[2] = {{.kind = OP_MATMUL, .n_w = 1, .dst = {&y}, .src = {&x}, .w = {&w}},
+                        {.kind = OP_ROUTE,
+                         .dst = {&ids, &gates},
+                         .src = {&y},
+                         .p.route = {.n_expert = N_EXPERT, .k = 2, .normalize = true, .scale = 1.0f}}};
     struct fixture f = fixture_open(NULL, 2, DEVICE_PREFILL_BLAS);
 
     n_calls = 0;

@@ -253,7 +253,7 @@ static void call_merge(const struct kern_table *t, const float *a, const float *
 static void call_rope(const struct kern_table *t, const float *a, const float *b, float *out, int64_t n)
 {
     int head_dim = (int)n / 2, n_rot = head_dim - head_dim % 2 - (head_dim > 6 ? 2 : 0);
-    struct op_rope p = {2, head_dim, n_rot, a[0] > 0};
+    struct op_rope p = {.n_head = 2, .head_dim = head_dim, .n_rot = n_rot, .neox = a[0] > 0};
     if (n_rot > 0)
         t->rope(&p, out, b);
 }
@@ -318,12 +318,16 @@ struct page_case {
     int n_q, head_dim_k, head_dim_v, key_begin, key_end;
     float softcap;
     enum quant_type type;
+    int v_row; /* 0: head_dim_v */
 };
 
 static const struct page_case page_cases[] = {
-    {1, 64, 64, 0, 64, 0, QUANT_F16}, {3, 128, 128, 0, 64, 0, QUANT_Q8_0}, {7, 64, 64, 5, 23, 2.5f, QUANT_F16},
-    {2, 20, 12, 0, 1, 0, QUANT_F16},  {4, 256, 256, 63, 64, 0, QUANT_F16}, {2, 96, 32, 1, 62, 30.0f, QUANT_Q8_0},
-    {5, 13, 37, 3, 50, 0, QUANT_F16}, {1, 80, 80, 0, 33, 0, QUANT_F16},
+    {1, 64, 64, 0, 64, 0, QUANT_F16, 0},     {3, 128, 128, 0, 64, 0, QUANT_Q8_0, 0},
+    {7, 64, 64, 5, 23, 2.5f, QUANT_F16, 0},  {2, 20, 12, 0, 1, 0, QUANT_F16, 0},
+    {4, 256, 256, 63, 64, 0, QUANT_F16, 0},  {2, 96, 32, 1, 62, 30.0f, QUANT_Q8_0, 0},
+    {5, 13, 37, 3, 50, 0, QUANT_F16, 0},     {1, 80, 80, 0, 33, 0, QUANT_F16, 0},
+    {3, 576, 512, 0, 64, 0, QUANT_F16, 576}, {8, 96, 64, 3, 60, 0, QUANT_Q8_0, 96},
+    {5, 80, 37, 0, 50, 0, QUANT_F16, 80},
 };
 
 /* One page after another into the state out (n_q * (head_dim_v + 2)). */
@@ -338,6 +342,7 @@ static void fold_pages(const struct kern_table *t, const struct page_case *c, co
                                   .o_stride = c->head_dim_v,
                                   .head_dim_k = c->head_dim_k,
                                   .head_dim_v = c->head_dim_v,
+                                  .v_row = c->v_row ? c->v_row : c->head_dim_v,
                                   .scale = 0.3f,
                                   .softcap = c->softcap,
                                   .kv_type = type,
@@ -365,7 +370,7 @@ static void fold_pages(const struct kern_table *t, const struct page_case *c, co
 
 static void page_run(const struct page_case *c)
 {
-    int n_k = DEVICE_PAGE_TOK * c->head_dim_k, n_v = DEVICE_PAGE_TOK * c->head_dim_v,
+    int n_k = DEVICE_PAGE_TOK * c->head_dim_k, n_v = DEVICE_PAGE_TOK * (c->v_row ? c->v_row : c->head_dim_v),
         n_out = c->n_q * (c->head_dim_v + 2);
     struct tensor k = t_make(QUANT_F32, n_k, 1, 1), v = t_make(QUANT_F32, n_v, 1, 1),
                   q = t_make(QUANT_F32, c->n_q * c->head_dim_k, 1, 1);

@@ -282,7 +282,10 @@ static void rope_case(const char *isa, bool neox, int head_dim, int n_rot)
     struct tensor table = t_make(QUANT_F32, n_rot, N, 1), x = t_make(QUANT_F32, HEADS * head_dim, N, 1);
     struct op ops[2] = {
         {.kind = OP_ROPE_TABLE, .dst = {&table}, .p.rope_table = {freq, 1.25f}},
-        {.kind = OP_ROPE, .dst = {&x}, .src = {&x, &table}, .p.rope = {HEADS, head_dim, n_rot, neox}},
+        {.kind = OP_ROPE,
+         .dst = {&x},
+         .src = {&x, &table},
+         .p.rope = {.n_head = HEADS, .head_dim = head_dim, .n_rot = n_rot, .neox = neox}},
     };
     struct rows rows = {.n = N, .pos = pos};
     float *before = malloc((size_t)(N * HEADS * head_dim) * sizeof *before);
@@ -643,16 +646,22 @@ static void route_case(const char *isa, struct op_route route, bool has_bias)
     t_free(&gates);
 }
 
+static struct op_route route_of(int n_expert, int k, int fn, bool normalize, float scale)
+{
+    return (struct op_route){
+        .n_expert = n_expert, .k = k, .fn = (enum op_route_fn)fn, .normalize = normalize, .scale = scale};
+}
+
 START_TEST(route_picks_and_weighs_by_each_rule)
 {
     FOR_ISAS(isa) for (int fn = OP_ROUTE_SOFTMAX; fn <= OP_ROUTE_SIGMOID; fn++)
     {
         for (int normalize = 0; normalize < 2; normalize++) {
-            route_case(isa, (struct op_route){37, 6, (enum op_route_fn)fn, normalize, 1.0f}, false);
-            route_case(isa, (struct op_route){8, 8, (enum op_route_fn)fn, normalize, 2.5f}, false);
-            route_case(isa, (struct op_route){64, 1, (enum op_route_fn)fn, normalize, 1.0f}, fn == OP_ROUTE_SIGMOID);
+            route_case(isa, route_of(37, 6, fn, normalize, 1.0f), false);
+            route_case(isa, route_of(8, 8, fn, normalize, 2.5f), false);
+            route_case(isa, route_of(64, 1, fn, normalize, 1.0f), fn == OP_ROUTE_SIGMOID);
         }
-        route_case(isa, (struct op_route){37, 6, (enum op_route_fn)fn, false, 1.0f}, true);
+        route_case(isa, route_of(37, 6, fn, false, 1.0f), true);
     }
 }
 END_TEST

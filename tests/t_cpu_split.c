@@ -147,8 +147,11 @@ static int list_layer(struct run *r, int layer, struct op *ops)
         {.kind = OP_ROPE,
          .dst = {&a->work_q},
          .src = {&a->work_q, &a->table},
-         .p.rope = {N_HEAD, HEAD_DIM, HEAD_DIM, true}},
-        {.kind = OP_ROPE, .dst = {&a->k}, .src = {&a->k, &a->table}, .p.rope = {N_HEAD_KV, HEAD_DIM, HEAD_DIM, false}},
+         .p.rope = {.n_head = N_HEAD, .head_dim = HEAD_DIM, .n_rot = HEAD_DIM, .neox = true}},
+        {.kind = OP_ROPE,
+         .dst = {&a->k},
+         .src = {&a->k, &a->table},
+         .p.rope = {.n_head = N_HEAD_KV, .head_dim = HEAD_DIM, .n_rot = HEAD_DIM}},
         {.kind = OP_KV_APPEND, .src = {&a->k, &a->v}, .p.attn = attn_of(r, layer)},
         {.kind = OP_ATTENTION, .dst = {&a->att}, .src = {&a->work_q}, .p.attn = attn_of(r, layer)},
         {.kind = OP_MATMUL, .n_w = 1, .dst = {&a->out}, .src = {&a->att}, .w = {&weights.o}},
@@ -158,7 +161,7 @@ static int list_layer(struct run *r, int layer, struct op *ops)
         {.kind = OP_ROUTE,
          .dst = {&a->ids, &a->work_gates},
          .src = {&a->work_experts},
-         .p.route = {N_EXPERT, TOP_K, OP_ROUTE_SOFTMAX, true, 1.0f}},
+         .p.route = {.n_expert = N_EXPERT, .k = TOP_K, .normalize = true, .scale = 1.0f}},
         /* work again under another width, in the same chain as the router's logits */
         {.kind = OP_SCALE, .dst = {&a->work_d}, .src = {&a->out}, .p.scale.f = 1.0f},
     };

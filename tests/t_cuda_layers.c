@@ -108,7 +108,8 @@ static const struct {
     {"qwen3moe", 1, true},    {"qwen3moe-fused", 1, false}, {"mixtral", 1, false},      {"dots1", 1, true},
     {"olmoe", 1, true},       {"gpt-oss", 1, true},         {"gpt-oss-mxfp4", 2, true}, {"glm4moe", 1, true},
     {"minimax-m2", 1, true},  {"ernie4_5", 1, false},       {"ernie4_5-moe", 1, true},  {"hunyuan-dense", 1, false},
-    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false},      {"qwen3vlmoe", 1, true}};
+    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false},      {"qwen3vlmoe", 1, true},
+    {"deepseek2", 1, true},   {"deepseek2", 2, true},       {"deepseek2-old", 1, true}};
 enum { N_SPLITS = sizeof splits / sizeof *splits };
 
 START_TEST(layers_on_the_cpu_change_bits)
@@ -195,9 +196,18 @@ static const char *lifting_plan(const char *name, const struct ferry_engine_opts
 static const struct {
     const char *name, *kv_type;
     int n_layers;
-} lifts[] = {{"llama", "f16", 1},   {"gemma2", "f16", 1},        {"gemma3", "q8_0", 3},
-             {"gemma3", "f16", 6},  {"qwen2", "f16", 1},         {"qwen3", "q8_0", 1},
-             {"granite", "f16", 1}, {"hunyuan-dense", "f16", 1}, {"smollm3", "f16", 4}};
+} lifts[] = {{"llama", "f16", 1},
+             {"gemma2", "f16", 1},
+             {"gemma3", "q8_0", 3},
+             {"gemma3", "f16", 6},
+             {"qwen2", "f16", 1},
+             {"qwen3", "q8_0", 1},
+             {"granite", "f16", 1},
+             {"hunyuan-dense", "f16", 1},
+             {"smollm3", "f16", 4},
+             {"deepseek2-dense", "f16", 1},
+             {"deepseek2-dense", "q8_0", 2},
+             {"deepseek2-old-dense", "q8_0", 1}};
 enum { N_LIFTS = sizeof lifts / sizeof *lifts };
 
 /* A prompt in eight steps of 16 rows and one of 2, then tokens one by one: steps of many rows are lifted, or all. */

@@ -263,7 +263,7 @@ static struct tensor ids_make(int n_expert, int k)
 START_TEST(experts_that_the_device_looks_up_differ)
 {
     const struct ids_case *c = &ids_cases[_i % N_IDS_CASES];
-    const struct op_route route = {c->n_expert, c->k, OP_ROUTE_SOFTMAX, true, 1.5f};
+    const struct op_route route = {.n_expert = c->n_expert, .k = c->k, .normalize = true, .scale = 1.5f};
     const struct op_moe by_ids = {.k = c->k, .act = c->is_oai ? OP_ACT_SWIGLU_OAI : OP_ACT_SILU};
     struct stacks stacks[2];
     struct tensor x = t_apart(c->n_embd, 1, 4), z = t_make(QUANT_F32, c->n_embd, 1, 1),

@@ -112,7 +112,7 @@ START_TEST(elementwise_op_differs)
 }
 END_TEST
 
-static void rope_case(bool neox, int head_dim, int n_rot)
+static void rope_case(bool neox, int head_dim, int n_rot, bool at_end)
 {
     enum { N = 3, HEADS = 5 };
     static const int32_t pos[N] = {0, 17, 70000};
@@ -120,7 +120,7 @@ static void rope_case(bool neox, int head_dim, int n_rot)
     struct tensor table = t_make(QUANT_F32, n_rot, N, 1), x = t_apart(HEADS * head_dim, N, 3);
     struct op ops[2] = {
         {.kind = OP_ROPE_TABLE, .dst = {&table}, .p.rope_table = {freq, 1.25f}},
-        {.kind = OP_ROPE, .dst = {&x}, .src = {&x, &table}, .p.rope = {HEADS, head_dim, n_rot, neox}},
+        {.kind = OP_ROPE, .dst = {&x}, .src = {&x, &table}, .p.rope = {HEADS, head_dim, n_rot, neox, at_end, false}},
     };
 
     for (int i = 0; i < n_rot / 2; i++)
@@ -130,16 +130,43 @@ static void rope_case(bool neox, int head_dim, int n_rot)
     t_done(&x);
 }
 
-START_TEST(rope_differs)
+/* From heads of another size, or from one to all. */
+static void rope_over_case(int head_dim, int src_dim, int n_rot, bool from_one)
 {
-    rope_case(true, 128, 128);
-    rope_case(false, 64, 64);
-    rope_case(true, 96, 40);
-    rope_case(false, 20, 10);
+    enum { N = 3, HEADS = 5 };
+    struct tensor table = t_make(QUANT_F32, n_rot, N, 1), y = t_apart(HEADS * head_dim, N, 3),
+                  x = t_apart((from_one ? 1 : HEADS) * src_dim, N, 2);
+    struct op op = {
+        .kind = OP_ROPE, .dst = {&y}, .src = {&x, &table}, .p.rope = {HEADS, head_dim, n_rot, false, true, from_one}};
+
+    same_result(&op, 1, &(struct rows){.n = N}, "rope of a part");
+    t_free(&table);
+    t_done(&x);
+    t_done(&y);
+}
+
+START_TEST(part_of_a_head_differs)
+{
+    rope_over_case(96, 64, 32, false);
+    rope_over_case(64, 96, 32, true);
+    rope_over_case(20, 37, 6, false);
+    norm_case(96, 64, true);
+    norm_case(330, 300, true); /* by a whole block */
 }
 END_TEST
 
-static void route_case(enum op_route_fn fn, int n_expert, int k, bool has_bias, bool normalize, int broken)
+START_TEST(rope_differs)
+{
+    rope_case(true, 128, 128, false);
+    rope_case(false, 64, 64, false);
+    rope_case(true, 96, 40, false);
+    rope_case(false, 20, 10, false);
+    rope_case(false, 96, 32, true);
+}
+END_TEST
+
+static void route_case(enum op_route_fn fn, int n_expert, int k, bool has_bias, bool normalize, int broken, int n_group,
+                       int n_group_used)
 {
     struct tensor x = t_apart(n_expert, 6, 1), ids = t_make(QUANT_I32, k, 6, 1), gates = t_apart(k, 6, 2),
                   bias = t_make(QUANT_F32, n_expert, 1, 1);
@@ -147,7 +174,7 @@ static void route_case(enum op_route_fn fn, int n_expert, int k, bool has_bias, 
                     .dst = {&ids, &gates},
                     .src = {&x},
                     .w = {has_bias ? &bias : NULL},
-                    .p.route = {n_expert, k, fn, normalize, 2.5f}};
+                    .p.route = {n_expert, k, fn, normalize, 2.5f, n_group, n_group_used}};
 
     for (int row = 0; row < 6; row++)
         for (int e = 0; e < n_expert; e++) {
@@ -167,10 +194,13 @@ START_TEST(route_differs)
     static const enum op_route_fn fns[] = {OP_ROUTE_SOFTMAX, OP_ROUTE_SOFTMAX_TOPK, OP_ROUTE_SIGMOID};
     for (int f = 0; f < 3; f++)
         for (int broken = 0; broken < 2; broken++) {
-            route_case(fns[f], 8, 2, false, true, broken);
-            route_case(fns[f], 128, 8, true, false, broken);
-            route_case(fns[f], 37, 37, true, true, broken);
-            route_case(fns[f], 300, 10, false, false, broken);
+            route_case(fns[f], 8, 2, false, true, broken, 0, 0);
+            route_case(fns[f], 128, 8, true, false, broken, 0, 0);
+            route_case(fns[f], 37, 37, true, true, broken, 0, 0);
+            route_case(fns[f], 300, 10, false, false, broken, 0, 0);
+            route_case(fns[f], 256, 8, true, true, broken, 8, 4);
+            route_case(fns[f], 60, 6, false, false, broken, 6, 3);
+            route_case(fns[f], 160, 6, true, true, broken, 40, 5); /* more groups than lanes */
         }
 }
 END_TEST
@@ -306,6 +336,36 @@ static void matmul_case(enum quant_type type, int64_t n_cols, int64_t n_rows, in
     t_done(&y);
 }
 
+/* A matrix for each head, which has 8 values more than are multiplied, and 4 more than are written; is_shared: all heads read the same. */
+static void heads_case(enum quant_type type, int64_t n_cols, int64_t n_rows, int n_head, int n, bool is_shared)
+{
+    struct tensor w = t_codes(type, n_cols, n_rows, n_head), y = t_make(QUANT_F32, n_head * (n_rows + 4), n, 1);
+    struct tensor x = t_make(QUANT_F32, (is_shared ? 1 : n_head) * (n_cols + 8), n, 1);
+    struct op op = {.kind = OP_MATMUL_HEADS,
+                    .dst = {&y},
+                    .src = {&x},
+                    .w = {&w},
+                    .n_w = 1,
+                    .p.heads = {.n_head = n_head, .is_shared = is_shared}};
+
+    same_result(&op, 1, &(struct rows){.n = n}, quant_info((int)type)->name);
+    t_free(&w);
+    t_free(&x);
+    t_free(&y);
+}
+
+START_TEST(product_of_each_head_differs)
+{
+    enum quant_type type = weight_types[_i];
+    int64_t least = quant_info((int)type)->act == QUANT_ACT_Q8X256 ? 256 : 64;
+
+    heads_case(type, least, 40, 5, 1, false);
+    heads_case(type, least, 19, 3, 9, false);
+    heads_case(type, 2 * least, 37, 3, 20, true); /* tiles of tensor cores */
+    heads_case(type, 2 * least, 130, 2, 70, false);
+}
+END_TEST
+
 START_TEST(product_on_another_card_differs)
 {
     enum quant_type type = weight_types[_i % N_WEIGHT_TYPES];
@@ -359,12 +419,18 @@ static void chain_case(int n, int width, int group, enum quant_type type)
         {.kind = OP_RMS_NORM, .dst = {&z}, .src = {&z}, .w = {&by_group}, .p.norm.eps = 1e-6f},
         {.kind = OP_SCALE, .dst = {&z}, .src = {&z}, .p.scale.f = 3},
         {.kind = OP_ADD_BIAS, .dst = {&z}, .src = {&z}, .w = {&by}},
-        {.kind = OP_ROPE, .dst = {&z}, .src = {&z, &table}, .p.rope = {width / HEAD_DIM, HEAD_DIM, HEAD_DIM, true}},
+        {.kind = OP_ROPE,
+         .dst = {&z},
+         .src = {&z, &table},
+         .p.rope = {.n_head = width / HEAD_DIM, .head_dim = HEAD_DIM, .n_rot = HEAD_DIM, .neox = true}},
         {.kind = OP_GLU, .dst = {&x}, .src = {&z, &y}},
         {.kind = OP_GATE, .dst = {&x}, .src = {&x, &one}},
         {.kind = OP_SOFTCAP, .dst = {&z}, .src = {&x}, .p.scale.f = 5},
         {.kind = OP_MATMUL, .dst = {&out}, .src = {&z}, .w = {&w}, .n_w = 1},
-        {.kind = OP_ROUTE, .dst = {&ids, &gates}, .src = {&out}, .p.route = {N_EXPERT, K, OP_ROUTE_SOFTMAX, true, 1}},
+        {.kind = OP_ROUTE,
+         .dst = {&ids, &gates},
+         .src = {&out},
+         .p.route = {.n_expert = N_EXPERT, .k = K, .normalize = true, .scale = 1}},
     };
 
     same_result(ops, sizeof ops / sizeof *ops, &(struct rows){.n = n}, "a chain");
@@ -456,7 +522,7 @@ struct attn_world {
     int32_t *pos, *seq; /* (n) */
 };
 
-static void attn_world_make(struct attn_world *w, const struct attn_case *c, struct pair *p)
+static void attn_world_make(struct attn_world *w, const struct attn_case *c, bool v_in_k, struct pair *p)
 {
     struct op_attn a = {.n_head = c->n_head,
                         .n_head_kv = c->n_head_kv,
@@ -467,11 +533,13 @@ static void attn_world_make(struct attn_world *w, const struct attn_case *c, str
                         .window = c->window,
                         .group = 1,
                         .kv_type = c->kv_type,
-                        .k_off = 64};
+                        .k_off = 64,
+                        .v_in_k = v_in_k};
     uint64_t k_bytes = (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_k);
-    a.v_off = 64 + (k_bytes + 63) / 64 * 64;
+    a.v_off = v_in_k ? a.k_off : 64 + (k_bytes + 63) / 64 * 64;
     uint64_t page_bytes =
-        a.v_off + (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_v);
+        v_in_k ? 64 + k_bytes
+               : a.v_off + (uint64_t)c->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(c->kv_type, c->head_dim_v);
     int n = c->n_q[0] + c->n_q[1];
 
     *w = (struct attn_world){.a = a, .n = n, .n_seqs = c->n_q[1] ? 2 : 1};
@@ -512,14 +580,14 @@ static void attn_world_free(struct attn_world *w)
     free(w->seq);
 }
 
-static void attn_run(const struct attn_case *c, bool has_sinks)
+static void attn_run(const struct attn_case *c, bool has_sinks, bool v_in_k)
 {
     struct pair p = pair_open(DEVICE_PREFILL_INT);
     struct attn_world w;
 
-    attn_world_make(&w, c, &p);
+    attn_world_make(&w, c, v_in_k, &p);
     const struct tensor *sinks = has_sinks ? &w.sinks : NULL;
-    struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
+    struct op ops[2] = {{.kind = OP_KV_APPEND, .src = {&w.k, v_in_k ? NULL : &w.v}, .p.attn = w.a},
                         {.kind = OP_ATTENTION, .dst = {&w.y}, .src = {&w.q}, .w = {sinks}, .p.attn = w.a}};
     mirror_ops(&p, ops, 2);
     struct rows rows = {.n = w.n, .pos = w.pos, .seq = w.seq, .seqs = w.away};
@@ -560,7 +628,25 @@ START_TEST(attention_differs)
 {
     rnd_seed((uint64_t)_i + 1);
     emu_seed((uint64_t)_i + 1);
-    attn_run(&attn_cases[_i], false);
+    attn_run(&attn_cases[_i], false, false);
+}
+END_TEST
+
+/* All heads share one that is keys and values; 576 and 512 values on cards of which each gives a block another room. */
+static const struct attn_case latent_cases[] = {
+    {4, 1, 96, 64, 0, 0, QUANT_F16, {150, 70}, {40, 1}},    {20, 1, 96, 64, 0, 0, QUANT_Q8_0, {130, 0}, {3, 0}},
+    {128, 1, 64, 32, 0, 0, QUANT_F16, {70, 65}, {2, 9}},    {40, 1, 96, 64, 0, 0, QUANT_F16, {600, 0}, {1, 0}},
+    {16, 1, 576, 512, 0, 0, QUANT_F16, {70, 0}, {1, 0}},    {4, 1, 576, 512, 0, 0, QUANT_Q8_0, {130, 0}, {9, 0}},
+    {34, 2, 576, 512, 0, 0, QUANT_Q8_0, {530, 66}, {1, 2}}, {3, 1, 580, 516, 0, 0, QUANT_F16, {66, 0}, {2, 0}},
+};
+enum { N_LATENT_CASES = sizeof latent_cases / sizeof *latent_cases };
+
+START_TEST(attention_to_latents_differs)
+{
+    rnd_seed((uint64_t)_i + 1);
+    emu_seed((uint64_t)_i + 1);
+    pair_use_card(_i / N_LATENT_CASES);
+    attn_run(&latent_cases[_i % N_LATENT_CASES], false, true);
 }
 END_TEST
 
@@ -568,7 +654,7 @@ START_TEST(attention_with_sinks_differs)
 {
     rnd_seed((uint64_t)_i + 1);
     emu_seed((uint64_t)_i + 1);
-    attn_run(&sink_cases[_i], true);
+    attn_run(&sink_cases[_i], true, false);
 }
 END_TEST
 
@@ -596,19 +682,19 @@ static void run_either(struct pair *p, const struct op *ops, int n_ops, const st
 
 /* Segments that lie in two memories, `wave` of them at a time: each side's states, merged, on the GPU and here; then the same in
  * one op here. */
-static void parts_run(const struct attn_case *c, int wave)
+static void parts_run(const struct attn_case *c, int wave, bool v_in_k)
 {
     struct pair p = pair_open(DEVICE_PREFILL_INT);
     struct attn_world w;
 
-    attn_world_make(&w, c, &p);
+    attn_world_make(&w, c, v_in_k, &p);
     const struct tensor *sinks = wave == 2 ? &w.sinks : NULL;
     int most = c->n_pos[0] > c->n_pos[1] ? c->n_pos[0] : c->n_pos[1];
     int n_segments = (most + DEVICE_ATTN_SEGMENT_TOK - 1) / DEVICE_ATTN_SEGMENT_TOK;
     int64_t state = (int64_t)c->n_head * (c->head_dim_v + 2);
     struct tensor states = t_apart(state, (int64_t)w.n * wave, 3), sums = t_apart(state, w.n, 2);
     struct tensor whole = t_apart(w.y.ne[0], w.n, 3);
-    struct op ops[3] = {{.kind = OP_KV_APPEND, .src = {&w.k, &w.v}, .p.attn = w.a},
+    struct op ops[3] = {{.kind = OP_KV_APPEND, .src = {&w.k, v_in_k ? NULL : &w.v}, .p.attn = w.a},
                         {.kind = OP_ATTN_STATES, .dst = {&states}, .src = {&w.q}, .p.attn = w.a},
                         {.kind = OP_ATTN_MERGE, .dst = {&w.y, &sums}, .src = {&states}, .w = {sinks}, .p.attn = w.a}};
     struct op one = {.kind = OP_ATTENTION, .dst = {&whole}, .src = {&w.q}, .w = {sinks}, .p.attn = w.a};
@@ -653,7 +739,9 @@ static const struct attn_case parts_cases[] = {
     {4, 4, 64, 32, 0, 0, QUANT_F16, {1100, 0}, {90, 0}},    /* some rows see nothing of the last segment */
     {4, 1, 32, 32, 0, 0, QUANT_Q8_0, {530, 1025}, {70, 3}}, /* a tile of two sequences, over the edge of a segment */
     {1, 1, 32, 32, 0, 0, QUANT_F16, {5000, 0}, {1, 0}},
-    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}}, /* columns in two slices */
+    {2, 1, 48, 300, 0, 0, QUANT_F16, {1100, 0}, {2, 0}},
+    {20, 1, 96, 64, 0, 0, QUANT_F16, {1100, 530}, {2, 3}}, /* from here on values are among keys */
+    {3, 1, 600, 544, 0, 0, QUANT_F16, {600, 0}, {1, 0}},   /* columns in two slices */
 };
 enum { N_PARTS_CASES = sizeof parts_cases / sizeof *parts_cases, N_WAVES = 3 };
 
@@ -662,7 +750,7 @@ START_TEST(parts_of_attention_are_not_the_whole)
     static const int waves[N_WAVES] = {1, 2, 16};
     rnd_seed((uint64_t)_i + 1);
     emu_seed((uint64_t)_i + 1);
-    parts_run(&parts_cases[_i / N_WAVES], waves[_i % N_WAVES]);
+    parts_run(&parts_cases[_i / N_WAVES], waves[_i % N_WAVES], _i / N_WAVES >= N_PARTS_CASES - 2);
 }
 END_TEST
 
@@ -837,7 +925,9 @@ int main(void)
     tcase_add_test(few, embed_of_rows_that_want_logits_differs);
     tcase_add_test(few, norm_differs);
     tcase_add_test(few, rope_differs);
+    tcase_add_test(few, part_of_a_head_differs);
     tcase_add_test(few, route_differs);
+    tcase_add_loop_test(few, attention_to_latents_differs, 0, 4);
     tcase_add_loop_test(few, top_k_differs, 0, 6);
     tcase_add_test(few, combine_or_get_rows_differs);
     tcase_add_test(few, rows_that_share_a_launch_differ);
@@ -854,6 +944,8 @@ int main(void)
     tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 4, sizeof attn_cases / sizeof *attn_cases);
+    tcase_add_loop_test(tc, attention_to_latents_differs, 4, n_cards * N_LATENT_CASES);
+    tcase_add_loop_test(tc, product_of_each_head_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
     tcase_add_test(tc, failed_step_is_not_told_or_spoils_the_next);

@@ -25,9 +25,11 @@
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
 static const char *const families[] = {
-    "llama",        "llama-yarn",    "mixtral",     "qwen2",    "qwen2moe", "qwen3",   "qwen3moe",   "olmoe",
-    "gemma2",       "gemma3",        "dots1",       "granite",  "gpt-oss",  "glm4moe", "minimax-m2", "ernie4_5",
-    "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "seed_oss", "smollm3",  "qwen2vl", "qwen3vl",    "qwen3vlmoe"};
+    "llama",       "llama-yarn",     "mixtral",       "qwen2",           "qwen2moe",     "qwen3",
+    "qwen3moe",    "olmoe",          "gemma2",        "gemma3",          "dots1",        "granite",
+    "gpt-oss",     "glm4moe",        "minimax-m2",    "ernie4_5",        "ernie4_5-moe", "hunyuan-dense",
+    "hunyuan-moe", "seed_oss",       "smollm3",       "qwen2vl",         "qwen3vl",      "qwen3vlmoe",
+    "deepseek2",   "deepseek2-lite", "deepseek2-old", "deepseek2-dense", "bailingmoe2"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -314,7 +316,8 @@ static bool may_be_missing(const char *family, const char *name)
         if (strstr(name, parts[i]) && (i > 0 || strncmp(name, "output", 6) == 0))
             return true;
     if (strstr(name, "exp_probs_b"))
-        return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0;
+        return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0 ||
+               strcmp(family, "deepseek2") == 0 || strcmp(family, "bailingmoe2") == 0;
     if (strcmp(family, "glm4moe") == 0 && (strstr(name, "attn_q_norm") || strstr(name, "attn_k_norm")))
         return true; /* its smaller models have none */
     /* a shared expert is there or not; llama's files have biases or not */
@@ -323,12 +326,12 @@ static bool may_be_missing(const char *family, const char *name)
             !strstr(name, "gate_inp"));
 }
 
-/* glm4moe.gguf has two layers, and a third that guesses tokens further ahead. */
-static const char nextn_layer[] = "blk.2.";
-
+/* glm4moe.gguf and bailingmoe2.gguf have two layers, and a third that guesses tokens further ahead; deepseek2.gguf three and a fourth. */
 static bool is_of_nextn(const char *family, const char *name)
 {
-    return strcmp(family, "glm4moe") == 0 && strncmp(name, nextn_layer, strlen(nextn_layer)) == 0;
+    if (strcmp(family, "deepseek2") == 0)
+        return strncmp(name, "blk.3.", 6) == 0;
+    return (strcmp(family, "glm4moe") == 0 || strcmp(family, "bailingmoe2") == 0) && strncmp(name, "blk.2.", 6) == 0;
 }
 
 /* All that a family runs. */
@@ -357,6 +360,8 @@ static void leave_out(const char *family, const struct gguf_tensor *t)
     e.tensor = t->name;
     if (may_be_missing(family, t->name))
         ck_assert_msg(try_model(family, &e) == 0, "%s without %s: %s", family, t->name, err_text());
+    else if (strstr(t->name, "attn_qkv")) /* three weights in one tensor */
+        expect(family, &e, ERR_FORMAT, "attn_q.weight", "missing");
     else
         expect(family, &e, ERR_FORMAT, t->name, "missing");
 }
@@ -425,6 +430,38 @@ START_TEST(unknown_tensor_is_left_out)
 }
 END_TEST
 
+static uint64_t f32_bits(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+/* Keys say in which form the file has queries, keys and values. */
+START_TEST(two_forms_of_latent_attention_are_mixed)
+{
+    struct edit e = nothing;
+    e.add = "blk.0.attn_kv_b.weight";
+    expect("deepseek2", &e, ERR_FORMAT, "blk.0.attn_kv_b.weight", "keys of 96");
+    e.add = "blk.0.attn_q.weight";
+    expect("deepseek2", &e, ERR_FORMAT, "blk.0.attn_q.weight", "24");
+    e.add = "blk.1.attn_k_b.weight";
+    expect("deepseek2-old", &e, ERR_FORMAT, "blk.1.attn_k_b.weight", "keys of 64");
+    e.add = "blk.9.attn_kv_b.weight";
+    expect("deepseek2-old", &e, ERR_FORMAT, "blk.9.attn_kv_b.weight", "3 layers");
+}
+END_TEST
+
+START_TEST(temperature_of_queries_is_left_out)
+{
+    struct edit e = nothing;
+    e.key = "deepseek2.attention.temperature_scale";
+    e.key_type = GGUF_F32;
+    e.bits = f32_bits(0.1f);
+    expect("deepseek2-old", &e, ERR_UNSUPPORTED, "attention.temperature_scale", "0.1");
+}
+END_TEST
+
 /* Nothing of such a layer is a weight, whatever it holds; what is not said to be one is a layer like others. */
 START_TEST(layer_that_guesses_ahead_is_run)
 {
@@ -475,6 +512,18 @@ static const struct {
     {"dots1", "expert_gating_func", false, true},
     {"glm4moe", "nextn_predict_layers", false, true},
     {"glm4moe", "expert_gating_func", false, true},
+    {"deepseek2", "nextn_predict_layers", false, true},
+    {"deepseek2", "attention.kv_lora_rank", false, false},
+    {"deepseek2", "attention.q_lora_rank", false, true},
+    {"deepseek2", "attention.key_length_mla", false, true},
+    {"deepseek2", "attention.value_length_mla", false, true},
+    {"deepseek2", "expert_group_count", false, true},
+    {"deepseek2", "expert_group_used_count", false, false},
+    {"deepseek2", "expert_gating_func", false, true},
+    {"deepseek2", "vocab_size", false, true},
+    {"deepseek2-lite", "rope.scaling.yarn_log_multiplier", true, true},
+    {"deepseek2-old", "attention.kv_lora_rank", false, false},
+    {"deepseek2-old", "attention.temperature_scale", true, true},
     {"gemma3", "attention.sliding_window", false, true},
     {"gpt-oss", "attention.sliding_window", false, true},
     {"llama", "attention.layer_norm_rms_epsilon", true, true},
@@ -499,14 +548,9 @@ enum { N_KEYS = sizeof keys / sizeof *keys };
 
 static const char *arch_of(const char *family)
 {
+    if (strncmp(family, "deepseek2", 9) == 0)
+        return "deepseek2";
     return strcmp(family, "mixtral") == 0 || strcmp(family, "llama-yarn") == 0 ? "llama" : family;
-}
-
-static uint64_t f32_bits(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, sizeof u);
-    return u;
 }
 
 static uint64_t f64_bits(double f)
@@ -569,7 +613,21 @@ START_TEST(numbers_that_do_not_fit_together_are_believed)
         {"mixtral", "llama.expert_count", 2, ERR_FORMAT, "ffn_gate_inp.weight", "\"llama.expert_count\" is 2"},
         {"mixtral", "llama.expert_count", 0, ERR_FORMAT, "llama.expert_used_count", "0"},
         {"dots1", "dots1.leading_dense_block_count", 4, ERR_FORMAT, "leading_dense_block_count", ""},
-        {"dots1", "dots1.expert_group_count", 2, ERR_UNSUPPORTED, "dots1.expert_group_count", "2"},
+        {"dots1", "dots1.expert_group_count", 2, ERR_FORMAT, "dots1.expert_group_used_count", "missing"},
+        {"deepseek2", "deepseek2.expert_group_count", 3, ERR_FORMAT, "8 experts in 3 groups", "2 have 3"},
+        {"deepseek2", "deepseek2.expert_group_count", 8, ERR_FORMAT, "8 experts in 8 groups", "2 have 3"},
+        {"deepseek2", "deepseek2.expert_group_used_count", 1, ERR_FORMAT, "8 experts in 4 groups", "1 have 3"},
+        {"deepseek2", "deepseek2.attention.key_length", 64, ERR_FORMAT, "keys of 64 values", "latent of 64 with 32"},
+        {"deepseek2", "deepseek2.attention.value_length", 32, ERR_FORMAT, "values of 32", "latent of 64 with 32"},
+        {"deepseek2", "deepseek2.attention.kv_lora_rank", 32, ERR_FORMAT, "keys of 96 values", "latent of 32 with 32"},
+        {"deepseek2", "deepseek2.attention.value_length_mla", 0, ERR_FORMAT, "value_length_mla = 0", "both or neither"},
+        {"deepseek2", "deepseek2.attention.key_length_mla", 32, ERR_FORMAT, "32 of a key's 32 values", "rotated"},
+        {"deepseek2", "deepseek2.attention.head_count_kv", 2, ERR_FORMAT, "2 KV heads", "4 heads"},
+        {"deepseek2", "deepseek2.attention.q_lora_rank", 0, ERR_FORMAT, "attn_q_a", "should be 0"},
+        {"deepseek2-lite", "deepseek2.attention.q_lora_rank", 8, ERR_FORMAT, "blk.0.attn_q.weight", "to 8 values"},
+        {"deepseek2-old", "deepseek2.attention.head_count_kv", 1, ERR_FORMAT, "1 KV heads", "4 heads"},
+        {"deepseek2-old", "deepseek2.attention.value_length", 64, ERR_FORMAT, "blk.0.attn_kv_b.weight", "64 of values"},
+        {"deepseek2-old", "deepseek2.rope.dimension_count", 64, ERR_FORMAT, "64 of a key's 64 values", "rotated"},
     };
     struct edit e = nothing;
 
@@ -712,8 +770,10 @@ int main(void)
     tcase_add_loop_test(tc, tensor_of_a_wrong_type_reaches_a_kernel, 0, N_FAMILIES);
     tcase_add_test(tc, unknown_tensor_is_left_out);
     tcase_add_test(tc, layer_that_guesses_ahead_is_run);
+    tcase_add_test(tc, two_forms_of_latent_attention_are_mixed);
+    tcase_add_test(tc, temperature_of_queries_is_left_out);
     tcase_add_loop_test(tc, impossible_number_of_a_key_is_believed, 0, N_KEYS);
-    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 16);
+    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 30);
     tcase_add_test(tc, tiny_rope_factor_makes_infinite_frequencies);
     tcase_add_loop_test(tc, stack_of_gate_and_up_is_counted_twice, 0, 2);
     tcase_add_test(tc, vocabulary_beyond_the_logits_is_accepted);

@@ -21,11 +21,14 @@
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
 /* The float reference does not know the last two. */
-static const char *const families[] = {
-    "llama",      "llama-linear", "llama-scaled", "llama-yarn",    "mixtral",     "qwen2",    "qwen3",
-    "qwen3moe",   "olmoe",        "gemma2",       "gemma3",        "gpt-oss",     "dots1",    "glm4moe",
-    "minimax-m2", "ernie4_5",     "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "seed_oss", "smollm3",
-    "qwen2vl",    "qwen3vl",      "qwen3vlmoe",   "qwen2moe",      "granite"};
+static const char *const families[] = {"llama",           "llama-linear",   "llama-scaled",  "llama-yarn",
+                                       "mixtral",         "qwen2",          "qwen3",         "qwen3moe",
+                                       "olmoe",           "gemma2",         "gemma3",        "gpt-oss",
+                                       "dots1",           "glm4moe",        "minimax-m2",    "ernie4_5",
+                                       "ernie4_5-moe",    "hunyuan-dense",  "hunyuan-moe",   "seed_oss",
+                                       "smollm3",         "qwen2vl",        "qwen3vl",       "qwen3vlmoe",
+                                       "deepseek2",       "deepseek2-lite", "deepseek2-old", "deepseek2-old-dense",
+                                       "deepseek2-dense", "bailingmoe2",    "qwen2moe",      "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 2 };
 
 static int32_t ids[N_TOK];
@@ -177,9 +180,9 @@ START_TEST(bits_depend_on_threads_cuts_isa_or_io)
 }
 END_TEST
 
-static const char *const streamed_models[] = {"mixed",        "qwen3moe",      "mixtral",   "dots1",
-                                              "gpt-oss",      "gpt-oss-mxfp4", "glm4moe",   "minimax-m2",
-                                              "ernie4_5-moe", "hunyuan-moe",   "qwen3vlmoe"};
+static const char *const streamed_models[] = {
+    "mixed",      "qwen3moe",     "mixtral",     "dots1",      "gpt-oss",   "gpt-oss-mxfp4", "glm4moe",
+    "minimax-m2", "ernie4_5-moe", "hunyuan-moe", "qwen3vlmoe", "deepseek2", "deepseek2-old", "bailingmoe2"};
 enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
 
 /* Bytes of the fewest expert slots that a plan may have; of as many as that, if ram_bytes is more. */

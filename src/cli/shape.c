@@ -16,17 +16,29 @@
 /* A token and its merge, and what they take with their lengths: so that tables are counted as those of a real file. */
 #define TOKEN "synthetic"
 
+/* As the models' config.json have them. */
+static const struct shape_latent v2_lite = {0, 512, 64, 128, 128, 2, 0, 0, false},
+                                 v3 = {1536, 512, 64, 128, 128, 1, 8, 4, true},
+                                 kimi_k2 = {1536, 512, 64, 128, 128, 1, 0, 0, true},
+                                 glm_flash = {768, 512, 64, 192, 256, 1, 0, 0, true};
+
 static const struct shape shapes[] = {
-    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 0, 151936, 40960, 0, false, false},
-    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 0, 50304, 4096, 0, false, false},
-    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 0, 32000, 32768, 0, true, false},
-    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 0, 201088, 131072, 128, true, true},
-    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 0, 201088, 131072, 128, true, true},
-    {"glm-4.5-air", "glm4moe", 46, 4096, 96, 8, 128, 128, 8, 1408, 1, 10944, 151552, 131072, 0, true, false},
-    {"glm-4.5", "glm4moe", 92, 5120, 96, 8, 128, 160, 8, 1536, 3, 12288, 151552, 131072, 0, false, false},
-    {"minimax-m2", "minimax-m2", 62, 3072, 48, 8, 128, 256, 8, 1536, 0, 0, 200064, 196608, 0, false, false},
-    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 0, 49152, 8192, 0, false, false},
-    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false},
+    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 0, 151936, 40960, 0, false, false, NULL},
+    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 0, 50304, 4096, 0, false, false, NULL},
+    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 0, 32000, 32768, 0, true, false, NULL},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL},
+    {"glm-4.5-air", "glm4moe", 46, 4096, 96, 8, 128, 128, 8, 1408, 1, 10944, 151552, 131072, 0, true, false, NULL},
+    {"glm-4.5", "glm4moe", 92, 5120, 96, 8, 128, 160, 8, 1536, 3, 12288, 151552, 131072, 0, false, false, NULL},
+    {"minimax-m2", "minimax-m2", 62, 3072, 48, 8, 128, 256, 8, 1536, 0, 0, 200064, 196608, 0, false, false, NULL},
+    {"deepseek-v2-lite", "deepseek2", 27, 2048, 16, 1, 576, 64, 6, 1408, 1, 10944, 102400, 163840, 0, true, false,
+     &v2_lite},
+    {"deepseek-v3", "deepseek2", 61, 7168, 128, 1, 576, 256, 8, 2048, 3, 18432, 129280, 163840, 0, true, false, &v3},
+    {"kimi-k2", "deepseek2", 61, 7168, 64, 1, 576, 384, 8, 2048, 1, 18432, 163840, 131072, 0, true, false, &kimi_k2},
+    {"glm-4.7-flash", "deepseek2", 47, 2048, 20, 1, 576, 64, 4, 1536, 1, 10240, 154880, 202752, 0, true, false,
+     &glm_flash},
+    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 0, 49152, 8192, 0, false, false, NULL},
+    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, NULL},
 };
 
 const struct shape *shape_find(const char *name)
@@ -108,6 +120,18 @@ static bool is_one_of(const struct shape *s, const char *a, const char *b)
     return !strcmp(s->arch, a) || !strcmp(s->arch, b);
 }
 
+static void put_latent_keys(struct writer *w, const struct shape_latent *l)
+{
+    key_int(w, "attention.key_length_mla", l->n_nope + l->n_rot);
+    key_int(w, "attention.value_length_mla", l->n_v);
+    key_int(w, "attention.q_lora_rank", l->q_rank);
+    key_int(w, "attention.kv_lora_rank", l->kv_rank);
+    key_int(w, "rope.dimension_count", l->n_rot);
+    key_int(w, "expert_group_count", l->n_group);
+    key_int(w, "expert_group_used_count", l->n_group_used);
+    key_int(w, "expert_gating_func", l->has_select_bias ? 2 : 1); /* GGUF's: sigmoid, softmax */
+}
+
 static void put_keys(struct writer *w)
 {
     const struct shape *s = w->shape;
@@ -121,8 +145,11 @@ static void put_keys(struct writer *w)
     key_int(w, "attention.head_count", s->n_head);
     key_int(w, "attention.head_count_kv", s->n_head_kv);
     key_int(w, "attention.key_length", s->head_dim);
-    key_int(w, "attention.value_length", s->head_dim);
-    key_int(w, "rope.dimension_count", is_one_of(s, "glm4moe", "minimax-m2") ? s->head_dim / 2 : s->head_dim);
+    key_int(w, "attention.value_length", s->latent ? s->latent->kv_rank : s->head_dim);
+    if (s->latent)
+        put_latent_keys(w, s->latent);
+    else
+        key_int(w, "rope.dimension_count", is_one_of(s, "glm4moe", "minimax-m2") ? s->head_dim / 2 : s->head_dim);
     key_float(w, "rope.freq_base", 1e6f);
     key_float(w, "attention.layer_norm_rms_epsilon", 1e-6f);
     key_int(w, "expert_count", s->n_expert);
@@ -181,6 +208,27 @@ static bool has_more_bits(int layer, int n)
     return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
 }
 
+static void put_latent_attention(struct writer *w, int layer, enum quant_type type, enum quant_type v_type)
+{
+    const struct shape *s = w->shape;
+    const struct shape_latent *l = s->latent;
+    int q = s->n_head * (l->n_nope + l->n_rot);
+
+    tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+    if (l->q_rank) {
+        tensor_of_layer(w, layer, "attn_q_a.weight", type, s->n_embd, l->q_rank, 0);
+        tensor_of_layer(w, layer, "attn_q_a_norm.weight", QUANT_F32, l->q_rank, 0, 0);
+        tensor_of_layer(w, layer, "attn_q_b.weight", type, l->q_rank, q, 0);
+    } else {
+        tensor_of_layer(w, layer, "attn_q.weight", type, s->n_embd, q, 0);
+    }
+    tensor_of_layer(w, layer, "attn_kv_a_mqa.weight", type, s->n_embd, l->kv_rank + l->n_rot, 0);
+    tensor_of_layer(w, layer, "attn_kv_a_norm.weight", QUANT_F32, l->kv_rank, 0, 0);
+    tensor_of_layer(w, layer, "attn_k_b.weight", type, l->n_nope, l->kv_rank, s->n_head);
+    tensor_of_layer(w, layer, "attn_v_b.weight", v_type, l->kv_rank, l->n_v, s->n_head);
+    tensor_of_layer(w, layer, "attn_output.weight", type, s->n_head * l->n_v, s->n_embd, 0);
+}
+
 static void put_attention(struct writer *w, int layer, enum quant_type type, enum quant_type v_type)
 {
     const struct shape *s = w->shape;
@@ -221,12 +269,13 @@ static void put_experts(struct writer *w, int layer, enum quant_type type, enum 
         tensor_of_layer(w, layer, "ffn_up_exps.bias", QUANT_F32, s->n_ff, s->n_expert, 0);
         tensor_of_layer(w, layer, "ffn_down_exps.bias", QUANT_F32, s->n_embd, s->n_expert, 0);
     }
-    if (is_one_of(s, "glm4moe", "minimax-m2"))
+    if (is_one_of(s, "glm4moe", "minimax-m2") || (s->latent && s->latent->has_select_bias))
         tensor_of_layer(w, layer, "exp_probs_b.bias", QUANT_F32, s->n_expert, 0, 0);
-    if (is_one_of(s, "glm4moe", "dots1")) {
-        tensor_of_layer(w, layer, "ffn_gate_shexp.weight", type, s->n_embd, s->n_ff, 0);
-        tensor_of_layer(w, layer, "ffn_up_shexp.weight", type, s->n_embd, s->n_ff, 0);
-        tensor_of_layer(w, layer, "ffn_down_shexp.weight", down_type, s->n_ff, s->n_embd, 0);
+    if (is_one_of(s, "glm4moe", "dots1") || s->latent) {
+        int n_ff = s->latent ? s->latent->n_shared * s->n_ff : s->n_ff;
+        tensor_of_layer(w, layer, "ffn_gate_shexp.weight", type, s->n_embd, n_ff, 0);
+        tensor_of_layer(w, layer, "ffn_up_shexp.weight", type, s->n_embd, n_ff, 0);
+        tensor_of_layer(w, layer, "ffn_down_shexp.weight", down_type, n_ff, s->n_embd, 0);
     }
 }
 
@@ -240,7 +289,7 @@ static void put_tensors(struct writer *w)
     tensor(w, "token_embd.weight", dense, s->n_embd, s->n_vocab, 0);
     for (int layer = 0; layer < s->n_layer; layer++) {
         bool is_better = !s->is_mxfp4 && has_more_bits(layer, s->n_layer);
-        put_attention(w, layer, dense, is_better ? QUANT_Q6_K : dense);
+        (s->latent ? put_latent_attention : put_attention)(w, layer, dense, is_better ? QUANT_Q6_K : dense);
         tensor_of_layer(w, layer, is_post_norm ? "post_attention_norm.weight" : "ffn_norm.weight", QUANT_F32, s->n_embd,
                         0, 0);
         if (layer < s->n_dense) {

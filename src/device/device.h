@@ -24,6 +24,9 @@ enum op_kind {
 /* Which rows of a step an op touches: all, or those that want logits. */
 enum op_rows { OP_ROWS_ALL, OP_ROWS_OUT };
 
+/* Most groups of experts that ROUTE chooses from. */
+#define DEVICE_MAX_EXPERT_GROUPS 64
+
 /* What becomes of a gate g and an up u: silu(g) u; gelu(g) u; g sigmoid(1.702 g) (u + 1) of a g that is cut at 7 and a u that is cut at
  * -7 and 7 (gpt-oss). */
 enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH, OP_ACT_SWIGLU_OAI };
@@ -31,7 +34,8 @@ enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH, OP_ACT_SWIGLU_OAI };
 /* Pages of the KV cache. A page holds DEVICE_PAGE_TOK consecutive positions, starting at an absolute multiple of that
  * number, for every layer of one group of layers (all full-attention layers, or all sliding-window ones). Inside it a
  * layer has K as (n_head_kv, DEVICE_PAGE_TOK, head_dim_k) at k_off and V as (n_head_kv, DEVICE_PAGE_TOK, head_dim_v) at
- * v_off, rows of `type` (F16 or Q8_0). Pages start at 64-byte multiples, k_off and v_off are multiples of 64. */
+ * v_off, rows of `type` (F16 or Q8_0); or V is the first head_dim_v values of K's rows (op_attn.v_in_k). Pages start at 64-byte
+ * multiples, k_off and v_off are multiples of 64. */
 #define DEVICE_PAGE_TOK 64
 #define DEVICE_MAX_GROUPS 4
 
@@ -80,8 +84,15 @@ struct op_rope_table {
 };
 
 struct op_rope {
-    int n_head, head_dim, n_rot; /* the first n_rot values of each head are rotated */
+    int n_head, head_dim, n_rot; /* of dst0: the first n_rot values of each head are rotated */
     bool neox;                   /* pairs are (i, i + n_rot/2); otherwise (2i, 2i + 1) */
+    bool at_end;                 /* it is the last n_rot values, of src0's heads, too */
+    bool from_one;               /* src0 has one head, which goes to all of dst0's */
+};
+
+struct op_heads {
+    int n_head;
+    bool is_shared; /* src0 is one row for all heads */
 };
 
 struct op_attn {
@@ -92,6 +103,7 @@ struct op_attn {
     int group;     /* index into kv_seq.page */
     enum quant_type kv_type;
     uint64_t k_off, v_off;
+    bool v_in_k; /* V is the first head_dim_v values of K's rows: v_off is k_off */
     /* Only in steps of a sequence whose pages lie in two memories; zero in a program's ops. */
     bool is_part;          /* KV_APPEND: rows whose page is NULL are left out */
     int first, n_segments; /* ATTN_STATES, ATTN_MERGE: segments [first, first + n_segments) */
@@ -109,6 +121,7 @@ struct op_route {
     enum op_route_fn fn;
     bool normalize; /* divide the gates by their sum (sum over ranks, rank 0 first; at least 6.103515625e-5) */
     float scale;    /* gates are multiplied by this at the end */
+    int n_group, n_group_used; /* experts come from so many of these groups; 0: there are none */
 };
 
 /* One expert's share of an OP_MOE: slots slot[first .. first+n) of op_moe.slot are its rows. */
@@ -144,11 +157,18 @@ struct op {
         struct op_glu glu;
         struct op_rope_table rope_table;
         struct op_rope rope;
+        struct op_heads heads;
         struct op_attn attn;
         struct op_route route;
         struct op_moe moe;
     } p;
 };
+
+/* Values from one V row to the next. */
+static inline int op_attn_v_row(const struct op_attn *p)
+{
+    return p->v_in_k ? p->head_dim_k : p->head_dim_v;
+}
 
 /* "matmul" for OP_MATMUL. */
 const char *device_op_name(enum op_kind kind);

@@ -55,10 +55,17 @@ static bool can_embed(const struct op *op)
            is_width(op->dst[0], w->ne[0]);
 }
 
+static bool is_in_place(const struct op *op)
+{
+    return op->dst[0]->data == op->src[0]->data && op->dst[0]->stride[1] == op->src[0]->stride[1];
+}
+
 static bool can_rms_norm(const struct op *op)
 {
-    return is_same(op->dst[0], op->src[0]) && op->w[0] && op->w[0]->ne[0] > 0 && is_vector(op->w[0], op->w[0]->ne[0]) &&
-           op->src[0]->ne[0] % op->w[0]->ne[0] == 0;
+    if (!is_same(op->dst[0], op->src[0]) || !op->w[0] || op->w[0]->ne[0] <= 0 ||
+        !is_vector(op->w[0], op->w[0]->ne[0]) || op->w[0]->ne[0] > op->src[0]->ne[0])
+        return false;
+    return op->src[0]->ne[0] % op->w[0]->ne[0] == 0 || is_in_place(op);
 }
 
 static bool can_matmul(const struct op *op)
@@ -73,6 +80,28 @@ static bool can_matmul(const struct op *op)
     return true;
 }
 
+/* Values of a head of t; 0: it is not n_head of them, one behind the other in rows without gaps. */
+static int64_t head_len(const struct tensor *t, int n_head)
+{
+    bool is_dense = is_f32(t) && t->stride[1] == (uint64_t)t->ne[0] * sizeof(float);
+    return is_dense && t->ne[0] % n_head == 0 ? t->ne[0] / n_head : 0;
+}
+
+static bool can_matmul_heads(const struct op *op)
+{
+    const struct op_heads *p = &op->p.heads;
+
+    if (p->n_head < 1 || op->n_w < 1 || op->n_w > OP_MAX_IO)
+        return false;
+    for (int i = 0; i < op->n_w; i++) {
+        const struct tensor *w = op->w[i];
+        if (!w || !is_weight(w, w->ne[0], w->ne[1]) || !is_act_whole(w) || w->ne[2] != p->n_head ||
+            w->ne[0] > head_len(op->src[0], p->is_shared ? 1 : p->n_head) || w->ne[1] > head_len(op->dst[i], p->n_head))
+            return false;
+    }
+    return true;
+}
+
 static bool can_rope_table(const struct op *op)
 {
     return is_f32(op->dst[0]) && op->dst[0]->ne[0] % 2 == 0;
@@ -82,9 +111,11 @@ static bool can_rope(const struct op *op)
 {
     const struct op_rope *p = &op->p.rope;
 
-    return is_same(op->dst[0], op->src[0]) && op->dst[0]->data == op->src[0]->data && p->n_head > 0 &&
-           p->head_dim > 0 && p->n_rot > 0 && p->n_rot % 2 == 0 && p->n_rot <= p->head_dim &&
-           is_width(op->dst[0], (int64_t)p->n_head * p->head_dim) && is_width(op->src[1], p->n_rot);
+    if (p->n_head <= 0 || p->head_dim <= 0 || p->n_rot <= 0 || p->n_rot % 2 || p->n_rot > p->head_dim ||
+        !is_width(op->dst[0], (int64_t)p->n_head * p->head_dim) || !is_width(op->src[1], p->n_rot))
+        return false;
+    int n_src = p->from_one ? 1 : p->n_head;
+    return is_f32(op->src[0]) && op->src[0]->ne[0] % n_src == 0 && op->src[0]->ne[0] / n_src >= p->n_rot;
 }
 
 static bool can_attn(const struct op_attn *p)
@@ -94,7 +125,8 @@ static bool can_attn(const struct op_attn *p)
     int block = quant_info((int)p->kv_type)->block_len;
     return p->n_head > 0 && p->n_head_kv > 0 && p->n_head % p->n_head_kv == 0 && p->head_dim_k > 0 &&
            p->head_dim_v > 0 && p->head_dim_k % block == 0 && p->head_dim_v % block == 0 && p->window >= 0 &&
-           p->group >= 0 && p->group < DEVICE_MAX_GROUPS && p->k_off % 64 == 0 && p->v_off % 64 == 0;
+           p->group >= 0 && p->group < DEVICE_MAX_GROUPS && p->k_off % 64 == 0 && p->v_off % 64 == 0 &&
+           (!p->v_in_k || (p->head_dim_v <= p->head_dim_k && p->v_off == p->k_off));
 }
 
 static bool can_kv_append(const struct op *op)
@@ -102,7 +134,7 @@ static bool can_kv_append(const struct op *op)
     const struct op_attn *p = &op->p.attn;
 
     return can_attn(p) && is_width(op->src[0], (int64_t)p->n_head_kv * p->head_dim_k) &&
-           is_width(op->src[1], (int64_t)p->n_head_kv * p->head_dim_v);
+           (p->v_in_k ? !op->src[1] : is_width(op->src[1], (int64_t)p->n_head_kv * p->head_dim_v));
 }
 
 /* A score for each head that no key has, if there are any. */
@@ -135,12 +167,20 @@ static bool can_attn_merge(const struct op *op)
            is_width(op->dst[1], (int64_t)p->n_head * (p->head_dim_v + 2)) && is_same(op->src[0], op->dst[1]);
 }
 
+/* Two of each group make its score, and those chosen hold as many as are wanted. */
+static bool can_groups(const struct op_route *p)
+{
+    return p->n_group == 0 || (p->n_group > 0 && p->n_group <= DEVICE_MAX_EXPERT_GROUPS &&
+                               p->n_expert % p->n_group == 0 && p->n_expert / p->n_group >= 2 && p->n_group_used > 0 &&
+                               p->n_group_used <= p->n_group && p->k <= p->n_expert / p->n_group * p->n_group_used);
+}
+
 static bool can_route(const struct op *op)
 {
     const struct op_route *p = &op->p.route;
     const struct tensor *ids = op->dst[0];
 
-    return p->n_expert > 0 && p->k > 0 && p->k <= p->n_expert &&
+    return p->n_expert > 0 && p->k > 0 && p->k <= p->n_expert && can_groups(p) &&
            (p->fn == OP_ROUTE_SOFTMAX || p->fn == OP_ROUTE_SOFTMAX_TOPK || p->fn == OP_ROUTE_SIGMOID) && ids &&
            ids->type == QUANT_I32 && ids->ne[0] == p->k && is_width(op->dst[1], p->k) &&
            is_width(op->src[0], p->n_expert) && (!op->w[0] || is_vector(op->w[0], p->n_expert));
@@ -196,6 +236,8 @@ bool device_check_shapes(const struct op *op)
         return can_rms_norm(op);
     case OP_MATMUL:
         return can_matmul(op);
+    case OP_MATMUL_HEADS:
+        return can_matmul_heads(op);
     case OP_ADD:
     case OP_GLU:
         return is_same(op->dst[0], op->src[0]) && is_same(op->dst[0], op->src[1]);

@@ -20,7 +20,11 @@ enum arch_reg {
     ARCH_Q,
     ARCH_K,
     ARCH_V,
-    ARCH_O, /* attention's heads side by side */
+    ARCH_O,      /* attention's heads side by side */
+    ARCH_QA,     /* compressed queries (n, n_lora_q) */
+    ARCH_LATENT, /* compressed keys and values, and the rotated part of keys (n, n_lora_kv + n_rot) */
+    ARCH_QL,     /* queries as they meet those (n, n_head * head_dim_k) */
+    ARCH_OL,     /* attention's heads, compressed as values are (n, n_head * n_lora_kv) */
     ARCH_GATE,
     ARCH_UP,
     ARCH_ROUTER,      /* router logits (n, n_expert) */

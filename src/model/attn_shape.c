@@ -20,7 +20,7 @@ bool attn_shape_is_split(const struct op *op)
 
 uint64_t attn_shape_page_bytes(const struct op_attn *p)
 {
-    uint64_t v_bytes = (uint64_t)p->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(p->kv_type, p->head_dim_v);
+    uint64_t v_bytes = (uint64_t)p->n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(p->kv_type, op_attn_v_row(p));
     return p->v_off + v_bytes - p->k_off;
 }
 
@@ -71,7 +71,7 @@ void attn_shape_of(const struct program *p, struct attn_shape *out)
             continue;
         if (op->kind == OP_KV_APPEND) {
             raise_to(&out->k_row, op->src[0]->stride[1]);
-            raise_to(&out->v_row, op->src[1]->stride[1]);
+            raise_to(&out->v_row, op->src[1] ? op->src[1]->stride[1] : 0);
             raise_to(&out->stage_page_bytes, size_up(attn_shape_page_bytes(&op->p.attn), ALIGN));
         } else {
             raise_to(&out->q_row, op->src[0]->stride[1]);

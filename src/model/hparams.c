@@ -134,6 +134,8 @@ static int read_heads(const struct gguf *g, struct model *m)
         rc = hparams_int(g, arch, "rope.dimension_count", true, 2, hp->head_dim_k, &hp->n_rot);
     if (rc == 0 && hp->n_rot % 2)
         rc = err(ERR_FORMAT, "%s.rope.dimension_count = %d: odd", arch, hp->n_rot);
+    hp->q_dim = hp->head_dim_k;
+    hp->o_dim = hp->head_dim_v;
     hp->attn_scale = 1.0f / sqrtf((float)hp->head_dim_k);
     return rc;
 }
@@ -190,12 +192,34 @@ static int read_rope(const struct gguf *g, struct model *m)
     return 0;
 }
 
+/* A group's score is that of its two best experts. As many groups as there are, or one, are none. */
+static int read_groups(const struct gguf *g, struct model *m)
+{
+    struct hparams *hp = &m->hp;
+    const char *arch = m->arch->name;
+    int n = 0, n_used = 0;
+    int rc = hparams_int(g, arch, "expert_group_count", true, 0, hp->n_expert, &n);
+    if (rc < 0 || n <= 1)
+        return rc;
+    if (n > DEVICE_MAX_EXPERT_GROUPS)
+        return err(ERR_UNSUPPORTED, "%s.expert_group_count = %d: ferry chooses from %d groups at most", arch, n,
+                   DEVICE_MAX_EXPERT_GROUPS);
+    rc = hparams_int(g, arch, "expert_group_used_count", false, 1, n, &n_used);
+    if (rc < 0 || n_used == n)
+        return rc;
+    if (hp->n_expert % n || hp->n_expert / n < 2 || hp->n_expert_used > hp->n_expert / n * n_used)
+        return err(ERR_FORMAT, "%s: %d experts in %d groups, of which %d have %d to give", arch, hp->n_expert, n,
+                   n_used, hp->n_expert_used);
+    hp->n_group = n;
+    hp->n_group_used = n_used;
+    return 0;
+}
+
 static int read_experts(const struct gguf *g, struct model *m)
 {
     struct hparams *hp = &m->hp;
     const char *arch = m->arch->name;
     hp->route_scale = 1.0f;
-    int groups = 1;
     int rc = hparams_int(g, arch, "expert_count", true, 0, MAX_EXPERT, &hp->n_expert);
     if (rc < 0 || hp->n_expert == 0)
         return rc;
@@ -205,9 +229,7 @@ static int read_experts(const struct gguf *g, struct model *m)
     if (rc == 0)
         rc = hparams_int(g, arch, "leading_dense_block_count", true, 0, hp->n_layer, &hp->n_dense_lead);
     if (rc == 0)
-        rc = hparams_int(g, arch, "expert_group_count", true, 0, hp->n_expert, &groups);
-    if (rc == 0 && groups > 1)
-        rc = err(ERR_UNSUPPORTED, "%s.expert_group_count = %d: ferry does not choose experts by groups", arch, groups);
+        rc = read_groups(g, m);
     if (rc == 0)
         rc = hparams_f32(g, arch, "expert_weights_scale", 0, 1e6, &hp->route_scale);
     if (hp->route_scale == 0)
@@ -344,7 +366,8 @@ int hparams_rope(struct model *m)
             double keep = yarn ? yarn_keep(hp, hp->rope_base[kind], i) : 0.0;
             freq[i] = f / factor * (1.0 - keep) + f * keep;
         }
-        m->rope[kind].mscale = (float)(yarn ? hp->yarn_attn * (1.0 + 0.1 * log(factor)) : hp->yarn_attn);
+        const bool is_larger = yarn && hp->yarn_log_mul == 0;
+        m->rope[kind].mscale = (float)(is_larger ? hp->yarn_attn * (1.0 + 0.1 * log(factor)) : hp->yarn_attn);
     }
     return 0;
 }

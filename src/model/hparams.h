@@ -9,6 +9,9 @@
 extern "C" {
 #endif
 
+/* Most values of what is compressed, of a head. */
+#define HPARAMS_MAX_RANK (1 << 16)
+
 /* Fill m->hp and m->layers (heads, ff, window) from the keys of m->arch, then let the family add its own. m->layers is
  * allocated here; n_vocab, n_ff_expert and n_ff_shared may stay 0 (the weights tell). ERR_FORMAT names key and number. */
 int hparams_read(const struct gguf *g, struct model *m);

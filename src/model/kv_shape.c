@@ -49,7 +49,11 @@ int model_kv_shape(const struct model *m, enum quant_type type, int first_layer,
         uint64_t k_off = s.page_bytes[group];
         uint64_t v_off = k_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_k);
 
-        s.page_bytes[group] = v_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_v);
+        s.page_bytes[group] = v_off;
+        if (m->hp.kv_is_latent)
+            v_off = k_off;
+        else
+            s.page_bytes[group] += rows_bytes(type, l->n_head_kv, m->hp.head_dim_v);
         s.on_host[group] = layer < first_layer;
         if (group >= s.n_groups)
             s.n_groups = group + 1;
@@ -60,6 +64,7 @@ int model_kv_shape(const struct model *m, enum quant_type type, int first_layer,
             p[layer].group = group;
             p[layer].k_off = k_off;
             p[layer].v_off = v_off;
+            p[layer].v_in_k = m->hp.kv_is_latent;
         }
     }
     *out = s;

@@ -8,6 +8,11 @@ const struct tensor *lift_shape_weight(const struct op *op, int i)
     return op->kind == OP_EMBED ? NULL : op->w[i];
 }
 
+bool lift_shape_is_product(const struct op *op)
+{
+    return op->kind == OP_MATMUL || op->kind == OP_MATMUL_HEADS;
+}
+
 static uint64_t weights_bytes(const struct op *op)
 {
     uint64_t bytes = 0;
@@ -24,7 +29,7 @@ void lift_shape_of(const struct program *p, struct lift_shape *out)
     *out = (struct lift_shape){.n_products = 0};
     for (int i = 0; i < p->n_ops; i++) {
         uint64_t bytes = weights_bytes(&p->ops[i]);
-        if (p->ops[i].kind != OP_MATMUL) {
+        if (!lift_shape_is_product(&p->ops[i])) {
             out->small_bytes += bytes;
             continue;
         }
@@ -39,6 +44,6 @@ uint64_t lift_shape_up_bytes(const struct program *p)
     uint64_t bytes = 0;
 
     for (int i = 0; i < p->n_ops; i++)
-        bytes += p->ops[i].kind == OP_MATMUL ? weights_bytes(&p->ops[i]) : 0;
+        bytes += lift_shape_is_product(&p->ops[i]) ? weights_bytes(&p->ops[i]) : 0;
     return bytes;
 }

@@ -18,11 +18,14 @@ extern "C" {
 enum { LIFT_ROOMS = 2 };
 
 struct lift_shape {
-    int n_products;       /* MATMULs: the nth one's weights are in room n % LIFT_ROOMS */
+    int n_products;       /* the nth one's weights are in room n % LIFT_ROOMS */
     uint64_t room_bytes;  /* of the one that has the most */
     uint64_t small_bytes; /* of all other weights, which stay: of norms, biases */
     uint64_t bytes;       /* of the device's memory: the small ones, then the rooms */
 };
+
+/* Do its weights come up for each step? */
+bool lift_shape_is_product(const struct op *op);
 
 void lift_shape_of(const struct program *p, struct lift_shape *out);
 

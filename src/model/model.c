@@ -27,6 +27,11 @@ enum dim {
     DIM_EXP,
     DIM_ROT2,
     DIM_HEADS,
+    DIM_LQ,
+    DIM_LKV,
+    DIM_LKR,
+    DIM_NOPE,
+    DIM_OV,
     DIM_ANY
 };
 
@@ -41,6 +46,9 @@ static const struct {
 
 /* Some files keep gate and up of the experts in one stack, gate's rows first. */
 static const char gate_up_name[] = "blk.%d.ffn_gate_up_exps.weight";
+
+/* Some keep queries, keys and values in one matrix. */
+static const char qkv_name[] = "blk.%d.attn_qkv.weight";
 
 /* The layer's number at p: of at most six digits, none a 0 in front. Returns what stands behind it, or NULL. */
 static const char *read_layer(const char *p, int *layer)
@@ -103,9 +111,9 @@ static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enu
     case DIM_EMBD:
         return hp->n_embd;
     case DIM_Q:
-        return (int64_t)l->n_head * hp->head_dim_k;
+        return (int64_t)l->n_head * hp->q_dim;
     case DIM_O:
-        return (int64_t)l->n_head * hp->head_dim_v;
+        return (int64_t)l->n_head * hp->o_dim;
     case DIM_K:
         return (int64_t)l->n_head_kv * hp->head_dim_k;
     case DIM_V:
@@ -118,6 +126,16 @@ static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enu
         return hp->n_rot / 2;
     case DIM_HEADS:
         return l->n_head;
+    case DIM_LQ:
+        return hp->n_lora_q;
+    case DIM_LKV:
+        return hp->n_lora_kv;
+    case DIM_LKR:
+        return hp->n_lora_kv + hp->n_rot;
+    case DIM_NOPE:
+        return hp->q_dim - hp->n_rot;
+    case DIM_OV:
+        return hp->o_dim;
     default:
         return 0;
     }
@@ -199,6 +217,68 @@ static int add_gate_up(struct model *m, const struct gguf_tensor *t, int layer, 
     return rc < 0 ? rc : add_weight(m, &up, learn);
 }
 
+/* Queries, keys and values in one matrix: three weights, each a view of its rows. */
+static int add_qkv(struct model *m, const struct gguf_tensor *t, int layer, int64_t *learn)
+{
+    static const enum role parts[3] = {ROLE_ATTN_Q, ROLE_ATTN_K, ROLE_ATTN_V};
+    if (layer >= m->hp.n_layer)
+        return err(ERR_FORMAT, "tensor %s: there are %d layers", t->name, m->hp.n_layer);
+    const struct model_layer *l = &m->layers[layer];
+    const int64_t n[3] = {fixed_dim(m, l, DIM_Q), fixed_dim(m, l, DIM_K), fixed_dim(m, l, DIM_V)};
+    if (t->ne[1] != n[0] + n[1] + n[2])
+        return err(ERR_FORMAT,
+                   "tensor %s has %" PRId64 " rows; queries, keys and values are %" PRId64 ", %" PRId64 " and %" PRId64,
+                   t->name, t->ne[1], n[0], n[1], n[2]);
+    struct weight w = weight_of(t, parts[0], layer);
+    for (int i = 0; i < 3; i++) {
+        w.role = parts[i];
+        w.t.ne[1] = n[i];
+        int rc = add_weight(m, &w, learn);
+        if (rc < 0)
+            return rc;
+        w.off += (uint64_t)n[i] * w.t.stride[1];
+    }
+    return 0;
+}
+
+/* One matrix of keys and values: for each head rows of keys, then rows of values. Two weights, each a matrix a head. */
+static int add_kv_b(struct model *m, const struct gguf_tensor *t, int layer, int64_t *learn)
+{
+    if (layer >= m->hp.n_layer)
+        return err(ERR_FORMAT, "tensor %s: there are %d layers", t->name, m->hp.n_layer);
+    const int64_t n_head = m->layers[layer].n_head, n_k = m->hp.q_dim - m->hp.n_rot, n_v = m->hp.o_dim;
+    if (t->ne[1] != n_head * (n_k + n_v) || t->ne[2] != 1)
+        return err(ERR_FORMAT,
+                   "tensor %s is %" PRId64 " x %" PRId64 " x %" PRId64 "; %" PRId64 " heads have %" PRId64
+                   " rows of keys and %" PRId64 " of values each",
+                   t->name, t->ne[0], t->ne[1], t->ne[2], n_head, n_k, n_v);
+    struct weight k = weight_of(t, ROLE_ATTN_KV_B_K, layer);
+    k.t.stride[2] = (uint64_t)(n_k + n_v) * k.t.stride[1];
+    k.t.stride[3] = (uint64_t)n_head * k.t.stride[2];
+    k.t.ne[2] = n_head;
+    struct weight v = k;
+    k.t.ne[1] = n_k;
+    v.t.ne[1] = n_v;
+    v.role = ROLE_ATTN_KV_B_V;
+    v.off += (uint64_t)n_k * k.t.stride[1];
+    int rc = add_weight(m, &k, learn);
+    return rc < 0 ? rc : add_weight(m, &v, learn);
+}
+
+/* Of latent attention, metadata say in which form a file has queries, keys and values; what is of the other one is refused. */
+static int check_form(const struct model *m, const char *name, enum role role)
+{
+    const struct hparams *hp = &m->hp;
+    bool is_by_head = role == ROLE_ATTN_K_B || role == ROLE_ATTN_V_B, is_in_one = role == ROLE_ATTN_KV_B_K;
+
+    if (role == ROLE_ATTN_Q && hp->n_lora_q)
+        return err(ERR_FORMAT, "tensor %s: queries are said to be compressed to %d values", name, hp->n_lora_q);
+    if (hp->kv_is_latent ? is_in_one : is_by_head)
+        return err(ERR_FORMAT, "tensor %s: heads with keys of %d and values of %d want the other form of it", name,
+                   hp->head_dim_k, hp->head_dim_v);
+    return 0;
+}
+
 /* Is it of a layer behind the model's last one? Whatever such a layer holds, it guesses tokens that the model then gives itself. */
 static bool is_of_nextn(const struct model *m, const char *name)
 {
@@ -227,9 +307,14 @@ static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *lea
         return 0;
     for (int role = ROLE_NONE + 1; role < ROLE_N; role++)
         if (match_name(t->name, roles[role].name, &layer) && arch_uses(m->arch, role)) {
+            int rc = m->hp.n_lora_kv ? check_form(m, t->name, role) : 0;
+            if (rc < 0 || role == ROLE_ATTN_KV_B_K)
+                return rc < 0 ? rc : add_kv_b(m, t, layer, learn);
             struct weight w = weight_of(t, role, layer);
             return add_weight(m, &w, learn);
         }
+    if (match_name(t->name, qkv_name, &layer) && arch_uses(m->arch, ROLE_ATTN_Q))
+        return add_qkv(m, t, layer, learn);
     if (match_name(t->name, gate_up_name, &layer) && arch_uses(m->arch, ROLE_EXPERT_GATE))
         return add_gate_up(m, t, layer, learn);
     if (is_ignored(t->name))
@@ -248,6 +333,18 @@ static int need(const struct model *m, int layer, const enum role *list)
     return 0;
 }
 
+/* Latent attention: queries, keys and values in the form that metadata say. */
+static int check_latent(const struct model *m, int layer)
+{
+    static const enum role q_ranked[] = {ROLE_ATTN_Q_A, ROLE_ATTN_Q_A_NORM, ROLE_ATTN_Q_B, ROLE_NONE},
+                           q_plain[] = {ROLE_ATTN_Q, ROLE_NONE};
+    static const enum role by_head[] = {ROLE_ATTN_K_B, ROLE_ATTN_V_B, ROLE_NONE},
+                           in_one[] = {ROLE_ATTN_KV_B_K, ROLE_ATTN_KV_B_V, ROLE_NONE};
+    int rc = need(m, layer, m->hp.n_lora_q ? q_ranked : q_plain);
+
+    return rc < 0 ? rc : need(m, layer, m->hp.kv_is_latent ? by_head : in_one);
+}
+
 static int check_layer(const struct model *m, int layer)
 {
     static const enum role shared[] = {ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, ROLE_NONE};
@@ -256,6 +353,8 @@ static int check_layer(const struct model *m, int layer)
     int rc = need(m, layer, arch->required);
     if (rc == 0 && (w[ROLE_SHARED_GATE] >= 0 || w[ROLE_SHARED_UP] >= 0 || w[ROLE_SHARED_DOWN] >= 0))
         rc = need(m, layer, shared);
+    if (rc == 0 && m->hp.n_lora_kv)
+        rc = check_latent(m, layer);
     if (rc < 0)
         return rc;
     const bool has_experts =
@@ -276,7 +375,7 @@ static int bind_weights(struct model *m)
     const int n = gguf_n_tensors(m->gguf);
     if (n == 0)
         return err(ERR_FORMAT, "%s holds a vocabulary but no weights", m->path);
-    m->weights = mem_zalloc((size_t)n * 2, sizeof *m->weights, MEM_META);
+    m->weights = mem_zalloc((size_t)n * 3, sizeof *m->weights, MEM_META); /* of one tensor up to three */
     if (!m->weights)
         return err(ERR_NOMEM, "%d weights", n);
     int64_t learn[3] = {0, m->hp.n_ff_expert, m->hp.n_ff_shared};
@@ -436,7 +535,7 @@ uint64_t model_decode_bytes(const struct model *m, struct model_span span)
         if (!m->weights[i].is_expert && model_span_has(m, span, i) && (i != embd || multiplies))
             bytes += is_expert_bias(m->weights[i].role)
                          ? matrix_bytes(m, i) / (uint64_t)m->hp.n_expert * (uint64_t)m->hp.n_expert_used
-                         : matrix_bytes(m, i);
+                         : matrix_bytes(m, i) * (uint64_t)m->weights[i].t.ne[2];
     for (int layer = span.first; layer < span.end; layer++)
         bytes += (uint64_t)m->hp.n_expert_used * model_expert_bytes(m, layer);
     return bytes;

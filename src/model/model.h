@@ -48,6 +48,12 @@ struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
     int n_nextn; /* layers behind those, which guess tokens further ahead: in the file, but not run */
     int n_head_max, head_dim_k, head_dim_v, n_rot;
+    int q_dim,
+        o_dim; /* values of a head that attn_q gives and attn_output reads: head_dim_k and head_dim_v, but where kv_is_latent */
+    /* Multi-head latent attention (arXiv 2405.04434): ranks of what queries, keys and values are made of. n_lora_q 0: queries are not
+     * compressed; n_lora_kv 0: it is plain attention. kv_is_latent: the compressed keys are cached, for all heads, and attended to. */
+    int n_lora_q, n_lora_kv;
+    bool kv_is_latent;
     float norm_eps;
     float embd_scale;                  /* token embeddings times this */
     float attn_scale;                  /* of q.k */
@@ -57,12 +63,14 @@ struct hparams {
     double rope_factor[2];             /* linear scaling: angles divided by this; 1: none */
     bool rope_yarn;
     double yarn_ext, yarn_attn, yarn_beta_fast, yarn_beta_slow;
+    float yarn_log_mul; /* 0: YaRN scales cos and sin; else q.k alone, as the family has it */
     int n_ctx_orig;
     bool rope_neox;
     int n_expert, n_expert_used, n_ff_expert, n_ff_shared, n_dense_lead;
     enum op_route_fn route_fn;
     bool route_normalize;
     float route_scale;
+    int n_group, n_group_used; /* of experts; 0: none */
     enum op_act act;
 };
 
@@ -142,8 +150,8 @@ struct kv_shape {
     int window[DEVICE_MAX_GROUPS];   /* 0: full */
     bool on_host[DEVICE_MAX_GROUPS]; /* its pages lie in the host's memory, whatever a device has */
 };
-/* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. Layers before first_layer are the host's.
- * ERR_UNSUPPORTED for a head size that the type cannot hold. */
+/* Fill out, and p->group, k_off, v_off, v_in_k of each layer's op_attn where p (n_layer) is not NULL. Layers before first_layer are the
+ * host's. ERR_UNSUPPORTED for a head size that the type cannot hold. */
 int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
                    struct op_attn *p);
 

@@ -62,6 +62,12 @@ static int weight_index(const struct lower *lo, enum role role, int layer)
     return w >= 0 ? w : lo->m->w[role];
 }
 
+/* Of a head of MATMUL_HEADS' results: queries and keys have a rotated part behind what is multiplied. */
+static int head_width(const struct hparams *hp, enum arch_reg dst, const struct tensor *w)
+{
+    return dst == ARCH_QL || dst == ARCH_K ? hp->head_dim_k : (int)w->ne[1];
+}
+
 /* What the op's results are wide, from its sources and weights; 0 when they do not fit together. */
 static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int src_width, const struct tensor *w,
                      int layer)
@@ -70,10 +76,16 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
     switch (a->kind) {
     case OP_MATMUL:
         return w && w->ne[0] == src_width ? (int)w->ne[1] : 0;
+    case OP_MATMUL_HEADS:
+        return w ? lo->m->layers[layer].n_head * head_width(hp, a->dst[i], w) : 0;
+    case OP_ROPE:
+        return a->dst[i] == a->src[0] ? src_width : lo->m->layers[layer].n_head * hp->head_dim_k;
     case OP_RMS_NORM:
-        /* over the whole row, or head by head */
-        return w && (w->ne[0] == src_width || (w->ne[0] == hp->head_dim_k && src_width % w->ne[0] == 0)) ? src_width
-                                                                                                         : 0;
+        /* over the whole row, head by head, or what is compressed of it */
+        return w && (w->ne[0] == src_width || (w->ne[0] == hp->head_dim_k && src_width % w->ne[0] == 0) ||
+                     (hp->n_lora_kv && w->ne[0] + hp->n_rot == src_width))
+                   ? src_width
+                   : 0;
     case OP_ADD_BIAS:
         return w && w->ne[0] == src_width ? src_width : 0;
     case OP_ADD:
@@ -93,9 +105,10 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
     }
 }
 
-static void set_params(const struct lower *lo, struct op *op, int layer, int src_width)
+static void set_params(const struct lower *lo, const struct arch_op *a, struct op *op, int layer, int src_width)
 {
     const struct hparams *hp = &lo->m->hp;
+    const bool is_in_place = a->dst[0] == a->src[0];
     switch (op->kind) {
     case OP_EMBED:
         op->p.scale.f = hp->embd_scale;
@@ -110,10 +123,15 @@ static void set_params(const struct lower *lo, struct op *op, int layer, int src
         op->p.scale.f = op->w[0] ? 1.0f : hp->residual_scale;
         break;
     case OP_ROPE:
-        op->p.rope = (struct op_rope){.n_head = src_width / hp->head_dim_k,
+        op->p.rope = (struct op_rope){.n_head = is_in_place ? src_width / hp->head_dim_k : lo->m->layers[layer].n_head,
                                       .head_dim = hp->head_dim_k,
                                       .n_rot = hp->n_rot,
-                                      .neox = hp->rope_neox};
+                                      .neox = hp->rope_neox,
+                                      .at_end = hp->n_lora_kv > 0,
+                                      .from_one = a->src[0] == ARCH_LATENT && !is_in_place};
+        break;
+    case OP_MATMUL_HEADS:
+        op->p.heads = (struct op_heads){lo->m->layers[layer].n_head, a->src[0] == ARCH_LATENT};
         break;
     case OP_KV_APPEND:
     case OP_ATTENTION:
@@ -132,7 +150,9 @@ static void set_params(const struct lower *lo, struct op *op, int layer, int src
                                         .k = hp->n_expert_used,
                                         .fn = hp->route_fn,
                                         .normalize = hp->route_normalize,
-                                        .scale = hp->route_scale};
+                                        .scale = hp->route_scale,
+                                        .n_group = hp->n_group,
+                                        .n_group_used = hp->n_group_used};
         break;
     case OP_MOE:
         op->p.moe = (struct op_moe){.k = hp->n_expert_used, .act = hp->act};
@@ -164,7 +184,7 @@ static int lower_op(struct lower *lo, const struct arch_op *a, int layer, enum o
         if (w >= 0)
             op->w[i] = &p->weights[w], op->n_w = i + 1;
     }
-    set_params(lo, op, layer, src_width);
+    set_params(lo, a, op, layer, src_width);
     for (int i = 0; i < OP_MAX_IO && a->dst[i] != ARCH_NONE; i++) {
         if (a->kind != OP_EMBED && a->kind != OP_ROPE_TABLE)
             lo->width[a->dst[i]] = dst_width(lo, a, i, src_width, op->w[i], layer);

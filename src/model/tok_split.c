@@ -28,6 +28,10 @@
 #define CASED(contraction, digits)                                                                                     \
     "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" contraction "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" contraction \
     "|" digits "| ?" NOT_WORD "+[\\r\\n/]*|" LINES "|" REST
+/* The same, but for Chinese letters, which have no case, and stay together. */
+#define BUT_HAN(set) "(?:(?!\\p{sc:Han})" set ")"
+#define UPPER_BUT_HAN BUT_HAN(UPPER)
+#define LOWER_BUT_HAN BUT_HAN(LOWER)
 /* Chinese, and what DeepSeek's first tokenizers took along with it. */
 #define CJK_WIDE "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+"
 /* Letters with case, as DeepSeek LLM lists them (an older Unicode's; newer letters are not in it). */
@@ -59,6 +63,11 @@ static const struct tok_split split_qwen35 = {
               "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES "|" REST},
 };
 static const struct tok_split split_gpt4o = {.regex = {CASED("(?:" CONTRACTION ")?", "\\p{N}{1,3}")}};
+static const struct tok_split split_kimi = {
+    .regex = {"\\p{sc:Han}+|[^\\r\\n\\p{L}\\p{N}]?" UPPER_BUT_HAN "*" LOWER_BUT_HAN "+(?:" CONTRACTION
+              ")?|[^\\r\\n\\p{L}\\p{N}]?" UPPER_BUT_HAN "+" LOWER_BUT_HAN "*(?:" CONTRACTION
+              ")?|\\p{N}{1,3}| ?" NOT_WORD "+[\\r\\n]*|" LINES "|" REST},
+};
 static const struct tok_split split_tekken = {.regex = {CASED("", "\\p{N}")}, .whole_words = true, .add_bos = true};
 static const struct tok_split split_deepseek_llm = {
     /* (?<!space) keeps the fifth from looking at every start inside a long run of spaces */
@@ -136,6 +145,7 @@ static const struct {
     {"kanana2", &split_gpt4o},
     {"minimax-m2", &split_gpt4o},
     {"tekken", &split_tekken},
+    {"kimi-k2", &split_kimi},
     {"deepseek-llm", &split_deepseek_llm},
     {"deepseek-coder", &split_deepseek_coder},
     {"deepseek-v3", &split_deepseek3},

@@ -58,6 +58,11 @@ double cost_read_s(const struct machine *m, const struct plan *p, double expert_
     return n * expert_bytes / machine_disk_at(m, expert_bytes / N_MATRICES, reads);
 }
 
+int cost_n_matrices(const struct op *op)
+{
+    return op->kind == OP_MATMUL ? 1 : op->kind == OP_MATMUL_HEADS ? op->p.heads.n_head : 0;
+}
+
 double cost_op_units(const struct op *op, double n_rows, double pos)
 {
     const struct op_attn *a = &op->p.attn;
@@ -70,7 +75,7 @@ double cost_op_units(const struct op *op, double n_rows, double pos)
             keys = a->window;
         return n_rows * keys * a->n_head * (a->head_dim_k + a->head_dim_v);
     case OP_KV_APPEND:
-        return n_rows * a->n_head_kv * (a->head_dim_k + a->head_dim_v);
+        return n_rows * a->n_head_kv * (a->head_dim_k + (a->v_in_k ? 0 : a->head_dim_v));
     case OP_MOE:
         return n_rows * op->p.moe.k * (double)(op->w[0]->ne[0] + op->w[0]->ne[1]);
     case OP_COMBINE:
@@ -88,8 +93,8 @@ static double op_s(const struct cost_args *a, const struct op *op, double n_rows
     const struct machine *m = a->machine;
     const struct machine_op *k = &m->ops[op->kind];
 
-    if (op->kind == OP_MATMUL)
-        return k->op_s;
+    if (cost_n_matrices(op))
+        return m->ops[OP_MATMUL].op_s;
     if (k->op_s <= 0 && k->unit_s <= 0)
         k = &m->ops[OP_ADD];
     return k->op_s +
@@ -276,11 +281,11 @@ static int add_op(const struct cost_args *a, const struct op *op, const struct c
         return 0;
     }
     double s = op_s(a, op, n_rows);
-    for (int i = 0; i < op->n_w && op->kind == OP_MATMUL; i++) {
+    for (int i = 0; i < op->n_w && cost_n_matrices(op); i++) {
         double w_s = cost_matmul_s(a->machine, (int)a->plan->n_threads, op->w[i], n_rows);
         if (w_s < 0)
             return -1;
-        s += w_s;
+        s += cost_n_matrices(op) * w_s;
     }
     out->dense_s += s;
     out->s += s;

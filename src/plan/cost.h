@@ -18,6 +18,9 @@ extern "C" {
  * Negative: the kernel's rate is not known. */
 double cost_matmul_s(const struct machine *m, int n_threads, const struct tensor *w, double n_rows);
 
+/* Matrices of each of an op's weights that all its rows are multiplied with; 0: of none. Experts do not count. */
+int cost_n_matrices(const struct op *op);
+
 /* What an op's own time grows with: elements of its result; query-key elements of attention, for rows that follow `pos` others. */
 double cost_op_units(const struct op *op, double n_rows, double pos);
 

@@ -320,7 +320,7 @@ static void row_values(const struct model *m, struct model_span span, double pos
     *qkv = *states = *units = 0;
     for (int i = span.first; i < span.end; i++) {
         const struct model_layer *l = &m->layers[i];
-        *qkv += l->n_head * dim_k + l->n_head_kv * (dim_k + dim_v);
+        *qkv += l->n_head * dim_k + l->n_head_kv * (dim_k + (m->hp.kv_is_latent ? 0 : dim_v));
         *states += n_segments * l->n_head * (dim_v + 2);
         *units += pos * l->n_head * (dim_k + dim_v);
     }

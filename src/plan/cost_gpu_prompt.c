@@ -77,10 +77,10 @@ static double gpu_op_s(const struct prompt *a, const struct op *op)
 
     if (op->kind == OP_ATTENTION)
         return cost_op_units(op, n_rows, a->pos) * a->m->gpu_prompt.attn_unit_s;
-    if (op->kind != OP_MATMUL)
+    if (!cost_n_matrices(op))
         return n_rows * row_bytes(op) / a->m->gpu_bytes_per_s;
     for (int i = 0; i < op->n_w; i++)
-        s += product_s(a->m, op->w[i], n_rows);
+        s += cost_n_matrices(op) * product_s(a->m, op->w[i], n_rows);
     return s;
 }
 
@@ -167,8 +167,8 @@ static double lifted_s(const struct prompt *a)
     for (int i = 0; i < a->before->n_ops; i++) {
         const struct op *op = &a->before->ops[i];
         bool is_host = op->kind == OP_EMBED || op->kind == OP_KV_APPEND || op->kind == OP_ATTENTION;
-        for (int k = 0; op->kind == OP_MATMUL && k < op->n_w; k++)
-            up_bytes += weight_bytes(op->w[k]);
+        for (int k = 0; cost_n_matrices(op) && k < op->n_w; k++)
+            up_bytes += cost_n_matrices(op) * weight_bytes(op->w[k]);
         if (is_host)
             s += m->ops[op->kind].op_s + m->ops[op->kind].unit_s * cost_op_units(op, a->n_rows, a->pos) +
                  a->n_rows * row_bytes(op) / m->pcie_bytes_per_s;
@@ -236,7 +236,7 @@ static bool knows_products(const struct machine *m, const struct program *progra
 {
     for (int i = 0; i < program->n_ops; i++) {
         const struct op *op = &program->ops[i];
-        int n_w = op->kind == OP_MATMUL ? op->n_w : op->kind == OP_MOE ? N_MATRICES : 0;
+        int n_w = cost_n_matrices(op) ? op->n_w : op->kind == OP_MOE ? N_MATRICES : 0;
         for (int k = 0; k < n_w; k++)
             if (rates_of(m, op->w[k])->many_ops_per_s <= 0 || rates_of(m, op->w[k])->few_ops_per_s <= 0)
                 return false;
@@ -249,7 +249,7 @@ static bool knows_host(const struct prompt *a, const struct program *program, bo
 {
     for (int i = 0; i < program->n_ops; i++) {
         const struct op *op = &program->ops[i];
-        int n_w = op->kind == OP_MOE ? N_MATRICES : op->kind == OP_MATMUL && !only_experts ? op->n_w : 0;
+        int n_w = op->kind == OP_MOE ? N_MATRICES : cost_n_matrices(op) && !only_experts ? op->n_w : 0;
         for (int k = 0; k < n_w; k++)
             if (cost_matmul_s(a->m, (int)a->p->n_threads, op->w[k], 1) < 0)
                 return false;

@@ -441,7 +441,8 @@ static uint32_t stage_rows(const struct plan_in *in)
     if (machine->pcie_bytes_per_s <= 0 || unit_s <= 0)
         return DEFAULT_STAGE_ROWS;
     double values = (double)m->hp.head_dim_k + m->hp.head_dim_v;
-    double up_s = m->layers[0].n_head_kv * values * 2 / machine->pcie_bytes_per_s; /* F16; Q8_0 is half of it */
+    double up_values = m->hp.kv_is_latent ? m->hp.head_dim_k : values;
+    double up_s = m->layers[0].n_head_kv * up_values * 2 / machine->pcie_bytes_per_s; /* F16; Q8_0 is half of it */
     double rows = up_s / (m->layers[0].n_head * values * unit_s);
     return rows < LEAST_STAGE_ROWS ? LEAST_STAGE_ROWS : rows < INT32_MAX ? (uint32_t)rows : INT32_MAX;
 }

@@ -23,7 +23,7 @@ struct attn_job {
     struct attn *a;
     struct rows rows; /* (n) of the step's; seqs is set for each run */
     int group, n_segments;
-    struct tensor q, k, v, out, states, sums; /* on the device */
+    struct tensor q, k, v, out, states, sums; /* on the device; v: where the op has one */
     struct tensor host_q, host_k, host_v, host_states;
     struct op append, attend, fold, merge; /* on the device: the program's two, and ATTN_STATES, ATTN_MERGE */
     struct op host_append, host_fold;
@@ -113,7 +113,8 @@ static void make_tensors(struct attn_job *j, const struct op *ops, int first)
     const int64_t state_len = (int64_t)p->n_head * (p->head_dim_v + 2);
 
     j->k = rows_of(ops[0].src[0], first, j->rows.n);
-    j->v = rows_of(ops[0].src[1], first, j->rows.n);
+    if (ops[0].src[1])
+        j->v = rows_of(ops[0].src[1], first, j->rows.n);
     j->q = rows_of(ops[1].src[0], first, j->rows.n);
     j->out = rows_of(ops[1].dst[0], first, j->rows.n);
     j->states = tensor_make(QUANT_F32, state_len, a->shape.n_places, 1, a->dev_memory + a->shape.states_off);
@@ -149,13 +150,13 @@ static void job_make(struct attn_job *j, struct attn *a, const struct op *ops, c
     }
     make_tensors(j, ops, first);
     j->append = op_of(&ops[0], OP_KV_APPEND, NULL, &j->k);
-    j->append.src[1] = &j->v;
+    j->append.src[1] = ops[0].src[1] ? &j->v : NULL;
     j->attend = op_of(&ops[1], OP_ATTENTION, &j->out, &j->q);
     j->fold = op_of(&ops[1], OP_ATTN_STATES, &j->states, &j->q);
     j->merge = op_of(&ops[1], OP_ATTN_MERGE, &j->out, &j->states);
     j->merge.dst[1] = &j->sums;
     j->host_append = op_of(&ops[0], OP_KV_APPEND, NULL, &j->host_k);
-    j->host_append.src[1] = &j->host_v;
+    j->host_append.src[1] = ops[0].src[1] ? &j->host_v : NULL;
     j->host_append.p.attn.is_part = true;
     j->host_fold = op_of(&ops[1], OP_ATTN_STATES, &j->host_states, &j->host_q);
 }
@@ -198,7 +199,7 @@ static int fetch(struct attn_job *j, const struct tensor *host, const struct ten
 static int fetch_kv(struct attn_job *j)
 {
     int rc = fetch(j, &j->host_k, &j->k);
-    return rc ? rc : fetch(j, &j->host_v, &j->v);
+    return rc || !j->append.src[1] ? rc : fetch(j, &j->host_v, &j->v);
 }
 
 static bool is_on_host(const struct attn_job *j, int i, int64_t page)

@@ -44,7 +44,7 @@ static int bind_weights(struct lift *l)
 
     for (int i = 0; i < l->program->n_ops && rc == 0; i++) {
         const struct op *op = &l->program->ops[i];
-        if (op->kind != OP_MATMUL) {
+        if (!lift_shape_is_product(op)) {
             rc = place(l, op, &small_off, true);
             continue;
         }
@@ -205,6 +205,8 @@ static int fetch(struct lift *l, const struct op *here, const struct op *there, 
     int rc = 0;
 
     for (int i = 0; i < 3 && rc == 0; i++) {
+        if (!t[i]) /* values are part of keys */
+            continue;
         uint64_t bytes = t[i]->stride[1] * (uint64_t)n;
         rc = l->dev->ops->fetch(l->dev, host[i]->data, t[i]->data, bytes);
         event.bytes += bytes;
@@ -236,7 +238,7 @@ static int attend(struct lift *l, int i, const struct rows *rows)
 
 static bool is_plain(const struct op *op)
 {
-    return op->kind != OP_MATMUL && op->kind != OP_KV_APPEND;
+    return !lift_shape_is_product(op) && op->kind != OP_KV_APPEND;
 }
 
 /* Ops from i on that nothing has to be done for. */
@@ -280,7 +282,7 @@ int lift_run(struct lift *l, const struct rows *rows, const int *cancel)
         n = 1;
         if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED)) {
             rc = err(ERR_CANCEL, "stopped in layer %d", p->ops[i].layer);
-        } else if (p->ops[i].kind == OP_MATMUL) {
+        } else if (lift_shape_is_product(&p->ops[i])) {
             rc = run_product(l, product++, rows);
         } else if (p->ops[i].kind == OP_KV_APPEND) {
             n = 2;

@@ -101,7 +101,7 @@ static int check_ends(const struct store *s)
         const struct weight *w = &s->model->weights[i];
         if (w->file < 0 || w->file >= s->n_files)
             return err(ERR_FORMAT, "%s lies in file %d of %d", w->name, w->file, s->n_files);
-        uint64_t bytes = layout_weight_bytes(w), file_bytes = file_identity(s->files[w->file])->bytes;
+        uint64_t bytes = tensor_bytes(&w->t), file_bytes = file_identity(s->files[w->file])->bytes;
         if (bytes > file_bytes || w->off > file_bytes - bytes)
             return err(ERR_IO, "%s: %s takes %" PRIu64 " bytes at offset %" PRIu64 ", the file ends at %" PRIu64,
                        file_path(s->files[w->file]), w->name, bytes, w->off, file_bytes);

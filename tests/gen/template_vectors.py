@@ -13,7 +13,8 @@ KEEP = ["CohereForAI-c4ai-command-r7b-12-2024-tool_use", "GLM-4.6", "HuggingFace
         "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-V3.1", "google-gemma-2-2b-it",
         "ibm-granite-granite-3.3-2B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "microsoft-Phi-3.5-mini-instruct",
         "mistralai-Mistral-Nemo-Instruct-2407", "moonshotai-Kimi-K2", "openai-gpt-oss-120b", "NVIDIA-Nemotron-Nano-v2", "ByteDance-Seed-OSS",
-        "LFM2.5-8B-A1B", "MiniMax-M2", "Reka-Edge"]
+        "LFM2.5-8B-A1B", "MiniMax-M2", "Reka-Edge", "deepseek-ai-DeepSeek-V3.2", "llama-cpp-deepseek-r1", "GLM-4.7-Flash",
+        "Kimi-K2-Instruct", "Kimi-K2-Thinking", "GigaChat3-10B-A1.8B"]
 
 m = lambda *rows: [{"role": r, "content": c} for r, c in rows]
 CONVERSATIONS = [

@@ -4,7 +4,7 @@
 PEER_MODELS is the folder of ggml-vocab-*.gguf with their .inp and .out files (inside the llama-cpp-python sdist). The ids come from
   * the .out files, which llama.cpp's authors made with each model's own tokenizer;
   * llama.cpp itself (python module llama_cpp), for more texts, for special tokens, and for splits that no file there uses;
-  * the Hugging Face `tokenizers` package, for the splits of gpt-4o and tekken, which llama.cpp only approximates.
+  * the Hugging Face `tokenizers` package, for the splits of gpt-4o, tekken and kimi-k2, which llama.cpp only approximates.
 A vocabulary is cut down to the tokens and merges that its texts can reach (those whose spelling occurs in a text) and renumbered in
 the old order, so that every choice stays what it was. Needs: llama_cpp, tokenizers, gguf.
 """
@@ -18,13 +18,17 @@ KINDS = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llam
 BORROWED = {  # splits shown on the vocabulary of gpt-2
     "llama": ["default", None, "smollm", "glm4", "chatglm-bpe", "deepseek-v3", "llama3", "qwen2", "qwen35", "falcon", "starcoder",
               "command-r", "mpt", "refact", "bailingmoe", "seed-coder", "dbrx", "stablelm2"],
-    "hf": ["gpt-4o", "llama4", "tekken"],
+    "hf": ["gpt-4o", "llama4", "tekken", "kimi-k2"],
 }
 CASED = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
          r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
          r"\s+(?!\S)|\s+")
 C = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-HF_REGEX = {"gpt-4o": CASED % (C, C, r"\p{N}{1,3}"), "llama4": CASED % (C, C, r"\p{N}{1,3}"), "tekken": CASED % ("", "", r"\p{N}")}
+UPPER, LOWER = (r"[%s\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]" % kind for kind in (r"\p{Lu}\p{Lt}", r"\p{Ll}"))
+KIMI = (r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?" + UPPER + "*" + LOWER + "+" + C + r"|[^\r\n\p{L}\p{N}]?" + UPPER + "+" + LOWER + "*" + C +
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+HF_REGEX = {"gpt-4o": CASED % (C, C, r"\p{N}{1,3}"), "llama4": CASED % (C, C, r"\p{N}{1,3}"), "tekken": CASED % ("", "", r"\p{N}"),
+            "kimi-k2": KIMI}
 
 TEXTS = [
     "", " ", "  ", "\n", "\t\n", " \n \n", "a", "'", "It's we'Re I'LL they've 'D x'ſ",

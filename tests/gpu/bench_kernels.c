@@ -562,7 +562,7 @@ static int bench_attention(struct bench *b, enum quant_type kv_type, int n, int 
     double s = 0;
     char what[64];
 
-    t.a.tile_rows = cu_attn_tile_rows(&t.a.p);
+    t.a.tile_rows = cu_attn_tile_rows(&t.a.p, 0);
     int rc = place_rows(b, &at, n, n_pos, &t.a);
     if (!rc)
         rc = place_pages(b, at, n_pages, 2 * half_bytes, &t);

@@ -7,7 +7,7 @@ IDS is 1,2,3 or @FILE with ids apart by commas or spaces. Weights are dequantize
 float32 (sums of squares in norms float64). No cache and no tiles: all positions of a layer at once. OUT holds
 float32 (n_tok, n_vocab), row-major. --kv f16 rounds keys and values to half precision, as engines with such a cache do.
 
-Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss, dots1, glm4moe. What they are
+Families: llama (dense and Mixtral's experts), qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3, gpt-oss, dots1, glm4moe, deepseek2, bailingmoe2. What they are
 follows their papers and model cards; which optional tensors a family's files may carry follows llama.cpp.
 """
 import argparse
@@ -40,6 +40,8 @@ FAMILIES = {
     "hunyuan-moe": dict(rope="neox", act="silu", rope_first=True, gates_sum_to_1=True),
     "seed_oss": dict(rope="neox", act="silu", ffn_norm="post_attention_norm"),
     "smollm3": dict(rope="norm", act="silu", unrotated_period=4),
+    "bailingmoe2": dict(rope="neox", act="silu", router="sigmoid"),
+    "deepseek2": dict(rope="norm", act="silu"),
     "qwen2vl": dict(rope="neox", act="silu"),
     "qwen3vl": dict(rope="neox", act="silu"),
     "qwen3vlmoe": dict(rope="neox", act="silu", gates_sum_to_1=True),
@@ -146,7 +148,8 @@ class Model:
             high = min(n_rot - 1.0, np.ceil(turns_at(self.key("rope.scaling.yarn_beta_slow", 1.0))))
             keep = 1 - np.clip((i - low) / max(0.001, high - low), 0, 1)
             theta = theta * (shrink * (1 - keep) + keep)
-            scale = scale * (1.0 + 0.1 * np.log(1.0 / shrink))
+            if not self.key("rope.scaling.yarn_log_multiplier", 0.0):
+                scale = scale * (1.0 + 0.1 * np.log(1.0 / shrink))
         else:
             theta = theta * shrink
         return (np.cos(theta) * scale).astype(F32), (np.sin(theta) * scale).astype(F32)
@@ -163,13 +166,58 @@ class Model:
         return y
 
     # ---- blocks ----
+    def latent_attention(self, x, layer, kv_type):
+        """arXiv 2405.04434, section 2.1, head by head. What a cache would hold is rounded: the latent, or what heads make of it."""
+        blk = "blk.%d.attn_" % layer
+        n_tok, n_head = x.shape[0], self.key("attention.head_count", layer=layer)
+        rank, n_rot = self.key("attention.kv_lora_rank"), self.key("rope.dimension_count")
+        is_latent = bool(self.key("attention.key_length_mla", 0))
+        table = self.rope_table(layer, n_tok, n_rot)
+        kept = (lambda y: y.astype(np.float16).astype(F32)) if kv_type == "f16" else lambda y: y
+        if self.has(blk + "q_a.weight"):
+            q = self.linear(self.norm(self.linear(x, blk + "q_a"), blk + "q_a_norm.weight"), blk + "q_b")
+        else:
+            q = self.linear(x, blk + "q")
+        q = q.reshape(n_tok, n_head, -1)
+        nope = q.shape[2] - n_rot
+        q[..., nope:] = self.rope(q[..., nope:], table)
+        both = self.linear(x, blk + "kv_a_mqa")
+        latent = self.norm(both[:, :rank], blk + "kv_a_norm.weight")
+        k_rot = kept(self.rope(both[:, None, rank:], table)[:, 0])
+        if is_latent:
+            latent = kept(latent)
+            k_b, v_b = self.weight(blk + "k_b.weight"), self.weight(blk + "v_b.weight")  # (head, rank, nope), (head, o, rank)
+            k = np.stack([latent @ k_b[h] for h in range(n_head)], axis=1)
+            v = np.stack([latent @ v_b[h].T for h in range(n_head)], axis=1)
+        else:
+            kv = self.linear(latent, blk + "kv_b").reshape(n_tok, n_head, -1)
+            k, v = kept(kv[..., :nope]), kept(kv[..., nope:])
+        # YaRN: arXiv 2309.00071 scales cos and sin; here q.k alone is scaled, or both, as llama.cpp does
+        shrink_log = np.log(self.key("rope.scaling.factor", 1.0) or 1.0)
+        log_mul = self.key("rope.scaling.yarn_log_multiplier", 0.0) * 10
+        mscale = (1 + 0.1 * log_mul * shrink_log) * (1 if log_mul else 1 + 0.1 * shrink_log)
+        scale = F32(mscale * mscale / np.sqrt(nope + n_rot))
+        hidden = np.arange(n_tok)[None, :] > np.arange(n_tok)[:, None]
+        out = np.empty((n_tok, n_head, v.shape[2]), F32)
+        for head in range(n_head):
+            s = (q[:, head, :nope] @ k[:, head].T + q[:, head, nope:] @ k_rot.T) * scale
+            s[hidden] = -np.inf
+            out[:, head] = softmax(s) @ v[:, head]
+        return self.linear(out.reshape(n_tok, -1), blk + "output")
+
     def attention(self, x, layer, kv_type):
+        if self.key("attention.kv_lora_rank"):
+            return self.latent_attention(x, layer, kv_type)
         blk = "blk.%d." % layer
         n_tok = x.shape[0]
         n_head = self.key("attention.head_count", layer=layer)
         n_kv = self.key("attention.head_count_kv", n_head, layer=layer)
         dim = self.key("attention.key_length", self.n_embd // n_head)
-        q, k, v = (self.linear(x, blk + "attn_" + c) for c in "qkv")
+        if self.has(blk + "attn_qkv.weight"):
+            qkv = self.linear(x, blk + "attn_qkv")
+            q, k, v = np.split(qkv, (n_head * dim, (n_head + n_kv) * dim), axis=1)
+        else:
+            q, k, v = (self.linear(x, blk + "attn_" + c) for c in "qkv")
 
         def headed(y, n, norm_name):
             name = blk + norm_name + ".weight"
@@ -222,9 +270,17 @@ class Model:
         blk = "blk.%d.ffn_" % layer
         n_used = self.key("expert_used_count")
         logit = self.linear(x, blk + "gate_inp", ("bias",))
-        prob = F32(1) / (F32(1) + np.exp(-logit)) if self.family.get("router") == "sigmoid" else softmax(logit)
+        is_sigmoid = self.key("expert_gating_func", 2 if self.family.get("router") == "sigmoid" else 1) == 2
+        prob = F32(1) / (F32(1) + np.exp(-logit)) if is_sigmoid else softmax(logit)
         select = "blk.%d.exp_probs_b.bias" % layer
         score = prob + self.weight(select) if self.has(select) else prob
+        n_group = self.key("expert_group_count", 0)
+        if n_group > 1:  # arXiv 2412.19437: the groups whose two best experts sum to most
+            by_group = np.sort(score.reshape(len(score), n_group, -1), axis=2)
+            away = np.argsort(-by_group[:, :, -2:].sum(axis=2), axis=1, kind="stable")[:, self.key("expert_group_used_count"):]
+            score = score.reshape(by_group.shape).copy()
+            np.put_along_axis(score, away[:, :, None], -np.inf, axis=1)
+            score = score.reshape(prob.shape)
         chosen = np.argsort(-score, axis=1, kind="stable")[:, :n_used]
         gate = np.take_along_axis(prob, chosen, 1)
         if self.family.get("gates_sum_to_1", self.key("expert_weights_norm", False)):
