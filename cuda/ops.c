@@ -112,6 +112,13 @@ bool ops_can(const struct op *op)
     case OP_ATTENTION:
     case OP_ATTN_STATES:
         return cu_attn_tile_rows(&op->p.attn) > 0;
+    case OP_GATE:
+        return op->src[1]->ne[0] == 1;
+    case OP_SPLIT:
+    case OP_L2_NORM:
+    case OP_CONV:
+    case OP_DELTA_NET:
+        return false;
     default:
         return true;
     }

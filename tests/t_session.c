@@ -22,10 +22,10 @@ enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
 
 /* The float reference does not know the last two. */
 static const char *const families[] = {
-    "llama",      "llama-linear", "llama-scaled", "llama-yarn",    "mixtral",     "qwen2",    "qwen3",
-    "qwen3moe",   "olmoe",        "gemma2",       "gemma3",        "gpt-oss",     "dots1",    "glm4moe",
-    "minimax-m2", "ernie4_5",     "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "seed_oss", "smollm3",
-    "qwen2vl",    "qwen3vl",      "qwen3vlmoe",   "qwen2moe",      "granite"};
+    "llama",        "llama-linear",  "llama-scaled", "llama-yarn", "mixtral",  "qwen2",   "qwen3",      "qwen3moe",
+    "olmoe",        "gemma2",        "gemma3",       "gpt-oss",    "dots1",    "glm4moe", "minimax-m2", "ernie4_5",
+    "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",  "seed_oss",   "smollm3",  "qwen2vl", "qwen3vl",    "qwen3vlmoe",
+    "qwen3next",    "qwen3next-in",  "qwen35",       "qwen35moe",  "qwen2moe", "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 2 };
 
 static int32_t ids[N_TOK];
@@ -130,7 +130,7 @@ END_TEST
 
 /* ---- no bit depends on ... ---- */
 
-static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn"};
+static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn", "qwen3next", "qwen35moe"};
 enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 
 static void must_equal(const float *a, const float *b, const char *model, const char *what)

@@ -43,6 +43,12 @@ static inline uint64_t model_matrix_bytes(const struct weight *w)
     return (uint64_t)w->t.ne[1] * w->t.stride[1];
 }
 
+/* Heads of recurrent layers (gated delta nets); zeros: there are no such layers. */
+struct model_delta {
+    int n_head_k, n_head_v, head_dim_k, head_dim_v;
+    int n_conv; /* positions that the convolution before them looks at */
+};
+
 /* Facts of a whole model, from metadata; all checked to be in range. */
 struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
@@ -64,11 +70,13 @@ struct hparams {
     bool route_normalize;
     float route_scale;
     enum op_act act;
+    struct model_delta delta;
 };
 
 struct model_layer {
     int n_head, n_head_kv, n_ff;
     int window;        /* 0: full attention */
+    bool is_recurrent; /* it keeps a record of a sequence (device.h), no keys and values */
     bool is_unrotated; /* its q and k stay as they are, whatever their positions */
     int w[ROLE_N];     /* index into model.weights, -1: the layer has none */
 };
@@ -141,11 +149,22 @@ struct kv_shape {
     uint64_t page_bytes[DEVICE_MAX_GROUPS];
     int window[DEVICE_MAX_GROUPS];   /* 0: full */
     bool on_host[DEVICE_MAX_GROUPS]; /* its pages lie in the host's memory, whatever a device has */
+    /* A record of a sequence, of the device's recurrent layers and of the host's before them; 0: there are none. */
+    uint64_t record_bytes, host_record_bytes;
 };
 /* Fill out, and p->group, k_off, v_off of each layer's op_attn where p (n_layer) is not NULL. Layers before first_layer are the host's.
  * ERR_UNSUPPORTED for a head size that the type cannot hold. */
 int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
                    struct op_attn *p);
+
+/* Where a recurrent layer's part of its side's record begins: what CONV keeps, then, model_kv_conv_bytes() further on, DELTA_NET's. */
+uint64_t model_kv_record_off(const struct model *m, int layer, int first_layer);
+uint64_t model_kv_conv_bytes(const struct model *m);
+/* Bytes of a recurrent layer's part. */
+uint64_t model_kv_record_bytes(const struct model *m);
+
+/* Records for n_seq sequences: of each one that counts, one that a step writes to, and one to come back to. */
+int64_t model_kv_records(int64_t n_seq);
 
 /* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
 int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);

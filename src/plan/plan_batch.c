@@ -110,7 +110,7 @@ static int predict(const struct plan_in *in, const struct plan *p, uint32_t seq_
     double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
     double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
 
-    at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes;
+    at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes + p->record_bytes + p->gpu.record_bytes;
     at->slot_bytes = p->expert_bytes;
     at->expert_bytes = (uint64_t)experts;
     at->missed_bytes = (uint64_t)(experts * missing);
