@@ -108,7 +108,8 @@ static const struct {
     {"qwen3moe", 1, true},    {"qwen3moe-fused", 1, false}, {"mixtral", 1, false},      {"dots1", 1, true},
     {"olmoe", 1, true},       {"gpt-oss", 1, true},         {"gpt-oss-mxfp4", 2, true}, {"glm4moe", 1, true},
     {"minimax-m2", 1, true},  {"ernie4_5", 1, false},       {"ernie4_5-moe", 1, true},  {"hunyuan-dense", 1, false},
-    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false},      {"qwen3vlmoe", 1, true}};
+    {"hunyuan-moe", 1, true}, {"seed_oss", 1, false},       {"smollm3", 1, false},      {"qwen3vlmoe", 1, true},
+    {"qwen3next", 1, true},   {"qwen3next", 3, true},       {"qwen35", 2, false},       {"qwen35moe", 2, true}};
 enum { N_SPLITS = sizeof splits / sizeof *splits };
 
 START_TEST(layers_on_the_cpu_change_bits)
@@ -492,7 +493,8 @@ START_TEST(memory_is_not_what_the_plan_says)
     json_t *plan = json_loads(text, 0, NULL), *bytes = json_object_get(plan, "bytes");
     ck_assert_uint_eq(mem_live_bytes(MEM_WEIGHTS), (uint64_t)json_integer_value(json_object_get(bytes, "dense")) +
                                                        (uint64_t)json_integer_value(json_object_get(bytes, "expert")));
-    ck_assert_int_gt(json_integer_value(json_object_get(bytes, "kv")), 0);
+    ck_assert_int_gt(
+        json_integer_value(json_object_get(bytes, "kv")) + json_integer_value(json_object_get(bytes, "recurrent")), 0);
     json_decref(plan);
     ferry_free(text);
     ferry_engine_close(e);

@@ -11,9 +11,10 @@
 #include <unistd.h>
 
 static const char *const models[] = {
-    "llama",         "mixed",       "gemma2",   "gemma3",        "qwen3",   "qwen2moe",   "qwen3moe",  "mixtral",
-    "dots1",         "olmoe",       "gpt-oss",  "gpt-oss-mxfp4", "glm4moe", "minimax-m2", "ernie4_5",  "ernie4_5-moe",
-    "hunyuan-dense", "hunyuan-moe", "seed_oss", "smollm3",       "qwen2vl", "qwen3vl",    "qwen3vlmoe"};
+    "llama",    "mixed",        "gemma2",        "gemma3",       "qwen3",         "qwen2moe", "qwen3moe",
+    "mixtral",  "dots1",        "olmoe",         "gpt-oss",      "gpt-oss-mxfp4", "glm4moe",  "minimax-m2",
+    "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",  "seed_oss",      "smollm3",  "qwen2vl",
+    "qwen3vl",  "qwen3vlmoe",   "qwen3next",     "qwen3next-in", "qwen35",        "qwen35moe"};
 enum { N_MODELS = sizeof models / sizeof *models };
 
 START_TEST(logits_differ_from_the_cpus)
@@ -95,9 +96,10 @@ END_TEST
 
 /* ---- experts on both sides ---- */
 
-static const char *const moe_models[] = {"qwen2moe",   "qwen3moe",     "qwen3moe-fused", "mixtral",       "dots1",
-                                         "olmoe",      "mixed",        "gpt-oss",        "gpt-oss-mxfp4", "glm4moe",
-                                         "minimax-m2", "ernie4_5-moe", "hunyuan-moe",    "qwen3vlmoe"};
+static const char *const moe_models[] = {"qwen2moe",      "qwen3moe",   "qwen3moe-fused", "mixtral",
+                                         "dots1",         "olmoe",      "mixed",          "gpt-oss",
+                                         "gpt-oss-mxfp4", "glm4moe",    "minimax-m2",     "ernie4_5-moe",
+                                         "hunyuan-moe",   "qwen3vlmoe", "qwen3next",      "qwen35moe"};
 enum { N_MOE_MODELS = sizeof moe_models / sizeof *moe_models, N_SPLITS = 4 };
 
 START_TEST(split_of_experts_changes_bits)

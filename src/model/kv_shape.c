@@ -59,9 +59,9 @@ uint64_t model_kv_record_off(const struct model *m, int layer, int first_layer)
     return off;
 }
 
-int64_t model_kv_records(int64_t n_seq)
+int64_t model_kv_records(int64_t n_seq, bool is_pool)
 {
-    return 3 * n_seq;
+    return is_pool ? 2 * n_seq + n_seq / 4 + 1 : 3 * n_seq;
 }
 
 int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,

@@ -112,6 +112,12 @@ int model_open(const char *path, const struct file_ops *ops, struct model **out)
 int model_open_head(const char *path, const struct file_ops *ops, struct model **out);
 void model_close(struct model *m); /* takes NULL */
 
+/* Are some of its layers recurrent? */
+static inline bool model_has_records(const struct model *m)
+{
+    return m->hp.delta.n_conv > 0;
+}
+
 const char *model_arch(const struct model *m); /* the family's name */
 
 /* Divide the frequencies of full-attention layers by rope_freqs.weight's factors (n_rot/2), which the store has read. Once,
@@ -163,8 +169,9 @@ uint64_t model_kv_conv_bytes(const struct model *m);
 /* Bytes of a recurrent layer's part. */
 uint64_t model_kv_record_bytes(const struct model *m);
 
-/* Records for n_seq sequences: of each one that counts, one that a step writes to, and one to come back to. */
-int64_t model_kv_records(int64_t n_seq);
+/* Records for n_seq sequences: of each one that counts and one that a step writes to; for those that share a pool some of beginnings that
+ * many have, for others one of each to come back to. */
+int64_t model_kv_records(int64_t n_seq, bool is_pool);
 
 /* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
 int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);

@@ -60,7 +60,8 @@ uint64_t plan_record_bytes(uint64_t record_bytes, const struct plan *p)
 {
     uint64_t bytes;
 
-    return size_mul((uint64_t)model_kv_records(p->n_seq), record_bytes, &bytes) && size_align(bytes, MAP_BYTES, &bytes)
+    return size_mul((uint64_t)model_kv_records(p->n_seq, p->kv_tok > 0), record_bytes, &bytes) &&
+                   size_align(bytes, MAP_BYTES, &bytes)
                ? bytes
                : UINT64_MAX;
 }

@@ -109,8 +109,8 @@ static void note_kv(const struct plan *p, char *out, size_t out_bytes)
 
 static const char *note_records(const struct plan *p, char *out, size_t out_bytes)
 {
-    snprintf(out, out_bytes, "%d records of %" PRIu32 " session%s", (int)model_kv_records(p->n_seq), p->n_seq,
-             p->n_seq == 1 ? "" : "s");
+    snprintf(out, out_bytes, "%d records of %" PRIu32 " session%s", (int)model_kv_records(p->n_seq, p->kv_tok > 0),
+             p->n_seq, p->n_seq == 1 ? "" : "s");
     return out;
 }
 
@@ -739,8 +739,9 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
         p->gpu.first_layer = (uint32_t)read_whole(r, v, "first_layer", in->model->hp.n_layer - 1);
     if (json_object_get(v, "lift_rows"))
         p->gpu.lift_rows = (uint32_t)read_whole(r, v, "lift_rows", INT32_MAX);
-    if (!r->rc && p->gpu.lift_rows && in->model->hp.n_expert)
-        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"lift_rows\" has to be 0: the model has experts");
+    if (!r->rc && p->gpu.lift_rows && (in->model->hp.n_expert || model_has_records(in->model)))
+        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"lift_rows\" has to be 0: the model has %s",
+                    in->model->hp.n_expert ? "experts" : "recurrent layers");
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);

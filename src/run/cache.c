@@ -116,19 +116,23 @@ static void lay_out(struct cache *c)
     }
 }
 
-/* The pools, near ones in the device's memory where it has its own. */
-static int take_memory(struct cache *c)
+/* The pools and records, near ones in the device's memory where it has its own. */
+static int take_memory(struct cache *c, const struct cache_args *args)
 {
+    uint64_t host_bytes;
     void *near = NULL, *far = NULL;
     int rc = 0;
 
+    if (!size_add(c->bytes[CACHE_NEAR], cache_record_bytes(args), &c->near_bytes) ||
+        !size_add(c->bytes[CACHE_FAR], cache_record_host_bytes(args), &host_bytes))
+        return ERR_NOMEM;
     if (c->dev)
-        rc = c->dev->ops->alloc(c->dev, c->bytes[CACHE_NEAR], &near);
-    else if (!(near = mem_map(c->bytes[CACHE_NEAR], MEM_KV)))
+        rc = c->dev->ops->alloc(c->dev, c->near_bytes, &near);
+    else if (!(near = mem_map(c->near_bytes, MEM_KV)))
         rc = ERR_NOMEM;
     c->memory[CACHE_NEAR] = near;
-    if (rc == 0 && c->bytes[CACHE_FAR])
-        rc = c->dev->ops->alloc_host(c->dev, c->bytes[CACHE_FAR], &far);
+    if (rc == 0 && host_bytes)
+        rc = c->dev->ops->alloc_host(c->dev, host_bytes, &far);
     c->memory[CACHE_FAR] = far;
     return rc;
 }
@@ -176,7 +180,7 @@ int cache_open(const struct cache_args *args, struct cache **out)
     int64_t n_pages = count_pages(c, args), n_slots = c->n_slots * c->n_groups * c->n_tables * n_sides(c);
 
     /* The pools first: where they do not fit, the tables are not taken (and cleared) in vain. */
-    if (take_memory(c) || cache_record_init(c, args) ||
+    if (take_memory(c, args) || cache_record_init(c, args) ||
         !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
         !(c->slots = mem_zalloc((size_t)n_slots, sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
@@ -205,7 +209,7 @@ void cache_close(struct cache *c)
     if (c->dev)
         c->dev->ops->release(c->dev, c->memory[CACHE_NEAR]);
     else
-        mem_unmap(c->memory[CACHE_NEAR], c->bytes[CACHE_NEAR], MEM_KV);
+        mem_unmap(c->memory[CACHE_NEAR], c->near_bytes, MEM_KV);
     mem_free(c);
 }
 

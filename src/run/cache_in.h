@@ -36,8 +36,7 @@ enum { CACHE_NO_RECORD = -1 };
 struct cache_records {
     int32_t n;                     /* 0: there are no such layers */
     uint64_t bytes[CACHE_N_SIDES]; /* of a record */
-    uint64_t memory_bytes;         /* CACHE_NEAR */
-    char *memory[CACHE_N_SIDES];   /* own, as cache.memory */
+    char *memory[CACHE_N_SIDES];   /* view into cache.memory, behind the pages; NULL: no such layers there */
     int32_t *n_ref;                /* own: (n) how many hold it */
     int32_t *free_record;          /* view, behind n_ref: (n) a stack */
     int32_t n_free;
@@ -82,7 +81,8 @@ struct cache {
     struct cache_records records;
     struct device *dev;            /* view; NULL: the near pool is host memory */
     char *memory[CACHE_N_SIDES];   /* own: (bytes); CACHE_FAR: alloc_host, NULL without one */
-    uint64_t bytes[CACHE_N_SIDES]; /* CACHE_FAR: 0: the device holds all */
+    uint64_t bytes[CACHE_N_SIDES]; /* of pages; CACHE_FAR: 0: the device holds all */
+    uint64_t near_bytes;           /* of memory[CACHE_NEAR] */
     struct cache_seq *seqs;        /* own: (n_tables) */
     void **slots;                  /* own: (n_tables, sides, n_groups, n_slots) */
     int32_t *counts;               /* own: n_ref and free_page of every pool */
@@ -146,7 +146,7 @@ static inline void cache_drop_slot(struct cache_seq *s, int group, int64_t slot)
     s->page[side][group][slot] = NULL;
 }
 
-/* cache_record.c, for cache.c, all without an effect where there are no recurrent layers. init, done: ERR_NOMEM, ERR_DEVICE. commit, with
+/* cache_record.c, for cache.c, all without an effect where there are no recurrent layers. init: with all memory there; ERR_NOMEM. commit, with
  * what the step wrote, or not. go_back: to the mark's length, or 0, before len changes. */
 int cache_record_init(struct cache *c, const struct cache_args *args);
 void cache_record_done(struct cache *c);

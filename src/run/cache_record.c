@@ -22,55 +22,37 @@ static uint64_t bytes_of(int64_t n, uint64_t record_bytes)
 
 uint64_t cache_record_bytes(const struct cache_args *args)
 {
-    return bytes_of(model_kv_records(args->n_seq), args->shape->record_bytes);
+    return bytes_of(model_kv_records(args->n_seq, args->pool_tok > 0), args->shape->record_bytes);
 }
 
 uint64_t cache_record_host_bytes(const struct cache_args *args)
 {
-    return bytes_of(model_kv_records(args->n_seq), args->shape->host_record_bytes);
+    return bytes_of(model_kv_records(args->n_seq, args->pool_tok > 0), args->shape->host_record_bytes);
 }
 
 int cache_record_init(struct cache *c, const struct cache_args *args)
 {
     struct cache_records *r = &c->records;
-    const uint64_t bytes[CACHE_N_SIDES] = {cache_record_bytes(args), cache_record_host_bytes(args)};
-    void *near = NULL, *far = NULL;
-    int rc = 0;
 
-    if (!bytes[CACHE_NEAR] && !bytes[CACHE_FAR])
-        return 0;
-    r->n = (int32_t)model_kv_records(args->n_seq);
     r->bytes[CACHE_NEAR] = args->shape->record_bytes;
     r->bytes[CACHE_FAR] = args->shape->host_record_bytes;
-    r->memory_bytes = bytes[CACHE_NEAR];
+    if (!r->bytes[CACHE_NEAR] && !r->bytes[CACHE_FAR])
+        return 0;
+    r->n = (int32_t)model_kv_records(args->n_seq, args->pool_tok > 0);
     r->n_ref = mem_zalloc(2 * (size_t)r->n, sizeof *r->n_ref, MEM_META);
     if (!r->n_ref)
         return ERR_NOMEM;
     r->free_record = r->n_ref + r->n;
     for (r->n_free = 0; r->n_free < r->n; r->n_free++)
         r->free_record[r->n_free] = r->n - 1 - r->n_free; /* the first is on top */
-    if (c->dev && bytes[CACHE_NEAR])
-        rc = c->dev->ops->alloc(c->dev, bytes[CACHE_NEAR], &near);
-    else if (bytes[CACHE_NEAR] && !(near = mem_map(bytes[CACHE_NEAR], MEM_KV)))
-        rc = ERR_NOMEM;
-    r->memory[CACHE_NEAR] = near;
-    if (rc == 0 && bytes[CACHE_FAR])
-        rc = c->dev->ops->alloc_host(c->dev, bytes[CACHE_FAR], &far);
-    r->memory[CACHE_FAR] = far;
-    return rc;
+    for (int side = 0; side < CACHE_N_SIDES; side++)
+        r->memory[side] = r->bytes[side] ? c->memory[side] + c->bytes[side] : NULL;
+    return 0;
 }
 
 void cache_record_done(struct cache *c)
 {
-    struct cache_records *r = &c->records;
-
-    if (r->memory[CACHE_FAR])
-        c->dev->ops->release_host(c->dev, r->memory[CACHE_FAR]);
-    if (c->dev)
-        c->dev->ops->release(c->dev, r->memory[CACHE_NEAR]);
-    else
-        mem_unmap(r->memory[CACHE_NEAR], r->memory_bytes, MEM_KV);
-    mem_free(r->n_ref);
+    mem_free(c->records.n_ref);
 }
 
 static void drop(struct cache_seq *s, enum cache_record which)
