@@ -59,8 +59,8 @@ cudaError_t cu_conv(const struct cu_conv_args *a, cudaStream_t stream)
 
 /* ---- DELTA_NET ---- */
 
-/* A block has some columns of a head's S in registers and walks down a sequence's rows with them: four neighbouring lanes have a column, lane c
- * rows c, c + 4, ...: its chain. q, k and what the head forgets and learns are fetched for some rows at once. */
+/* A block has some columns of a head's S in registers and walks down a sequence's rows with them: four neighbouring lanes have a column,
+ * lane c rows c, c + 4, ...: its chain. q, k and what the head forgets and learns are fetched for some rows at once. */
 enum { CHAINS = 4, COLUMNS = 32, DELTA_THREADS = CHAINS * COLUMNS, TILE = 8 };
 
 /* Chains c and c + 2, then 0 and 1; all four lanes get the sum. */
