@@ -1,5 +1,5 @@
-/* Ops of recurrent layers on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit: what they give,
- * and the records that they leave. */
+/* Ops of recurrent layers on the CUDA device over the emulated runtime, against the plain C kernels on the CPU, bit for bit: what they
+ * give, and the records that they leave. */
 #include "tests/cuda_pair.h"
 #include "tests/record_step.h"
 #include "tests/run_suite.h"

@@ -405,8 +405,8 @@ START_TEST(too_little_memory_leaves_something)
 }
 END_TEST
 
-/* The last has biases of its experts and routers, which both sides hold. */
-static const char *const failing[] = {"mixtral", "gpt-oss"};
+/* The second has biases of its experts and routers, which both sides hold, the last recurrent layers. */
+static const char *const failing[] = {"mixtral", "gpt-oss", "qwen3next"};
 
 /* All experts on the GPU; half of them. */
 static struct ferry_engine_opts whole_or_split(const char *name, int i)
@@ -901,9 +901,9 @@ int main(void)
     tcase_add_test(tc, saved_split_is_another);
     tcase_add_test(tc, engine_is_bound_to_the_thread_that_opened_it);
     tcase_add_test(tc, too_little_memory_leaves_something);
-    tcase_add_loop_test(tc, failed_call_at_open_leaves_something, 0, 4);
-    tcase_add_loop_test(tc, failed_allocation_at_open_leaves_something, 0, 2);
-    tcase_add_loop_test(tc, failed_call_in_a_step_spoils_the_session, 0, 4);
+    tcase_add_loop_test(tc, failed_call_at_open_leaves_something, 0, 6);
+    tcase_add_loop_test(tc, failed_allocation_at_open_leaves_something, 0, 3);
+    tcase_add_loop_test(tc, failed_call_in_a_step_spoils_the_session, 0, 6);
     tcase_add_loop_test(tc, moved_expert_is_not_what_the_file_says, 0, 2);
     tcase_add_test(tc, expert_that_is_read_over_moves_on);
     tcase_add_test(tc, moves_take_time_outside_of_the_wait);

@@ -146,8 +146,8 @@ static inline void cache_drop_slot(struct cache_seq *s, int group, int64_t slot)
     s->page[side][group][slot] = NULL;
 }
 
-/* cache_record.c, for cache.c, all without an effect where there are no recurrent layers. init: with all memory there; ERR_NOMEM. commit, with
- * what the step wrote, or not. go_back: to the mark's length, or 0, before len changes. */
+/* cache_record.c, for cache.c, all without an effect where there are no recurrent layers. init: with all memory there; ERR_NOMEM. commit:
+ * with what the step wrote, or not. go_back: to the mark's length, or 0, before len changes. */
 int cache_record_init(struct cache *c, const struct cache_args *args);
 void cache_record_done(struct cache *c);
 void cache_record_begin(struct cache_seq *s);
