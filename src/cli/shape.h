@@ -15,8 +15,9 @@ struct shape {
     int n_dense;    /* layers without experts in front */
     int n_ff_dense; /* of these; 0: as of an expert */
     int n_vocab, n_ctx, window;
-    bool is_qk_plain; /* q and k have no norms */
-    bool is_mxfp4;    /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
+    bool is_qk_plain;             /* q and k have no norms */
+    bool is_mxfp4;                /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
+    int n_key_head, n_value_head; /* of gated delta nets; 0: there are none */
 };
 
 /* The row of that name, or NULL; all rows, the last with a NULL name. */

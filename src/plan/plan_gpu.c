@@ -524,8 +524,8 @@ static int leave_fewest(const struct plan_in *in, struct kv_shape *shape, bool l
 }
 
 /* Room for the weights of two products costs the GPU about a layer. Prompts gain much by it (not where there are experts, which would
- * stay the CPU's, or recurrent layers, whose records would); but for each token that is drawn a layer less is a layer more of the CPU's, so no more than a tenth of its layers are
- * given for it. */
+ * stay the CPU's, or recurrent layers, whose records would); but for each token that is drawn a layer less is a layer more of the CPU's, so
+ * no more than a tenth of its layers are given for it. */
 static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 {
     const int n_layer = in->model->hp.n_layer;
