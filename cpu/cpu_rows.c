@@ -82,8 +82,46 @@ static void glu(const struct job *j)
 
 static void gate(const struct job *j)
 {
-    for (int i = j->begin; i < j->end; i++)
+    bool is_one = j->op->src[1]->ne[0] == 1 && j->op->src[0]->ne[0] > 1;
+
+    for (int i = j->begin; i < j->end && !is_one; i++)
+        j->kern->gate(src_row(j, 0, i), src_row(j, 1, i), dst_row(j, i), j->op->dst[0]->ne[0]);
+    for (int i = j->begin; i < j->end && is_one; i++)
         j->kern->scale(src_row(j, 0, i), kern_v_sigmoid(*src_row(j, 1, i)), dst_row(j, i), j->op->dst[0]->ne[0]);
+}
+
+static void split_row(const struct job *j, int row)
+{
+    const struct op_split *p = &j->op->p.split;
+    int64_t at[OP_MAX_IO] = {0}; /* how far each dst is filled */
+    int off = 0, group = 0;
+
+    for (int i = 0; i < p->n_parts; i++)
+        group += p->len[i];
+    for (int i = 0; i < p->n_parts; off += p->len[i++]) {
+        const float *from = src_row(j, 0, row) + off;
+        float *to = (float *)tensor_row(j->op->dst[p->to[i]], row) + at[p->to[i]];
+        for (int g = 0; g < p->n_groups; g++)
+            memcpy(to + (int64_t)g * p->len[i], from + (int64_t)g * group, (size_t)p->len[i] * sizeof *to);
+        at[p->to[i]] += (int64_t)p->n_groups * p->len[i];
+    }
+}
+
+static void split(const struct job *j)
+{
+    for (int i = j->begin; i < j->end; i++)
+        split_row(j, i);
+}
+
+static void l2_norm(const struct job *j)
+{
+    const struct op_l2 *p = &j->op->p.l2;
+
+    for (int i = j->begin; i < j->end; i++)
+        for (int head = 0; head < p->n_head; head++) {
+            float *x = dst_row(j, i) + (int64_t)head * p->head_dim;
+            j->kern->scale(x, 1.0f / sqrtf(j->kern->sum_sq(x, p->head_dim) + p->eps), x, p->head_dim);
+        }
 }
 
 static void rope_table(const struct job *j)
@@ -340,7 +378,7 @@ static rows_fn *const fns[OP_N_KIND] = {
     [OP_GLU] = glu,           [OP_GATE] = gate,           [OP_ROPE_TABLE] = rope_table,
     [OP_ROPE] = rope,         [OP_KV_APPEND] = kv_append, [OP_ROUTE] = route,
     [OP_COMBINE] = combine,   [OP_GET_ROWS] = get_rows,   [OP_ATTN_MERGE] = attn_merge,
-    [OP_TOP_K] = top_k,
+    [OP_TOP_K] = top_k,       [OP_SPLIT] = split,         [OP_L2_NORM] = l2_norm,
 };
 
 void cpu_rows_run(const struct walk *w, int worker, const struct op *op, int begin, int end)

@@ -56,6 +56,25 @@ struct kern_attn_args {
 };
 #define KERN_ATTN_SCRATCH(n_q, head_dim) (DEVICE_PAGE_TOK * (n_q) + 16 * (head_dim) + 64)
 
+/* One position of some columns of OP_CONV. */
+struct kern_conv_args {
+    const float *x[DEVICE_MAX_CONV]; /* (k) rows of n, the oldest first */
+    const float *w;                  /* (k, n) */
+    int k, n;
+    float *out; /* (n) */
+};
+
+/* One position of n columns of a head of OP_DELTA_NET. */
+struct kern_delta_args {
+    int head_dim_k, n;
+    const float *from; /* S (head_dim_k, n), rows `stride` apart; */
+    float *to;         /* and what becomes of it; may be from */
+    int64_t stride;
+    const float *q, *k, *v; /* (head_dim_k), (head_dim_k), (n) */
+    float decay, beta, scale;
+    float *out; /* (n) = S^T q times scale */
+};
+
 struct kern_table {
     const char *isa;
     kern_mat *const *mat; /* (QUANT_ID_END) by weight type; NULL: not a weight type */
@@ -68,7 +87,10 @@ struct kern_table {
     void (*scale)(const float *a, float f, float *out, int64_t n);
     void (*glu)(enum op_act act, const float *g, const float *u, float *out, int64_t n);
     void (*softcap)(const float *a, float cap, float *out, int64_t n);
-    void (*axpy)(float f, const float *x, float *acc, int64_t n);          /* acc = fmaf(f, x, acc) */
+    void (*axpy)(float f, const float *x, float *acc, int64_t n);        /* acc = fmaf(f, x, acc) */
+    void (*gate)(const float *a, const float *g, float *out, int64_t n); /* a sigmoid(g) */
+    void (*conv)(const struct kern_conv_args *args);
+    void (*delta)(const struct kern_delta_args *args);
     void (*rope)(const struct op_rope *p, float *x, const float *cos_sin); /* all heads of one row, in place */
     void (*softmax)(float *x, int64_t n);                                  /* in place; max first, lane sums */
     void (*kv_write)(enum quant_type type, const float *x, void *out, int64_t n);

@@ -435,6 +435,8 @@ static void attn_merge_avx2(const float *o, float m, float l, float *o_sum, floa
     }
 }
 
+#include "cpu/kern_record.h"
+
 const struct kern_table kern_avx2 = {
     .isa = "avx2",
     .mat = kern_avx2_mat_table,
@@ -447,6 +449,9 @@ const struct kern_table kern_avx2 = {
     .glu = glu_avx2,
     .softcap = softcap_avx2,
     .axpy = axpy_avx2,
+    .gate = gate_v,
+    .conv = conv_v,
+    .delta = delta_v,
     .rope = rope_avx2,
     .softmax = softmax_avx2,
     .kv_write = kv_write_avx2,

@@ -463,6 +463,8 @@ static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, fl
     }
 }
 
+#include "cpu/kern_record.h"
+
 /* Activations are quantized by the AVX2 function: parts of 32 elements are two vectors here, and their sums cost the rest. */
 #define TABLE(name, matmuls)                                                                                   \
     {                                                                                                          \
@@ -470,7 +472,7 @@ static void attn_merge_avx512(const float *o, float m, float l, float *o_sum, fl
         .rms_norm = rms_norm_avx512, .add = add_avx512, .scale = scale_avx512, .glu = glu_avx512,              \
         .softcap = softcap_avx512, .axpy = axpy_avx512, .rope = rope_avx512, .softmax = softmax_avx512,        \
         .kv_write = kv_write_avx512, .kv_read = kv_read_avx512, .attn_page = attn_page_avx512,                 \
-        .attn_merge = attn_merge_avx512,                                                                       \
+        .attn_merge = attn_merge_avx512, .gate = gate_v, .conv = conv_v, .delta = delta_v,                     \
     }
 
 const struct kern_table kern_avx512 = TABLE("avx512", kern_avx512_mat_table);

@@ -275,6 +275,24 @@ static inline kern_v kern_v_silu(kern_v x)
     return kern_v_div(x, kern_v_add(kern_v_set(1.0f), kern_v_exp(kern_v_sub(kern_v_set(0.0f), x))));
 }
 
+/* log(1 + e^x) = max(x, 0) + log1p(t), t = e^-|x|; of t <= 1 by the series of 2 atanh(s), s = t / (2 + t) <= 1/3: the first term left out,
+ * s^17/17, is below 2^-29 of s. */
+static inline kern_v kern_v_softplus(kern_v x)
+{
+    const kern_v zero = kern_v_set(0.0f);
+    kern_v t = kern_v_exp(kern_v_sub(zero, kern_v_abs(x)));
+    kern_v s = kern_v_div(t, kern_v_add(t, kern_v_set(2.0f))), s2 = kern_v_mul(s, s);
+    kern_v p = kern_v_set(1.0f / 15.0f);
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 13.0f));
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 11.0f));
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 9.0f));
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 7.0f));
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 5.0f));
+    p = kern_v_fma(p, s2, kern_v_set(1.0f / 3.0f));
+    p = kern_v_fma(kern_v_mul(p, s2), s, s);
+    return kern_v_fma(kern_v_set(2.0f), p, kern_v_max(x, zero));
+}
+
 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), by the identity (1 + tanh u)/2 = sigmoid(2u). */
 static inline kern_v kern_v_gelu_tanh(kern_v x)
 {

@@ -3,6 +3,7 @@
 
 #include "cpu/kern_mat.h"
 #include "cpu/kern_math.h"
+#include "cpu/kern_record.h"
 
 #include <assert.h>
 #include <math.h>
@@ -222,6 +223,9 @@ const struct kern_table kern_ref = {
     .glu = glu_ref,
     .softcap = softcap_ref,
     .axpy = axpy_ref,
+    .gate = gate_v,
+    .conv = conv_v,
+    .delta = delta_v,
     .rope = rope_ref,
     .softmax = softmax_ref,
     .kv_write = kv_write_ref,

@@ -219,6 +219,10 @@ const struct walk_shared *walk_shared(enum op_kind kind)
         return &cpu_attn_states_shared;
     case OP_MOE:
         return &cpu_moe_shared;
+    case OP_CONV:
+        return &cpu_record_conv;
+    case OP_DELTA_NET:
+        return &cpu_record_delta;
     default:
         return NULL;
     }

@@ -53,6 +53,7 @@ struct walk_shared {
 
 extern const struct walk_shared cpu_matmul_shared, cpu_heads_shared, cpu_attn_shared, cpu_attn_states_shared,
     cpu_moe_shared;
+extern const struct walk_shared cpu_record_conv, cpu_record_delta;
 
 /* NULL for a row-local op. */
 const struct walk_shared *walk_shared(enum op_kind kind);

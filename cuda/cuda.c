@@ -440,6 +440,37 @@ static void *const *const *pack_pages(struct packer *p, const struct rows *rows,
     return at.dev;
 }
 
+/* Each sequence's records before and after the step. */
+static void *const *pack_records(struct packer *p, const struct rows *rows, int n_seqs)
+{
+    struct place at = pack(p, (uint64_t)n_seqs * 2 * sizeof(void *));
+    const void **records = at.host;
+
+    for (int i = 0; i < n_seqs && !p->is_full; i++) {
+        records[2 * i] = rows->seqs[i].record;
+        records[2 * i + 1] = rows->seqs[i].next_record;
+    }
+    return at.dev;
+}
+
+/* Where each sequence's rows begin, and the end of all. */
+static const int32_t *pack_stretches(struct packer *p, const struct rows *rows, int *n_stretches)
+{
+    int n = 0, at = 0;
+
+    for (int i = 0; i < rows->n; i++)
+        n += i == 0 || rows->seq[i] != rows->seq[i - 1];
+    struct place place = pack(p, ((uint64_t)n + 1) * sizeof(int32_t));
+    int32_t *first = place.host;
+    for (int i = 0; i < rows->n && !p->is_full; i++)
+        if (i == 0 || rows->seq[i] != rows->seq[i - 1])
+            first[at++] = i;
+    if (!p->is_full)
+        first[n] = rows->n;
+    *n_stretches = n;
+    return place.dev;
+}
+
 /* Slots [first, end) that expert e has. */
 static int n_slots_of(const struct op_moe *m, int e, int first, int end)
 {
@@ -502,7 +533,8 @@ static uint64_t slot_bytes_of(const struct device_step *o)
     uint64_t table = size_up((uint64_t)pages_of(o->n_ctx) * sizeof(void *), 64) + 64;
     uint64_t experts = (uint64_t)o->n_expert * sizeof(struct cu_expert) +
                        n_slots * (sizeof(struct cu_tile) + sizeof(int32_t)) + 5 * UINT64_C(64);
-    return size_up(rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + 256, 64);
+    uint64_t records = size_up(n_seqs * 2 * sizeof(void *), 64) + size_up((n_seqs + 1) * sizeof(int32_t), 64);
+    return size_up(rows + n_seqs * DEVICE_MAX_GROUPS * table + experts + records + 256, 64);
 }
 
 /* ---- run ---- */
@@ -552,7 +584,7 @@ static bool is_of_pages(enum op_kind kind)
 static int send(struct cuda *c, const struct op *ops, int n_ops, const struct rows *rows, struct ops_run *run)
 {
     struct packer p = {.host = c->slots[c->n_calls % N_SLOTS].host, .dev = c->said, .bytes = c->slot_bytes};
-    bool wants_pages = false;
+    bool wants_pages = false, wants_records = false;
 
     run->step.token = pack_ints(&p, rows->token, rows->n);
     run->step.pos = pack_ints(&p, rows->pos, rows->n);
@@ -560,8 +592,13 @@ static int send(struct cuda *c, const struct op *ops, int n_ops, const struct ro
     run->out_row = pack_ints(&p, rows->out_row, rows->n_out);
     for (int i = 0; i < n_ops; i++) {
         wants_pages = wants_pages || is_of_pages(ops[i].kind);
+        wants_records = wants_records || ops[i].kind == OP_CONV || ops[i].kind == OP_DELTA_NET;
         if (ops[i].kind == OP_MOE && ops[i].p.moe.experts)
             pack_moe(&p, &ops[i], rows->n, run);
+    }
+    if (wants_records) {
+        run->step.record = pack_records(&p, rows, n_seqs_of(rows));
+        run->step.stretch = pack_stretches(&p, rows, &run->n_stretches);
     }
     if (wants_pages)
         run->step.page = pack_pages(&p, rows, n_seqs_of(rows));

@@ -63,6 +63,10 @@ static inline void cu_clear_padding(struct cu_row_op *op)
         return cu_clear_beside(op, &op->u.append);
     case CU_ROW_ACT:
         return cu_clear_beside(op, &op->u.act);
+    case CU_ROW_L2:
+        return cu_clear_beside(op, &op->u.l2);
+    case CU_ROW_SPLIT:
+        return cu_clear_beside(op, &op->u.split);
     default:
         return cu_clear_beside(op, &op->u.rows);
     }

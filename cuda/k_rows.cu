@@ -58,6 +58,10 @@ static __device__ inline void do_row(const struct cu_row_op *op, int64_t i, stru
         cu_row_append(&op->u.append, i, crew);
     else if (KIND == CU_ROW_ACT)
         cu_row_act(&op->u.act, i, crew);
+    else if (KIND == CU_ROW_L2)
+        cu_row_l2(&op->u.l2, i, crew);
+    else if (KIND == CU_ROW_SPLIT)
+        cu_row_split(&op->u.split, i, crew);
     else
         cu_row_elements<ELEMENT>(&op->u.rows, i, crew);
 }
@@ -72,13 +76,16 @@ static __device__ inline void fetch_weights(const struct cu_row_op *op, struct c
         cu_prefetch(op->u.rows.w + at);
 }
 
-#define ROW_KINDS(F)   \
-    F(CU_ROW_ADD)      \
-    F(CU_ROW_ADD_BIAS) \
-    F(CU_ROW_SCALE)    \
-    F(CU_ROW_SOFTCAP)  \
-    F(CU_ROW_GLU)      \
-    F(CU_ROW_GATE) F(CU_ROW_COMBINE) F(CU_ROW_NORM) F(CU_ROW_ROPE) F(CU_ROW_ROUTE) F(CU_ROW_APPEND) F(CU_ROW_ACT)
+#define ROW_KINDS(F)    \
+    F(CU_ROW_ADD)       \
+    F(CU_ROW_ADD_BIAS)  \
+    F(CU_ROW_SCALE)     \
+    F(CU_ROW_SOFTCAP)   \
+    F(CU_ROW_GLU)       \
+    F(CU_ROW_GATE)      \
+    F(CU_ROW_GATE_EACH) \
+    F(CU_ROW_COMBINE)   \
+    F(CU_ROW_NORM) F(CU_ROW_ROPE) F(CU_ROW_ROUTE) F(CU_ROW_APPEND) F(CU_ROW_ACT) F(CU_ROW_L2) F(CU_ROW_SPLIT)
 
 /* blockIdx.y is the row. */
 template <int KIND> static __global__ void row(const struct cu_row_op op)
@@ -108,6 +115,10 @@ static int64_t threads_of(const struct cu_row_op *op)
         return (int64_t)p->n_head_kv * (p->head_dim_k > p->head_dim_v ? p->head_dim_k : p->head_dim_v);
     case CU_ROW_ACT:
         return op->u.act.act == QUANT_ACT_Q8X256 ? op->u.act.width / 8 : op->u.act.width;
+    case CU_ROW_L2:
+        return (int64_t)op->u.l2.p.n_head * CU_N_LANE;
+    case CU_ROW_SPLIT:
+        return op->u.split.width;
     default:
         return op->u.rows.width;
     }

@@ -45,6 +45,8 @@ struct cu_step {
     const int32_t *token, *pos, *seq;
     const int32_t *out_row;   /* NULL: an op's row i is the step's row i */
     void *const *const *page; /* (n_seqs, DEVICE_MAX_GROUPS) tables of page addresses */
+    void *const *record;      /* (n_seqs, 2) addresses of the records before and after the step */
+    const int32_t *stretch;   /* (n_stretches + 1) first rows of the sequences, and n */
 };
 
 /* dst = f(a, b, w) over n rows of `width`; strides in floats. */
@@ -167,6 +169,46 @@ cudaError_t cu_attn(const struct cu_attn_args *a, cudaStream_t stream);
 cudaError_t cu_attn_prepare(int shared_bytes);
 cudaError_t cu_attn_merge(const struct cu_attn_args *a, cudaStream_t stream);
 
+/* ---- recurrent layers ------------------------------------------------------------------------------------------------ */
+
+/* Of the rows' first n_heads heads, in place. */
+struct cu_l2_args {
+    struct op_l2 p;
+    float *x;
+    int64_t x_stride;
+};
+
+#define CU_SPLIT_TO 2
+struct cu_split_args {
+    struct op_split p;
+    const float *x;
+    float *dst[CU_SPLIT_TO];
+    int64_t width, x_stride, dst_stride[CU_SPLIT_TO];
+};
+
+struct cu_conv_args {
+    struct cu_step step;
+    uint64_t off;
+    int n, k;
+    int64_t width;
+    const float *x, *w; /* w (width, k) */
+    float *dst;
+    int64_t x_stride, dst_stride;
+};
+cudaError_t cu_conv(const struct cu_conv_args *a, cudaStream_t stream);
+
+#define CU_DELTA_MAX_DIM 256
+struct cu_delta_args {
+    struct op_delta p; /* head_dim_k: up to CU_DELTA_MAX_DIM */
+    struct cu_step step;
+    int n_stretches;
+    const float *x, *alpha, *beta, *bias, *rate;
+    float *dst;
+    int64_t x_stride, alpha_stride, beta_stride, dst_stride;
+    float scale;
+};
+cudaError_t cu_delta_net(const struct cu_delta_args *a, cudaStream_t stream);
+
 /* ---- matmul ---------------------------------------------------------------------------------------------------------- */
 
 /* Bytes of one activation row of n elements in that form; a multiple of 16. */
@@ -193,14 +235,17 @@ enum cu_row_kind {
     CU_ROW_ADD_BIAS, /* dst = a + w */
     CU_ROW_SCALE,    /* dst = a * (w ? w[0] : f) */
     CU_ROW_SOFTCAP,
-    CU_ROW_GLU,     /* dst = act(a) * b */
-    CU_ROW_GATE,    /* dst = a * sigmoid(b); b (n, 1) */
-    CU_ROW_COMBINE, /* a (n*len, width), b (n, len) */
-    CU_ROW_NORM,    /* groups of len */
+    CU_ROW_GLU,       /* dst = act(a) * b */
+    CU_ROW_GATE,      /* dst = a * sigmoid(b); b (n, 1) */
+    CU_ROW_GATE_EACH, /* b as wide as a */
+    CU_ROW_COMBINE,   /* a (n*len, width), b (n, len) */
+    CU_ROW_NORM,      /* groups of len */
     CU_ROW_ROPE,
     CU_ROW_ROUTE,
     CU_ROW_APPEND,
     CU_ROW_ACT,
+    CU_ROW_L2,
+    CU_ROW_SPLIT,
 };
 
 struct cu_row_op {
@@ -211,6 +256,8 @@ struct cu_row_op {
         struct cu_route_args route;
         struct cu_append_args append;
         struct cu_act_args act;
+        struct cu_l2_args l2;
+        struct cu_split_args split;
     } u;
 };
 

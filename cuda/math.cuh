@@ -66,6 +66,20 @@ static __device__ inline float cu_silu(float x)
     return x / (1.0f + cu_exp(0.0f - x));
 }
 
+static __device__ inline float cu_softplus(float x)
+{
+    float t = cu_exp(0.0f - fabsf(x)), s = t / (t + 2.0f), s2 = s * s;
+    float p = 1.0f / 15.0f;
+    p = fmaf(p, s2, 1.0f / 13.0f);
+    p = fmaf(p, s2, 1.0f / 11.0f);
+    p = fmaf(p, s2, 1.0f / 9.0f);
+    p = fmaf(p, s2, 1.0f / 7.0f);
+    p = fmaf(p, s2, 1.0f / 5.0f);
+    p = fmaf(p, s2, 1.0f / 3.0f);
+    p = fmaf(p * s2, s, s);
+    return fmaf(2.0f, p, cu_max(x, 0.0f));
+}
+
 static __device__ inline float cu_gelu_tanh(float x)
 {
     float cubic = fmaf(0.044715f * x, x, 1.0f) * x;

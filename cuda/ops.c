@@ -4,6 +4,7 @@
 #include "src/base/size.h"
 #include "src/device/device_check.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Rows up to which attention is split by segment, so that one long sequence keeps the whole GPU busy; segments at once. */
@@ -116,6 +117,10 @@ bool ops_can(const struct op *op)
     case OP_ATTENTION:
     case OP_ATTN_STATES:
         return cu_attn_tile_rows(&op->p.attn, 0) > 0;
+    case OP_SPLIT:
+        return !op->dst[CU_SPLIT_TO];
+    case OP_DELTA_NET:
+        return op->p.delta.head_dim_k <= CU_DELTA_MAX_DIM;
     default:
         return true;
     }
@@ -207,7 +212,28 @@ static cudaError_t glu(const struct ops_run *r, const struct op *op, struct cu_c
 
 static cudaError_t gate(const struct ops_run *r, const struct op *op, struct cu_chain *c)
 {
-    return add_rows(r, c, CU_ROW_GATE, rows_of(r, op));
+    bool is_one = op->src[1]->ne[0] == 1;
+    return add_rows(r, c, is_one ? CU_ROW_GATE : CU_ROW_GATE_EACH, rows_of(r, op));
+}
+
+static cudaError_t split(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_split_args x = {.p = op->p.split, .x = op->src[0]->data, .width = op->src[0]->ne[0]};
+
+    x.x_stride = stride_of(op->src[0]);
+    for (int i = 0; i < CU_SPLIT_TO && op->dst[i]; i++) {
+        x.dst[i] = op->dst[i]->data;
+        x.dst_stride[i] = stride_of(op->dst[i]);
+    }
+    struct cu_row_op row = {.kind = CU_ROW_SPLIT, .u.split = x};
+    return chain_add(r, c, &row, n_of(r, op), x.width);
+}
+
+static cudaError_t l2_norm(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_l2_args x = {.p = op->p.l2, .x = op->dst[0]->data, .x_stride = stride_of(op->dst[0])};
+    struct cu_row_op row = {.kind = CU_ROW_L2, .u.l2 = x};
+    return chain_add(r, c, &row, n_of(r, op), op->dst[0]->ne[0]);
 }
 
 /* A launch of its own: of the ranks' rows a single block would read too much. */
@@ -412,6 +438,42 @@ static cudaError_t attn_merge(const struct ops_run *r, const struct op *op, stru
     x.sum_stride = stride_of(op->dst[1]);
     cudaError_t e = chain_flush(r, c);
     return e ? e : cu_attn_merge(&x, r->stream);
+}
+
+/* ---- recurrent layers ---- */
+
+static cudaError_t conv(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_conv_args x = {.step = step_of(r, op), .off = op->p.conv.off, .n = n_of(r, op)};
+
+    x.k = (int)op->w[0]->ne[0];
+    x.width = op->src[0]->ne[0];
+    x.x = op->src[0]->data;
+    x.x_stride = stride_of(op->src[0]);
+    x.w = op->w[0]->data;
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_conv(&x, r->stream);
+}
+
+static cudaError_t delta_net(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_delta_args x = {.p = op->p.delta, .step = step_of(r, op), .n_stretches = r->n_stretches};
+
+    x.x = op->src[0]->data;
+    x.x_stride = stride_of(op->src[0]);
+    x.alpha = op->src[1]->data;
+    x.alpha_stride = stride_of(op->src[1]);
+    x.beta = op->src[2]->data;
+    x.beta_stride = stride_of(op->src[2]);
+    x.bias = op->w[0]->data;
+    x.rate = op->w[1]->data;
+    x.dst = op->dst[0]->data;
+    x.dst_stride = stride_of(op->dst[0]);
+    x.scale = 1.0f / sqrtf((float)x.p.head_dim_k);
+    cudaError_t e = chain_flush(r, c);
+    return e ? e : cu_delta_net(&x, r->stream);
 }
 
 /* ---- matmul ---- */
@@ -792,6 +854,10 @@ static launch_fn *const fns[OP_N_KIND] = {
     [OP_TOP_K] = top_k,
     [OP_ATTN_STATES] = attn_states,
     [OP_ATTN_MERGE] = attn_merge,
+    [OP_SPLIT] = split,
+    [OP_L2_NORM] = l2_norm,
+    [OP_CONV] = conv,
+    [OP_DELTA_NET] = delta_net,
 };
 
 cudaError_t ops_launch(const struct ops_run *run, const char **what)

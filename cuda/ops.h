@@ -24,6 +24,7 @@ struct ops_run {
     cudaStream_t stream;
     const struct rows *rows; /* host */
     struct cu_step step;     /* the same in device memory; out_row is NULL */
+    int n_stretches;         /* of step.stretch */
     const int32_t *out_row;  /* device */
     const struct cu_books *books;
     char *scratch; /* device */

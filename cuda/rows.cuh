@@ -75,6 +75,14 @@ template <> struct cu_row_fn<CU_ROW_GATE> {
     }
 };
 
+template <> struct cu_row_fn<CU_ROW_GATE_EACH> {
+    static constexpr int SECOND = CU_B_SAME;
+    static __device__ inline float of(const struct cu_rows_args *, float a, float b)
+    {
+        return a * cu_sigmoid(b);
+    }
+};
+
 /* dst may be a or b. */
 template <int KIND>
 static __device__ inline void cu_row_elements(const struct cu_rows_args *p, int64_t i, struct cu_crew crew)
@@ -123,6 +131,21 @@ static __device__ inline void cu_row_combine(const struct cu_rows_args *p, int64
                     acc = first + r ? fmaf(gate[r], x[r], acc) : x[r] * gate[r];
         }
         p->dst[i * p->dst_stride + c] = acc;
+    }
+}
+
+static __device__ inline void cu_row_split(const struct cu_split_args *p, int64_t row, struct cu_crew crew)
+{
+    const float *x = p->x + row * p->x_stride;
+    const int group = (int)(p->width / p->p.n_groups);
+
+    for (int64_t c = crew.me; c < p->width; c += crew.n) {
+        int64_t at[CU_SPLIT_TO] = {}; /* where the part's values begin */
+        int part = 0, in = (int)(c % group);
+        for (; in >= p->p.len[part]; in -= p->p.len[part++])
+            at[p->p.to[part]] += (int64_t)p->p.len[part] * p->p.n_groups;
+        int to = p->p.to[part];
+        p->dst[to][row * p->dst_stride[to] + at[to] + c / group * p->p.len[part] + in] = x[c];
     }
 }
 
@@ -186,6 +209,24 @@ static __device__ inline void cu_norm_narrow(const struct cu_rows_args *p, int64
         if (is_in)
             cu_norm_scale(a, p->w, 1.0f / sqrtf(sum / (float)p->len + p->f), p->dst + i * p->dst_stride + at, p->len,
                           lane, CU_N_LANE);
+    }
+}
+
+/* As above: 16 threads for each head. */
+static __device__ inline void cu_row_l2(const struct cu_l2_args *p, int64_t i, struct cu_crew crew)
+{
+    const int lane = crew.me % CU_N_LANE, dim = p->p.head_dim;
+
+    for (int pair = crew.me / 32; 2 * pair < p->p.n_head; pair += crew.n / 32) {
+        int head = 2 * pair + crew.me / CU_N_LANE % 2;
+        bool is_in = head < p->p.n_head;
+        float *x = p->x + i * p->x_stride + (int64_t)(is_in ? head : 0) * dim, sum = 0.0f;
+        CU_UNROLL_BY(8)
+        for (int k = lane; k < dim; k += CU_N_LANE)
+            sum = fmaf(x[k], x[k], sum);
+        float f = 1.0f / sqrtf(cu_tree16_shfl(sum) + p->p.eps);
+        for (int k = lane; is_in && k < dim; k += CU_N_LANE)
+            x[k] *= f;
     }
 }
 

@@ -764,7 +764,7 @@ void ferry_session_stats(const struct ferry_session *fs, struct ferry_stats *out
                                 .disk_wait_ns = st.disk_wait_ns,
                                 .load_ns = st.load_ns,
                                 .load_bytes = st.load_bytes,
-                                .kv_bytes = p->kv_bytes + p->gpu.kv_bytes,
+                                .kv_bytes = p->kv_bytes + p->gpu.kv_bytes + p->record_bytes + p->gpu.record_bytes,
                                 .scratch_bytes = ex.scratch_bytes,
                                 .expert_hits = st.n_expert_hits,
                                 .expert_misses = st.n_expert_misses,

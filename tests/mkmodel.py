@@ -131,7 +131,7 @@ class Maker:
         d, q, kv = p["d"], p["heads"] * p["hd"], p["kv"] * p["hd"]
         if p.get("qkv_in_one"):
             self.mat(b + "attn_qkv.weight", q + 2 * kv, d, gain=1.5, typ=next(t))
-        for name, n_out in (("q", q), ("k", kv), ("v", kv)) if not p.get("qkv_in_one") else ():
+        for name, n_out in (("q", 2 * q if p.get("delta") else q), ("k", kv), ("v", kv)) if not p.get("qkv_in_one") else ():
             self.mat(b + "attn_%s.weight" % name, n_out, d, gain=1.5, typ=next(t))
             if p.get("bias"):
                 self.vec(b + "attn_%s.bias" % name, n_out, 0.0)
@@ -147,6 +147,31 @@ class Maker:
             self.vec(b + "attn_q_norm.weight", n or q)
             self.vec(b + "attn_k_norm.weight", n or kv)
 
+    def delta(self, b, t):
+        """A gated delta net; delta: how a file has its projections."""
+        p, d = self.p, self.p["d"]
+        heads_k, heads_v, hd = DELTA["heads_k"], DELTA["heads_v"], DELTA["hd"]
+        keys, values = heads_k * hd, heads_v * hd
+        if p["delta"] == "in":
+            self.mat(b + "ssm_in.weight", 2 * (keys + values), d, gain=1.5, typ=next(t))
+        else:
+            self.mat(b + "attn_qkv.weight", 2 * keys + values, d, gain=1.5, typ=next(t))
+            self.scale(b + "attn_qkv")
+            self.mat(b + "attn_gate.weight", values, d, gain=1.5, typ=next(t))
+            self.scale(b + "attn_gate")
+        if p["delta"] == "apart":
+            for name in ("alpha", "beta"):
+                self.mat(b + "ssm_%s.weight" % name, heads_v, d, gain=2.0)
+                self.scale(b + "ssm_" + name)
+        else:
+            self.mat(b + "ssm_ba.weight", 2 * heads_v, d, gain=2.0)
+        self.mat(b + "ssm_conv1d.weight", 2 * keys + values, DELTA["conv"])
+        self.vec(b + "ssm_dt.bias", heads_v, 0.25)
+        self.vec(b + "ssm_a", heads_v, -0.375)
+        self.vec(b + "ssm_norm.weight", hd)
+        self.mat(b + "ssm_out.weight", d, values, typ=next(t))
+        self.scale(b + "ssm_out")
+
     def layer(self, i, types):
         p, b = self.p, "blk.%d." % i
         d = p["d"]
@@ -154,12 +179,18 @@ class Maker:
         self.vec(b + "attn_norm.weight", d)
         if p.get("latent"):
             self.latent_attention(b, t)
+        elif p.get("delta") and i < 3:
+            self.delta(b, t)
         else:
             self.plain_attention(b, t)
         if p.get("post_norm"):
             self.vec(b + "post_attention_norm.weight", d)
             self.vec(b + "post_ffw_norm.weight", d)
         self.vec(b + p.get("ffn_norm", "ffn_norm") + ".weight", d)
+        self.feed_forward(i, t)
+
+    def feed_forward(self, i, t):
+        p, b, d = self.p, "blk.%d." % i, self.p["d"]
         if p.get("experts") and i >= p.get("lead", 0):
             e, ff = p["experts"], p["ffx"]
             self.mat(b + "ffn_gate_inp.weight", e, d, gain=3.0)
@@ -176,6 +207,8 @@ class Maker:
                 s = p["shared"]
                 for name, shape in (("gate", (s, d)), ("up", (s, d)), ("down", (d, s))):
                     self.mat(b + "ffn_%s_shexp.weight" % name, *shape, gain=2.0, typ=next(t))
+                    if p.get("delta"):
+                        self.scale(b + "ffn_%s_shexp" % name)
                 if p.get("shared_gate"):
                     self.vec(b + "ffn_gate_inp_shexp.weight", d, 0.0)
         else:
@@ -193,6 +226,7 @@ class Maker:
         for i in range(p["layers"]):
             self.layer(i, types)
         if p.get("nextn"):  # a layer that guesses the token after the next, and what it has beside others
+            self.p = dict(p, scale=False)
             self.layer(p["layers"], types)
             b = "blk.%d.nextn." % p["layers"]
             self.mat(b + "eh_proj.weight", p["d"], 2 * p["d"])
@@ -211,6 +245,7 @@ class Maker:
         w.close()
 
 
+DELTA = dict(heads_k=2, heads_v=4, hd=16, conv=4)
 SMALL = dict(layers=2, d=32, ff=64, heads=2, kv=1, hd=32)
 
 
@@ -351,6 +386,26 @@ def make(out):
     m.w.add_expert_group_count(3)
     m.w.add_expert_group_used_count(2)
     m.finish()
+    moe = dict(experts=8, used=3, ffx=32, shared=32, shared_gate=True)
+    for name, arch, delta, p in (("qwen3next", "qwen3next", "parts", moe), ("qwen3next-in", "qwen3next", "in", moe),
+                                 ("qwen35", "qwen35", "apart", dict(scale=True)),
+                                 ("qwen35moe", "qwen35moe", "apart", dict(moe, scale=True, nextn=1))):
+        m = Maker(path(name), arch, 27, qk_norm="head", ffn_norm="post_attention_norm", rot=8, base=1e7, delta=delta, **p,
+                  **dict(SMALL, layers=4))
+        m.w.add_ssm_conv_kernel(DELTA["conv"])
+        m.w.add_ssm_inner_size(DELTA["heads_v"] * DELTA["hd"])
+        m.w.add_ssm_state_size(DELTA["hd"])
+        m.w.add_ssm_time_step_rank(DELTA["heads_v"])
+        m.w.add_ssm_group_count(DELTA["heads_k"])
+        m.w.add_full_attention_interval(4)
+        if "nextn" in p:
+            m.w.add_nextn_predict_layers(1)
+            m.w.add_array("qwen35moe.attention.recurrent_layers", [True, True, True, False, False])
+        if "shared" in p:
+            m.w.add_expert_shared_feed_forward_length(32)
+        if arch != "qwen3next":
+            m.w.add_rope_dimension_sections([1, 2, 1, 0])
+        m.finish()
     Maker(path("mixed"), "qwen3moe", 13, qk_norm="head", experts=4, used=2, ffx=256,
           **dict(SMALL, d=256, hd=64, ff=256)).finish(
               types=[T.Q4_K, T.Q8_0, T.Q6_K, T.Q5_1, T.Q4_0, T.Q4_1, T.BF16, T.Q5_0, T.Q4_K, T.F16, T.Q6_K], embd=T.Q8_0)

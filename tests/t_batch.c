@@ -171,7 +171,8 @@ static struct ferry_batch_stats run_way(const char *model, const struct way *w, 
     return st;
 }
 
-static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn", "deepseek2", "deepseek2-old"};
+static const char *const exact_models[] = {"mixed",     "gemma3",        "qwen2moe",  "llama-yarn",
+                                           "deepseek2", "deepseek2-old", "qwen3next", "qwen35"};
 enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 
 START_TEST(company_changes_the_words)
@@ -244,7 +245,7 @@ START_TEST(spilling_changes_the_words)
 }
 END_TEST
 
-/* A request whose pages are in the file is dropped, and so is a batch; no window can be spilled, and no folder be missing. */
+/* A request whose pages are in the file is dropped, and so is a batch; no window or record can be spilled, and no folder be missing. */
 START_TEST(spilled_request_cannot_go)
 {
     struct ferry_engine_opts o = small_opts();
@@ -274,9 +275,12 @@ START_TEST(spilled_request_cannot_go)
         ferry_batch_free(b);
     }
     ferry_engine_close(e);
-    e = open_with("gemma3", &o);
-    ck_assert_int_eq(ferry_batch_make(e, &b), FERRY_ERR_UNSUPPORTED);
-    ferry_engine_close(e);
+    for (int i = 0; i < 2; i++) {
+        e = open_with(i ? "qwen35" : "gemma3", &o);
+        ck_assert_int_eq(ferry_batch_make(e, &b), FERRY_ERR_UNSUPPORTED);
+        ck_assert_ptr_nonnull(strstr(ferry_error(), i ? "recurrent layers" : "sliding windows"));
+        ferry_engine_close(e);
+    }
     o.spill_dir = "/no/such/folder";
     e = open_with("mixed", &o);
     ck_assert_int_eq(ferry_batch_make(e, &b), FERRY_ERR_IO);
@@ -290,14 +294,16 @@ END_TEST
 /* 64 prompts of 128 equal tokens and 6 of their own: the equal ones are run once, whatever number of them runs together. */
 START_TEST(shared_beginning_is_run_for_each)
 {
-    static const uint32_t batches[] = {4, 16, 64};
+    static const uint32_t batches[] = {4, 16, 64, 16};
+    static const char *const names[] = {"llama", "gemma3", "llama",
+                                        "qwen35moe"}; /* the second has windows, the last records */
     enum { N = 64, SAME = 128, OWN = 6 };
     struct ferry_engine_opts o = small_opts();
     struct ferry_batch *b = NULL;
     struct ferry_batch_stats st;
     o.n_batch = batches[_i];
     o.chunk_tok = 50;
-    struct ferry_engine *e = open_with(_i == 1 ? "gemma3" : "llama", &o); /* gemma3 has windows */
+    struct ferry_engine *e = open_with(names[_i], &o);
     ck_assert_int_eq(ferry_batch_make(e, &b), 0);
     for (int i = 0; i < N; i++) {
         struct req r = {.n_tok = SAME + OWN, .max_tok = 3, .ignore_eos = true};
@@ -598,7 +604,7 @@ int main(void)
     tcase_add_loop_test(t, company_changes_the_words, 0, N_EXACT);
     tcase_add_loop_test(t, spilling_changes_the_words, 0, 4);
     tcase_add_test(t, spilled_request_cannot_go);
-    tcase_add_loop_test(t, shared_beginning_is_run_for_each, 0, 3);
+    tcase_add_loop_test(t, shared_beginning_is_run_for_each, 0, 4);
     tcase_add_test(t, score_is_not_that_of_the_logits);
     tcase_add_test(t, bad_request_is_taken_or_breaks_the_batch);
     tcase_add_test(t, finished_counts_as_not_begun);

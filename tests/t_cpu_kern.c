@@ -57,6 +57,16 @@ static float approx_gelu(float x)
     return kern_v_gelu_tanh(x);
 }
 
+static float approx_softplus(float x)
+{
+    return kern_v_softplus(x);
+}
+
+static double exact_softplus(double x)
+{
+    return log1p(exp(-fabs(x))) + fmax(x, 0);
+}
+
 static double exact_sigmoid(double x)
 {
     return 1 / (1 + exp(-x));
@@ -104,6 +114,8 @@ static const struct {
     /* exp, the sum and the quotient; below -87 e^-x overflows before the quotient is subnormal */
     {"sigmoid", approx_sigmoid, exact_sigmoid, 0, 87, 2.5},
     {"silu", approx_silu, exact_silu, 0, 87, 2.5},
+    /* exp, the quotient twice in the series' first term, and the last sum */
+    {"softplus", approx_softplus, exact_softplus, 0, 87, 4},
     /* the argument's three roundings are magnified by its size, which is 11 at most here: 11 * 1.5, or twice that in units
      * of the last place, and those of silu */
     {"gelu", approx_gelu, exact_gelu, 0, 4, 36},
@@ -127,6 +139,7 @@ START_TEST(polynomials_at_the_ends_of_the_range)
     ck_assert(kern_v_sigmoid(INFINITY) == 1 && kern_v_sigmoid(-INFINITY) == 0);
     ck_assert(kern_v_silu(-200.0f) == 0 && kern_v_silu(200.0f) == 200 && kern_v_gelu_tanh(-200.0f) == 0);
     ck_assert(isnan(kern_v_exp(NAN)) && isnan(kern_v_tanh(NAN)) && isnan(kern_v_sigmoid(NAN)));
+    ck_assert(kern_v_softplus(INFINITY) == INFINITY && kern_v_softplus(-INFINITY) == 0 && isnan(kern_v_softplus(NAN)));
     ck_assert(isnan(kern_v_silu(NAN)) && isnan(kern_v_gelu_tanh(NAN)));
     /* cut at 7 and -7: 7 * 8 / (1 + e^-11.914), 7 * -6 times the same */
     const double gated = 7 / (1 + exp(-1.702 * 7));

@@ -232,6 +232,7 @@ static const struct elementwise elementwise[] = {
     {OP_GLU, {.act = OP_ACT_GELU_TANH}, want_gelu, true, false, false},
     {OP_GLU, {.act = OP_ACT_SWIGLU_OAI}, want_oai, true, false, false},
     {OP_GATE, {0}, want_gate, true, false, true},
+    {OP_GATE, {0}, want_gate, true, false, false},
 };
 
 static void elementwise_case(const char *isa, const struct elementwise *e, int64_t width, bool in_place)

@@ -316,7 +316,8 @@ START_TEST(graphs_change_bits)
     static const struct {
         const char *name;
         int quarters;
-    } cases[] = {{"llama", 4}, {"gemma2", 4}, {"qwen3moe", 2}, {"mixtral", 4}, {"deepseek2", 4}, {"deepseek2-old", 2}};
+    } cases[] = {{"llama", 4},     {"gemma2", 4},        {"qwen3moe", 2},  {"mixtral", 4},
+                 {"deepseek2", 4}, {"deepseek2-old", 2}, {"qwen3next", 4}, {"qwen35moe", 2}};
     struct rooms_args a = {.name = cases[_i].name, .quarters = cases[_i].quarters, .io = PLAN_IO_PREAD};
     uint64_t plain, graphs;
 
@@ -363,7 +364,7 @@ START_TEST(token_takes_more_launches_than_the_host_has_decisions)
     static const struct {
         const char *name;
         int quarters;
-    } cases[] = {{"llama", 4}, {"qwen3moe", 4}, {"qwen3moe", 2}};
+    } cases[] = {{"llama", 4}, {"qwen3moe", 4}, {"qwen3moe", 2}, {"qwen3next", 4}};
     struct rooms_args a = {.name = cases[_i].name, .quarters = cases[_i].quarters, .io = PLAN_IO_PREAD};
     float *out = malloc(sizeof *out * WARM * N_VOCAB);
 
@@ -590,7 +591,7 @@ int main(void)
     tcase_add_test(tc, more_runs_than_places_drive_each_other_out);
     tcase_add_loop_test(engines, graphs_change_bits, 0, 6);
     tcase_add_test(engines, graphs_change_bits_when_experts_move);
-    tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 3);
+    tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 4);
     tcase_add_test(engines, row_gets_what_another_wants);
     tcase_add_test(engines, logits_without_a_number_are_drawn_from);
     tcase_add_test(engines, page_of_a_shorter_sequence_changes_launches);

@@ -95,11 +95,9 @@ START_TEST(context_beyond_the_gpu_changes_bits)
     static const struct {
         const char *name, *kv_type;
         int n_segments, n;
-    } cases[] = {{"llama", "f16", 1, 1300},
-                 {"qwen3moe", "q8_0", 1, 1100},
-                 {"deepseek2", "f16", 1, 1300},
-                 {"deepseek2-lite", "q8_0", 1, 1100},
-                 {"deepseek2-old", "q8_0", 1, 1100}};
+    } cases[] = {{"llama", "f16", 1, 1300},          {"qwen3moe", "q8_0", 1, 1100},
+                 {"deepseek2", "f16", 1, 1300},      {"deepseek2-lite", "q8_0", 1, 1100},
+                 {"deepseek2-old", "q8_0", 1, 1100}, {"qwen3next", "f16", 1, 1100}};
     struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0");
     static float here[LAST * N_VOCAB], there[LAST * N_VOCAB];
 
@@ -612,7 +610,7 @@ END_TEST
 /* Steps in halves, with windows and without, with prompts in the first half and without: nobody says anything else for it. */
 START_TEST(halves_say_something_else)
 {
-    static const char *const names[] = {"llama", "gemma2", "qwen2", "deepseek2-dense"};
+    static const char *const names[] = {"llama", "gemma2", "qwen2", "deepseek2-dense", "qwen35"};
     struct ferry_engine_opts cpu = opts_of("cpu"), gpu = opts_of("cuda:0"), saved = opts_of(NULL);
     int32_t here[N_PROMPTS][ANSWER_TOK], there[N_PROMPTS][ANSWER_TOK];
     const char *name = names[_i];
@@ -704,7 +702,7 @@ int main(void)
           *fail = add_case(suite, "fail");
     TCase *several = add_case(suite, "several"), *plan = add_case(suite, "plan");
 
-    tcase_add_loop_test(context, context_beyond_the_gpu_changes_bits, 0, 5);
+    tcase_add_loop_test(context, context_beyond_the_gpu_changes_bits, 0, 6);
     tcase_add_test(step, order_of_streams_changes_bits);
     tcase_add_loop_test(step, several_waves_change_bits, 0, 2);
     if (!emu_is_real()) /* hardware may be quick enough for nobody to see it */

@@ -9,9 +9,9 @@
 #include <unistd.h>
 
 static const char *const moe_models[] = {
-    "qwen2moe",    "qwen3moe",   "qwen3moe-fused", "mixtral",       "dots1",      "olmoe",
-    "mixed",       "gpt-oss",    "gpt-oss-mxfp4",  "glm4moe",       "minimax-m2", "ernie4_5-moe",
-    "hunyuan-moe", "qwen3vlmoe", "deepseek2",      "deepseek2-old", "bailingmoe2"};
+    "qwen2moe",  "qwen3moe",      "qwen3moe-fused", "mixtral",    "dots1",        "olmoe",       "mixed",
+    "gpt-oss",   "gpt-oss-mxfp4", "glm4moe",        "minimax-m2", "ernie4_5-moe", "hunyuan-moe", "qwen3vlmoe",
+    "deepseek2", "deepseek2-old", "bailingmoe2",    "qwen3next",  "qwen35moe"};
 enum { N_MOE_MODELS = sizeof moe_models / sizeof *moe_models };
 
 static char plan_path[] = TEST_BUILD_DIR "/t_cuda_offload-XXXXXX";

@@ -67,6 +67,7 @@ static const struct elementwise elementwise[] = {
     {OP_ADD, 0, OP_ACT_SILU, -1, 0},      {OP_ADD_BIAS, 0, OP_ACT_SILU, 0, -1},  {OP_SCALE, 1.5f, OP_ACT_SILU, 0, 0},
     {OP_SCALE, 9, OP_ACT_SILU, 0, 1},     {OP_SOFTCAP, 0.5f, OP_ACT_SILU, 0, 0}, {OP_GLU, 0, OP_ACT_SILU, -1, 0},
     {OP_GLU, 0, OP_ACT_GELU_TANH, -1, 0}, {OP_GLU, 0, OP_ACT_SWIGLU_OAI, -1, 0}, {OP_GATE, 0, OP_ACT_SILU, 1, 0},
+    {OP_GATE, 0, OP_ACT_SILU, -1, 0},
 };
 
 /* Values of every size, some not finite. */

@@ -25,11 +25,11 @@
 enum { HEADER_BYTES = 1 << 16, FILE_BYTES = 8 << 20 };
 
 static const char *const families[] = {
-    "llama",       "llama-yarn",     "mixtral",       "qwen2",           "qwen2moe",     "qwen3",
-    "qwen3moe",    "olmoe",          "gemma2",        "gemma3",          "dots1",        "granite",
-    "gpt-oss",     "glm4moe",        "minimax-m2",    "ernie4_5",        "ernie4_5-moe", "hunyuan-dense",
-    "hunyuan-moe", "seed_oss",       "smollm3",       "qwen2vl",         "qwen3vl",      "qwen3vlmoe",
-    "deepseek2",   "deepseek2-lite", "deepseek2-old", "deepseek2-dense", "bailingmoe2"};
+    "llama",       "llama-yarn", "mixtral",      "qwen2",         "qwen2moe",       "qwen3",         "qwen3moe",
+    "olmoe",       "gemma2",     "gemma3",       "dots1",         "granite",        "gpt-oss",       "glm4moe",
+    "minimax-m2",  "ernie4_5",   "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",    "seed_oss",      "smollm3",
+    "qwen2vl",     "qwen3vl",    "qwen3vlmoe",   "deepseek2",     "deepseek2-lite", "deepseek2-old", "deepseek2-dense",
+    "bailingmoe2", "qwen3next",  "qwen3next-in", "qwen35",        "qwen35moe"};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* What is wrong; NULL and 0: nothing. */
@@ -318,6 +318,8 @@ static bool may_be_missing(const char *family, const char *name)
     if (strstr(name, "exp_probs_b"))
         return strcmp(family, "dots1") == 0 || strcmp(family, "ernie4_5-moe") == 0 ||
                strcmp(family, "deepseek2") == 0 || strcmp(family, "bailingmoe2") == 0;
+    if (strstr(name, "ssm_dt"))
+        return false;
     if (strcmp(family, "glm4moe") == 0 && (strstr(name, "attn_q_norm") || strstr(name, "attn_k_norm")))
         return true; /* its smaller models have none */
     /* a shared expert is there or not; llama's files have biases or not */
@@ -326,12 +328,17 @@ static bool may_be_missing(const char *family, const char *name)
             !strstr(name, "gate_inp"));
 }
 
-/* glm4moe.gguf and bailingmoe2.gguf have two layers, and a third that guesses tokens further ahead; deepseek2.gguf three and a fourth. */
+/* glm4moe.gguf and bailingmoe2.gguf have two layers, deepseek2.gguf three, qwen35moe.gguf four, and one more that guesses tokens further ahead. */
 static bool is_of_nextn(const char *family, const char *name)
 {
-    if (strcmp(family, "deepseek2") == 0)
-        return strncmp(name, "blk.3.", 6) == 0;
-    return (strcmp(family, "glm4moe") == 0 || strcmp(family, "bailingmoe2") == 0) && strncmp(name, "blk.2.", 6) == 0;
+    static const struct {
+        const char *family, *stem;
+    } layers[] = {{"glm4moe", "blk.2."}, {"bailingmoe2", "blk.2."}, {"deepseek2", "blk.3."}, {"qwen35moe", "blk.4."}};
+
+    for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
+        if (strcmp(family, layers[i].family) == 0)
+            return strncmp(name, layers[i].stem, 6) == 0;
+    return false;
 }
 
 /* All that a family runs. */
@@ -363,7 +370,8 @@ static void leave_out(const char *family, const struct gguf_tensor *t)
     else if (strstr(t->name, "attn_qkv")) /* three weights in one tensor */
         expect(family, &e, ERR_FORMAT, "attn_q.weight", "missing");
     else
-        expect(family, &e, ERR_FORMAT, t->name, "missing");
+        expect(family, &e, ERR_FORMAT, strstr(t->name, "ssm_in") ? "attn_qkv" : t->name,
+               "missing"); /* as newer files have it */
 }
 
 START_TEST(missing_tensor_goes_unseen)
@@ -462,6 +470,30 @@ START_TEST(temperature_of_queries_is_left_out)
 }
 END_TEST
 
+/* Keys in a layer that has a record, a record's projections in one that has keys, both forms of them at once. */
+START_TEST(layer_of_two_kinds_is_run_as_one)
+{
+    struct edit e = nothing;
+    e.tensor = "blk.3.attn_k.weight";
+    e.renamed = "blk.0.attn_k.weight";
+    expect("qwen3next", &e, ERR_FORMAT, "blk.0.attn_k.weight", "recurrent");
+    e.tensor = "blk.0.attn_qkv.weight";
+    e.renamed = "blk.0.mystery.weight";
+    expect("qwen3next", &e, ERR_UNSUPPORTED, "blk.0.mystery.weight", "qwen3next");
+    e.renamed = "blk.3.attn_qkv.weight";
+    expect("qwen35", &e, ERR_FORMAT, "blk.0.attn_qkv.weight", "missing");
+    e.tensor = "blk.1.attn_qkv.weight";
+    e.renamed = "blk.0.ssm_in.weight";
+    e.dim = 1;
+    e.dim_more = 64; /* with their gates */
+    expect("qwen3next", &e, ERR_FORMAT, "blk.0.attn_qkv.weight", "ssm_in");
+    e = nothing;
+    e.key = "qwen35moe.attention.recurrent_layers";
+    e.key_type = GGUF_U32;
+    expect("qwen35moe", &e, ERR_FORMAT, "recurrent_layers", "u32");
+}
+END_TEST
+
 /* Nothing of such a layer is a weight, whatever it holds; what is not said to be one is a layer like others. */
 START_TEST(layer_that_guesses_ahead_is_run)
 {
@@ -543,6 +575,12 @@ static const struct {
     {"granite", "residual_scale", true, true},
     {"granite", "attention.scale", true, true},
     {"granite", "logit_scale", true, true},
+    {"qwen3next", "ssm.conv_kernel", false, false},
+    {"qwen3next", "ssm.group_count", false, false},
+    {"qwen3next", "ssm.time_step_rank", false, false},
+    {"qwen35", "ssm.state_size", false, false},
+    {"qwen35", "ssm.inner_size", false, false},
+    {"qwen35", "full_attention_interval", false, false},
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
@@ -628,6 +666,15 @@ START_TEST(numbers_that_do_not_fit_together_are_believed)
         {"deepseek2-old", "deepseek2.attention.head_count_kv", 1, ERR_FORMAT, "1 KV heads", "4 heads"},
         {"deepseek2-old", "deepseek2.attention.value_length", 64, ERR_FORMAT, "blk.0.attn_kv_b.weight", "64 of values"},
         {"deepseek2-old", "deepseek2.rope.dimension_count", 64, ERR_FORMAT, "64 of a key's 64 values", "rotated"},
+        {"qwen3next", "qwen3next.ssm.conv_kernel", 1, ERR_FORMAT, "qwen3next.ssm.conv_kernel", "1"},
+        {"qwen3next", "qwen3next.ssm.conv_kernel", 3, ERR_FORMAT, "ssm_conv1d.weight", "should be 3"},
+        {"qwen3next", "qwen3next.ssm.group_count", 3, ERR_FORMAT, "4 heads", "3 key heads"},
+        {"qwen3next", "qwen3next.ssm.inner_size", 65, ERR_FORMAT, "65 values", "4 heads"},
+        {"qwen3next", "qwen3next.ssm.inner_size", 8192, ERR_FORMAT, "8192 values", "1024 a head"},
+        {"qwen3next", "qwen3next.ssm.state_size", 32, ERR_FORMAT, "attn_qkv.weight", "should be 192"},
+        {"qwen3next-in", "qwen3next.ssm.state_size", 32, ERR_FORMAT, "ssm_in.weight", "should be 256"},
+        {"qwen35", "qwen35.full_attention_interval", 1, ERR_FORMAT, "blk.0.attn_q.weight", "missing"},
+        {"qwen35", "qwen35.full_attention_interval", 5, ERR_UNSUPPORTED, "all 4 layers", "recurrent"},
     };
     struct edit e = nothing;
 
@@ -769,11 +816,12 @@ int main(void)
     tcase_add_loop_test(tc, misshapen_tensor_goes_unseen, 0, N_FAMILIES);
     tcase_add_loop_test(tc, tensor_of_a_wrong_type_reaches_a_kernel, 0, N_FAMILIES);
     tcase_add_test(tc, unknown_tensor_is_left_out);
+    tcase_add_test(tc, layer_of_two_kinds_is_run_as_one);
     tcase_add_test(tc, layer_that_guesses_ahead_is_run);
     tcase_add_test(tc, two_forms_of_latent_attention_are_mixed);
     tcase_add_test(tc, temperature_of_queries_is_left_out);
     tcase_add_loop_test(tc, impossible_number_of_a_key_is_believed, 0, N_KEYS);
-    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 30);
+    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 39);
     tcase_add_test(tc, tiny_rope_factor_makes_infinite_frequencies);
     tcase_add_loop_test(tc, stack_of_gate_and_up_is_counted_twice, 0, 2);
     tcase_add_test(tc, vocabulary_beyond_the_logits_is_accepted);

@@ -12,10 +12,12 @@
 
 #include <check.h>
 #include <inttypes.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { N_TOK = 150, PREFILL = 130, N_VOCAB = 288 };
@@ -28,7 +30,8 @@ static const char *const families[] = {"llama",           "llama-linear",   "lla
                                        "ernie4_5-moe",    "hunyuan-dense",  "hunyuan-moe",   "seed_oss",
                                        "smollm3",         "qwen2vl",        "qwen3vl",       "qwen3vlmoe",
                                        "deepseek2",       "deepseek2-lite", "deepseek2-old", "deepseek2-old-dense",
-                                       "deepseek2-dense", "bailingmoe2",    "qwen2moe",      "granite"};
+                                       "deepseek2-dense", "bailingmoe2",    "qwen3next",     "qwen3next-in",
+                                       "qwen35",          "qwen35moe",      "qwen2moe",      "granite"};
 enum { N_FAMILIES = sizeof families / sizeof *families, N_REFERENCE = N_FAMILIES - 2 };
 
 static int32_t ids[N_TOK];
@@ -133,7 +136,7 @@ END_TEST
 
 /* ---- no bit depends on ... ---- */
 
-static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn"};
+static const char *const exact_models[] = {"mixed", "gemma3", "qwen2moe", "llama-yarn", "qwen3next", "qwen35moe"};
 enum { N_EXACT = sizeof exact_models / sizeof *exact_models };
 
 static void must_equal(const float *a, const float *b, const char *model, const char *what)
@@ -180,9 +183,10 @@ START_TEST(bits_depend_on_threads_cuts_isa_or_io)
 }
 END_TEST
 
-static const char *const streamed_models[] = {
-    "mixed",      "qwen3moe",     "mixtral",     "dots1",      "gpt-oss",   "gpt-oss-mxfp4", "glm4moe",
-    "minimax-m2", "ernie4_5-moe", "hunyuan-moe", "qwen3vlmoe", "deepseek2", "deepseek2-old", "bailingmoe2"};
+static const char *const streamed_models[] = {"mixed",         "qwen3moe",      "mixtral",    "dots1",
+                                              "gpt-oss",       "gpt-oss-mxfp4", "glm4moe",    "minimax-m2",
+                                              "ernie4_5-moe",  "hunyuan-moe",   "qwen3vlmoe", "deepseek2",
+                                              "deepseek2-old", "bailingmoe2",   "qwen3next",  "qwen35moe"};
 enum { N_STREAMED = sizeof streamed_models / sizeof *streamed_models };
 
 /* Bytes of the fewest expert slots that a plan may have; of as many as that, if ram_bytes is more. */
@@ -549,14 +553,22 @@ START_TEST(truncate_fork_or_interruption_changes_the_words)
 }
 END_TEST
 
-/* An answer is made anew from the prompt's last token. */
-START_TEST(regenerating_runs_the_last_token_alone)
+/* What cannot be cut where one likes, and how far before a prompt's end it can be come back to. */
+static const struct {
+    const char *name;
+    int n_tail;
+} come_back[] = {{"gpt-oss", 0}, {"gemma3", 0}, {"qwen3next", 4}, {"qwen35", 4}};
+enum { N_COME_BACK = sizeof come_back / sizeof *come_back };
+
+/* An answer is made anew from the prompt's last token, or the last few. */
+START_TEST(regenerating_runs_the_prompt_again)
 {
     enum { N_PROMPT = 100, N_ANSWER = 110 };
-    static const char *const names[] = {"gpt-oss", "gemma3"};
+    const char *name = come_back[_i].name;
+    const int n_again = come_back[_i].n_tail ? come_back[_i].n_tail : 1;
     struct ferry_engine_opts o = small_opts();
     o.chunk_tok = 128;
-    struct ferry_engine *e = open_with(names[_i], &o);
+    struct ferry_engine *e = open_with(name, &o);
     struct ferry_session *s = session_of(e);
     int32_t want[N_ANSWER], got[N_ANSWER];
     struct ferry_stats before, after;
@@ -568,9 +580,9 @@ START_TEST(regenerating_runs_the_last_token_alone)
         ck_assert_int_eq(ferry_session_truncate(s, N_PROMPT - 1), 0);
         ck_assert_int_eq(ferry_session_append(s, ids + N_PROMPT - 1, 1, NULL, NULL), 0);
         ferry_session_stats(s, &after);
-        ck_assert_uint_eq(after.n_prompt - before.n_prompt, 1);
+        ck_assert_uint_eq(after.n_prompt - before.n_prompt, n_again);
         greedy(s, got, N_ANSWER);
-        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: other words", names[_i]);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: other words", name);
     }
     ferry_session_free(s);
     ferry_engine_close(e);
@@ -582,11 +594,11 @@ END_TEST
 START_TEST(next_turn_runs_the_prompt_again)
 {
     enum { N_PROMPT = 100, N_ANSWER = 110, N_NEW = 20 };
-    static const char *const names[] = {"gpt-oss", "gemma3"};
+    const char *name = come_back[_i].name;
     struct ferry_engine_opts o = small_opts();
     o.n_sessions = 2;
     o.chunk_tok = 128;
-    struct ferry_engine *e = open_with(names[_i], &o);
+    struct ferry_engine *e = open_with(name, &o);
     struct ferry_session *s = session_of(e), *fresh = session_of(e);
     int32_t answer[N_ANSWER], want[N_NEW], got[N_NEW];
     struct ferry_stats before, after;
@@ -597,17 +609,92 @@ START_TEST(next_turn_runs_the_prompt_again)
     ck_assert_int_eq(ferry_session_truncate(s, N_PROMPT + 1), 0);
     ck_assert_int_eq(ferry_session_append(s, ids, 6, NULL, NULL), 0);
     ferry_session_stats(s, &after);
-    ck_assert_uint_eq(after.n_prompt - before.n_prompt, 1 + 6);
+    ck_assert_uint_eq(after.n_prompt - before.n_prompt, come_back[_i].n_tail + 1 + 6);
     greedy(s, got, N_NEW);
 
     ck_assert_int_eq(ferry_session_append(fresh, ids, N_PROMPT, NULL, NULL), 0);
     ck_assert_int_eq(ferry_session_append(fresh, answer, 1, NULL, NULL), 0);
     ck_assert_int_eq(ferry_session_append(fresh, ids, 6, NULL, NULL), 0);
     greedy(fresh, want, N_NEW);
-    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: other words", names[_i]);
+    ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s: other words", name);
     ferry_session_free(fresh);
     ferry_session_free(s);
     ferry_engine_close(e);
+}
+END_TEST
+
+/* What a prompt asks for an answer with may end in an opened thought, which the next turn leaves out, too. */
+START_TEST(turn_without_the_thought_s_opening_runs_the_prompt_again)
+{
+    enum { N_PROMPT = 100, N_ANSWER = 20, N_CUT = 4, N_NEW = 20 };
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = open_with("qwen35moe", &o);
+    struct ferry_session *s = session_of(e);
+    int32_t answer[N_ANSWER], want[N_NEW], got[N_NEW];
+    struct ferry_stats before, after;
+
+    ck_assert_int_eq(ferry_session_append(s, ids, N_PROMPT - N_CUT, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_append(s, ids + 30, 40, NULL, NULL), 0);
+    greedy(s, want, N_NEW);
+    ck_assert_int_eq(ferry_session_truncate(s, 0), 0);
+    ck_assert_int_eq(ferry_session_append(s, ids, N_PROMPT, NULL, NULL), 0);
+    for (int turn = 0; turn < 2; turn++) { /* once more, edited: one further back is run from the start */
+        greedy(s, answer, N_ANSWER);
+        ferry_session_stats(s, &before);
+        ck_assert_int_eq(ferry_session_truncate(s, N_PROMPT - N_CUT), 0);
+        ck_assert_int_eq(ferry_session_append(s, ids + 30, 40, NULL, NULL), 0);
+        ferry_session_stats(s, &after);
+        ck_assert_uint_eq(after.n_prompt - before.n_prompt, turn ? N_PROMPT - N_CUT + 40 : 40);
+        greedy(s, got, N_NEW);
+        ck_assert_msg(memcmp(want, got, sizeof want) == 0, "turn %d: other words", turn);
+    }
+    ferry_session_free(s);
+    ferry_engine_close(e);
+}
+END_TEST
+
+static void copy_file(const char *from, const char *to)
+{
+    static char all[1 << 20];
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+
+    ck_assert(in && out);
+    size_t n = fread(all, 1, sizeof all, in);
+    ck_assert(n > 0 && n < sizeof all && fwrite(all, 1, n, out) == n);
+    fclose(in);
+    ck_assert_int_eq(fclose(out), 0);
+}
+
+/* The file is found to be another when all layers have been run: nothing of the step counts, and no record is a step ahead. */
+START_TEST(failed_step_leaves_records_a_step_ahead)
+{
+    static float want[N_VOCAB], got[N_VOCAB];
+    const char path[] = TEST_BUILD_DIR "/t_session-record.gguf";
+    const struct timespec then[2] = {{1000, 0}, {1000, 0}}, later[2] = {{2000, 0}, {2000, 0}};
+    struct ferry_engine_opts o = small_opts();
+    struct ferry_engine *e = NULL;
+
+    copy_file(model_path(_i ? "qwen35" : "qwen3next"), path);
+    ck_assert_int_eq(utimensat(AT_FDCWD, path, then, 0), 0);
+    o.io = "mmap";
+    ck_assert_msg(ferry_engine_open(path, &o, &e) == 0, "%s", ferry_error());
+    struct ferry_session *s = session_of(e);
+    ck_assert_int_eq(ferry_session_append(s, ids, 80, NULL, NULL), 0);
+    ck_assert_int_eq(ferry_session_logits(s, ids + 80, 1, true, want), 0);
+    for (int n_before = 0; n_before <= 70; n_before += 35) {
+        ck_assert_int_eq(ferry_session_truncate(s, 0), 0);
+        ck_assert_int_eq(ferry_session_append(s, ids, (size_t)n_before, NULL, NULL), 0);
+        ck_assert_int_eq(utimensat(AT_FDCWD, path, later, 0), 0);
+        ck_assert_int_lt(ferry_session_append(s, ids + n_before, 10, NULL, NULL), 0);
+        ck_assert_uint_eq(ferry_session_n_tokens(s), (size_t)n_before);
+        ck_assert_int_eq(utimensat(AT_FDCWD, path, then, 0), 0);
+        ck_assert_int_eq(ferry_session_append(s, ids + n_before, (size_t)(80 - n_before), NULL, NULL), 0);
+        ck_assert_int_eq(ferry_session_logits(s, ids + 80, 1, true, got), 0);
+        ck_assert_mem_eq(want, got, sizeof want);
+    }
+    ferry_session_free(s);
+    ferry_engine_close(e);
+    unlink(path);
 }
 END_TEST
 
@@ -672,17 +759,19 @@ static uint64_t plan_number(const char *json, const char *name)
 
 START_TEST(bytes_differ_from_the_plans)
 {
+    const char *name = _i < 2 ? "mixed" : "qwen3next";
     struct ferry_engine_opts o = small_opts();
-    o.expert_ram_bytes = _i ? least_slots("mixed") + 50000 : 0;
-    struct ferry_engine *e = open_with("mixed", &o);
+    o.expert_ram_bytes = _i % 2 ? least_slots(name) + 50000 : 0;
+    o.n_sessions = 2;
+    struct ferry_engine *e = open_with(name, &o);
     struct ferry_session *s = session_of(e);
     struct ferry_stats st;
     char *json = NULL;
     ferry_session_stats(s, &st);
     ck_assert_int_eq(ferry_engine_plan(e, true, &json), 0);
     char want[64];
-    snprintf(want, sizeof want, "\"kv\": %llu,", (unsigned long long)mem_live_bytes(MEM_KV));
-    ck_assert_msg(strstr(json, want) != NULL, "%s not in %s", want, json);
+    ck_assert_uint_eq(plan_number(json, "\"kv\":") + (_i < 2 ? 0 : plan_number(json, "\"recurrent\":")),
+                      mem_live_bytes(MEM_KV));
     snprintf(want, sizeof want, "\"scratch\": %llu,", (unsigned long long)mem_live_bytes(MEM_SCRATCH));
     ck_assert_msg(strstr(json, want) != NULL, "%s not in %s", want, json);
     ck_assert_uint_eq(st.kv_bytes, mem_live_bytes(MEM_KV));
@@ -837,7 +926,7 @@ END_TEST
 /* ---- everything fallible fails ---- */
 
 /* Open, chat a little, close; the first error. */
-static int whole_life(uint64_t expert_ram_bytes)
+static int whole_life(const char *name, uint64_t expert_ram_bytes)
 {
     struct ferry_engine_opts o = small_opts();
     o.expert_ram_bytes = expert_ram_bytes;
@@ -854,7 +943,7 @@ static int whole_life(uint64_t expert_ram_bytes)
     chat.vars = &var;
     chat.n_vars = 1;
     size_t n = 0;
-    int rc = ferry_engine_open(model_path("qwen3moe"), &o, &e);
+    int rc = ferry_engine_open(model_path(name), &o, &e);
     if (rc == 0)
         rc = ferry_chat_prompt(e, &msg, 1, &chat, &text);
     if (rc == 0)
@@ -877,30 +966,32 @@ static int whole_life(uint64_t expert_ram_bytes)
 
 START_TEST(failed_allocation_leaks_or_breaks_what_follows)
 {
-    uint64_t before = live_bytes(), expert_ram_bytes = _i ? least_slots("qwen3moe") : 0;
+    const char *name = _i < 2 ? "qwen3moe" : "qwen35";
+    uint64_t before = live_bytes(), expert_ram_bytes = _i == 1 ? least_slots(name) : 0;
     mem_fail_nth(0);
-    ck_assert_msg(whole_life(expert_ram_bytes) == 0, "%s", ferry_error());
+    ck_assert_msg(whole_life(name, expert_ram_bytes) == 0, "%s", ferry_error());
     uint64_t n_calls = mem_n_calls();
     ck_assert_uint_gt(n_calls, 50);
     ck_assert_uint_eq(live_bytes(), before);
     for (uint64_t n = 1; n <= n_calls; n++) {
         mem_fail_nth(n);
-        int rc = whole_life(expert_ram_bytes);
+        int rc = whole_life(name, expert_ram_bytes);
         mem_fail_nth(0);
         ck_assert_msg(rc == FERRY_ERR_NOMEM, "allocation %llu of %llu: %d, %s", (unsigned long long)n,
                       (unsigned long long)n_calls, rc, ferry_error());
         ck_assert_msg(live_bytes() == before, "allocation %llu of %llu leaks %lld bytes", (unsigned long long)n,
                       (unsigned long long)n_calls, (long long)(live_bytes() - before));
     }
-    ck_assert_int_eq(whole_life(expert_ram_bytes), 0);
+    ck_assert_int_eq(whole_life(name, expert_ram_bytes), 0);
 }
 END_TEST
 
 START_TEST(step_allocates)
 {
     struct ferry_engine_opts o = small_opts();
-    o.expert_ram_bytes = _i ? least_slots("mixed") : 0;
-    struct ferry_engine *e = open_with("mixed", &o);
+    const char *name = _i < 2 ? "mixed" : "qwen3next";
+    o.expert_ram_bytes = _i == 1 ? least_slots(name) : 0;
+    struct ferry_engine *e = open_with(name, &o);
     struct ferry_session *s = session_of(e);
     int32_t out[8];
     ck_assert_int_eq(ferry_session_append(s, ids, 20, NULL, NULL), 0);
@@ -972,13 +1063,15 @@ int main(void)
     tcase_add_test(t, q8_0_cache_loses_the_thread);
     tcase_add_test(t, blas_prefill_depends_on_the_cut);
     tcase_add_loop_test(t, truncate_fork_or_interruption_changes_the_words, 0, N_EXACT);
-    tcase_add_loop_test(t, next_turn_runs_the_prompt_again, 0, 2);
-    tcase_add_loop_test(t, regenerating_runs_the_last_token_alone, 0, 2);
+    tcase_add_loop_test(t, next_turn_runs_the_prompt_again, 0, N_COME_BACK);
+    tcase_add_loop_test(t, regenerating_runs_the_prompt_again, 0, N_COME_BACK);
+    tcase_add_test(t, turn_without_the_thought_s_opening_runs_the_prompt_again);
+    tcase_add_loop_test(t, failed_step_leaves_records_a_step_ahead, 0, 2);
     tcase_add_test(t, stopped_prompt_loses_what_was_run);
     tcase_add_test(t, context_limit_is_crossed);
-    tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 2);
-    tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 2);
-    tcase_add_loop_test(t, step_allocates, 0, 2);
+    tcase_add_loop_test(t, bytes_differ_from_the_plans, 0, 4);
+    tcase_add_loop_test(t, failed_allocation_leaks_or_breaks_what_follows, 0, 3);
+    tcase_add_loop_test(t, step_allocates, 0, 3);
     tcase_add_test(t, rows_that_are_taken_need_room);
     tcase_add_test(t, answer_in_channels_goes_back_whole);
     tcase_add_test(t, answer_is_not_told_from_thoughts);

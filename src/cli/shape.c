@@ -22,23 +22,69 @@ static const struct shape_latent v2_lite = {0, 512, 64, 128, 128, 2, 0, 0, false
                                  kimi_k2 = {1536, 512, 64, 128, 128, 1, 0, 0, true},
                                  glm_flash = {768, 512, 64, 192, 256, 1, 0, 0, true};
 
+/* Gated delta nets of the Qwen family: all layers but each fourth, heads of 128, a convolution of 4. */
+enum { DELTA_PERIOD = 4, DELTA_DIM = 128, DELTA_CONV = 4 };
+
 static const struct shape shapes[] = {
-    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 0, 151936, 40960, 0, false, false, NULL},
-    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 0, 50304, 4096, 0, false, false, NULL},
-    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 0, 32000, 32768, 0, true, false, NULL},
-    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL},
-    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL},
-    {"glm-4.5-air", "glm4moe", 46, 4096, 96, 8, 128, 128, 8, 1408, 1, 10944, 151552, 131072, 0, true, false, NULL},
-    {"glm-4.5", "glm4moe", 92, 5120, 96, 8, 128, 160, 8, 1536, 3, 12288, 151552, 131072, 0, false, false, NULL},
-    {"minimax-m2", "minimax-m2", 62, 3072, 48, 8, 128, 256, 8, 1536, 0, 0, 200064, 196608, 0, false, false, NULL},
+    {"qwen3-30b-a3b", "qwen3moe", 48, 2048, 32, 4, 128, 128, 8, 768, 0, 0, 151936, 40960, 0, false, false, NULL, 0, 0},
+    {"olmoe-1b-7b", "olmoe", 16, 2048, 16, 16, 128, 64, 8, 1024, 0, 0, 50304, 4096, 0, false, false, NULL, 0, 0},
+    {"mixtral-8x7b", "llama", 32, 4096, 32, 8, 128, 8, 2, 14336, 0, 0, 32000, 32768, 0, true, false, NULL, 0, 0},
+    {"gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 32, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL, 0, 0},
+    {"gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 128, 4, 2880, 0, 0, 201088, 131072, 128, true, true, NULL, 0, 0},
+    {"glm-4.5-air", "glm4moe", 46,     4096, 96,   8,     128,  128, 8, 1408, 1,
+     10944,         151552,    131072, 0,    true, false, NULL, 0,   0},
+    {"glm-4.5", "glm4moe", 92, 5120, 96, 8, 128, 160, 8, 1536, 3, 12288, 151552, 131072, 0, false, false, NULL, 0, 0},
+    {"minimax-m2", "minimax-m2", 62, 3072, 48, 8, 128, 256, 8, 1536, 0, 0, 200064, 196608, 0, false, false, NULL, 0, 0},
     {"deepseek-v2-lite", "deepseek2", 27, 2048, 16, 1, 576, 64, 6, 1408, 1, 10944, 102400, 163840, 0, true, false,
-     &v2_lite},
-    {"deepseek-v3", "deepseek2", 61, 7168, 128, 1, 576, 256, 8, 2048, 3, 18432, 129280, 163840, 0, true, false, &v3},
-    {"kimi-k2", "deepseek2", 61, 7168, 64, 1, 576, 384, 8, 2048, 1, 18432, 163840, 131072, 0, true, false, &kimi_k2},
-    {"glm-4.7-flash", "deepseek2", 47, 2048, 20, 1, 576, 64, 4, 1536, 1, 10240, 154880, 202752, 0, true, false,
-     &glm_flash},
-    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 0, 49152, 8192, 0, false, false, NULL},
-    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, NULL},
+     &v2_lite,           0,           0},
+    {"deepseek-v3", "deepseek2", 61,     7168, 128,  1,     576, 256, 8, 2048, 3,
+     18432,         129280,      163840, 0,    true, false, &v3, 0,   0},
+    {"kimi-k2", "deepseek2", 61,     7168,   64, 1,    576,   384,      8, 2048,
+     1,         18432,       163840, 131072, 0,  true, false, &kimi_k2, 0, 0},
+    {"glm-4.7-flash", "deepseek2", 47,     2048, 20,   1,     576,        64, 4, 1536, 1,
+     10240,           154880,      202752, 0,    true, false, &glm_flash, 0,  0},
+    {"qwen3-next-80b-a3b",
+     "qwen3next",
+     48,
+     2048,
+     16,
+     2,
+     256,
+     512,
+     10,
+     512,
+     0,
+     0,
+     151936,
+     262144,
+     0,
+     false,
+     false,
+     NULL,
+     16,
+     32},
+    {"qwen3.5-35b-a3b",
+     "qwen35moe",
+     40,
+     2048,
+     16,
+     2,
+     256,
+     256,
+     8,
+     512,
+     0,
+     0,
+     248320,
+     262144,
+     0,
+     false,
+     false,
+     NULL,
+     16,
+     32},
+    {"small-qwen3moe", "qwen3moe", 16, 1024, 16, 4, 64, 64, 8, 512, 0, 0, 49152, 8192, 0, false, false, NULL, 0, 0},
+    {NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, false, false, NULL, 0, 0},
 };
 
 const struct shape *shape_find(const char *name)
@@ -115,6 +161,11 @@ static void key_float(struct writer *w, const char *what, float value)
     put(w, &w->keys, bits, 4);
 }
 
+static bool is_recurrent(const struct shape *s, int layer)
+{
+    return s->n_value_head && layer % DELTA_PERIOD != DELTA_PERIOD - 1;
+}
+
 static bool is_one_of(const struct shape *s, const char *a, const char *b)
 {
     return !strcmp(s->arch, a) || !strcmp(s->arch, b);
@@ -149,7 +200,10 @@ static void put_keys(struct writer *w)
     if (s->latent)
         put_latent_keys(w, s->latent);
     else
-        key_int(w, "rope.dimension_count", is_one_of(s, "glm4moe", "minimax-m2") ? s->head_dim / 2 : s->head_dim);
+        key_int(w, "rope.dimension_count",
+                is_one_of(s, "glm4moe", "minimax-m2") ? s->head_dim / 2
+                : s->n_value_head                     ? s->head_dim / 4
+                                                      : s->head_dim);
     key_float(w, "rope.freq_base", 1e6f);
     key_float(w, "attention.layer_norm_rms_epsilon", 1e-6f);
     key_int(w, "expert_count", s->n_expert);
@@ -159,6 +213,14 @@ static void put_keys(struct writer *w)
         key_int(w, "leading_dense_block_count", s->n_dense);
     if (s->window)
         key_int(w, "attention.sliding_window", s->window);
+    if (s->n_value_head) {
+        key_int(w, "full_attention_interval", DELTA_PERIOD);
+        key_int(w, "ssm.conv_kernel", DELTA_CONV);
+        key_int(w, "ssm.group_count", s->n_key_head);
+        key_int(w, "ssm.time_step_rank", s->n_value_head);
+        key_int(w, "ssm.state_size", DELTA_DIM);
+        key_int(w, "ssm.inner_size", s->n_value_head * DELTA_DIM);
+    }
     key(w, "tokenizer.ggml.tokens", GGUF_ARRAY);
     put(w, &w->keys, GGUF_STRING, 4);
     put(w, &w->keys, (uint64_t)s->n_vocab, 8);
@@ -235,8 +297,7 @@ static void put_attention(struct writer *w, int layer, enum quant_type type, enu
     int q = s->n_head * s->head_dim, kv = s->n_head_kv * s->head_dim;
     bool is_by_row = is_one_of(s, "olmoe", "minimax-m2");
 
-    tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
-    tensor_of_layer(w, layer, "attn_q.weight", type, s->n_embd, q, 0);
+    tensor_of_layer(w, layer, "attn_q.weight", type, s->n_embd, s->n_value_head ? 2 * q : q, 0);
     tensor_of_layer(w, layer, "attn_k.weight", type, s->n_embd, kv, 0);
     tensor_of_layer(w, layer, "attn_v.weight", v_type, s->n_embd, kv, 0);
     tensor_of_layer(w, layer, "attn_output.weight", type, q, s->n_embd, 0);
@@ -255,6 +316,27 @@ static void put_attention(struct writer *w, int layer, enum quant_type type, enu
     }
 }
 
+/* Q4_K_M has joint projections in Q5_K. */
+static void put_delta(struct writer *w, int layer, enum quant_type type)
+{
+    const struct shape *s = w->shape;
+    int keys = s->n_key_head * DELTA_DIM, values = s->n_value_head * DELTA_DIM, channels = 2 * keys + values;
+
+    tensor_of_layer(w, layer, "attn_qkv.weight", type == QUANT_Q4_K ? QUANT_Q5_K : type, s->n_embd, channels, 0);
+    tensor_of_layer(w, layer, "attn_gate.weight", type, s->n_embd, values, 0);
+    if (!strcmp(s->arch, "qwen3next")) {
+        tensor_of_layer(w, layer, "ssm_ba.weight", type, s->n_embd, 2 * s->n_value_head, 0);
+    } else {
+        tensor_of_layer(w, layer, "ssm_beta.weight", type, s->n_embd, s->n_value_head, 0);
+        tensor_of_layer(w, layer, "ssm_alpha.weight", type, s->n_embd, s->n_value_head, 0);
+    }
+    tensor_of_layer(w, layer, "ssm_conv1d.weight", QUANT_F32, DELTA_CONV, channels, 0);
+    tensor_of_layer(w, layer, "ssm_dt.bias", QUANT_F32, s->n_value_head, 0, 0);
+    tensor_of_layer(w, layer, "ssm_a", QUANT_F32, s->n_value_head, 0, 0);
+    tensor_of_layer(w, layer, "ssm_norm.weight", QUANT_F32, DELTA_DIM, 0, 0);
+    tensor_of_layer(w, layer, "ssm_out.weight", type, values, s->n_embd, 0);
+}
+
 static void put_experts(struct writer *w, int layer, enum quant_type type, enum quant_type down_type)
 {
     const struct shape *s = w->shape;
@@ -271,7 +353,9 @@ static void put_experts(struct writer *w, int layer, enum quant_type type, enum 
     }
     if (is_one_of(s, "glm4moe", "minimax-m2") || (s->latent && s->latent->has_select_bias))
         tensor_of_layer(w, layer, "exp_probs_b.bias", QUANT_F32, s->n_expert, 0, 0);
-    if (is_one_of(s, "glm4moe", "dots1") || s->latent) {
+    if (s->n_value_head)
+        tensor_of_layer(w, layer, "ffn_gate_inp_shexp.weight", QUANT_F32, s->n_embd, 0, 0);
+    if (s->n_value_head || is_one_of(s, "glm4moe", "dots1") || s->latent) {
         int n_ff = s->latent ? s->latent->n_shared * s->n_ff : s->n_ff;
         tensor_of_layer(w, layer, "ffn_gate_shexp.weight", type, s->n_embd, n_ff, 0);
         tensor_of_layer(w, layer, "ffn_up_shexp.weight", type, s->n_embd, n_ff, 0);
@@ -282,14 +366,19 @@ static void put_experts(struct writer *w, int layer, enum quant_type type, enum 
 static void put_tensors(struct writer *w)
 {
     const struct shape *s = w->shape;
-    bool is_post_norm = is_one_of(s, "gpt-oss", "glm4moe");
+    bool is_post_norm = s->n_value_head || is_one_of(s, "gpt-oss", "glm4moe");
     int n_ff_dense = s->n_ff_dense ? s->n_ff_dense : s->n_ff;
     enum quant_type dense = s->is_mxfp4 ? QUANT_Q8_0 : QUANT_Q4_K, expert = s->is_mxfp4 ? QUANT_MXFP4 : QUANT_Q4_K;
 
     tensor(w, "token_embd.weight", dense, s->n_embd, s->n_vocab, 0);
     for (int layer = 0; layer < s->n_layer; layer++) {
         bool is_better = !s->is_mxfp4 && has_more_bits(layer, s->n_layer);
-        (s->latent ? put_latent_attention : put_attention)(w, layer, dense, is_better ? QUANT_Q6_K : dense);
+        if (is_recurrent(s, layer)) {
+            tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+            put_delta(w, layer, dense);
+        } else {
+            (s->latent ? put_latent_attention : put_attention)(w, layer, dense, is_better ? QUANT_Q6_K : dense);
+        }
         tensor_of_layer(w, layer, is_post_norm ? "post_attention_norm.weight" : "ffn_norm.weight", QUANT_F32, s->n_embd,
                         0, 0);
         if (layer < s->n_dense) {

@@ -27,6 +27,7 @@ struct shape {
     bool is_qk_plain;                  /* q and k have no norms */
     bool is_mxfp4;                     /* experts MXFP4, the rest Q8_0; otherwise the mix of most downloads, Q4_K_M */
     const struct shape_latent *latent; /* view; NULL: plain attention */
+    int n_key_head, n_value_head;      /* of gated delta nets; 0: there are none */
 };
 
 /* The row of that name, or NULL; all rows, the last with a NULL name. */

@@ -47,10 +47,17 @@ enum op_act { OP_ACT_SILU, OP_ACT_GELU_TANH, OP_ACT_SWIGLU_OAI };
 /* Most that TOP_K finds of a row. */
 #define DEVICE_MAX_TOP_K 256
 
+/* Most positions that CONV looks at. */
+#define DEVICE_MAX_CONV 8
+
 /* One sequence's pages as a device sees them: page[group][pos / DEVICE_PAGE_TOK] is a page's address, NULL where a
- * sliding window has moved on, and for all pages of a segment that lies in another memory. Views, valid for one step. */
+ * sliding window has moved on, and for all pages of a segment that lies in another memory. Recurrent layers have a record instead, of as
+ * many bytes whatever the position: as it was before the step (NULL before position 0: zeros), and another for what it is after it, so that
+ * a step that fails has changed nothing. 64-byte aligned. Views, valid for one step. */
 struct kv_seq {
     void *const *page[DEVICE_MAX_GROUPS];
+    const char *record;
+    char *next_record;
 };
 
 /* One step's rows, the same for every op of the step. Arrays of n, owned by whoever calls run. Rows of one sequence
@@ -110,6 +117,28 @@ struct op_attn {
     bool is_last;          /* ATTN_MERGE: no row sees any behind them */
 };
 
+#define DEVICE_MAX_PARTS 4
+
+struct op_split {
+    int n_groups, n_parts;
+    int len[DEVICE_MAX_PARTS], to[DEVICE_MAX_PARTS];
+};
+
+struct op_l2 {
+    int n_head, head_dim;
+    float eps;
+};
+
+struct op_conv {
+    uint64_t off; /* in a record; a multiple of 64, as op_delta's */
+};
+
+struct op_delta {
+    int n_head_k, n_head_v, head_dim_k, head_dim_v;
+    bool is_tiled;
+    uint64_t off;
+};
+
 enum op_route_fn {
     OP_ROUTE_SOFTMAX,      /* scores = softmax over all experts, then top-k */
     OP_ROUTE_SOFTMAX_TOPK, /* top-k of the logits, then softmax over the chosen */
@@ -159,6 +188,10 @@ struct op {
         struct op_rope rope;
         struct op_heads heads;
         struct op_attn attn;
+        struct op_split split;
+        struct op_l2 l2;
+        struct op_conv conv;
+        struct op_delta delta;
         struct op_route route;
         struct op_moe moe;
     } p;

@@ -175,6 +175,56 @@ static bool can_groups(const struct op_route *p)
                                p->n_group_used <= p->n_group && p->k <= p->n_expert / p->n_group * p->n_group_used);
 }
 
+/* Where parts go, and how wide what they go to is then. */
+static bool can_split(const struct op *op)
+{
+    const struct op_split *p = &op->p.split;
+    int64_t width[OP_MAX_IO] = {0}, group = 0;
+
+    if (p->n_groups < 1 || p->n_parts < 1 || p->n_parts > DEVICE_MAX_PARTS || !is_f32(op->src[0]))
+        return false;
+    for (int i = 0; i < p->n_parts; i++) {
+        if (p->len[i] < 1 || p->to[i] < 0 || p->to[i] >= OP_MAX_IO || op->dst[p->to[i]] == op->src[0])
+            return false;
+        width[p->to[i]] += (int64_t)p->len[i] * p->n_groups;
+        group += p->len[i];
+    }
+    for (int i = 0; i < OP_MAX_IO; i++)
+        if ((i > 0 && width[i] && !width[i - 1]) || (width[i] ? !is_width(op->dst[i], width[i]) : op->dst[i] != NULL))
+            return false;
+    return op->src[0]->ne[0] == group * p->n_groups;
+}
+
+static bool can_conv(const struct op *op)
+{
+    const struct tensor *w = op->w[0];
+
+    return is_f32(w) && w->ne[0] >= 2 && w->ne[0] <= DEVICE_MAX_CONV &&
+           w->stride[1] == (uint64_t)w->ne[0] * sizeof(float) && is_width(op->src[0], w->ne[1]) &&
+           is_same(op->dst[0], op->src[0]) && op->dst[0] != op->src[0] && op->p.conv.off % 64 == 0;
+}
+
+static bool can_l2_norm(const struct op *op)
+{
+    const struct op_l2 *p = &op->p.l2;
+
+    return is_same(op->dst[0], op->src[0]) && op->dst[0]->data == op->src[0]->data && p->n_head > 0 &&
+           p->head_dim > 0 && (int64_t)p->n_head * p->head_dim <= op->src[0]->ne[0];
+}
+
+static bool can_delta_net(const struct op *op)
+{
+    const struct op_delta *p = &op->p.delta;
+
+    if (p->n_head_k < 1 || p->n_head_v < 1 || p->n_head_v % p->n_head_k || p->head_dim_k < 1 || p->head_dim_v < 1 ||
+        p->off % 64)
+        return false;
+    int64_t keys = (int64_t)p->n_head_k * p->head_dim_k, values = (int64_t)p->n_head_v * p->head_dim_v;
+    return is_width(op->src[0], 2 * keys + values) && is_width(op->src[1], p->n_head_v) &&
+           is_width(op->src[2], p->n_head_v) && is_width(op->dst[0], values) && op->dst[0] != op->src[0] &&
+           is_vector(op->w[0], p->n_head_v) && is_vector(op->w[1], p->n_head_v);
+}
+
 static bool can_route(const struct op *op)
 {
     const struct op_route *p = &op->p.route;
@@ -249,7 +299,9 @@ bool device_check_shapes(const struct op *op)
     case OP_GET_ROWS:
         return is_same(op->dst[0], op->src[0]);
     case OP_GATE:
-        return is_same(op->dst[0], op->src[0]) && is_width(op->src[1], 1);
+        return is_same(op->dst[0], op->src[0]) && (is_width(op->src[1], 1) || is_same(op->src[1], op->src[0]));
+    case OP_SPLIT:
+        return can_split(op);
     case OP_ROPE_TABLE:
         return can_rope_table(op);
     case OP_ROPE:
@@ -262,6 +314,12 @@ bool device_check_shapes(const struct op *op)
         return can_attn_states(op);
     case OP_ATTN_MERGE:
         return can_attn_merge(op);
+    case OP_CONV:
+        return can_conv(op);
+    case OP_L2_NORM:
+        return can_l2_norm(op);
+    case OP_DELTA_NET:
+        return can_delta_net(op);
     case OP_ROUTE:
         return can_route(op);
     case OP_MOE:
@@ -391,6 +449,24 @@ static int check_pages(const struct op *op, const struct rows *rows, int n)
     return 0;
 }
 
+/* Rows of a sequence are neighbours in position, which begin where its record ends. */
+static int check_records(const struct op *op, const struct rows *rows)
+{
+    if (op->rows != OP_ROWS_ALL)
+        return err(ERR_ARG, "%s of layer %d: runs over some rows of a step", device_op_name(op->kind), op->layer);
+    for (int row = 0; row < rows->n; row++) {
+        const struct kv_seq *s = &rows->seqs[rows->seq[row]];
+        bool is_first = row == 0 || rows->seq[row] != rows->seq[row - 1];
+        int64_t pos = rows->pos[row];
+        if (!is_first && pos != (int64_t)rows->pos[row - 1] + 1)
+            return refuse(op, "position", pos, (int64_t)rows->pos[row - 1] + 1);
+        if (is_first && (pos < 0 || (pos > 0) != (s->record != NULL) || !s->next_record || s->next_record == s->record))
+            return err(ERR_ARG, "%s of layer %d: no record for position %" PRId64, device_op_name(op->kind), op->layer,
+                       pos);
+    }
+    return 0;
+}
+
 static int unlisted(const struct op *op, int n)
 {
     return err(ERR_ARG, "%s of layer %d: no experts are listed for %d rows", device_op_name(op->kind), op->layer, n);
@@ -457,6 +533,9 @@ int device_check_step(const struct op *op, const struct rows *rows)
         return check_pages(op, rows, n);
     case OP_ATTN_STATES:
         return check_states(op, rows, n);
+    case OP_CONV:
+    case OP_DELTA_NET:
+        return check_records(op, rows);
     case OP_MOE:
         return check_moe(op, n);
     case OP_GET_ROWS:

@@ -8,7 +8,7 @@
 extern const struct arch arch_llama, arch_qwen2, arch_qwen2moe, arch_qwen3, arch_qwen3moe, arch_olmoe, arch_gemma2,
     arch_gemma3, arch_dots1, arch_granite, arch_granitemoe, arch_gpt_oss, arch_glm4moe, arch_minimax_m2, arch_ernie4_5,
     arch_ernie4_5_moe, arch_hunyuan_dense, arch_hunyuan_moe, arch_seed_oss, arch_smollm3, arch_qwen2vl, arch_qwen3vl,
-    arch_qwen3vlmoe, arch_deepseek2, arch_bailingmoe2;
+    arch_qwen3vlmoe, arch_deepseek2, arch_bailingmoe2, arch_qwen3next, arch_qwen35, arch_qwen35moe;
 
 const enum role arch_plain[] = {ROLE_ATTN_NORM, ROLE_ATTN_Q,   ROLE_ATTN_K, ROLE_ATTN_V,
                                 ROLE_ATTN_OUT,  ROLE_FFN_NORM, ROLE_NONE};
@@ -24,19 +24,35 @@ const enum role arch_ffn_shared[] = {ROLE_ROUTER,      ROLE_EXPERT_GATE, ROLE_EX
 
 const struct arch *const *arch_all(void)
 {
-    static const struct arch *const all[] = {&arch_llama,         &arch_qwen2,
-                                             &arch_qwen2moe,      &arch_qwen3,
-                                             &arch_qwen3moe,      &arch_olmoe,
-                                             &arch_gemma2,        &arch_gemma3,
-                                             &arch_dots1,         &arch_granite,
-                                             &arch_granitemoe,    &arch_gpt_oss,
-                                             &arch_glm4moe,       &arch_minimax_m2,
-                                             &arch_ernie4_5,      &arch_ernie4_5_moe,
-                                             &arch_hunyuan_dense, &arch_hunyuan_moe,
-                                             &arch_seed_oss,      &arch_smollm3,
-                                             &arch_qwen2vl,       &arch_qwen3vl,
-                                             &arch_qwen3vlmoe,    &arch_deepseek2,
-                                             &arch_bailingmoe2,   NULL};
+    static const struct arch *const all[] = {&arch_llama,
+                                             &arch_qwen2,
+                                             &arch_qwen2moe,
+                                             &arch_qwen3,
+                                             &arch_qwen3moe,
+                                             &arch_olmoe,
+                                             &arch_gemma2,
+                                             &arch_gemma3,
+                                             &arch_dots1,
+                                             &arch_granite,
+                                             &arch_granitemoe,
+                                             &arch_gpt_oss,
+                                             &arch_glm4moe,
+                                             &arch_minimax_m2,
+                                             &arch_ernie4_5,
+                                             &arch_ernie4_5_moe,
+                                             &arch_hunyuan_dense,
+                                             &arch_hunyuan_moe,
+                                             &arch_seed_oss,
+                                             &arch_smollm3,
+                                             &arch_qwen2vl,
+                                             &arch_qwen3vl,
+                                             &arch_qwen3vlmoe,
+                                             &arch_deepseek2,
+                                             &arch_bailingmoe2,
+                                             &arch_qwen3next,
+                                             &arch_qwen35,
+                                             &arch_qwen35moe,
+                                             NULL};
     return all;
 }
 

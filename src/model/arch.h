@@ -33,6 +33,8 @@ enum arch_reg {
     ARCH_Y,           /* experts' rows (n*k, d) */
     ARCH_SHARED,      /* the shared expert's rows (n, d) */
     ARCH_SHARED_GATE, /* (n, 1) */
+    ARCH_ALPHA,
+    ARCH_BETA, /* of each of a recurrent layer's heads: how much it forgets and learns */
     ARCH_ROPE0,
     ARCH_ROPE1,  /* cos and sin of the step's positions: full-attention layers, window layers */
     ARCH_OUT,    /* rows that want logits (n_out, d) */
@@ -61,6 +63,11 @@ struct arch {
     const enum role *required; /* every layer must have these; ROLE_NONE-terminated */
     const enum role *ffn_dense,
         *ffn_moe; /* and these, if it is dense, or has a router; ROLE_NONE-terminated; NULL: never so */
+    /* The same of recurrent layers (model_layer); NULL: the family has none. */
+    const struct arch_op *recurrent; /* (n_recurrent_ops) */
+    int n_recurrent_ops;
+    const enum role *required_recurrent;
+    bool is_tiled; /* value head h has key head h % n, not h / (how many share one) */
     /* Family-specific metadata after the common keys were read; NULL: none. ERR_FORMAT, ERR_UNSUPPORTED. */
     int (*hparams)(const struct gguf *g, struct model *m);
 };

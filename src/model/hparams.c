@@ -333,6 +333,53 @@ int hparams_windows(const struct gguf *g, struct model *m, int default_window, i
     return rc;
 }
 
+static int read_delta_heads(const struct gguf *g, struct model *m)
+{
+    struct model_delta *d = &m->hp.delta;
+    const char *arch = m->arch->name;
+    int n_value = 0;
+    int rc = hparams_int(g, arch, "ssm.conv_kernel", false, 2, DEVICE_MAX_CONV, &d->n_conv);
+    if (rc == 0)
+        rc = hparams_int(g, arch, "ssm.group_count", false, 1, MAX_HEAD, &d->n_head_k);
+    if (rc == 0)
+        rc = hparams_int(g, arch, "ssm.time_step_rank", false, 1, MAX_HEAD, &d->n_head_v);
+    if (rc == 0)
+        rc = hparams_int(g, arch, "ssm.state_size", false, 1, MAX_HEAD_DIM, &d->head_dim_k);
+    if (rc == 0)
+        rc = hparams_int(g, arch, "ssm.inner_size", false, 1, MAX_FF, &n_value);
+    if (rc < 0)
+        return rc;
+    if (d->n_head_v % d->n_head_k || n_value % d->n_head_v || n_value / d->n_head_v > MAX_HEAD_DIM)
+        return err(ERR_FORMAT,
+                   "%s.ssm: %d values of %d heads, which share %d key heads: not evenly, or more than %d a head", arch,
+                   n_value, d->n_head_v, d->n_head_k, MAX_HEAD_DIM);
+    d->head_dim_v = n_value / d->n_head_v;
+    return 0;
+}
+
+int hparams_delta(const struct gguf *g, struct model *m)
+{
+    char key[96];
+    struct gguf_array a = {0};
+    int interval = 4, n_attention = 0;
+    int rc = read_delta_heads(g, m);
+    if (rc == 0)
+        rc = hparams_int(g, m->arch->name, "full_attention_interval", true, 1, MAX_LAYER, &interval);
+    arch_key(key, sizeof key, m->arch->name, "attention.recurrent_layers");
+    if (rc == 0 && gguf_find(g, key))
+        rc = gguf_array(g, key, GGUF_WANT_BOOL, &a);
+    if (rc == 0 && a.n && a.n < (uint64_t)m->hp.n_layer)
+        rc = err(ERR_FORMAT, "%s: %" PRIu64 " elements for %d layers", key, a.n, m->hp.n_layer);
+    for (int layer = 0; rc == 0 && layer < m->hp.n_layer; layer++) {
+        struct model_layer *l = &m->layers[layer];
+        l->is_recurrent = a.n ? gguf_at_bool(&a, (uint64_t)layer) : (layer + 1) % interval != 0;
+        n_attention += !l->is_recurrent;
+    }
+    if (rc == 0 && n_attention == 0)
+        rc = err(ERR_UNSUPPORTED, "all %d layers are recurrent: ferry's cache wants one with attention", m->hp.n_layer);
+    return rc;
+}
+
 /* YaRN (arXiv 2309.00071): how much of the unscaled frequency dimension pair i keeps. */
 static double yarn_keep(const struct hparams *hp, double base, int i)
 {

@@ -38,6 +38,10 @@ int hparams_rope_alike(const struct gguf *g, struct model *m);
  * layers have it: all but the last of each pattern, unless the file says otherwise. ERR_FORMAT. */
 int hparams_windows(const struct gguf *g, struct model *m, int default_window, int default_pattern);
 
+/* For families with gated delta nets: their heads, and which layers are such: all but the last of each four, unless the file says
+ * otherwise. ERR_FORMAT. */
+int hparams_delta(const struct gguf *g, struct model *m);
+
 /* Make m->rope[0] and, if some layer has a window, m->rope[1]. ERR_NOMEM. */
 int hparams_rope(struct model *m);
 

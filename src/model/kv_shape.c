@@ -33,6 +33,37 @@ static uint64_t rows_bytes(enum quant_type type, int n_head_kv, int head_dim)
     return size_up((uint64_t)n_head_kv * DEVICE_PAGE_TOK * quant_row_bytes(type, head_dim), ROWS_ALIGN);
 }
 
+uint64_t model_kv_conv_bytes(const struct model *m)
+{
+    const struct model_delta *d = &m->hp.delta;
+    uint64_t channels =
+        2 * (uint64_t)d->n_head_k * (uint64_t)d->head_dim_k + (uint64_t)d->n_head_v * (uint64_t)d->head_dim_v;
+
+    return size_up((uint64_t)(d->n_conv - 1) * channels * sizeof(float), ROWS_ALIGN);
+}
+
+uint64_t model_kv_record_bytes(const struct model *m)
+{
+    const struct model_delta *d = &m->hp.delta;
+    uint64_t s_floats = (uint64_t)d->n_head_v * (uint64_t)d->head_dim_k * (uint64_t)d->head_dim_v;
+
+    return model_kv_conv_bytes(m) + size_up(s_floats * sizeof(float), ROWS_ALIGN);
+}
+
+uint64_t model_kv_record_off(const struct model *m, int layer, int first_layer)
+{
+    uint64_t off = 0;
+
+    for (int i = layer < first_layer ? 0 : first_layer; i < layer; i++)
+        off += m->layers[i].is_recurrent ? model_kv_record_bytes(m) : 0;
+    return off;
+}
+
+int64_t model_kv_records(int64_t n_seq, bool is_pool)
+{
+    return is_pool ? 2 * n_seq + n_seq / 4 + 1 : 3 * n_seq;
+}
+
 int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
                    struct op_attn *p)
 {
@@ -45,6 +76,10 @@ int model_kv_shape(const struct model *m, enum quant_type type, int first_layer,
         return rc;
     for (int layer = 0; layer < m->hp.n_layer; layer++) {
         const struct model_layer *l = &m->layers[layer];
+        if (l->is_recurrent) {
+            *(layer < first_layer ? &s.host_record_bytes : &s.record_bytes) += model_kv_record_bytes(m);
+            continue;
+        }
         int group = (l->window > 0 ? WINDOW : FULL) + (layer < first_layer ? N_KINDS : 0);
         uint64_t k_off = s.page_bytes[group];
         uint64_t v_off = k_off + rows_bytes(type, l->n_head_kv, m->hp.head_dim_k);

@@ -32,7 +32,15 @@ enum dim {
     DIM_LKR,
     DIM_NOPE,
     DIM_OV,
-    DIM_ANY
+    DIM_ANY,
+    DIM_QG,
+    DIM_KERN,
+    DIM_CONV,
+    DIM_INNER,
+    DIM_QKVZ,
+    DIM_VH,
+    DIM_VH2,
+    DIM_VD
 };
 
 static const struct {
@@ -77,6 +85,15 @@ static bool match_name(const char *name, const char *pattern, int *layer)
     return rest && strcmp(rest, hole + 2) == 0;
 }
 
+static bool has_role(const struct arch_op *ops, int n_ops, enum role role)
+{
+    for (int i = 0; i < n_ops; i++)
+        for (int j = 0; j < OP_MAX_IO; j++)
+            if (ops[i].w[j] == role)
+                return true;
+    return false;
+}
+
 static bool arch_uses(const struct arch *arch, enum role role)
 {
     switch (role) {
@@ -89,17 +106,37 @@ static bool arch_uses(const struct arch *arch, enum role role)
     default:
         break;
     }
-    for (int i = 0; i < arch->n_layer_ops; i++)
-        for (int j = 0; j < OP_MAX_IO; j++)
-            if (arch->layer[i].w[j] == role)
-                return true;
-    return false;
+    return has_role(arch->layer, arch->n_layer_ops, role) || has_role(arch->recurrent, arch->n_recurrent_ops, role);
 }
 
 /* Where a dimension that metadata may leave out is remembered: the first weight that shows it tells. NULL: not such a one. */
 static int64_t *learned_dim(enum dim dim, int64_t *learn)
 {
     return dim == DIM_VOCAB ? &learn[0] : dim == DIM_FFX ? &learn[1] : dim == DIM_FFS ? &learn[2] : NULL;
+}
+
+static int64_t delta_dim(const struct model_delta *d, enum dim dim)
+{
+    const int64_t keys = (int64_t)d->n_head_k * d->head_dim_k, values = (int64_t)d->n_head_v * d->head_dim_v;
+
+    switch (dim) {
+    case DIM_KERN:
+        return d->n_conv;
+    case DIM_CONV:
+        return 2 * keys + values;
+    case DIM_INNER:
+        return values;
+    case DIM_QKVZ:
+        return 2 * (keys + values);
+    case DIM_VH:
+        return d->n_head_v;
+    case DIM_VH2:
+        return 2 * (int64_t)d->n_head_v;
+    case DIM_VD:
+        return d->head_dim_v;
+    default:
+        return 0;
+    }
 }
 
 static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enum dim dim)
@@ -136,8 +173,10 @@ static int64_t fixed_dim(const struct model *m, const struct model_layer *l, enu
         return hp->q_dim - hp->n_rot;
     case DIM_OV:
         return hp->o_dim;
+    case DIM_QG:
+        return 2 * (int64_t)l->n_head * hp->head_dim_k;
     default:
-        return 0;
+        return delta_dim(&hp->delta, dim);
     }
 }
 
@@ -168,7 +207,7 @@ static int check_shape(struct model *m, const struct weight *w, int64_t *learn)
         return err(ERR_FORMAT, "tensor %s has a fourth dimension of %" PRId64, w->name, w->t.ne[3]);
     /* vectors are added and multiplied in place: files keep them as floats */
     bool vector = roles[w->role].dim[1] == DIM_ONE && w->role != ROLE_SHARED_ROUTER;
-    if ((vector || is_expert_bias(w->role)) && w->t.type != QUANT_F32)
+    if ((vector || is_expert_bias(w->role) || w->role == ROLE_DELTA_CONV) && w->t.type != QUANT_F32)
         return err(ERR_UNSUPPORTED, "tensor %s is %s; a vector has to be F32", w->name, quant_info(w->t.type)->name);
     if (quant_info(w->t.type)->act == QUANT_ACT_NONE)
         return err(ERR_UNSUPPORTED, "tensor %s is %s, which is no type of a weight", w->name,
@@ -345,12 +384,26 @@ static int check_latent(const struct model *m, int layer)
     return rc < 0 ? rc : need(m, layer, m->hp.kv_is_latent ? by_head : in_one);
 }
 
+/* Older files have all projections of a key head side by side. */
+static int check_recurrent(const struct model *m, int layer)
+{
+    static const enum role apart[] = {ROLE_DELTA_QKV, ROLE_DELTA_Z, ROLE_NONE};
+    const int *w = m->layers[layer].w;
+    int rc = need(m, layer, m->arch->required_recurrent);
+
+    if (w[ROLE_ATTN_K] >= 0 || (w[ROLE_DELTA_QKVZ] >= 0 && w[ROLE_DELTA_QKV] >= 0))
+        return err(ERR_FORMAT, "tensor %s in layer %d, which %s",
+                   m->weights[w[w[ROLE_ATTN_K] >= 0 ? ROLE_ATTN_K : ROLE_DELTA_QKV]].name, layer,
+                   w[ROLE_ATTN_K] >= 0 ? "is recurrent" : "has ssm_in");
+    return rc == 0 && w[ROLE_DELTA_QKVZ] < 0 ? need(m, layer, apart) : rc;
+}
+
 static int check_layer(const struct model *m, int layer)
 {
     static const enum role shared[] = {ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, ROLE_NONE};
     const struct arch *arch = m->arch;
     const int *w = m->layers[layer].w;
-    int rc = need(m, layer, arch->required);
+    int rc = m->layers[layer].is_recurrent ? check_recurrent(m, layer) : need(m, layer, arch->required);
     if (rc == 0 && (w[ROLE_SHARED_GATE] >= 0 || w[ROLE_SHARED_UP] >= 0 || w[ROLE_SHARED_DOWN] >= 0))
         rc = need(m, layer, shared);
     if (rc == 0 && m->hp.n_lora_kv)

@@ -43,6 +43,12 @@ static inline uint64_t model_matrix_bytes(const struct weight *w)
     return (uint64_t)w->t.ne[1] * w->t.stride[1];
 }
 
+/* Heads of recurrent layers (gated delta nets); zeros: there are no such layers. */
+struct model_delta {
+    int n_head_k, n_head_v, head_dim_k, head_dim_v;
+    int n_conv; /* positions that the convolution before them looks at */
+};
+
 /* Facts of a whole model, from metadata; all checked to be in range. */
 struct hparams {
     int n_layer, n_ctx_train, n_embd, n_vocab;
@@ -72,11 +78,13 @@ struct hparams {
     float route_scale;
     int n_group, n_group_used; /* of experts; 0: none */
     enum op_act act;
+    struct model_delta delta;
 };
 
 struct model_layer {
     int n_head, n_head_kv, n_ff;
     int window;        /* 0: full attention */
+    bool is_recurrent; /* it keeps a record of a sequence (device.h), no keys and values */
     bool is_unrotated; /* its q and k stay as they are, whatever their positions */
     int w[ROLE_N];     /* index into model.weights, -1: the layer has none */
 };
@@ -111,6 +119,12 @@ int model_open(const char *path, const struct file_ops *ops, struct model **out)
 /* The same from the beginning of a file (gguf_open_head): enough for plans, which need no weight. */
 int model_open_head(const char *path, const struct file_ops *ops, struct model **out);
 void model_close(struct model *m); /* takes NULL */
+
+/* Are some of its layers recurrent? */
+static inline bool model_has_records(const struct model *m)
+{
+    return m->hp.delta.n_conv > 0;
+}
 
 const char *model_arch(const struct model *m); /* the family's name */
 
@@ -149,11 +163,23 @@ struct kv_shape {
     uint64_t page_bytes[DEVICE_MAX_GROUPS];
     int window[DEVICE_MAX_GROUPS];   /* 0: full */
     bool on_host[DEVICE_MAX_GROUPS]; /* its pages lie in the host's memory, whatever a device has */
+    /* A record of a sequence, of the device's recurrent layers and of the host's before them; 0: there are none. */
+    uint64_t record_bytes, host_record_bytes;
 };
 /* Fill out, and p->group, k_off, v_off, v_in_k of each layer's op_attn where p (n_layer) is not NULL. Layers before first_layer are the
  * host's. ERR_UNSUPPORTED for a head size that the type cannot hold. */
 int model_kv_shape(const struct model *m, enum quant_type type, int first_layer, struct kv_shape *out,
                    struct op_attn *p);
+
+/* Where a recurrent layer's part of its side's record begins: what CONV keeps, then, model_kv_conv_bytes() further on, DELTA_NET's. */
+uint64_t model_kv_record_off(const struct model *m, int layer, int first_layer);
+uint64_t model_kv_conv_bytes(const struct model *m);
+/* Bytes of a recurrent layer's part. */
+uint64_t model_kv_record_bytes(const struct model *m);
+
+/* Records for n_seq sequences: of each one that counts and one that a step writes to; for those that share a pool some of beginnings that
+ * many have, for others one of each to come back to. */
+int64_t model_kv_records(int64_t n_seq, bool is_pool);
 
 /* Pages of a group that a sequence of n_tok positions needs while running chunks of chunk_tok. */
 int64_t model_kv_pages(const struct kv_shape *s, int group, int64_t n_tok, int64_t chunk_tok);

@@ -68,6 +68,34 @@ static int head_width(const struct hparams *hp, enum arch_reg dst, const struct 
     return dst == ARCH_QL || dst == ARCH_K ? hp->head_dim_k : (int)w->ne[1];
 }
 
+static bool is_head(const struct model *m, int64_t width)
+{
+    return width == m->hp.head_dim_k || (m->hp.delta.n_conv && width == m->hp.delta.head_dim_v);
+}
+
+/* How a row is cut: two vectors of each head, or what older files of qwen3next have of each key head. */
+static struct op_split split_of(const struct lower *lo, enum role w, int layer)
+{
+    const struct hparams *hp = &lo->m->hp;
+    const struct model_delta *d = &hp->delta;
+    const int n_share = d->n_conv ? d->n_head_v / d->n_head_k : 0, n_value = n_share * d->head_dim_v;
+
+    if (w == ROLE_DELTA_QKVZ)
+        return (struct op_split){d->n_head_k, 4, {d->head_dim_k, d->head_dim_k, n_value, n_value}, {0, 0, 0, 1}};
+    if (w == ROLE_DELTA_BA)
+        return (struct op_split){d->n_head_k, 2, {n_share, n_share}, {0, 1}};
+    return (struct op_split){lo->m->layers[layer].n_head, 2, {hp->head_dim_k, hp->head_dim_k}, {0, 1}};
+}
+
+static int split_width(const struct op_split *p, int dst)
+{
+    int width = 0;
+
+    for (int i = 0; i < p->n_parts; i++)
+        width += p->to[i] == dst ? p->len[i] * p->n_groups : 0;
+    return width;
+}
+
 /* What the op's results are wide, from its sources and weights; 0 when they do not fit together. */
 static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int src_width, const struct tensor *w,
                      int layer)
@@ -82,7 +110,7 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
         return a->dst[i] == a->src[0] ? src_width : lo->m->layers[layer].n_head * hp->head_dim_k;
     case OP_RMS_NORM:
         /* over the whole row, head by head, or what is compressed of it */
-        return w && (w->ne[0] == src_width || (w->ne[0] == hp->head_dim_k && src_width % w->ne[0] == 0) ||
+        return w && (w->ne[0] == src_width || (is_head(lo->m, w->ne[0]) && src_width % w->ne[0] == 0) ||
                      (hp->n_lora_kv && w->ne[0] + hp->n_rot == src_width))
                    ? src_width
                    : 0;
@@ -93,6 +121,14 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
         return lo->width[a->src[1]] == src_width ? src_width : 0;
     case OP_ATTENTION:
         return lo->m->layers[layer].n_head * hp->head_dim_v;
+    case OP_SPLIT: {
+        const struct op_split p = split_of(lo, a->when, layer);
+        return split_width(&p, 0) + split_width(&p, 1) == src_width ? split_width(&p, i) : 0;
+    }
+    case OP_CONV:
+        return w && w->ne[1] == src_width ? src_width : 0;
+    case OP_DELTA_NET:
+        return hp->delta.n_head_v * hp->delta.head_dim_v;
     case OP_ROUTE:
         return src_width == hp->n_expert && i < 2 ? hp->n_expert_used : 0;
     case OP_MOE:
@@ -103,6 +139,12 @@ static int dst_width(const struct lower *lo, const struct arch_op *a, int i, int
     default:
         return src_width;
     }
+}
+
+/* Layers before it are the host's: the span itself, or those before it. */
+static int first_of_device(const struct model *m, struct model_span span)
+{
+    return span.end < m->hp.n_layer ? span.end : span.first;
 }
 
 static void set_params(const struct lower *lo, const struct arch_op *a, struct op *op, int layer, int src_width)
@@ -144,6 +186,24 @@ static void set_params(const struct lower *lo, const struct arch_op *a, struct o
         op->p.attn.softcap = hp->attn_softcap;
         op->p.attn.window = lo->m->layers[layer].window;
         op->p.attn.kv_type = lo->p->kv.type;
+        break;
+    case OP_SPLIT:
+        op->p.split = split_of(lo, a->when, layer);
+        break;
+    case OP_L2_NORM:
+        op->p.l2 = (struct op_l2){2 * hp->delta.n_head_k, hp->delta.head_dim_k, hp->norm_eps};
+        break;
+    case OP_CONV:
+        op->p.conv.off = model_kv_record_off(lo->m, layer, first_of_device(lo->m, lo->p->span));
+        break;
+    case OP_DELTA_NET:
+        op->p.delta = (struct op_delta){.n_head_k = hp->delta.n_head_k,
+                                        .n_head_v = hp->delta.n_head_v,
+                                        .head_dim_k = hp->delta.head_dim_k,
+                                        .head_dim_v = hp->delta.head_dim_v,
+                                        .is_tiled = lo->m->arch->is_tiled,
+                                        .off = model_kv_record_off(lo->m, layer, first_of_device(lo->m, lo->p->span)) +
+                                               model_kv_conv_bytes(lo->m)};
         break;
     case OP_ROUTE:
         op->p.route = (struct op_route){.n_expert = hp->n_expert,
@@ -228,8 +288,11 @@ static int lower_head(struct lower *lo)
 static int lower_layer(struct lower *lo, int layer)
 {
     const struct arch *arch = lo->m->arch;
-    for (int i = 0; i < arch->n_layer_ops; i++) {
-        const struct arch_op *a = &arch->layer[i];
+    bool is_recurrent = lo->m->layers[layer].is_recurrent;
+    const struct arch_op *ops = is_recurrent ? arch->recurrent : arch->layer;
+    int n_ops = is_recurrent ? arch->n_recurrent_ops : arch->n_layer_ops;
+    for (int i = 0; i < n_ops; i++) {
+        const struct arch_op *a = &ops[i];
         if (a->when != ROLE_NONE && lo->m->layers[layer].w[a->when] < 0)
             continue;
         if (a->kind == OP_ROPE && lo->m->layers[layer].is_unrotated)
@@ -318,12 +381,6 @@ static int lower(struct lower *lo, bool has_top)
     return rc;
 }
 
-/* Layers before it are the host's: the span itself, or those before it. */
-static int first_of_device(const struct model *m, struct model_span span)
-{
-    return span.end < m->hp.n_layer ? span.end : span.first;
-}
-
 int program_make(const struct program_args *args, struct program **out)
 {
     const struct model *m = args->model;
@@ -331,8 +388,9 @@ int program_make(const struct program_args *args, struct program **out)
     if (args->n_rows < 1 || args->n_out < 1 || args->n_out > args->n_rows)
         return err(ERR_ARG, "a step of %d rows with %d rows of logits", args->n_rows, args->n_out);
 
-    struct lower lo = {
-        .m = m, .cap_ops = n_layer * m->arch->n_layer_ops + 12, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
+    const int n_layer_ops =
+        m->arch->n_recurrent_ops > m->arch->n_layer_ops ? m->arch->n_recurrent_ops : m->arch->n_layer_ops;
+    struct lower lo = {.m = m, .cap_ops = n_layer * n_layer_ops + 12, .cap_views = 2 * ARCH_N_REG + 4 * n_layer};
     struct program *p = lo.p = mem_zalloc(1, sizeof *p, MEM_META);
     struct op_attn *attn = mem_zalloc((size_t)n_layer, sizeof *attn, MEM_META);
     lo.attn = attn;

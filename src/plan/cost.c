@@ -82,9 +82,22 @@ double cost_op_units(const struct op *op, double n_rows, double pos)
         return n_rows * (double)(op->src[1]->ne[0] * op->dst[0]->ne[0]);
     case OP_ROUTE:
         return n_rows * (double)op->src[0]->ne[0];
+    case OP_CONV:
+        return n_rows * (double)(op->w[0]->ne[0] * op->w[0]->ne[1]);
+    case OP_DELTA_NET: /* S is gone through twice for each row */
+        return 2 * n_rows * op->p.delta.head_dim_k * (double)op->dst[0]->ne[0];
     default:
         return n_rows * (double)op->dst[0]->ne[0];
     }
+}
+
+/* Reading a recurrent layer's record and writing the next, once for each sequence of the step. */
+static double record_s(const struct cost_args *a, const struct op *op, double n_rows)
+{
+    double bytes = 2.0 * sizeof(float) * op->p.delta.head_dim_k * (double)op->dst[0]->ne[0];
+    double rate = machine_mem_at(a->machine, (int)a->plan->n_threads);
+
+    return rate > 0 ? bytes * (a->is_batch ? n_rows : 1) / rate : 0;
 }
 
 /* An op beside its weights. What was not measured is taken for as dear as the plainest. */
@@ -97,8 +110,9 @@ static double op_s(const struct cost_args *a, const struct op *op, double n_rows
         return m->ops[OP_MATMUL].op_s;
     if (k->op_s <= 0 && k->unit_s <= 0)
         k = &m->ops[OP_ADD];
-    return k->op_s +
-           k->unit_s * (a->is_batch ? n_rows * cost_op_units(op, 1, a->pos) : cost_op_units(op, n_rows, a->pos));
+    double s =
+        k->op_s + k->unit_s * (a->is_batch ? n_rows * cost_op_units(op, 1, a->pos) : cost_op_units(op, n_rows, a->pos));
+    return op->kind == OP_DELTA_NET ? fmax(s, record_s(a, op, n_rows)) : s;
 }
 
 /* ---- experts ---- */
@@ -217,7 +231,8 @@ static void token_roof(const struct cost_args *a, struct cost_step *out)
         return;
     for (int layer = span.first; layer < span.end; layer++)
         expert_bytes += m->hp.n_expert_used * (double)model_expert_bytes(m, layer);
-    out->dense_s = (bytes - expert_bytes) / rate;
+    enum plan_part part = span.end < m->hp.n_layer ? PLAN_BEFORE : PLAN_MAIN;
+    out->dense_s = (bytes - expert_bytes + cost_record_bytes(m, a->plan, part)) / rate;
     out->expert_s = expert_bytes / rate;
     out->disk_s = out->missed_bytes > 0 ? out->missed_bytes / a->machine->disk_bytes_per_s : 0;
     out->s = out->dense_s + fmax(out->expert_s, out->disk_s);
@@ -441,4 +456,13 @@ double cost_position_bytes(const struct model *m, const struct plan *p, enum pla
         if (shape.on_host[group] == (part == PLAN_BEFORE))
             sum += (double)shape.page_bytes[group] / DEVICE_PAGE_TOK;
     return sum;
+}
+
+double cost_record_bytes(const struct model *m, const struct plan *p, enum plan_part part)
+{
+    struct kv_shape shape;
+
+    if (model_kv_shape(m, p->kv_type, (int)p->gpu.first_layer, &shape, NULL) < 0)
+        return 0; /* as above */
+    return 2.0 * (double)(part == PLAN_BEFORE ? shape.host_record_bytes : shape.record_bytes);
 }

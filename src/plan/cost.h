@@ -106,6 +106,9 @@ int cost_batch_step(const struct plan_in *in, const struct plan *p, double pos, 
  * end. */
 double cost_position_bytes(const struct model *m, const struct plan *p, enum plan_part part);
 
+/* What a step of a sequence reads and writes of recurrent layers' records, in bytes, all layers of a part together. */
+double cost_record_bytes(const struct model *m, const struct plan *p, enum plan_part part);
+
 /* A step in which each of the plan's n_seq sequences decodes a token behind pos others (on average), for a plan with a GPU: bytes over
  * rates, and attention on the CPU no quicker than probe measured it. A sequence counts as the GPU's if all of its pages may lie there. The
  * GPU's arithmetic is taken to hide behind its memory. false: a rate is not known. */

@@ -179,6 +179,7 @@ static void predict_token(const struct plan_in *in, const struct shares *share, 
     const double routed = routed_bytes(in->model, span), rate = machine_mem_at(m, (int)p->n_threads);
     double dense_bytes = (double)model_decode_bytes(in->model, span) - routed;
     double cross_bytes = (double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok;
+    dense_bytes += cost_record_bytes(in->model, p, PLAN_MAIN);
     double dense_s = dense_bytes / m->gpu_bytes_per_s + cross_bytes / m->pcie_bytes_per_s;
     double disk_s = share->disk > 0 ? share->disk * routed / m->disk_bytes_per_s : 0;
     double expert_s =
@@ -302,11 +303,14 @@ static double linear_s(const struct plan_in *in, const struct plan *p, int n, do
     double cross_s =
         ((double)p->gpu.down_bytes_per_tok + (double)p->gpu.up_bytes_per_tok) / in->machine->pcie_bytes_per_s;
     double attend_s = 0; /* in the host's layers */
+    double record_s = cost_record_bytes(in->model, p, PLAN_MAIN) / in->machine->gpu_bytes_per_s;
 
-    if (plan_has_host_layers(p))
-        attend_s =
-            n * pos * cost_position_bytes(in->model, p, PLAN_BEFORE) / machine_mem_at(in->machine, (int)p->n_threads);
-    return p->decode_dense_s - cross_s + n * cross_s + attend_s +
+    if (plan_has_host_layers(p)) {
+        double mem_rate = machine_mem_at(in->machine, (int)p->n_threads);
+        attend_s = n * pos * cost_position_bytes(in->model, p, PLAN_BEFORE) / mem_rate;
+        record_s += cost_record_bytes(in->model, p, PLAN_BEFORE) / mem_rate;
+    }
+    return p->decode_dense_s - cross_s + n * cross_s + (n - 1) * record_s + attend_s +
            fmax(p->decode_expert_s, p->decode_disk_s) * distinct(&in->model->hp, n);
 }
 
@@ -320,6 +324,8 @@ static void row_values(const struct model *m, struct model_span span, double pos
     *qkv = *states = *units = 0;
     for (int i = span.first; i < span.end; i++) {
         const struct model_layer *l = &m->layers[i];
+        if (l->is_recurrent)
+            continue;
         *qkv += l->n_head * dim_k + l->n_head_kv * (dim_k + (m->hp.kv_is_latent ? 0 : dim_v));
         *states += n_segments * l->n_head * (dim_v + 2);
         *units += pos * l->n_head * (dim_k + dim_v);

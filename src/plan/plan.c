@@ -56,6 +56,16 @@ uint64_t plan_kv_host_bytes(const struct kv_shape *shape, const struct plan *p)
     return kv_bytes(shape, p, model_kv_host_pages);
 }
 
+uint64_t plan_record_bytes(uint64_t record_bytes, const struct plan *p)
+{
+    uint64_t bytes;
+
+    return size_mul((uint64_t)model_kv_records(p->n_seq, p->kv_tok > 0), record_bytes, &bytes) &&
+                   size_align(bytes, MAP_BYTES, &bytes)
+               ? bytes
+               : UINT64_MAX;
+}
+
 static int check_op(const struct program *program, const struct op *op, const struct device_ops *dev)
 {
     const struct tensor *w = op->w[0];
@@ -195,7 +205,7 @@ static uint64_t meta_bytes(const struct model *m, const struct plan *p)
     uint64_t header_bytes = m->gguf ? gguf_header_bytes(m->gguf) : 0;
     uint64_t mapped_bytes = p->dense_bytes + p->expert_bytes + p->scratch_bytes;
 
-    if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes))
+    if (!size_add(mapped_bytes, p->kv_bytes, &mapped_bytes) || !size_add(mapped_bytes, p->record_bytes, &mapped_bytes))
         mapped_bytes = UINT64_MAX;
     return 4 * header_bytes + 96 * MIB + (uint64_t)p->n_threads * 256 * KIB + mapped_bytes / PAGE_TABLE_PART +
            (p->has_gpu ? DRIVER_BYTES : 0);
@@ -209,7 +219,8 @@ static void count_rest(const struct model *m, struct plan *p)
     p->meta_bytes = meta_bytes(m, p);
     p->total_bytes =
         p->dense_bytes + p->expert_bytes + p->scratch_bytes + p->stage_bytes + p->meta_bytes + p->trace_bytes;
-    if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes))
+    if (!size_add(p->total_bytes, p->kv_bytes, &p->total_bytes) ||
+        !size_add(p->total_bytes, p->record_bytes, &p->total_bytes))
         p->total_bytes = UINT64_MAX;
 }
 
@@ -347,6 +358,7 @@ void plan_set_ctx(const struct plan_in *in, const struct kv_shape *shape, uint32
 {
     p->n_ctx = n_ctx;
     p->kv_bytes = p->has_gpu ? plan_kv_host_bytes(shape, p) : plan_kv_bytes(shape, p);
+    p->record_bytes = plan_record_bytes(p->has_gpu ? shape->host_record_bytes : shape->record_bytes, p);
     if (p->has_gpu)
         plan_gpu_total(in, shape, p);
     count_rest(in->model, p);

@@ -93,6 +93,7 @@ struct plan_gpu {
         kv_waits; /* with kv_tok: sequences whose pages the host holds wait at first for those whose pages are the GPU's (apex.h) */
     bool halves;            /* with kv_tok: steps are run in halves at first (plan_has_halves) */
     uint64_t kv_bytes;      /* what it holds of the cache */
+    uint64_t record_bytes;  /* and of recurrent layers' records */
     uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
     uint64_t own_bytes;     /* what goes up with a step, tables, and what the driver rounds up at most */
     uint64_t total_bytes, budget_bytes;
@@ -134,6 +135,7 @@ struct plan {
     uint32_t n_slots, n_slot_experts; /* that many for that many experts; 0 without slots */
     uint64_t
         kv_bytes; /* n_seq sequences of n_ctx positions, or kv_tok positions; whole pages. With a GPU: what that does not hold */
+    uint64_t record_bytes;  /* of the same, recurrent layers' records: as many whatever n_ctx is */
     uint64_t scratch_bytes; /* activations of a step, and the device's scratch */
     uint64_t stage_bytes;   /* bounce buffers of the reader */
     uint64_t meta_bytes;    /* header, vocabulary, tables, stacks: an estimate from the header's size, marked so */

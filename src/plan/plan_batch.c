@@ -109,8 +109,9 @@ static int predict(const struct plan_in *in, const struct plan *p, uint32_t seq_
     double experts = wanted_bytes(in->model, at->n_seq);
     double missing = p->slot_ram_bytes ? 1 - (double)p->n_slots / p->n_slot_experts : plan_missing_share(p);
     double kv_bytes = (double)at->n_seq * seq_tok / 2 * position_bytes(in->model, p); /* on average half way */
+    double record_bytes = at->n_seq * cost_record_bytes(in->model, p, PLAN_MAIN);
 
-    at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes;
+    at->kv_bytes = p->kv_bytes + p->gpu.kv_bytes + p->record_bytes + p->gpu.record_bytes;
     at->slot_bytes = p->expert_bytes;
     at->expert_bytes = (uint64_t)experts;
     at->missed_bytes = (uint64_t)(experts * missing);
@@ -119,7 +120,7 @@ static int predict(const struct plan_in *in, const struct plan *p, uint32_t seq_
     if (predict_gpu(in, p, seq_tok, at))
         return 0;
     if (machine->mem_bytes_per_s > 0)
-        at->memory_s = (dense_bytes + experts + kv_bytes) / machine->mem_bytes_per_s;
+        at->memory_s = (dense_bytes + experts + kv_bytes + record_bytes) / machine->mem_bytes_per_s;
     int rc = predict_measured(in, p, seq_tok, at);
     if (rc || at->tok_per_s > 0)
         return rc;

@@ -302,6 +302,7 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
 
     own_bytes(in, p, &own);
     g->kv_bytes = plan_kv_bytes(shape, p);
+    g->record_bytes = plan_record_bytes(shape->record_bytes, p);
     g->landing_bytes = g->n_landing * plan_gpu_room_bytes(in->model); /* and as much pinned memory */
     n_allocs = N_ALLOCS + own.n_allocs + (g->n_landing ? N_LANDING_ALLOCS : 0) +
                (plan_has_host_kv(p) ? N_HOST_KV_ALLOCS : 0) + (plan_has_halves(p) ? N_HALF_ALLOCS : 0) +
@@ -309,7 +310,8 @@ void plan_gpu_total(const struct plan_in *in, const struct kv_shape *shape, stru
     g->own_bytes = own.dev_bytes + (uint64_t)n_allocs * GRANULE_BYTES;
     g->total_bytes =
         g->dense_bytes + g->expert_bytes + g->landing_bytes + g->lift_bytes + g->scratch_bytes + g->own_bytes;
-    if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes))
+    if (!size_add(g->total_bytes, g->kv_bytes, &g->total_bytes) ||
+        !size_add(g->total_bytes, g->record_bytes, &g->total_bytes))
         g->total_bytes = UINT64_MAX;
     p->stage_bytes =
         PLAN_STAGE_BYTES + own.host_bytes + (g->moves ? plan_gpu_move_bytes(in->model) : 0) + g->landing_bytes;
@@ -523,14 +525,14 @@ static int leave_fewest(const struct plan_in *in, struct kv_shape *shape, bool l
 }
 
 /* Room for the weights of two products costs the GPU about a layer. Prompts gain much by it (not where there are experts, which would
- * stay the CPU's); but for each token that is drawn a layer less is a layer more of the CPU's, so no more than a tenth of its layers are
- * given for it. */
+ * stay the CPU's, or recurrent layers, whose records would); but for each token that is drawn a layer less is a layer more of the CPU's, so
+ * no more than a tenth of its layers are given for it. */
 static int leave_layers(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 {
     const int n_layer = in->model->hp.n_layer;
     int rc = leave_fewest(in, shape, false, p);
 
-    if (rc || !fits_gpu(p) || in->model->hp.n_expert)
+    if (rc || !fits_gpu(p) || in->model->hp.n_expert || model_has_records(in->model))
         return rc;
     const uint32_t fewest = p->gpu.first_layer;
     rc = leave_fewest(in, shape, true, p);

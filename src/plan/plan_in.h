@@ -19,6 +19,8 @@ uint32_t plan_default_ctx(const struct model *m);
  * past 64 bits. */
 uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p);
 uint64_t plan_kv_host_bytes(const struct kv_shape *shape, const struct plan *p);
+/* Of all sequences' records of recurrent layers, of so many bytes each. */
+uint64_t plan_record_bytes(uint64_t record_bytes, const struct plan *p);
 
 /* What the budget has to hold: mapped weights do not count. */
 uint64_t plan_must_fit_bytes(const struct plan *p);

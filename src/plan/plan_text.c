@@ -107,10 +107,17 @@ static void note_kv(const struct plan *p, char *out, size_t out_bytes)
                  p->n_seq == 1 ? "" : "s", kv_type);
 }
 
+static const char *note_records(const struct plan *p, char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "%d records of %" PRIu32 " session%s", (int)model_kv_records(p->n_seq, p->kv_tok > 0),
+             p->n_seq, p->n_seq == 1 ? "" : "s");
+    return out;
+}
+
 static void say_vram(struct text *t, const struct plan *p, const struct plan_in *in)
 {
     const struct plan_gpu *g = &p->gpu;
-    char kv[128], experts[64], layers[64];
+    char kv[128], experts[64], layers[64], records[64];
 
     if (plan_has_host_kv(p))
         snprintf(kv, sizeof kv, "%" PRIu32 " positions, attention computed there", g->kv_tok);
@@ -128,6 +135,8 @@ static void say_vram(struct text *t, const struct plan *p, const struct plan_in 
         say_part(t, "landings", g->landing_bytes, g->budget_bytes, experts);
     }
     say_part(t, "KV cache", g->kv_bytes, g->budget_bytes, kv);
+    if (g->record_bytes)
+        say_part(t, "recurrent state", g->record_bytes, g->budget_bytes, note_records(p, records, sizeof records));
     if (plan_has_lift(p)) {
         snprintf(layers, sizeof layers, "for the CPU's layers, in steps of %" PRIu32 " rows or more", g->lift_rows);
         say_part(t, "weights coming up", g->lift_bytes, g->budget_bytes, layers);
@@ -162,7 +171,7 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
     const char *how = p->io == PLAN_IO_MMAP    ? "mapped: the system may drop and read them again"
                       : p->io == PLAN_IO_URING ? "read by io_uring into memory of our own"
                                                : "read by pread into memory of our own";
-    char kv[128];
+    char kv[128], records[64];
 
     note_kv(p, kv, sizeof kv);
     if (p->has_gpu)
@@ -192,6 +201,8 @@ static void say_memory(struct text *t, const struct plan *p, const struct plan_i
         say_bytes(t, p, "KV cache", p->kv_bytes, "the rest of it, pinned");
     else if (plan_has_host_layers(p))
         say_bytes(t, p, "KV cache", p->kv_bytes, "of the CPU's layers, pinned");
+    if (p->record_bytes)
+        say_bytes(t, p, "recurrent state", p->record_bytes, note_records(p, records, sizeof records));
     say_bytes(t, p, "scratch", p->scratch_bytes,
               !p->has_gpu               ? "activations of a step"
               : plan_has_host_layers(p) ? "activations of the CPU's layers, and what passes between both sides"
@@ -482,6 +493,8 @@ static json_t *bytes_of(const struct plan *p)
     json_object_set_new(o, "dense", json_integer((json_int_t)p->dense_bytes));
     json_object_set_new(o, "expert", json_integer((json_int_t)p->expert_bytes));
     json_object_set_new(o, "kv", json_integer((json_int_t)p->kv_bytes));
+    if (p->record_bytes)
+        json_object_set_new(o, "recurrent", json_integer((json_int_t)p->record_bytes));
     json_object_set_new(o, "scratch", json_integer((json_int_t)p->scratch_bytes));
     json_object_set_new(o, "stage", json_integer((json_int_t)p->stage_bytes));
     json_object_set_new(o, "meta_estimate", json_integer((json_int_t)p->meta_bytes));
@@ -521,6 +534,8 @@ static json_t *gpu_of(const struct plan *p)
     json_object_set_new(bytes, "landing", json_integer((json_int_t)g->landing_bytes));
     json_object_set_new(bytes, "lift", json_integer((json_int_t)g->lift_bytes));
     json_object_set_new(bytes, "kv", json_integer((json_int_t)g->kv_bytes));
+    if (g->record_bytes)
+        json_object_set_new(bytes, "recurrent", json_integer((json_int_t)g->record_bytes));
     json_object_set_new(bytes, "scratch", json_integer((json_int_t)g->scratch_bytes));
     json_object_set_new(bytes, "driver_and_tables", json_integer((json_int_t)g->own_bytes));
     json_object_set_new(bytes, "total", json_integer((json_int_t)g->total_bytes));
@@ -724,8 +739,9 @@ static void read_gpu(struct reader *r, const struct plan_in *in, struct plan *p)
         p->gpu.first_layer = (uint32_t)read_whole(r, v, "first_layer", in->model->hp.n_layer - 1);
     if (json_object_get(v, "lift_rows"))
         p->gpu.lift_rows = (uint32_t)read_whole(r, v, "lift_rows", INT32_MAX);
-    if (!r->rc && p->gpu.lift_rows && in->model->hp.n_expert)
-        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"lift_rows\" has to be 0: the model has experts");
+    if (!r->rc && p->gpu.lift_rows && (in->model->hp.n_expert || model_has_records(in->model)))
+        r->rc = err(ERR_FORMAT, "plan: \"gpu\": \"lift_rows\" has to be 0: the model has %s",
+                    in->model->hp.n_expert ? "experts" : "recurrent layers");
     p->gpu.n_experts = (uint32_t)read_whole(r, v, "experts", INT32_MAX);
     p->gpu.moves = json_is_true(json_object_get(v, "moves"));
     p->gpu.n_landing = (uint32_t)read_whole(r, v, "landings", PLAN_MOST_LANDING);

@@ -116,19 +116,23 @@ static void lay_out(struct cache *c)
     }
 }
 
-/* The pools, near ones in the device's memory where it has its own. */
-static int take_memory(struct cache *c)
+/* The pools and records, near ones in the device's memory where it has its own. */
+static int take_memory(struct cache *c, const struct cache_args *args)
 {
+    uint64_t host_bytes;
     void *near = NULL, *far = NULL;
     int rc = 0;
 
+    if (!size_add(c->bytes[CACHE_NEAR], cache_record_bytes(args), &c->near_bytes) ||
+        !size_add(c->bytes[CACHE_FAR], cache_record_host_bytes(args), &host_bytes))
+        return ERR_NOMEM;
     if (c->dev)
-        rc = c->dev->ops->alloc(c->dev, c->bytes[CACHE_NEAR], &near);
-    else if (!(near = mem_map(c->bytes[CACHE_NEAR], MEM_KV)))
+        rc = c->dev->ops->alloc(c->dev, c->near_bytes, &near);
+    else if (!(near = mem_map(c->near_bytes, MEM_KV)))
         rc = ERR_NOMEM;
     c->memory[CACHE_NEAR] = near;
-    if (rc == 0 && c->bytes[CACHE_FAR])
-        rc = c->dev->ops->alloc_host(c->dev, c->bytes[CACHE_FAR], &far);
+    if (rc == 0 && host_bytes)
+        rc = c->dev->ops->alloc_host(c->dev, host_bytes, &far);
     c->memory[CACHE_FAR] = far;
     return rc;
 }
@@ -176,11 +180,13 @@ int cache_open(const struct cache_args *args, struct cache **out)
     int64_t n_pages = count_pages(c, args), n_slots = c->n_slots * c->n_groups * c->n_tables * n_sides(c);
 
     /* The pools first: where they do not fit, the tables are not taken (and cleared) in vain. */
-    if (take_memory(c) || !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
+    if (take_memory(c, args) || cache_record_init(c, args) ||
+        !(c->seqs = mem_zalloc((size_t)c->n_tables, sizeof *c->seqs, MEM_META)) ||
         !(c->slots = mem_zalloc((size_t)n_slots, sizeof *c->slots, MEM_META)) ||
         !(c->counts = mem_zalloc((size_t)(2 * n_pages), sizeof *c->counts, MEM_META))) {
         rc = err(ERR_NOMEM, "KV cache: %" PRIu64 " bytes for %d sequences of %" PRId64 " positions",
-                 c->bytes[CACHE_NEAR] + c->bytes[CACHE_FAR], args->n_seq, c->n_ctx);
+                 c->bytes[CACHE_NEAR] + c->bytes[CACHE_FAR] + cache_record_bytes(args) + cache_record_host_bytes(args),
+                 args->n_seq, c->n_ctx);
         cache_close(c);
         return rc;
     }
@@ -197,12 +203,13 @@ void cache_close(struct cache *c)
     mem_free(c->counts);
     mem_free(c->slots);
     mem_free(c->seqs);
+    cache_record_done(c);
     if (c->memory[CACHE_FAR])
         c->dev->ops->release_host(c->dev, c->memory[CACHE_FAR]);
     if (c->dev)
         c->dev->ops->release(c->dev, c->memory[CACHE_NEAR]);
     else
-        mem_unmap(c->memory[CACHE_NEAR], c->bytes[CACHE_NEAR], MEM_KV);
+        mem_unmap(c->memory[CACHE_NEAR], c->near_bytes, MEM_KV);
     mem_free(c);
 }
 
@@ -289,12 +296,14 @@ static void unmark(struct cache_seq *s)
             if (slot < s->first[group] || slot >= s->end[group])
                 cache_drop_slot(s, group, slot);
     }
+    cache_record_unmark(s);
     s->mark = 0;
 }
 
 void cache_mark(struct cache_seq *s)
 {
     unmark(s);
+    cache_record_mark(s);
     s->mark = s->len;
 }
 
@@ -328,6 +337,7 @@ int cache_seq_make(struct cache *c, struct cache_seq **out)
     for (int i = 0; i < c->n_tables; i++)
         if (!c->seqs[i].alive) {
             c->seqs[i].alive = true;
+            cache_record_begin(&c->seqs[i]);
             *out = &c->seqs[i];
             return 0;
         }
@@ -342,6 +352,7 @@ void cache_seq_free(struct cache_seq *s)
     unmark(s);
     s->len = 0;
     keep_seen(s);
+    cache_record_end(s);
     s->alive = false;
 }
 
@@ -457,6 +468,8 @@ static bool has_room(const struct cache_seq *s, int64_t n_tok, int n_coming)
 
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok)
 {
+    if (n_tok > 0 && !cache_record_has_room(s))
+        return false;
     return has_room(s, n_tok, s->c->coming.n_to);
 }
 
@@ -530,6 +543,8 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
             if (rc)
                 return rc;
         }
+    if (n_tok)
+        cache_record_reserve(s);
     if (s->reserved < n_tok)
         s->reserved = n_tok;
     return 0;
@@ -546,6 +561,7 @@ void cache_view(const struct cache_seq *s, struct kv_seq *out)
     for (int group = 0; group < s->c->n_groups; group++)
         if (s->c->group[group].pool[CACHE_NEAR].n_pages)
             out->page[group] = s->page[CACHE_NEAR][group];
+    cache_record_view(s, CACHE_NEAR, out);
 }
 
 bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
@@ -553,6 +569,7 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
     bool has_any = false;
 
     *out = (struct kv_seq){.page = {NULL}};
+    cache_record_view(s, CACHE_FAR, out);
     for (int group = 0; group < s->c->n_groups && s->c->bytes[CACHE_FAR]; group++) {
         out->page[group] = s->page[CACHE_FAR][group];
         bool may_have = cache_is_two_sided(&s->c->group[group]);
@@ -565,13 +582,16 @@ bool cache_view_host(const struct cache_seq *s, struct kv_seq *out)
 void cache_commit(struct cache_seq *s, int64_t n_tok)
 {
     assert(n_tok >= 0 && n_tok <= s->reserved);
+    cache_record_commit(s, n_tok > 0);
     s->len += n_tok;
     keep_seen(s);
 }
 
-/* Is all there that position n looks at, where window groups hold slots [first, end)? Of full ones all is. */
-static bool is_whole(const struct cache_seq *s, const int64_t *first, const int64_t *end, int64_t n)
+/* Is all there that position n looks at, where window groups hold slots [first, end), and the record is of len? Of full ones all is. */
+static bool is_whole(const struct cache_seq *s, const int64_t *first, const int64_t *end, int64_t len, int64_t n)
 {
+    if (cache_has_records(s->c) && n > 0 && n != len)
+        return false;
     /* A shorter length looks further back still, so that nothing between n and 0 can be whole where n is not. */
     for (int group = 0; group < s->c->n_groups; group++) {
         const struct cache_group *g = &s->c->group[group];
@@ -588,21 +608,22 @@ int64_t cache_whole(const struct cache_seq *s, int64_t n)
         n = s->len;
     if (n < 0)
         n = 0;
-    if (is_whole(s, s->first, s->end, n))
+    if (is_whole(s, s->first, s->end, s->len, n))
         return n;
     int64_t first[DEVICE_MAX_GROUPS], end[DEVICE_MAX_GROUPS];
     for (int group = 0; group < s->c->n_groups; group++)
         marked_slots(s, group, &first[group], &end[group]);
     n = n < s->mark ? n : s->mark;
-    return is_whole(s, first, end, n) ? n : 0;
+    return is_whole(s, first, end, s->mark, n) ? n : 0;
 }
 
 int64_t cache_truncate(struct cache_seq *s, int64_t n)
 {
     const int64_t whole = cache_whole(s, n);
 
-    if (!is_whole(s, s->first, s->end, whole))
+    if (!is_whole(s, s->first, s->end, s->len, whole))
         come_back(s);
+    cache_record_go_back(s, whole);
     if (whole < s->mark)
         unmark(s);
     s->len = whole;
@@ -619,6 +640,7 @@ int cache_fork(const struct cache_seq *s, struct cache_seq **out)
     if (rc)
         return rc;
     copy->len = s->len;
+    cache_record_fork(s, copy);
     for (int group = 0; group < s->c->n_groups; group++) {
         struct cache_group *g = &s->c->group[group];
         int64_t first, end;
@@ -697,11 +719,16 @@ int64_t cache_free_tok(const struct cache *c)
     return least < 0 ? c->n_ctx : least;
 }
 
-bool cache_has_windows(const struct cache *c)
+bool cache_has_records(const struct cache *c)
 {
-    bool has = false;
+    return c->records.n > 0;
+}
+
+bool cache_can_shorten(const struct cache *c)
+{
+    bool can = !cache_has_records(c);
 
     for (int group = 0; group < c->n_groups; group++)
-        has = has || c->group[group].window > 0;
-    return has;
+        can = can && c->group[group].window == 0;
+    return can;
 }

@@ -1,7 +1,8 @@
 /* The KV cache: pages of key and value rows, handed to sequences from one pool that the plan sized.
  * It knows pages and positions only; what is written in them is the devices' business (device.h, struct kv_seq).
  * Layer groups differ: a full-attention group keeps every page, a sliding-window group lets go of pages that have moved out
- * of its window. Sequences may share pages (fork): whoever writes into a shared page first gets its own copy. */
+ * of its window. Sequences may share pages (fork): whoever writes into a shared page first gets its own copy. Recurrent layers have no
+ * pages but a record of a sequence, which no step writes to: it writes another. */
 #ifndef FERRY_RUN_CACHE_H
 #define FERRY_RUN_CACHE_H
 
@@ -39,6 +40,10 @@ struct cache_args {
 uint64_t cache_bytes(const struct cache_args *args);
 uint64_t cache_host_bytes(const struct cache_args *args);
 
+/* The same of records of recurrent layers, beside those bytes. */
+uint64_t cache_record_bytes(const struct cache_args *args);
+uint64_t cache_record_host_bytes(const struct cache_args *args);
+
 /* Take the pool: all memory is taken here, none later. Without pool_tok and n_tables it cannot run dry before n_seq sequences
  * are at their full length; with them, one sequence alone always fits. One thread at a time uses a cache and its sequences.
  * ERR_ARG, ERR_LIMIT (sizes past int32), ERR_NOMEM. */
@@ -58,7 +63,7 @@ int64_t cache_len(const struct cache_seq *s);
  * held has changed. ERR_LIMIT (past n_ctx, more than chunk_tok, or more pages than are free: says the numbers), ERR_DEVICE. */
 int cache_reserve(struct cache_seq *s, int64_t n_tok);
 
-/* Are there free pages for cache_reserve of so many? Those that a segment comes back to count. */
+/* Are there free pages, and a record, for cache_reserve of so many? Those that a segment comes back to count. */
 bool cache_has_room(const struct cache_seq *s, int64_t n_tok);
 
 /* The pages as devices see them; views until the next call that changes the sequence. Where the host's memory has some beside a
@@ -69,13 +74,14 @@ void cache_view(const struct cache_seq *s, struct kv_seq *out);
  * of groups that have pages in both. */
 bool cache_view_host(const struct cache_seq *s, struct kv_seq *out);
 
-/* The first n_tok of the reserved positions have been written in every layer: they count from now on, and the others are no
- * longer reserved. Window groups let go of pages that no later position can see. */
+/* The first n_tok of the reserved positions have been written in every layer, with recurrent layers all that a step wrote or 0: they count
+ * from now on, and the others are no longer reserved. Window groups let go of pages that no later position can see. */
 void cache_commit(struct cache_seq *s, int64_t n_tok);
 
-/* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that
- * position n would look at (then everything is dropped to that length, and the caller runs those tokens again): the mark's where n is
- * beyond it, n where the mark's pages are all that it looks at, as they mostly are of the position before the mark, or 0. */
+/* Forget positions from n on, and return how many are still whole: n, or less where a window group has let go of pages that position n
+ * would look at, or recurrent layers have a record of another length (then everything is dropped to that length, and the caller runs those
+ * tokens again): the mark's where n is beyond it, n where the mark's pages are all that it looks at, as they mostly are of the position
+ * before the mark, or 0. */
 int64_t cache_truncate(struct cache_seq *s, int64_t n);
 
 /* Remember the present length, instead of one that was marked before: what position len looks at in windows is held until the
@@ -103,7 +109,9 @@ int cache_load_page(struct cache_seq *s, int group, int64_t slot, const void *p)
 
 /* Positions for which there are free pages; where all layers have windows, what the windows let through is not bounded by it. */
 int64_t cache_free_tok(const struct cache *c);
-bool cache_has_windows(const struct cache *c);
+/* Can a sequence be cut to any shorter length? Not where some layers have windows, or are recurrent. */
+bool cache_can_shorten(const struct cache *c);
+bool cache_has_records(const struct cache *c);
 
 #ifdef __cplusplus
 }

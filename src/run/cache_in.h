@@ -28,6 +28,20 @@ struct cache_pool {
     int64_t n_free;
 };
 
+/* A sequence's records: of its length, of the length that the step gives it, of its mark. */
+enum cache_record { CACHE_NOW, CACHE_NEXT, CACHE_MARKED, CACHE_N_RECORDS };
+enum { CACHE_NO_RECORD = -1 };
+
+/* Record number i lies at memory[side] + i * bytes[side], on each side that has recurrent layers. */
+struct cache_records {
+    int32_t n;                     /* 0: there are no such layers */
+    uint64_t bytes[CACHE_N_SIDES]; /* of a record */
+    char *memory[CACHE_N_SIDES];   /* view into cache.memory, behind the pages; NULL: no such layers there */
+    int32_t *n_ref;                /* own: (n) how many hold it */
+    int32_t *free_record;          /* view, behind n_ref: (n) a stack */
+    int32_t n_free;
+};
+
 struct cache_group {
     uint64_t page_bytes;
     int window;         /* positions; 0: all */
@@ -46,7 +60,8 @@ struct cache_seq {
                [DEVICE_MAX_GROUPS];   /* views into cache.slots: (n_slots); a slot that is held has one, on one side */
     int64_t first[DEVICE_MAX_GROUPS]; /* slots [first, end) are held, and those of the mark; all others NULL */
     int64_t end[DEVICE_MAX_GROUPS];
-    int64_t mark; /* a length to come back to; 0: none. Window groups hold what it looks at */
+    int32_t record[CACHE_N_RECORDS]; /* numbers; CACHE_NO_RECORD */
+    int64_t mark;                    /* a length to come back to; 0: none. Window groups hold what it looks at */
 };
 
 /* A segment on its way to the device. The sequence sees it in the host's memory until all of it is there. */
@@ -63,9 +78,11 @@ struct cache {
     int64_t n_ctx, chunk_tok;
     int64_t n_slots; /* pages that n_ctx positions have */
     struct cache_group group[DEVICE_MAX_GROUPS];
+    struct cache_records records;
     struct device *dev;            /* view; NULL: the near pool is host memory */
     char *memory[CACHE_N_SIDES];   /* own: (bytes); CACHE_FAR: alloc_host, NULL without one */
-    uint64_t bytes[CACHE_N_SIDES]; /* CACHE_FAR: 0: the device holds all */
+    uint64_t bytes[CACHE_N_SIDES]; /* of pages; CACHE_FAR: 0: the device holds all */
+    uint64_t near_bytes;           /* of memory[CACHE_NEAR] */
     struct cache_seq *seqs;        /* own: (n_tables) */
     void **slots;                  /* own: (n_tables, sides, n_groups, n_slots) */
     int32_t *counts;               /* own: n_ref and free_page of every pool */
@@ -128,6 +145,21 @@ static inline void cache_drop_slot(struct cache_seq *s, int group, int64_t slot)
     cache_drop_page(&s->c->group[group].pool[side], s->page[side][group][slot]);
     s->page[side][group][slot] = NULL;
 }
+
+/* cache_record.c, for cache.c, all without an effect where there are no recurrent layers. init: with all memory there; ERR_NOMEM. commit:
+ * with what the step wrote, or not. go_back: to the mark's length, or 0, before len changes. */
+int cache_record_init(struct cache *c, const struct cache_args *args);
+void cache_record_done(struct cache *c);
+void cache_record_begin(struct cache_seq *s);
+void cache_record_end(struct cache_seq *s);
+bool cache_record_has_room(const struct cache_seq *s);
+void cache_record_reserve(struct cache_seq *s);
+void cache_record_commit(struct cache_seq *s, bool counts);
+void cache_record_mark(struct cache_seq *s);
+void cache_record_unmark(struct cache_seq *s);
+void cache_record_go_back(struct cache_seq *s, int64_t n);
+void cache_record_fork(const struct cache_seq *s, struct cache_seq *copy);
+void cache_record_view(const struct cache_seq *s, enum cache_side side, struct kv_seq *out);
 
 /* For cache.c. Wait for what is on its way; ERR_DEVICE. Give it up, because its pages are needed (there is one): as above. A sequence has
  * become shorter, or ends: maybe nobody needs what is on its way any more. */

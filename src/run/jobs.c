@@ -116,8 +116,9 @@ static int least(int a, int b)
 
 static int open_spill(struct jobs *j, const struct jobs_args *args, const struct plan *plan)
 {
-    if (cache_has_windows(args->cache))
-        return err(ERR_UNSUPPORTED, "pages of a model with sliding windows cannot be spilled");
+    if (!cache_can_shorten(args->cache))
+        return err(ERR_UNSUPPORTED, "pages of a model with %s cannot be spilled",
+                   cache_has_records(args->cache) ? "recurrent layers" : "sliding windows");
     j->args.spill_dir = NULL;
     return spill_open(&(struct spill_args){.dir = args->spill_dir, .cache = args->cache, .chunk_tok = plan->chunk_tok},
                       &j->spill);
@@ -338,7 +339,7 @@ static int64_t n_sharable(const struct job *job)
     return (int64_t)job->n_given - 1 - (int64_t)job->n_scored;
 }
 
-/* Does somebody compute what this job begins with? Then it waits, and where windows forbid to go back, its forerunner stops at
+/* Does somebody compute what this job begins with? Then it waits, and where a sequence cannot be shortened, its forerunner stops at
  * the place. */
 static bool waits_for_another(struct jobs *j, const struct job *job, int64_t *n_now)
 {
@@ -349,7 +350,7 @@ static bool waits_for_another(struct jobs *j, const struct job *job, int64_t *n_
     if (!match.maker)
         return false;
     struct job *maker = (struct job *)match.maker;
-    if (cache_has_windows(j->args.cache) &&
+    if (!cache_can_shorten(j->args.cache) &&
         (maker->stop_at <= cache_len(maker->user.seq) || match.n_soon < maker->stop_at))
         maker->stop_at = match.n_soon;
     return true;

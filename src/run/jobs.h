@@ -45,7 +45,7 @@ struct jobs_request {
     struct sample_opts sample;
 };
 
-/* ERR_NOMEM, ERR_IO (spill_dir), ERR_UNSUPPORTED (spill_dir for a model with sliding windows). */
+/* ERR_NOMEM, ERR_IO (spill_dir), ERR_UNSUPPORTED (spill_dir for a model with sliding windows or recurrent layers). */
 int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 

@@ -125,12 +125,27 @@ static int give_up(struct session *s, int rc)
     return rc;
 }
 
+/* Where recurrent layers forbid to be cut: a prompt's last tokens are a step of their own, before which the length is marked. The next turn
+ * may begin there, if no more than this of what asks for an answer is left out of it then (an opened, or an empty, thought); and the last
+ * token can be run again, for another answer. */
+enum { MARK_TAIL = 4 };
+
+/* How many of n pending tokens the next step may run. */
+static size_t before_mark(struct session *s, bool marks, size_t n)
+{
+    if (!marks || n < MARK_TAIL)
+        return n;
+    if (n == MARK_TAIL)
+        cache_mark(s->seq);
+    return n > MARK_TAIL ? n - MARK_TAIL : n;
+}
+
 /* Run everything pending and keep the last token's logits; or, with n_top, no more than what exec_row() has of them now. */
-static int run_pending(struct session *s, bool prompt, int n_top, session_progress *progress, void *arg)
+static int run_pending(struct session *s, bool prompt, bool marks, int n_top, session_progress *progress, void *arg)
 {
     const size_t total = n_pending(s);
     while (n_pending(s) > 0) {
-        size_t n = n_pending(s);
+        size_t n = before_mark(s, marks, n_pending(s));
         bool as_prompt = prompt;
         if (s->n_drawn_pending > 0 && (s->phases_differ || n == 1)) {
             n = 1;
@@ -170,9 +185,10 @@ int session_append(struct session *s, const int32_t *tokens, size_t n, session_p
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
     int rc = add_tokens(s, tokens, n);
+    const bool has_records = cache_has_records(s->args.cache);
     if (rc == 0)
-        rc = run_pending(s, true, 0, progress, arg);
-    if (rc == 0)
+        rc = run_pending(s, true, has_records, 0, progress, arg);
+    if (rc == 0 && !has_records)
         cache_mark(s->seq); /* the next turn may begin here: some templates leave out what an answer thought */
     return rc;
 }
@@ -181,7 +197,7 @@ int session_each_logits(struct session *s, const int32_t *tokens, size_t n, bool
 {
     if (take_cancel(s))
         return err(ERR_CANCEL, "stopped before the first of %zu tokens", n);
-    int rc = n_pending(s) > 0 ? run_pending(s, true, 0, NULL, NULL) : 0;
+    int rc = n_pending(s) > 0 ? run_pending(s, true, false, 0, NULL, NULL) : 0;
     if (rc == 0)
         rc = add_tokens(s, tokens, n);
     if (rc < 0)
@@ -235,7 +251,7 @@ int session_step(struct session *s, int32_t *token)
             cache_truncate(s->seq, (int64_t)s->n_tokens - 1);
         /* Where nothing can be drawn the logits are kept, not run again each time. */
         int n_top = s->n_tokens < s->n_ctx ? sample_n_top(s->sample, (int64_t)s->n_tokens) : 0;
-        int rc = run_pending(s, true, n_top, NULL, NULL);
+        int rc = run_pending(s, true, false, n_top, NULL, NULL);
         if (rc < 0)
             return rc;
         if (n_top > 0)

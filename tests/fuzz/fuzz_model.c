@@ -124,7 +124,8 @@ static void run_model(struct model *m, const struct plan *plan, const struct fil
         rc = exec_open(&(struct exec_args){.model = m, .plan = plan, .device = dev, .store = store}, &exec);
     if (!failed(rc)) {
         uint64_t taken_bytes = mem_live_bytes(MEM_WEIGHTS) + mem_live_bytes(MEM_KV) + mem_live_bytes(MEM_SCRATCH);
-        if (taken_bytes != plan->dense_bytes + plan->expert_bytes + plan->kv_bytes + plan->scratch_bytes)
+        if (taken_bytes !=
+            plan->dense_bytes + plan->expert_bytes + plan->kv_bytes + plan->record_bytes + plan->scratch_bytes)
             abort();
         run_session(exec, cache, plan, m->hp.n_vocab);
     }

@@ -66,7 +66,7 @@ def simulate(n, k, skew, slots, seed, n_tok=2500):
 
 # ---- a step of plan_heads.py's moe: 3 layers, width 2048, 32 heads of 128, 4 of keys, 128 experts of 768, 8 used ----
 LAYERS, D, FF, E, K, HEADS, HEAD, VOCAB = 3, 2048, 768, 128, 8, 32, 128, 2048
-BITS = {"Q4_K": (256, 144), "Q6_K": (256, 210), "Q5_0": (32, 22), "Q8_0": (32, 34), "F32": (1, 4)}
+BITS = {"Q5_K": (256, 176), "Q4_K": (256, 144), "Q6_K": (256, 210), "Q5_0": (32, 22), "Q8_0": (32, 34), "F32": (1, 4)}
 TOKEN = {"Q4_K": 8e9, "Q6_K": 6e9, "F32": 16e9}   # bytes/s
 FEW = {"Q4_K": 100e9, "Q6_K": 80e9, "F32": 30e9}  # op/s, 16 rows
 MANY = {"Q4_K": 200e9, "Q6_K": 150e9, "F32": 40e9}  # 256 rows
@@ -145,7 +145,8 @@ SHAPES = {  # layers, embd, heads, kv heads, head, experts, used, ff, vocab, kin
     "qwen3-30b-a3b": (48, 2048, 32, 4, 128, 128, 8, 768, 151936, "qwen3"), "olmoe-1b-7b": (16, 2048, 16, 16, 128, 64, 8, 1024, 50304, "olmoe"),
     "mixtral-8x7b": (32, 4096, 32, 8, 128, 8, 2, 14336, 32000, "llama"), "small-qwen3moe": (16, 1024, 16, 4, 64, 64, 8, 512, 49152, "qwen3"),
     "glm-4.5-air": (46, 4096, 96, 8, 128, 128, 8, 1408, 151552, "air", 1, 10944), "glm-4.5": (92, 5120, 96, 8, 128, 160, 8, 1536, 151552, "glm", 3, 12288),
-    "minimax-m2": (62, 3072, 48, 8, 128, 256, 8, 1536, 200064, "minimax")}
+    "minimax-m2": (62, 3072, 48, 8, 128, 256, 8, 1536, 200064, "minimax"),
+    "qwen3-next-80b-a3b": (48, 2048, 16, 2, 256, 512, 10, 512, 151936, "next"), "qwen3.5-35b-a3b": (40, 2048, 16, 2, 256, 256, 8, 512, 248320, "qwen35")}
 
 
 def fitting(kind, n_in, n_out):
@@ -153,21 +154,35 @@ def fitting(kind, n_in, n_out):
     return nbytes(kind if n_in % 256 == 0 else {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}[kind], n_in, n_out)
 
 
+def delta_bytes(d, kind):
+    """A gated delta net: 16 key heads, 32 value heads of 128."""
+    keys, values, n = 16 * 128, 32 * 128, 32
+    gates = nbytes("Q4_K", d, 2 * n) if kind == "next" else 2 * nbytes("Q4_K", d, n)
+    return (nbytes("Q5_K", d, 2 * keys + values) + nbytes("Q4_K", d, values) + gates + nbytes("Q4_K", values, d) +
+            4 * (4 * (2 * keys + values) + 2 * n + 128))
+
+
 def shape_bytes(layers, d, heads, kv, head, experts, used, ff, vocab, kind, lead=0, lead_ff=0):
     q, k = heads * head, kv * head
-    norms = {"qwen3": 2 * head, "glm": 2 * head, "olmoe": q + k, "minimax": q + k, "llama": 0, "air": 0}[kind]
+    norms = {"qwen3": 2 * head, "glm": 2 * head, "olmoe": q + k, "minimax": q + k, "llama": 0, "air": 0, "next": 2 * head, "qwen35": 2 * head}[kind]
     biases = q + 2 * k if kind in ("glm", "air") else 0
     dense_bytes = nbytes("Q4_K", d, vocab) + nbytes("Q6_K", d, vocab) + 4 * d
     expert_bytes = 0
     for i in range(layers):
         high = "Q6_K" if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2 else "Q4_K"
-        dense_bytes += nbytes("Q4_K", d, q) + nbytes("Q4_K", d, k) + nbytes(high, d, k) + nbytes("Q4_K", q, d) + 4 * (2 * d + norms + biases)
+        is_hybrid = kind in ("next", "qwen35")
+        if is_hybrid and i % 4 != 3:
+            dense_bytes += delta_bytes(d, kind) + 8 * d
+        else:
+            dense_bytes += nbytes("Q4_K", d, 2 * q if is_hybrid else q) + nbytes("Q4_K", d, k) + nbytes(high, d, k) + nbytes("Q4_K", q, d)
+            dense_bytes += 4 * (2 * d + norms + biases)
         if i < lead:
             dense_bytes += 2 * nbytes("Q4_K", d, lead_ff) + fitting(high, lead_ff, d)
             continue
         expert = 2 * nbytes("Q4_K", d, ff) + fitting(high, ff, d)
         expert_bytes += experts * expert
-        dense_bytes += 4 * experts * (d + (kind in ("glm", "air", "minimax"))) + (expert if kind in ("glm", "air") else 0)
+        dense_bytes += 4 * experts * (d + (kind in ("glm", "air", "minimax"))) + (expert if kind in ("glm", "air") or is_hybrid else 0)
+        dense_bytes += 4 * d if is_hybrid else 0
     return dense_bytes, expert_bytes
 
 

@@ -21,6 +21,8 @@ from gguf.quants import dequantize
 # gates_sum_to_1: the chosen experts' weights are divided by their sum; not said: where the file's expert_weights_norm says so.
 # rope_first: q and k are normed after they were rotated.
 # unrotated_period: the last of so many layers leaves q and k as they are.
+# delta: all layers but each fourth, or those that the file says, are gated delta nets (arXiv 2412.06464), and queries are gated; how value
+# heads share key heads: neighbours have the same ("grouped"), or each n-th ("tiled").
 # router: what makes weights of the router's logits; not said: softmax.
 # ffn_scale, expert_scale: blk.N.ffn_*.scale tensors count (files made by NVFP4 converters carry them).
 FAMILIES = {
@@ -44,6 +46,9 @@ FAMILIES = {
     "deepseek2": dict(rope="norm", act="silu"),
     "qwen2vl": dict(rope="neox", act="silu"),
     "qwen3vl": dict(rope="neox", act="silu"),
+    "qwen3next": dict(rope="neox", act="silu", gates_sum_to_1=True, ffn_norm="post_attention_norm", expert_scale=True, delta="grouped"),
+    "qwen35": dict(rope="neox", act="silu", ffn_norm="post_attention_norm", ffn_scale=True, delta="tiled"),
+    "qwen35moe": dict(rope="neox", act="silu", gates_sum_to_1=True, ffn_norm="post_attention_norm", expert_scale=True, delta="tiled"),
     "qwen3vlmoe": dict(rope="neox", act="silu", gates_sum_to_1=True),
     "gemma3": dict(rope="neox", act="gelu", embd_scale=True, window_period=6, window_freq_base=10000.0, layers_27b=62, soft_cap=(0.0, 0.0)),
 }
@@ -53,6 +58,11 @@ F32 = np.float32
 def silu(x):
     with np.errstate(over="ignore"):
         return x / (F32(1) + np.exp(-x))
+
+
+def sigmoid(x):
+    with np.errstate(over="ignore"):
+        return F32(1) / (F32(1) + np.exp(-x))
 
 
 def gelu(x):  # the tanh form (Hendrycks and Gimpel 2016), which gemma was trained with
@@ -218,6 +228,8 @@ class Model:
             q, k, v = np.split(qkv, (n_head * dim, (n_head + n_kv) * dim), axis=1)
         else:
             q, k, v = (self.linear(x, blk + "attn_" + c) for c in "qkv")
+        if "delta" in self.family:
+            q, opened = (y.reshape(n_tok, -1) for y in np.split(q.reshape(n_tok, n_head, 2 * dim), 2, axis=2))
 
         def headed(y, n, norm_name):
             name = blk + norm_name + ".weight"
@@ -258,7 +270,56 @@ class Model:
                 out[:, head] = softmax(np.concatenate((s, sink), axis=1))[:, :-1] @ v[:, kv]
             else:
                 out[:, head] = softmax(s) @ v[:, kv]
-        return self.linear(out.reshape(n_tok, -1), blk + "attn_output")
+        out = out.reshape(n_tok, -1)
+        if "delta" in self.family:
+            out = out * sigmoid(opened)
+        return self.linear(out, blk + "attn_output")
+
+    def is_recurrent(self, layer):
+        if "delta" not in self.family:
+            return False
+        said = self.key("attention.recurrent_layers")
+        return bool(said[layer]) if said is not None else (layer + 1) % self.key("full_attention_interval", 4) != 0
+
+    def delta_net(self, x, layer):
+        """One position after another, in float64."""
+        blk = "blk.%d." % layer
+        n_tok = x.shape[0]
+        n_k, n_v, dim = (self.key("ssm." + name) for name in ("group_count", "time_step_rank", "state_size"))
+        dim_v = self.key("ssm.inner_size") // n_v
+        per_k = n_v // n_k
+        if self.has(blk + "ssm_in.weight"):  # for each key head its q, k, values, gates
+            y = self.linear(x, blk + "ssm_in").reshape(n_tok, n_k, -1)
+            parts = np.split(y, np.cumsum([dim, dim, per_k * dim_v]), axis=2)
+            q, k, v, z = (p.reshape(n_tok, -1) for p in parts)
+            mixed = np.concatenate((q, k, v), axis=1)
+        else:
+            mixed, z = self.linear(x, blk + "attn_qkv"), self.linear(x, blk + "attn_gate")
+        if self.has(blk + "ssm_ba.weight"):
+            ba = self.linear(x, blk + "ssm_ba").reshape(n_tok, n_k, 2, per_k)
+            beta, alpha = ba[:, :, 0].reshape(n_tok, n_v), ba[:, :, 1].reshape(n_tok, n_v)
+        else:
+            beta, alpha = self.linear(x, blk + "ssm_beta"), self.linear(x, blk + "ssm_alpha")
+        w = self.weight(blk + "ssm_conv1d.weight").astype(np.float64)
+        padded = np.concatenate((np.zeros((w.shape[1] - 1, mixed.shape[1])), mixed))
+        mixed = sum(padded[j:j + n_tok] * w[:, j] for j in range(w.shape[1]))
+        mixed = mixed / (1 + np.exp(-mixed))
+        q, k, v = np.split(mixed, [n_k * dim, 2 * n_k * dim], axis=1)
+        q, k = (y.reshape(n_tok, n_k, dim) for y in (q, k))
+        q, k = (y / np.sqrt((y * y).sum(axis=2, keepdims=True) + self.eps) for y in (q, k))
+        v = v.reshape(n_tok, n_v, dim_v)
+        decay = np.exp(self.weight(blk + "ssm_a") * np.logaddexp(0, alpha.astype(np.float64) + self.weight(blk + "ssm_dt.bias")))
+        learn = 1 / (1 + np.exp(-beta.astype(np.float64)))
+        out = np.empty((n_tok, n_v, dim_v))
+        for head in range(n_v):
+            of = head // per_k if self.family["delta"] == "grouped" else head % n_k
+            s = np.zeros((dim, dim_v))
+            for t in range(n_tok):
+                s = s * decay[t, head]
+                s = s + np.outer(k[t, of], learn[t, head] * (v[t, head] - k[t, of] @ s))
+                out[t, head] = q[t, of] @ s / np.sqrt(dim)
+        out = self.norm(out.astype(F32), blk + "ssm_norm.weight") * silu(z.reshape(n_tok, n_v, dim_v))
+        return self.linear(out.reshape(n_tok, -1).astype(F32), blk + "ssm_out")
 
     def feed_forward(self, x, layer):
         blk = "blk.%d.ffn_" % layer
@@ -303,7 +364,10 @@ class Model:
             out[row] += gate[row, rank][:, None] * y
         if self.has(blk + "gate_shexp.weight"):
             y = glu(self.family["act"], self.linear(x, blk + "gate_shexp"), self.linear(x, blk + "up_shexp"))
-            out += self.linear(y, blk + "down_shexp")
+            y = self.linear(y, blk + "down_shexp")
+            if self.has(blk + "gate_inp_shexp.weight"):
+                y = y * sigmoid(x @ self.weight(blk + "gate_inp_shexp.weight").reshape(-1, 1))
+            out += y
         return out
 
     def hidden(self, ids, kv_type="f32", verbose=False):
@@ -313,7 +377,8 @@ class Model:
             x = x * np.sqrt(F32(self.n_embd))
         for layer in range(self.n_layer):
             blk = "blk.%d." % layer
-            y = self.attention(self.norm(x, blk + "attn_norm.weight"), layer, kv_type)
+            y = self.norm(x, blk + "attn_norm.weight")
+            y = self.delta_net(y, layer) if self.is_recurrent(layer) else self.attention(y, layer, kv_type)
             ffn_norm = self.family.get("ffn_norm", "ffn_norm")
             if ffn_norm == "ffn_norm" and self.has(blk + "post_attention_norm.weight"):
                 y = self.norm(y, blk + "post_attention_norm.weight")
