@@ -281,12 +281,11 @@ struct cu_mat_args {
     int n_place, tile_tok;
     const struct cu_tile *tiles; /* (n_tiles) */
     int n_tiles;
-    const int32_t
-        *n_listed; /* NULL; or how many of the tiles there are: a kernel of the same call lists them (cu_permute) */
+    const int32_t *n_listed; /* NULL; or how many tiles there are, where a kernel of the call lists them */
     const struct cu_expert *experts;
     int which; /* of cu_expert.w */
-    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i], which a kernel of the same call may have found. Experts, of ids or
-     * of tiles where `experts` is NULL, are of this stack; what `more` has first is of the second. */
+    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i], which a kernel of the same call may have found. Experts of ids,
+     * and of tiles where `experts` is NULL, are of this stack; what `more` has first is of the second. */
     const int32_t *ids;
     struct cu_stack stack[2];
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */

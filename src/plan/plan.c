@@ -581,8 +581,8 @@ static double batch_rate(const struct plan_in *in, const struct plan *p)
     return choice.time[choice.runs].tok_per_s;
 }
 
-/* A batch's cache that does not fit the GPU leaves no room there for experts. To have them all there, and fewer pages, may be better: a step
- * of many rows wants nearly all experts, but pages only for those who have them. */
+/* A batch's cache that does not fit the GPU leaves no room there for experts. To have them all there, and fewer pages, may be better: a
+ * step of many rows wants nearly all experts, but of pages only those that are filled. */
 static int choose_experts(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
 {
     struct plan_opts wish = *o;
