@@ -564,6 +564,9 @@ static int check(const struct cuda *c, const struct op *ops, int n_ops, const st
         if (rc < 0)
             return rc;
         n_moe += ops[i].kind == OP_MOE && ops[i].p.moe.experts;
+        if (ops[i].kind == OP_MOE && ops[i].p.moe.k > MAX_ROWS / (rows->n > 0 ? rows->n : 1))
+            return err(ERR_LIMIT, "%d experts of each of %d rows; CUDA takes %d in all", ops[i].p.moe.k, rows->n,
+                       MAX_ROWS);
         uint64_t bytes = ops_scratch_bytes(&ops[i], rows->n > rows->n_out ? rows->n : rows->n_out);
         if (bytes > c->scratch_bytes)
             return err(ERR_LIMIT, "CUDA scratch: %" PRIu64 " bytes given, %" PRIu64 " needed for %s of %d rows",

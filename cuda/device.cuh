@@ -180,6 +180,22 @@ static __device__ inline float cu_shfl(float x, int from)
     return __shfl_sync(CU_ALL_LANES, x, from);
 }
 
+static __device__ inline int cu_shfl(int x, int from)
+{
+    return __shfl_sync(CU_ALL_LANES, x, from);
+}
+
+/* The lanes of the warp, a bit each, that brought the same. */
+static __device__ inline uint32_t cu_match(int x)
+{
+    return __match_any_sync(CU_ALL_LANES, x);
+}
+
+static __device__ inline int cu_n_bits(uint32_t x)
+{
+    return __popc(x);
+}
+
 static __device__ inline void cu_syncwarp()
 {
     __syncwarp();
@@ -338,9 +354,23 @@ template <typename T> static inline T cu_shfl_xor(T x, int mask)
     return all[(threadIdx.x % 32) ^ (unsigned)mask];
 }
 
-static inline float cu_shfl(float x, int from)
+template <typename T> static inline T cu_shfl(T x, int from)
 {
-    return static_cast<const float *>(emu_warp(&x, sizeof x))[from];
+    return static_cast<const T *>(emu_warp(&x, sizeof x))[from];
+}
+
+static inline uint32_t cu_match(int x)
+{
+    const int *all = static_cast<const int *>(emu_warp(&x, sizeof x));
+    uint32_t alike = 0;
+    for (int i = 0; i < 32; i++)
+        alike |= (uint32_t)(all[i] == x) << i;
+    return alike;
+}
+
+static inline int cu_n_bits(uint32_t x)
+{
+    return __builtin_popcount(x);
 }
 
 static inline void cu_prefetch(const void *)

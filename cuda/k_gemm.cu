@@ -377,6 +377,8 @@ static __global__ void __launch_bounds__(shape<TYPE, MANY>::N_THREADS, 1) gemm(c
     CU_SHARED_DYN(
         char, shared); /* CHUNKS of (ROWS, PITCH) bytes, STAGES of (TOK, K) halves of x, two of (ROWS, K) of weights */
     cu_await();
+    if (cu_is_unlisted(&a))
+        return;
     struct block<S> b = block_of<S>(&a, shared);
     int warp = (int)threadIdx.x / 32, row0 = warp / S::WARPS_TOK * S::WARP_ROWS,
         tok0 = warp % S::WARPS_TOK * S::WARP_TOK;

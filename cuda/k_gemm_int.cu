@@ -287,6 +287,8 @@ template <int TYPE> static __global__ void gemm_int(const struct cu_mat_args a)
 {
     CU_SHARED_DYN(struct stage, s);
     cu_await();
+    if (cu_is_unlisted(&a))
+        return;
     struct cu_work k = cu_work_of(&a);
     if ((int)blockIdx.x * ROWS >= k.n_rows)
         return;

@@ -345,6 +345,8 @@ static __global__ void CU_BOUNDS(most_threads<S>, S::N_BLOCKS) gemm_wgmma(const 
         char,
         room); /* up to TILE_BYTES of nothing, STAGES of two (TOK, 64) halves of x, CHUNKS of weights, (TOK) targets */
     cu_await();
+    if (cu_is_unlisted(&a))
+        return;
     char *shared = room + (TILE_BYTES - reinterpret_cast<uintptr_t>(room) % TILE_BYTES) % TILE_BYTES;
     struct target *targets = reinterpret_cast<struct target *>(shared + S::MAIN_BYTES);
     struct block<S> b = block_of<S>(&a, shared);

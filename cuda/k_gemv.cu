@@ -28,8 +28,9 @@ struct cut {
     int64_t next_set;                  /* from the end of a set's row to the first row of the same warp's next */
     alignas(8) uint32_t magnitudes[4]; /* of struct cu_x */
     int mat_sets[1 + CU_MAT_MORE];     /* sets of each matrix */
-    int tile_sets, n_sets;             /* of all matrices of a tile; in all */
-    int block_sets, n_longer;          /* of a block; the first n_longer have one more */
+    int tile_sets, n_sets;             /* of all matrices of a tile; in all, at most where a kernel lists tiles */
+    int block_sets,
+        n_longer; /* of a block; the first n_longer have one more; where a kernel lists tiles it divides them */
     /* shared memory: stages first */
     uint32_t book_off, book_bytes;
     uint32_t codes_off, codes_bytes; /* rows that the block codes itself; bytes of one */
@@ -538,15 +539,37 @@ static __device__ inline void multiply_stage(const struct gemv_args *a, const st
     }
 }
 
+struct range {
+    int first, end;
+};
+
+/* Neighbours, as many for each block, or one more for the first blocks. */
+static __device__ inline struct range sets_of_block(const struct gemv_args *a)
+{
+    const int which = (int)blockIdx.x;
+    int each = a->cut.block_sets, n_longer = a->cut.n_longer;
+
+    if (a->m.n_listed) {
+        const int n_sets = *a->m.n_listed * a->cut.tile_sets;
+        each = n_sets / (int)gridDim.x;
+        n_longer = n_sets - each * (int)gridDim.x;
+    }
+    const int first = which * each + (which < n_longer ? which : n_longer);
+    return {first, first + each + (which < n_longer)};
+}
+
 /* IS_ONE: tile_tok is 1. Each block has neighbouring sets, of which its warps take one after another. */
 template <int TYPE, bool IS_ONE>
 static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct gemv_args a)
 {
     CU_SHARED_DYN(char, shared); /* struct cut says what lies where */
     const struct cut *c = &a.cut;
-    const int which = (int)blockIdx.x, is_longer = which < c->n_longer;
-    const int first = which * c->block_sets + (is_longer ? which : c->n_longer),
-              end = first + c->block_sets + is_longer;
+    cu_let_next();
+    cu_await_ids(&a.m);
+    const struct range sets = sets_of_block(&a);
+    const int first = sets.first, end = sets.end;
+    if (first == end) /* fewer sets than there could be */
+        return;
     const int set = first + (int)threadIdx.x / 32, n_warps = (int)blockDim.x / 32;
     const int n_stages = set < end ? (end - set + n_warps - 1) / n_warps * c->n_chunks : 0;
     const bool is_coded = !IS_ONE || !cu_block<TYPE>::X256 || a.m.code.n_rows == 0;
@@ -555,8 +578,6 @@ static __global__ void CU_BOUNDS(32 * MOST_WARPS, 2) gemv(const CU_ARGS struct g
     const struct warp w = warp_of(c, shared);
     float acc = 0.0f;
 
-    cu_let_next();
-    cu_await_ids(&a.m);
     begin<TYPE>(&a, &w, set, end);
     bring_book<TYPE>(a.m.books, shared + c->book_off);
     cu_await();

@@ -41,6 +41,8 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
     typedef cu_float<TYPE> type;
     int lane = (int)threadIdx.x % 16, first = (int)blockIdx.x * FLOAT_BLOCK + (int)threadIdx.x / 16 * FLOAT_ROWS;
     cu_await_ids(&a);
+    if (cu_is_unlisted(&a))
+        return;
     struct cu_work k = cu_work_of(&a);
     const typename type::word *w[FLOAT_ROWS];
 
@@ -108,6 +110,8 @@ template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_ar
     CU_SHARED_DYN(float, shared); /* two rows, x; (FEW_STRIDE) each */
     typedef typename cu_float<TYPE>::word word;
     cu_await_ids(&a);
+    if (cu_is_unlisted(&a))
+        return;
     struct cu_work k = cu_work_of(&a);
     int first = (int)blockIdx.x * 2, mine = (int)threadIdx.x / 16, lane = (int)threadIdx.x % 16;
     int n_cols = (int)a.n_cols, n_rows = k.n_rows - first < 2 ? k.n_rows - first : 2;

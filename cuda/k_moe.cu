@@ -160,29 +160,33 @@ static bool is_one_row(const struct cu_moe_args *a)
     return a->n_rows == 1 && a->tile_tok == 1 && has_both_at_once(a) && a->lie_alike;
 }
 
-cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
+int cu_moe_forms(const struct cu_moe_args *a, struct cu_act_args form[CU_MOE_FORMS])
 {
-    struct layout l = layout_of(a);
-    char *s = static_cast<char *>(a->scratch);
-    cudaError_t e = cudaSuccess;
+    const struct layout l = layout_of(a);
+    int n = 0;
 
-    if (is_one_row(a))
-        return one_row(a, &l, stream);
-
-    for (int form = 0; form < N_FORM && !e; form++) {
-        if (!l.x_bytes[form])
+    for (int f = 0; f < N_FORM && !is_one_row(a); f++) {
+        if (!l.x_bytes[f])
             continue;
         struct cu_act_args x = {};
-        x.act = (enum quant_act)form;
+        x.act = (enum quant_act)f;
         x.n_rows = a->n_rows;
         x.width = a->n_embd;
         x.x = a->x;
         x.x_stride = a->x_stride;
-        x.out = s + l.x_off[form];
-        x.out_stride = l.x_bytes[form];
-        e = cu_act(&x, stream);
+        x.out = static_cast<char *>(a->scratch) + l.x_off[f];
+        x.out_stride = l.x_bytes[f];
+        form[n++] = x;
     }
-    if (!e)
-        e = gate_and_up(a, &l, stream);
+    return n;
+}
+
+cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream)
+{
+    const struct layout l = layout_of(a);
+
+    if (is_one_row(a))
+        return one_row(a, &l, stream);
+    cudaError_t e = gate_and_up(a, &l, stream);
     return e ? e : down(a, &l, stream);
 }

@@ -333,10 +333,11 @@ struct cu_mat_args {
     int n_place, tile_tok;
     const struct cu_tile *tiles; /* (n_tiles) */
     int n_tiles;
+    const int32_t *n_listed; /* NULL; or how many tiles there are, where a kernel of the call lists them */
     const struct cu_expert *experts;
     int which; /* of cu_expert.w */
-    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i] of this stack, which a kernel of the same call may have found;
-     * what `more` has first is of the second. */
+    /* Or, instead of tiles, with tile_tok 1: place i is of expert ids[i], which a kernel of the same call may have found. Experts of ids,
+     * and of tiles where `experts` is NULL, are of this stack; what `more` has first is of the second. */
     const int32_t *ids;
     struct cu_stack stack[2];
     const int32_t *x_row, *dst_row; /* (n_place) or NULL: the place itself */
@@ -391,6 +392,25 @@ cudaError_t cu_gemm(const struct cu_mat_args *a, cudaStream_t stream);
 
 /* ---- experts --------------------------------------------------------------------------------------------------------- */
 
+/* Slots [first, end) by expert, ascending both, and tiles of at most tile_tok of them: what cu_moe is to be given of them. */
+struct cu_permute_list {
+    int first, end, tile_tok;
+    int32_t *slot;         /* (end - first) */
+    struct cu_tile *tiles; /* as many as cu_permute_most_tiles says */
+    int32_t *n_tiles;
+};
+
+/* Lists of what ids (rows, k) chose of n_expert. A slot whose id is no expert's is in none. */
+#define CU_PERMUTE_LISTS 2
+struct cu_permute_args {
+    int k, n_expert, n_lists;
+    const int32_t *ids;
+    int64_t ids_stride; /* in elements */
+    struct cu_permute_list list[CU_PERMUTE_LISTS];
+};
+int cu_permute_most_tiles(int n_slots, int n_expert, int tile_tok);
+cudaError_t cu_permute(const struct cu_permute_args *a, cudaStream_t stream);
+
 /* The listed experts' slots: their row of dst = down(act(gate(x)) * up(x)), each product times its scale, plus its bias. */
 struct cu_moe_args {
     struct cu_card card;
@@ -407,14 +427,17 @@ struct cu_moe_args {
     const int32_t *slot; /* (n_place) token * k + rank, grouped by expert */
     int n_place, tile_tok, n_tiles;
     const struct cu_tile *tiles;
-    const struct cu_expert *experts;
-    const int32_t *
-        ids; /* instead of slot, tiles and experts: (n_place) the experts, of these stacks; place i is slot i, tile_tok is 1 */
+    const int32_t *n_listed;         /* as cu_mat_args' */
+    const struct cu_expert *experts; /* NULL: the tiles' experts are of these stacks, as those of ids are */
+    const int32_t *ids; /* instead of slot and tiles: (n_place) the experts; place i is slot i, tile_tok is 1 */
     struct cu_stack stack[3];
     bool lie_alike; /* each expert's gate and up begin as far behind a multiple of 16 bytes */
     void *scratch;  /* (cu_moe_scratch_bytes) */
 };
 uint64_t cu_moe_scratch_bytes(const struct cu_moe_args *a); /* of types, widths, k and n_rows */
+/* What has to be done to x before, n_rows rows each: their number. */
+#define CU_MOE_FORMS 2
+int cu_moe_forms(const struct cu_moe_args *a, struct cu_act_args form[CU_MOE_FORMS]);
 cudaError_t cu_moe(const struct cu_moe_args *a, cudaStream_t stream);
 
 /* The same by tensor cores on halves: n_embd and n_ff multiples of 32, tile_tok cu_gemm's. */

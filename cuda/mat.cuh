@@ -52,19 +52,20 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
             k.dst_stride = a->more[i].dst_stride;
             k.n_rows = a->more[i].n_rows;
         }
+    int64_t expert = -1; /* of the stack */
     if (a->tiles) {
         struct cu_tile t = a->tiles[tile];
-        k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which + which]);
-        k.scale = a->experts[t.expert].scale[a->which + which];
-        k.bias = a->experts[t.expert].bias[a->which + which];
         k.first = t.first;
         k.n = t.n;
+        if (a->experts) {
+            k.w = static_cast<const uint8_t *>(a->experts[t.expert].w[a->which + which]);
+            k.scale = a->experts[t.expert].scale[a->which + which];
+            k.bias = a->experts[t.expert].bias[a->which + which];
+        } else {
+            expert = t.expert;
+        }
     } else if (a->ids) {
-        const int64_t expert = a->ids[tile];
-        const struct cu_stack s = which ? a->stack[1] : a->stack[0];
-        k.w = static_cast<const uint8_t *>(s.w) + (uint64_t)expert * s.stride;
-        k.scale = s.scale ? s.scale[expert] : 1.0f;
-        k.bias = s.bias ? s.bias + expert * k.n_rows : NULL;
+        expert = a->ids[tile];
         k.n = 1;
     } else {
         const int head_tiles = (a->n_place + a->tile_tok - 1) / a->tile_tok, head = a->n_heads ? tile / head_tiles : 0;
@@ -73,6 +74,12 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
         k.first = head * a->n_place + at;
         k.n = a->n_place - at < k.n ? a->n_place - at : k.n;
     }
+    if (expert >= 0) {
+        const struct cu_stack s = which ? a->stack[1] : a->stack[0];
+        k.w = static_cast<const uint8_t *>(s.w) + (uint64_t)expert * s.stride;
+        k.scale = s.scale ? s.scale[expert] : 1.0f;
+        k.bias = s.bias ? s.bias + expert * k.n_rows : NULL;
+    }
     k.w = CU_GLOBAL(k.w);
     return k;
 }
@@ -80,8 +87,14 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
 /* Before cu_work_at: which experts it is about may have been found out by a kernel of this call. */
 static __device__ inline void cu_await_ids(const struct cu_mat_args *a)
 {
-    if (a->ids)
+    if (a->ids || a->n_listed)
         cu_await();
+}
+
+/* Has the block nothing to do? Grids have blocks for as many tiles as could be; those that there are come first. */
+static __device__ inline bool cu_is_unlisted(const struct cu_mat_args *a)
+{
+    return a->n_listed && (int)blockIdx.y >= *a->n_listed;
 }
 
 /* Of a grid of (blocks of a matrix, tiles, matrices). */
@@ -159,6 +172,7 @@ static inline struct cu_mat_args cu_mat_of_expert(const struct cu_moe_args *a, i
     m.tile_tok = a->tile_tok;
     m.tiles = a->tiles;
     m.n_tiles = a->n_tiles;
+    m.n_listed = a->n_listed;
     m.experts = a->experts;
     m.which = which;
     m.ids = a->ids;

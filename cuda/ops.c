@@ -699,6 +699,7 @@ int ops_tile_tok(int n_rows, int n_places, int n_mats)
     return n_rows == 1 ? 1 : n_places <= GEMV_ROWS * n_mats ? CU_GEMV_TOK : CU_GEMM_INT_TOK;
 }
 
+/* Of what scratch follows from. */
 static struct cu_moe_args moe_of(const struct op *op, int n_rows)
 {
     struct cu_moe_args x = {.act = op->p.moe.act, .k = op->p.moe.k, .n_rows = n_rows};
@@ -751,19 +752,7 @@ static bool lie_alike(const struct op *op)
     return true;
 }
 
-/* Products of the listed slots, each to its own place. */
-static cudaError_t moe_slots(struct cu_moe_args x, const struct ops_slots *s,
-                             cudaError_t launch(const struct cu_moe_args *a, cudaStream_t stream), cudaStream_t stream)
-{
-    x.slot = s->slot;
-    x.n_place = s->n_place;
-    x.tiles = s->tiles;
-    x.n_tiles = s->n_tiles;
-    x.tile_tok = s->tile_tok;
-    return s->n_place ? launch(&x, stream) : cudaSuccess;
-}
-
-static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+static struct cu_moe_args moe_args_of(const struct ops_run *r, const struct op *op)
 {
     struct cu_moe_args x = moe_of(op, n_of(r, op));
 
@@ -773,20 +762,121 @@ static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_c
     x.x_stride = stride_of(op->src[0]);
     x.dst = op->dst[0]->data;
     x.dst_stride = stride_of(op->dst[0]);
-    x.experts = r->experts;
     x.lie_alike = lie_alike(op);
     x.scratch = r->scratch;
-    cudaError_t e = chain_flush(r, c);
-    if (!op->p.moe.experts) {
-        x.ids = op->src[1]->data;
-        x.n_place = x.k;
-        x.tile_tok = 1;
-        for (int i = 0; i < 3; i++)
-            x.stack[i] = stack_of(op, i);
-        return e ? e : cu_moe(&x, r->stream);
+    if (op->p.moe.experts)
+        x.experts = r->experts;
+    for (int i = 0; i < 3 && !op->p.moe.experts; i++)
+        x.stack[i] = stack_of(op, i);
+    return x;
+}
+
+/* Where lists that a kernel makes lie in scratch: their numbers of tiles, the slots of all, and each one's tiles. */
+struct permute_room {
+    uint64_t slots_off, tiles_off[CU_PERMUTE_LISTS], total_bytes;
+};
+
+static struct permute_room permute_room_of(const struct op *op, int n_rows)
+{
+    const int n_slots = n_rows * op->p.moe.k, n_expert = (int)op->w[0]->ne[2];
+    const uint64_t most_tiles = (uint64_t)cu_permute_most_tiles(n_slots, n_expert, CU_GEMV_TOK); /* of the smallest */
+    struct permute_room room = {.slots_off = 256};
+
+    room.total_bytes = room.slots_off + size_up((uint64_t)n_slots * sizeof(int32_t), 256);
+    for (int i = 0; i < CU_PERMUTE_LISTS; i++) {
+        room.tiles_off[i] = room.total_bytes;
+        room.total_bytes += size_up(most_tiles * sizeof(struct cu_tile), 256);
     }
-    e = e ? e : moe_slots(x, &r->dots, cu_moe, r->stream);
-    return e ? e : moe_slots(x, &r->gemm, cu_moe_gemm, r->stream);
+    return room;
+}
+
+/* Slots [first, end) as one more list. */
+static struct ops_slots permute_add(const struct ops_run *r, const struct op *op, int first, int end, int tile_tok,
+                                    struct cu_permute_args *g)
+{
+    const struct permute_room room = permute_room_of(op, n_of(r, op));
+    const int i = g->n_lists++;
+    struct cu_permute_list *l = &g->list[i];
+
+    *l = (struct cu_permute_list){.first = first, .end = end, .tile_tok = tile_tok};
+    l->n_tiles = (int32_t *)r->scratch + i;
+    l->slot = (int32_t *)(r->scratch + room.slots_off) + first;
+    l->tiles = (struct cu_tile *)(r->scratch + room.tiles_off[i]);
+    return (struct ops_slots){.slot = l->slot,
+                              .tiles = l->tiles,
+                              .n_listed = l->n_tiles,
+                              .n_place = end - first,
+                              .n_tiles = cu_permute_most_tiles(end - first, g->n_expert, tile_tok),
+                              .tile_tok = tile_tok};
+}
+
+/* What a kernel is to list: what the host would if it saw the ids. How many experts they name it cannot know: as many as can be. */
+static struct cu_permute_args permute_of(const struct ops_run *r, const struct op *op, struct ops_slots *dots,
+                                         struct ops_slots *gemm)
+{
+    const struct tensor *ids = op->src[1];
+    struct cu_permute_args g = {.k = op->p.moe.k, .n_expert = (int)op->w[0]->ne[2], .ids = ids->data};
+    const int n_rows = n_of(r, op), n_slots = n_rows * g.k;
+    int tile_tok = 0, n_gemm = ops_moe_gemm_rows(r, op, &tile_tok) * g.k, n_dots = n_slots - n_gemm;
+
+    g.ids_stride = stride_of(ids);
+    if (n_gemm)
+        *gemm = permute_add(r, op, 0, n_gemm, tile_tok, &g);
+    tile_tok = ops_tile_tok(n_rows, n_dots, n_dots < g.n_expert ? n_dots : g.n_expert);
+    if (n_dots)
+        *dots = permute_add(r, op, n_gemm, n_slots, tile_tok, &g);
+    return g;
+}
+
+static void set_slots(const struct ops_slots *s, struct cu_moe_args *x)
+{
+    x->slot = s->slot;
+    x->n_place = s->n_place;
+    x->tiles = s->tiles;
+    x->n_listed = s->n_listed;
+    x->n_tiles = s->n_tiles;
+    x->tile_tok = s->tile_tok;
+}
+
+/* Rows in the forms that integer dots read, beside what waits. */
+static cudaError_t moe_forms(const struct ops_run *r, const struct cu_moe_args *x, struct cu_chain *c)
+{
+    struct cu_act_args form[CU_MOE_FORMS];
+    const int n = x->n_place ? cu_moe_forms(x, form) : 0;
+    cudaError_t e = cudaSuccess;
+
+    for (int i = 0; i < n && !e; i++) {
+        struct cu_row_op row = {.kind = CU_ROW_ACT, .u.act = form[i]};
+        e = chain_add(r, c, &row, x->n_rows, x->n_embd);
+    }
+    return e ? e : chain_flush(r, c);
+}
+
+/* Products of the slots that were listed, by the host or a kernel, or of one row's, each to its own place. */
+static cudaError_t moe(const struct ops_run *r, const struct op *op, struct cu_chain *c)
+{
+    struct cu_moe_args x = moe_args_of(r, op);
+    struct cu_permute_args g = {.n_lists = 0};
+    struct ops_slots dots = {.n_place = 0}, gemm = {.n_place = 0};
+
+    if (op->p.moe.experts) {
+        dots = r->dots;
+        gemm = r->gemm;
+    } else if (x.n_rows == 1) {
+        x.ids = op->src[1]->data;
+        dots = (struct ops_slots){.n_place = x.k, .tile_tok = 1};
+    } else {
+        g = permute_of(r, op, &dots, &gemm);
+        x.scratch = r->scratch + permute_room_of(op, x.n_rows).total_bytes;
+    }
+    set_slots(&dots, &x);
+    cudaError_t e = moe_forms(r, &x, c);
+    if (g.n_lists && !e)
+        e = cu_permute(&g, r->stream);
+    if (dots.n_place && !e)
+        e = cu_moe(&x, r->stream);
+    set_slots(&gemm, &x);
+    return e || !gemm.n_place ? e : cu_moe_gemm(&x, r->stream);
 }
 
 /* ---- all ---- */
@@ -826,7 +916,7 @@ uint64_t ops_scratch_bytes(const struct op *op, int n_rows)
         return 0;
     struct cu_moe_args x = moe_of(op, n_rows);
     uint64_t dots = cu_moe_scratch_bytes(&x), gemm = cu_moe_gemm_scratch_bytes(&x);
-    return dots > gemm ? dots : gemm;
+    return permute_room_of(op, n_rows).total_bytes + (dots > gemm ? dots : gemm);
 }
 
 /* What is not an op of single rows launches what waits before itself. */

@@ -12,10 +12,11 @@
 extern "C" {
 #endif
 
-/* Slots of a call's MOE op, grouped by expert, and tiles that cut them; both in device memory. */
+/* Slots of an MOE op, grouped by expert, and tiles that cut them, in device memory. n_listed: as in cu_mat_args. */
 struct ops_slots {
     const int32_t *slot;
     const struct cu_tile *tiles;
+    const int32_t *n_listed;
     int n_place, n_tiles, tile_tok;
 };
 

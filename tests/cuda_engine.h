@@ -139,6 +139,7 @@ struct rooms_args {
     enum plan_io io;
     int quarters;     /* of the experts that lie on the GPU */
     int n_ctx, n_seq; /* of a sequence, and how many have a cache; 0: 256, 1 */
+    int n_beside;     /* of them, that a step may have; 0: 2 */
     bool no_graphs;
     uint64_t slot_bytes; /* of the host's slots; 0: room for two experts */
     int n_landing;       /* places for copied experts; 0: none are copied */
@@ -166,7 +167,7 @@ static void make_rooms(const struct rooms_args *a)
 {
     const int n_ctx = a->n_ctx ? a->n_ctx : 256, n_seq = a->n_seq ? a->n_seq : 1;
     struct plan_opts o = {.n_ctx = (uint32_t)n_ctx, /* all else as copies_nothing() has it */
-                          .n_seq = 2,
+                          .n_seq = (uint32_t)(a->n_beside ? a->n_beside : 2),
                           .n_out = 16,
                           .n_threads = 1,
                           .chunk_tok = 64,

@@ -30,6 +30,9 @@
 #ifndef SEQS
 #define SEQS 3
 #endif
+static const char *rooms_model = "llama"; /* of the next engine, as what follows */
+static struct trace *rooms_trace;
+
 enum { N_VOCAB = 288, N_SEQ = SEQS, N_GPU = 2, N_CTX = 512, POS = 430, CHUNK = 86 };
 
 static struct {
@@ -169,9 +172,11 @@ static void fill_caches(void)
 static void make_rooms(const struct cache_args *back)
 {
     struct kv_shape shape;
+    char path[1024];
 
     memset(&rooms, 0, sizeof rooms);
-    ck_assert_int_eq(model_open(TEST_DATA_DIR "/models/llama.gguf", NULL, &rooms.model), 0);
+    snprintf(path, sizeof path, "%s/models/%s.gguf", TEST_DATA_DIR, rooms_model);
+    ck_assert_int_eq(model_open(path, NULL, &rooms.model), 0);
     make_plan();
     const struct model_layer *l = &rooms.model->layers[0];
     rooms.row_bytes =
@@ -199,6 +204,7 @@ static void make_rooms(const struct cache_args *back)
                              .device = rooms.gpu,
                              .host = rooms.cpu,
                              .store = rooms.store,
+                             .trace = rooms_trace,
                              .clock = emu_is_real() ? NULL : emu_now_ns};
     ck_assert_msg(exec_open(&exec, &rooms.exec) == 0, "%s", err_text());
     ck_assert_int_eq(batch_init(&rooms.batch, CHUNK, N_SEQ), 0);

@@ -19,10 +19,11 @@ static inline uint64_t ns_of(double bytes, double rate)
     return (uint64_t)(bytes * 1e9 / rate + 0.5);
 }
 
-/* Matrices that a launch multiplies with, an expert's each time that one is wanted. */
+/* Matrices that a launch multiplies with, an expert's each time that one is wanted. The clock asks when what was queued before has run, and
+ * device memory can be read. */
 static inline int matrices_of(const struct cu_mat_args *a)
 {
-    return a->tiles ? a->n_tiles : a->ids ? a->n_place : 1;
+    return a->n_listed ? *a->n_listed : a->tiles ? a->n_tiles : a->ids ? a->n_place : 1;
 }
 
 /* 0: the launch multiplies with no weights. */

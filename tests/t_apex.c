@@ -49,7 +49,7 @@ START_TEST(golden_case_is_pipelined)
 }
 END_TEST
 
-/* A CPU as quick as the GPU: pipelining is best; where there are experts, the better of the others runs. */
+/* A CPU as quick as the GPU: pipelining is best; where the CPU has experts, the better of the others runs. */
 START_TEST(quick_cpu_is_refused)
 {
     struct apex_profile p = paper(10, 5, 50, 0.1, 1000);
@@ -152,7 +152,7 @@ START_TEST(text_hides_what_was_thought)
     apex_choose(&p, &c);
     apex_explain(&p, &c, line, sizeof line);
     ck_assert_str_eq(line, "50 on the GPU alone 3.33 tokens/s, overlap with 1000 in memory 9.55, no pipelining where "
-                           "there are experts: overlap");
+                           "the CPU has experts: overlap");
     p = paper(2, 0, 0, 1, 4);
     apex_choose(&p, &c);
     apex_explain(&p, &c, line, sizeof line);

@@ -44,15 +44,16 @@ static uint64_t kernel_ns(const struct emu_launch *l, void *arg)
     return ns && walk.by_rows ? ns / (uint64_t)matrices_of(a) * (uint64_t)a->n_place : ns;
 }
 
-static uint64_t experts_ns(const struct op *op, double rate)
+static uint64_t experts_ns(const struct op *op, const struct rows *rows, double rate)
 {
+    const bool is_seen = op->p.moe.experts != NULL;
+    const int n_experts = is_seen ? op->p.moe.n_experts : op->p.moe.k; /* a token's, if the GPU looks them up */
     uint64_t ns = 0;
-    int n_rows = 0;
+    int n_rows = is_seen ? 0 : rows->n * op->p.moe.k;
 
-    const int n_experts = op->p.moe.experts ? op->p.moe.n_experts : op->p.moe.k; /* those that the GPU looks up */
-
-    for (int e = 0; e < n_experts; e++)
-        n_rows += op->p.moe.experts ? op->p.moe.experts[e].n : 1;
+    ck_assert(is_seen || walk.by_rows || rows->n == 1);
+    for (int e = 0; is_seen && e < n_experts; e++)
+        n_rows += op->p.moe.experts[e].n;
     for (int i = 0; i < 3; i++)
         ns += ns_of((double)op->w[i]->stride[1] * (double)op->w[i]->ne[1], rate) *
               (uint64_t)(walk.by_rows ? n_rows : n_experts);
@@ -63,14 +64,14 @@ static int run_gpu(struct device *dev, const struct op *ops, int n_ops, const st
 {
     for (int i = 0; i < n_ops; i++)
         if (ops[i].kind == OP_MOE)
-            walk.gpu_ns[ops[i].layer] += experts_ns(&ops[i], GPU_RATE);
+            walk.gpu_ns[ops[i].layer] += experts_ns(&ops[i], rows, GPU_RATE);
     return cuda_device_ops.run(dev, ops, n_ops, rows);
 }
 
 static int run_host(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
 {
     for (int i = 0; i < n_ops; i++) {
-        uint64_t ns = experts_ns(&ops[i], walk.host_rate);
+        uint64_t ns = experts_ns(&ops[i], rows, walk.host_rate);
         ck_assert_int_eq(ops[i].kind, OP_MOE);
         walk.host_ns[ops[i].layer] += ns;
         emu_host_works(ns);

@@ -208,9 +208,9 @@ END_TEST
 
 /* ---- engines ---- */
 
-/* How many calls of run the GPU gets. */
+/* How many calls of run the GPU gets, and how often the host waits for it. */
 static struct device_ops counting_ops;
-static uint64_t n_runs;
+static uint64_t n_runs, n_waits;
 
 static int count_run(struct device *dev, const struct op *ops, int n_ops, const struct rows *rows)
 {
@@ -218,11 +218,25 @@ static int count_run(struct device *dev, const struct op *ops, int n_ops, const 
     return cuda_device_ops.run(dev, ops, n_ops, rows);
 }
 
+static int count_sync(struct device *dev)
+{
+    n_waits++;
+    return cuda_device_ops.sync(dev);
+}
+
+static int count_fetched(struct device *dev)
+{
+    n_waits++;
+    return cuda_device_ops.fetched(dev);
+}
+
 static void make_counting_rooms(const struct rooms_args *a)
 {
     make_rooms(a);
     counting_ops = cuda_device_ops;
     counting_ops.run = count_run;
+    counting_ops.sync = count_sync;
+    counting_ops.fetched = count_fetched;
     rooms.gpu->ops = &counting_ops;
 }
 
@@ -384,6 +398,59 @@ START_TEST(token_takes_more_launches_than_the_host_has_decisions)
     }
     leave_rooms();
     free(out);
+}
+END_TEST
+
+/* The same of one row of each of n sequences, of a mixture that is all on the GPU: two launches, and no wait for what routers chose. Nor
+ * does a prompt wait. Where the host has experts each layer does. */
+START_TEST(step_of_several_rows_waits_for_routers)
+{
+    enum { PROMPT = 40, STEPS_EACH = 4 };
+    static const struct {
+        const char *name;
+        int quarters;
+    } cases[] = {{"qwen3moe", 4}, {"gpt-oss", 4}, {"mixtral", 4}, {"qwen3moe", 2}};
+    const bool is_resident = cases[_i].quarters == 4;
+    struct rooms_args a = {.name = cases[_i].name, .quarters = cases[_i].quarters, .io = PLAN_IO_PREAD, .n_ctx = 128};
+    struct cache_seq *seqs[8];
+    const float *logits;
+    struct batch b;
+
+    a.n_seq = 9;
+    a.n_beside = 8;
+    a.slot_bytes = 16 * 24 * KIB;
+    make_counting_rooms(&a);
+    const uint64_t n_layer = (uint64_t)rooms.model->hp.n_layer;
+    ck_assert_int_eq(batch_init(&b, 64, 8), 0);
+    for (int i = 0; i < 8; i++) {
+        ck_assert_int_eq(cache_seq_make(rooms.cache, &seqs[i]), 0);
+        batch_clear(&b);
+        add_rows(&b, seqs[i], ids + i, PROMPT, true);
+        n_waits = 0;
+        run_batch(&b, &logits);
+        cache_commit(seqs[i], PROMPT);
+        ck_assert_uint_eq(n_waits, is_resident ? 1 : n_layer + 1); /* the last at its end */
+    }
+    for (int n = 2; n <= 8; n++)
+        for (int step = 0; step < STEPS_EACH; step++) {
+            uint64_t launches = launches_now();
+            n_runs = n_waits = 0;
+            batch_clear(&b);
+            for (int i = 0; i < n; i++)
+                add_rows(&b, seqs[i], ids + step, 1, false);
+            run_batch(&b, &logits);
+            for (int i = 0; i < n; i++)
+                cache_commit(seqs[i], 1);
+            ck_assert_uint_eq(n_waits, is_resident ? 1 : n_layer + 1); /* the last at its end */
+            if (is_resident)
+                ck_assert_uint_eq(n_runs, 1);
+            if (is_resident && step > 0)
+                ck_assert_uint_eq(launches_now() - launches, 2);
+        }
+    for (int i = 0; i < 8; i++)
+        cache_seq_free(seqs[i]);
+    batch_done(&b);
+    leave_rooms();
 }
 END_TEST
 
@@ -592,6 +659,7 @@ int main(void)
     tcase_add_loop_test(engines, graphs_change_bits, 0, 6);
     tcase_add_test(engines, graphs_change_bits_when_experts_move);
     tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 4);
+    tcase_add_loop_test(engines, step_of_several_rows_waits_for_routers, 0, 4);
     tcase_add_test(engines, row_gets_what_another_wants);
     tcase_add_test(engines, logits_without_a_number_are_drawn_from);
     tcase_add_test(engines, page_of_a_shorter_sequence_changes_launches);

@@ -4,6 +4,7 @@
 #define SEQS 7
 #include "tests/cuda_jobs.h"
 
+#include "src/run/trace.h"
 #include "tests/run_suite.h"
 
 #include <math.h>
@@ -143,9 +144,20 @@ END_TEST
 
 /* ---- order ---- */
 
+/* A dense model, and mixtures whose experts are all the GPU's. */
+static const char *const models[] = {"llama", "mixtral", "qwen3moe"};
+enum { N_MODELS = sizeof models / sizeof *models };
+
+static void make_rooms_of(const char *model)
+{
+    rooms_model = model;
+    make_rooms(NULL);
+    ck_assert(plan_has_halves(&rooms.plan));
+}
+
 START_TEST(order_of_streams_changes_bits)
 {
-    make_rooms(NULL);
+    make_rooms_of(models[_i]);
     ck_assert_int_eq(step(0, whole), 0);
     for (uint64_t seed = 1; seed < 9; seed++)
         for (int n_second = 1; n_second <= N_HOST; n_second += 2) {
@@ -174,7 +186,7 @@ static void say_others(void)
  * what was sent the last time. */
 START_TEST(dropped_wait_is_not_seen)
 {
-    make_rooms(NULL);
+    make_rooms_of(models[_i]);
     const int n_waits = 2 * rooms.model->hp.n_layer;
     ck_assert_int_eq(step(0, whole), 0);
     emu_starve(EMU_UP);
@@ -226,7 +238,7 @@ START_TEST(failed_call_spoils_the_next_step)
     bool failed = true;
     int n = 0;
 
-    make_rooms(NULL);
+    make_rooms_of(models[_i]);
     ck_assert_int_eq(step(0, whole), 0);
     while (failed) {
         emu_seed((uint64_t)++n);
@@ -241,6 +253,26 @@ START_TEST(failed_call_spoils_the_next_step)
     }
     ck_assert_int_gt(n, 60);
     leave_rooms();
+}
+END_TEST
+
+/* A trace that keeps which experts were wanted has the host look at each layer's routers, of both halves. */
+START_TEST(trace_of_wanted_experts_changes_bits)
+{
+    struct exec_stats before, after;
+
+    for (int i = 0; i < 2; i++) {
+        if (i)
+            ck_assert_int_eq(trace_open(&(struct trace_args){.n_ids = 1 << 16}, &rooms_trace), 0);
+        make_rooms_of("qwen3moe");
+        exec_stats(rooms.exec, &before);
+        ck_assert_int_eq(step(i ? N_SECOND : 0, i ? halves : whole), 0);
+        exec_stats(rooms.exec, &after);
+        ck_assert_uint_eq(after.n_halved - before.n_halved, (uint64_t)i);
+        leave_rooms();
+    }
+    ck_assert_mem_eq(whole, halves, sizeof whole);
+    trace_close(rooms_trace);
 }
 END_TEST
 
@@ -356,10 +388,11 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, halves_take_another_time);
-    tcase_add_test(tc, order_of_streams_changes_bits);
-    tcase_add_test(tc, dropped_wait_is_not_seen);
+    tcase_add_loop_test(tc, order_of_streams_changes_bits, 0, N_MODELS);
+    tcase_add_loop_test(tc, dropped_wait_is_not_seen, 0, N_MODELS);
     tcase_add_test(tc, forgotten_queries_are_not_missed);
-    tcase_add_test(tc, failed_call_spoils_the_next_step);
+    tcase_add_loop_test(tc, failed_call_spoils_the_next_step, 0, 2);
+    tcase_add_test(tc, trace_of_wanted_experts_changes_bits);
     tcase_add_test(tc, cancelled_step_spoils_the_next);
     tcase_add_test(tc, batch_keeps_to_the_worse_way);
     suite_add_tcase(suite, tc);

@@ -456,6 +456,64 @@ START_TEST(pipelining_is_passed_over)
 }
 END_TEST
 
+/* n sequences of up to seq_tok positions of the mixture, whose cache is larger than a GPU that has room for all but it and `gib` beside. */
+static void ask_mixture(uint32_t n, uint32_t seq_tok, double gib, struct plan_batch *b, struct plan *p)
+{
+    const struct plan_batch_opts opts = {.n_seq = n, .seq_tok = seq_tok};
+
+    make_gpu(model, 1, 400e9, 50e9, b, p);
+    gpu_opts.n_ctx = seq_tok;
+    gpu_opts.vram_bytes = 200 * GIB;
+    ck_assert_msg(plan_batch_make(&gpu_in, &opts, b, p) == 0, "%s", err_text());
+    ck_assert(!plan_is_split(p) && !plan_has_host_kv(p) && !plan_has_halves(p));
+    gpu_opts.vram_bytes = p->gpu.total_bytes - p->gpu.kv_bytes + (uint64_t)(gib * (double)GIB);
+    ck_assert_msg(plan_batch_make(&gpu_in, &opts, b, p) == 0, "%s", err_text());
+    ck_assert(plan_has_host_kv(p));
+    ck_assert_uint_le(p->gpu.total_bytes, p->gpu.budget_bytes);
+}
+
+static bool plan_says(const struct plan *p, const char *words)
+{
+    char *text;
+
+    ck_assert_int_eq(plan_explain(p, &gpu_in, &text), 0);
+    bool has = strstr(text, words) != NULL;
+    if (!has)
+        fputs(text, stderr);
+    mem_free(text);
+    return has;
+}
+
+/* A cache that does not fit the GPU even without experts leaves them no room; but many rows want nearly all of those, in each step, and of
+ * their pages only what they have filled. Then all experts lie there, and steps may be run in halves. Of few rows with long contexts it is
+ * the other way round. */
+START_TEST(experts_give_way_to_empty_pages)
+{
+    struct plan_batch b;
+    struct plan p, again;
+    char *text;
+
+    ask_mixture(64, 8192, 1.75, &b, &p);
+    ck_assert_uint_eq(p.gpu.n_experts, p.gpu.n_all_experts);
+    ck_assert(!plan_is_split(&p) && plan_has_halves(&p) && !p.look_ahead);
+    ck_assert_uint_eq(p.gpu.n_landing, 0);
+    ck_assert_uint_eq(p.slot_ram_bytes, 0);
+    double wanted_bytes =
+        (double)all_experts() * (1 - pow(1 - (double)model->hp.n_expert_used / model->hp.n_expert, 64));
+    ck_assert(b.points[0].tok_per_s > 1.03 * 64 / (wanted_bytes / 50e9)); /* if the host computed them */
+    ck_assert(plan_says(&p, "beside the dense weights and the experts"));
+    ck_assert(plan_says(&p, "of 64 sequences, half way: 36 on the GPU alone") && plan_says(&p, ", pipelining with "));
+    ck_assert_int_eq(plan_to_json(&p, &text), 0);
+    ck_assert_msg(plan_from_json(text, &gpu_in, &again) == 0, "%s", err_text());
+    ck_assert(again.gpu.total_bytes == p.gpu.total_bytes && plan_has_halves(&again));
+    mem_free(text);
+
+    ask_mixture(2, 131072, 0.25, &b, &p);
+    ck_assert(plan_is_split(&p) && !plan_has_halves(&p));
+    ck_assert(plan_says(&p, ", no pipelining where the CPU has experts: "));
+}
+END_TEST
+
 /* As many as were asked for run, whether it pays or not: where GPU only is better, those wait at first whose pages are the host's. A saved
  * plan says so, too. */
 START_TEST(sequences_begin_the_other_way)
@@ -501,6 +559,7 @@ int main(void)
     tcase_add_test(t, profile_of_a_step_is_another);
     tcase_add_test(t, rows_want_other_experts);
     tcase_add_test(t, pipelining_is_passed_over);
+    tcase_add_test(t, experts_give_way_to_empty_pages);
     tcase_add_test(t, sequences_begin_the_other_way);
     tcase_add_test(t, unknown_rates_are_guessed);
     tcase_add_test(t, too_little_memory_is_not_told);

@@ -164,8 +164,8 @@ struct op_expert {
 struct op_moe {
     int k; /* experts per token: slot / k is the token's row */
     enum op_act act;
-    /* (n_experts) the experts to compute now: any subset, in any order. NULL, on a device with memory of its own, for one row: those that
-     * src1 names, whose matrices, scales and biases lie in w0 to w8. */
+    /* (n_experts) the experts to compute now: any subset, in any order. NULL, on a device with memory of its own: those that src1 names,
+     * whose matrices, scales and biases lie in w0 to w8. */
     const struct op_expert *experts;
     int n_experts;
     const int32_t *slot; /* token*k + rank, grouped by expert */

@@ -477,7 +477,7 @@ static int check_unlisted(const struct op *op, int n)
 {
     const struct tensor *ids = op->src[1];
 
-    if (n != 1 || !ids || ids->type != QUANT_I32 || ids->ne[0] != op->p.moe.k)
+    if (!ids || ids->type != QUANT_I32 || ids->ne[0] != op->p.moe.k)
         return unlisted(op, n);
     for (int i = 0; i < OP_MAX_IO; i++)
         if (op->w[i] && !op->w[i]->data)

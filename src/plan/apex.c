@@ -114,7 +114,7 @@ static void explain_ratio(const struct apex_profile *p, char *out, size_t out_by
 void apex_explain(const struct apex_profile *p, const struct apex_choice *c, char *out, size_t out_bytes)
 {
     const struct apex_time *t = c->time;
-    char ratio[128], halves[192] = "no pipelining where there are experts";
+    char ratio[128], halves[192] = "no pipelining where the CPU has experts";
 
     explain_ratio(p, ratio, sizeof ratio);
     if (p->has_halves)

@@ -205,16 +205,9 @@ static double missed_bytes(const struct prompt *a)
     return sum;
 }
 
-/* Where the host has no experts it still lists those of several rows (run/moe.h), for which the routers' choices come down. */
-static double listed_bytes(const struct prompt *a)
-{
-    return a->n_rows > 1 && !plan_is_split(a->p) ? a->main->n_moe * a->router.k * (double)sizeof(int32_t) : 0;
-}
-
 static int add_step(const struct prompt *a, struct sums *t)
 {
-    const double down_bytes = (double)a->p->gpu.down_bytes_per_tok + listed_bytes(a);
-    struct sums gpu = {.s = a->n_rows * down_bytes / a->m->pcie_bytes_per_s};
+    struct sums gpu = {.s = a->n_rows * (double)a->p->gpu.down_bytes_per_tok / a->m->pcie_bytes_per_s};
     int rc = a->before ? before_s(a, t) : 0;
 
     for (int i = 0; i < a->main->n_ops; i++) {

@@ -581,6 +581,37 @@ static int choose_chunk(const struct plan_in *in, const struct plan_opts *o, str
     return 0;
 }
 
+/* Tokens/s of the best way that a batch's steps can go, half way to what its sequences may have; 0: not known. */
+static double batch_rate(const struct plan_in *in, const struct plan *p)
+{
+    struct apex_profile profile;
+    struct apex_choice choice;
+
+    if (!cost_gpu_apex(in, p, (double)p->kv_tok / p->n_seq / 2, &profile))
+        return 0;
+    apex_choose(&profile, &choice);
+    return choice.time[choice.runs].tok_per_s;
+}
+
+/* A batch's cache that does not fit the GPU leaves no room there for experts. To have them all there, and fewer pages, may be better: a
+ * step of many rows wants nearly all experts, but of pages only those that are filled. */
+static int choose_experts(const struct plan_in *in, const struct plan_opts *o, struct plan *p)
+{
+    struct plan_opts wish = *o;
+    struct plan other;
+
+    if (!p->kv_tok || !plan_has_host_kv(p) || !plan_is_split(p) || batch_rate(in, p) <= 0)
+        return 0;
+    wish.experts_first = true;
+    int rc = make(in, &wish, &other);
+    if (rc == ERR_NOMEM)
+        return rc;
+    if (rc == 0 && other.n_ctx >= p->n_ctx && batch_rate(in, &other) > 1.03 * batch_rate(in, p))
+        memcpy(p, &other, sizeof *p);
+    err_clear();
+    return 0;
+}
+
 int plan_make_with_gpu(const struct plan_in *in, struct plan *out)
 {
     static const struct plan_opts your_choice;
@@ -590,6 +621,8 @@ int plan_make_with_gpu(const struct plan_in *in, struct plan *out)
     int rc = make(in, o, &p);
     if (!rc)
         rc = choose_chunk(in, o, &p);
+    if (!rc)
+        rc = choose_experts(in, o, &p);
     if (rc)
         return rc;
     memcpy(out, &p, sizeof p);

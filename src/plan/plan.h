@@ -63,6 +63,7 @@ struct plan_opts {
     /* With plan_in.gpu: which GPU, and how much of its memory; 0: what is free, less a margin */
     uint32_t gpu_number;
     uint64_t vram_bytes;
+    bool experts_first;   /* all experts of the GPU's layers lie there, and of the cache what then has room */
     uint64_t trace_bytes; /* memory that a trace is kept in (trace_bytes()) */
     enum plan_copies copies;
 };
@@ -201,11 +202,11 @@ static inline bool plan_has_host_kv(const struct plan *p)
     return p->has_gpu && p->gpu.kv_tok > 0;
 }
 
-/* May steps of a batch be run in halves, of which the CPU attends to one while the GPU computes the other (apex.h)? Not where there are
- * experts: the CPU has them to compute then, for both halves, or to wait for their routers. */
+/* May steps of a batch be run in halves, of which the CPU attends to one while the GPU computes the other (apex.h)? Not where it has
+ * experts of the GPU's layers: it would compute them for both halves, and wait for their routers. */
 static inline bool plan_has_halves(const struct plan *p)
 {
-    return plan_has_host_kv(p) && p->kv_tok > 0 && p->n_seq > 1 && p->gpu.n_all_experts == 0;
+    return plan_has_host_kv(p) && p->kv_tok > 0 && p->n_seq > 1 && !plan_is_split(p);
 }
 
 /* The program of a part. Errors as program_make(). */

@@ -338,9 +338,14 @@ int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
 
 /* ---- what fits ---- */
 
-static int set_experts(const struct plan_in *in, const struct kv_shape *shape, uint32_t n, struct plan *p)
+/* Steps in halves have activations of their own: where n decides on them, all is counted anew. */
+static int set_experts(const struct plan_in *in, struct kv_shape *shape, uint32_t n, struct plan *p)
 {
+    bool had_halves = plan_has_halves(p);
+
     p->gpu.n_experts = n;
+    if (plan_has_halves(p) != had_halves)
+        return plan_count(in, shape, p);
     int rc = plan_gpu_weights(in->model, p);
     if (!rc)
         plan_set_ctx(in, shape, p->n_ctx, p);
@@ -348,7 +353,7 @@ static int set_experts(const struct plan_in *in, const struct kv_shape *shape, u
 }
 
 /* The most experts that fit the GPU. */
-static int fill_gpu(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+static int fill_gpu(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 {
     uint32_t lo = 0, hi = p->gpu.n_all_experts;
     int rc = 0;
@@ -366,7 +371,7 @@ static int fill_gpu(const struct plan_in *in, const struct kv_shape *shape, stru
 
 /* Places for experts that are copied: twice what a token wants of a layer, so that those of the next layer can be on their way; but at
  * most a quarter of what experts could have instead. */
-static int fill_landing(const struct plan_in *in, const struct kv_shape *shape, struct plan *p)
+static int fill_landing(const struct plan_in *in, struct kv_shape *shape, struct plan *p)
 {
     uint32_t want = 2 * (uint32_t)in->model->hp.n_expert_used, most = (p->gpu.n_experts + 2) / 4;
 
@@ -409,7 +414,7 @@ static uint64_t pin_room(const struct plan *p)
 }
 
 /* The host's slots: at least what a token needs of a layer, at most all experts that are not on the GPU. */
-static int fill_host(const struct plan_in *in, const struct plan_opts *o, const struct kv_shape *shape, struct plan *p)
+static int fill_host(const struct plan_in *in, const struct plan_opts *o, struct kv_shape *shape, struct plan *p)
 {
     p->slot_ram_bytes = o->expert_ram_bytes;
     int rc = p->slot_ram_bytes ? 0 : least_slots(in->model, p, &p->slot_ram_bytes);
@@ -551,7 +556,7 @@ static int fit_layers(const struct plan_in *in, const struct plan_opts *o, struc
     if (plan_fits(p) || (!o->n_ctx && plan_lower_ctx(in, shape, PLAN_LEAST_CTX, p)))
         return 0;
     rc = split_kv(in, o, shape, p);
-    if (rc || fits_gpu(p) || in->model->hp.n_layer < 2)
+    if (rc || fits_gpu(p) || in->model->hp.n_layer < 2 || o->experts_first)
         return rc;
     rc = leave_layers(in, shape, p);
     if (!rc && !fits_gpu(p))
@@ -573,6 +578,8 @@ int plan_gpu_fit(const struct plan_in *in, const struct plan_opts *o, struct kv_
 {
     p->slot_ram_bytes = 0;
     int rc = set_experts(in, shape, 0, p);
+    if (!rc && o->experts_first)
+        rc = set_experts(in, shape, p->gpu.n_all_experts, p);
     if (!rc)
         rc = fit_layers(in, o, shape, p);
     if (rc || !plan_fits(p))

@@ -389,14 +389,16 @@ static void say_why_gpu(struct text *t, const struct plan *p, const struct plan_
             p->gpu.copies == PLAN_COPIES_ALWAYS ? "as was asked for: as many as there is room for"
                                                 : "by what both ways are measured to take");
     if (plan_has_host_kv(p)) {
+        const bool has_experts = p->gpu.n_all_experts > 0 && !plan_is_split(p);
         char kv[128];
         note_kv(p, kv, sizeof kv);
         say(t,
-            "  KV cache: %s do not fit beside the dense weights. The GPU holds what fits,\n"
+            "  KV cache: %s do not fit beside the dense weights%s. The GPU holds what fits,\n"
             "  the CPU computes attention over the rest meanwhile; for a sequence with %" PRIu32
             " rows or more in a step\n"
             "  (a prompt) the rest comes up, segment by segment, while the one before is computed with\n",
-            kv, p->gpu.stage_rows);
+            kv, has_experts ? " and the experts, of which each step of so many rows wants nearly all" : "",
+            p->gpu.stage_rows);
         say_sequences(t, p, in);
     }
     if (p->gpu.moves)

@@ -64,7 +64,7 @@ struct exec_stats {
     uint64_t n_steps, n_rows;
     uint64_t n_halved;      /* of the steps, in halves */
     uint64_t weight_bytes;  /* of the weights that the steps touched, each once a step */
-    uint64_t expert_bytes;  /* of these, experts */
+    uint64_t expert_bytes;  /* of these, experts; where the device alone knows which (moe.h), as many as could be */
     uint64_t scratch_bytes; /* activations, and scratch of all devices */
     /* Between a device with memory of its own and the host, beside what a step says (struct rows): rows of the host's layers, the router's
      * choices, experts' rows, what attention on two sides needs, logits. */

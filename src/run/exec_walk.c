@@ -36,7 +36,7 @@ static bool is_stop(const struct walk *w, const struct op *op)
 /* Has the host to see which experts were chosen? */
 static bool wants_host(const struct walk *w, const struct op *op)
 {
-    return op->kind == OP_MOE && moe_wants_host(w->part->moe, op, w->rows.n);
+    return op->kind == OP_MOE && moe_wants_host(w->part->moe, op);
 }
 
 /* Where the segment that starts at op `first` ends. */

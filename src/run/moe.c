@@ -604,15 +604,17 @@ int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint6
     return rc;
 }
 
-bool moe_wants_host(const struct moe *moe, const struct op *op, int n_rows)
+bool moe_wants_host(const struct moe *moe, const struct op *op)
 {
-    return n_rows > 1 || trace_has_wanted(moe->trace) || !has_memory(moe) || !store_is_on_device(moe->store, op->layer);
+    return trace_has_wanted(moe->trace) || !has_memory(moe) || !store_is_on_device(moe->store, op->layer);
 }
 
 void moe_count_unseen(struct moe *moe, const struct op *op, int n_rows, uint64_t *expert_bytes)
 {
-    *expert_bytes += (uint64_t)moe->k * model_expert_bytes(moe->model, op->layer);
-    moe->stats.n_rows += (uint64_t)n_rows * (uint64_t)moe->k;
+    const uint64_t n_slots = (uint64_t)n_rows * (uint64_t)moe->k, n_expert = (uint64_t)moe->n_expert;
+
+    *expert_bytes += (n_slots < n_expert ? n_slots : n_expert) * model_expert_bytes(moe->model, op->layer);
+    moe->stats.n_rows += n_slots;
 }
 
 void moe_use_gpu(struct moe *moe, bool use)

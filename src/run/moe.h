@@ -80,10 +80,10 @@ void moe_done(struct moe *moe);
 int moe_run(struct moe *moe, const struct op *op, const struct rows *rows, uint64_t *expert_bytes);
 
 /* Has the host to see what an OP_MOE's router chose, and to call moe_run? Otherwise the device may run the op with the others. That is so
- * for a single row of a layer whose experts all lie there, where no trace wants to know which they are. */
-bool moe_wants_host(const struct moe *moe, const struct op *op, int n_rows);
+ * for a layer whose experts all lie there, where no trace wants to know which were chosen. */
+bool moe_wants_host(const struct moe *moe, const struct op *op);
 
-/* Such an op has been run: what it used, by its number. */
+/* Such an op has been run: what it used, of experts as many as the rows can have chosen at most. */
 void moe_count_unseen(struct moe *moe, const struct op *op, int n_rows, uint64_t *expert_bytes);
 
 /* From the next layer on, does the device compute experts that host and device share? */

@@ -13,7 +13,7 @@ extern "C" {
 
 enum trace_what {
     TRACE_STEP,    /* a whole step; id: its rows */
-    TRACE_DENSE,   /* what lies between two layers' experts; layer: the first of it */
+    TRACE_DENSE,   /* what lies between two layers' experts, and those that a GPU looks up; layer: the first of it */
     TRACE_EXPERTS, /* experts computed together; id: how many */
     TRACE_WAIT,    /* nothing to compute until a read ends */
     TRACE_DOWN,    /* waiting for a GPU, and for what comes down from it then; id: rows */
