@@ -2,7 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/cli/batch_out.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 #include "tests/run_suite.h"
 
 #include <check.h>

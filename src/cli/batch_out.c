@@ -4,7 +4,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 
 #include <inttypes.h>
 #include <stdio.h>

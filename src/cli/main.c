@@ -1,7 +1,7 @@
 /* The table of subcommands, and nothing that one of them does. */
 #include "src/cli/cmd.h"
 #include "src/cli/conf.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 #include "src/ferry.h"
 
 #include "src/base/err.h"
