@@ -2,6 +2,8 @@
 #include "src/model/grammar_build.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "src/base/err.h"
@@ -13,18 +15,24 @@
 
 static const struct grammar_piece nothing = {0, 0, 0};
 
-int grammar_build_fail(struct grammar_build *b, int code)
+int grammar_build_fail(struct grammar_build *b, int code, const char *fmt, ...)
 {
-    if (!b->rc)
-        b->rc = code;
-    return code;
+    char what[1024];
+    va_list args;
+
+    if (b->rc)
+        return b->rc;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    return b->rc = err(code, "%s", what);
 }
 
 void grammar_build_init(struct grammar_build *b)
 {
     *b = (struct grammar_build){.g = mem_zalloc(1, sizeof *b->g, MEM_OTHER)};
     if (!b->g)
-        grammar_build_fail(b, err(ERR_NOMEM, "a grammar"));
+        grammar_build_fail(b, ERR_NOMEM, "a grammar");
 }
 
 void grammar_free(struct grammar *g)
@@ -83,11 +91,11 @@ uint32_t grammar_build_rule(struct grammar_build *b, const char *name, size_t n_
     if (b->rc)
         return 0;
     if (g->n_rules >= GRAMMAR_MAX_NODES) {
-        grammar_build_fail(b, err(ERR_LIMIT, "a grammar of more than %" PRIu32 " rules", GRAMMAR_MAX_NODES));
+        grammar_build_fail(b, ERR_LIMIT, "a grammar of more than %" PRIu32 " rules", GRAMMAR_MAX_NODES);
         return 0;
     }
     if (!make_room(&g->rule, g->n_rules, &g->cap_rules, sizeof *g->rule) || (name && !(own = copy_of(name, n_bytes)))) {
-        grammar_build_fail(b, err(ERR_NOMEM, "a grammar of %" PRIu32 " rules", g->n_rules + 1));
+        grammar_build_fail(b, ERR_NOMEM, "a grammar of %" PRIu32 " rules", g->n_rules + 1);
         return 0;
     }
     g->rule[g->n_rules] = (struct grammar_rule){.name = own, .entry = GRAMMAR_NONE};
@@ -117,12 +125,12 @@ static uint32_t add_node(struct grammar_build *b, struct grammar_node node)
     if (b->rc)
         return 0;
     if (g->n_nodes >= GRAMMAR_MAX_NODES) {
-        grammar_build_fail(
-            b, err(ERR_LIMIT, "the grammar is too large: it takes more than %" PRIu32 " places", GRAMMAR_MAX_NODES));
+        grammar_build_fail(b, ERR_LIMIT, "the grammar is too large: it takes more than %" PRIu32 " places",
+                           GRAMMAR_MAX_NODES);
         return 0;
     }
     if (!make_room(&g->node, g->n_nodes, &g->cap_nodes, sizeof *g->node)) {
-        grammar_build_fail(b, err(ERR_NOMEM, "a grammar of %" PRIu32 " places", g->n_nodes + 1));
+        grammar_build_fail(b, ERR_NOMEM, "a grammar of %" PRIu32 " places", g->n_nodes + 1);
         return 0;
     }
     g->node[g->n_nodes] = node;
@@ -445,7 +453,7 @@ struct grammar_piece grammar_build_chars(struct grammar_build *b, const struct g
     if (b->rc)
         return nothing;
     if (!valid.n) {
-        grammar_build_fail(b, err(ERR_FORMAT, "a set of characters is empty"));
+        grammar_build_fail(b, ERR_FORMAT, "a set of characters is empty");
         return nothing;
     }
     /* The way out is made last, as a piece has it, but is known: the nodes before it are few. */
@@ -476,9 +484,9 @@ int grammar_build_finish(struct grammar_build *b, uint32_t root, struct grammar 
         return b->rc;
     b->g->root = root;
     b->g->behind = behind;
-    int rc = grammar_check(b->g);
-    if (rc < 0)
-        return grammar_build_fail(b, rc);
+    b->rc = grammar_check(b->g);
+    if (b->rc)
+        return b->rc;
     *out = b->g;
     b->g = NULL;
     return 0;

@@ -57,8 +57,8 @@ struct grammar_piece grammar_build_alt(struct grammar_build *b, struct grammar_p
 struct grammar_piece grammar_build_repeat(struct grammar_build *b, struct grammar_piece x, uint32_t least,
                                           uint32_t most);
 
-/* Keep an error, unless there is one already; returns code. */
-int grammar_build_fail(struct grammar_build *b, int code);
+/* Keep an error with its text, as err(), unless there is one already. Returns the one that is kept. */
+int grammar_build_fail(struct grammar_build *b, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* With rule root as what a text is, check everything and give the grammar away. ERR_FORMAT names the rule: it is not defined, derives no
  * text, or calls itself before a byte was read. */

@@ -43,7 +43,7 @@ static int fail(struct gbnf *p, const char *at, int code, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    return grammar_build_fail(&p->build, err(code, "grammar, line %d, column %d: %s", line, column, what));
+    return grammar_build_fail(&p->build, code, "grammar, line %d, column %d: %s", line, column, what);
 }
 
 /* The byte at the place; '\0' at the end, and for a zero byte, which nothing takes. */
@@ -102,7 +102,7 @@ static int make_slots(struct gbnf *p, uint32_t n_slots)
     uint32_t *slot = mem_alloc(n_slots * sizeof *slot, MEM_OTHER);
 
     if (!slot)
-        return grammar_build_fail(&p->build, err(ERR_NOMEM, "names of a grammar's rules"));
+        return grammar_build_fail(&p->build, ERR_NOMEM, "names of a grammar's rules");
     memset(slot, 0xff, n_slots * sizeof *slot);
     p->slot = slot;
     p->mask = n_slots - 1;
@@ -398,7 +398,7 @@ static int read_all(struct gbnf *p, struct grammar **out)
         rule(p);
     uint32_t root = rule_of(p, "root", 4);
     if (!p->build.rc && !grammar_build_is_defined(&p->build, root))
-        grammar_build_fail(&p->build, err(ERR_FORMAT, "grammar: there is no rule \"root\", which a whole answer is"));
+        grammar_build_fail(&p->build, ERR_FORMAT, "grammar: there is no rule \"root\", which a whole answer is");
     return grammar_build_finish(&p->build, root, out);
 }
 

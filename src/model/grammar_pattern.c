@@ -31,7 +31,7 @@ static int fail(struct pattern *p, int code, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    return grammar_build_fail(p->b, err(code, "the pattern, at byte %zu: %s", (size_t)(p->at - p->text) + 1, what));
+    return grammar_build_fail(p->b, code, "the pattern, at byte %zu: %s", (size_t)(p->at - p->text) + 1, what);
 }
 
 static char peek(const struct pattern *p)
@@ -209,7 +209,7 @@ static struct grammar_piece in_json(struct grammar_build *b, const struct gramma
         has_any = true;
     }
     if (!has_any)
-        grammar_build_fail(b, err(ERR_FORMAT, "a set of the pattern is empty"));
+        grammar_build_fail(b, ERR_FORMAT, "a set of the pattern is empty");
     return all;
 }
 

@@ -50,7 +50,7 @@ static void fail(struct schema *s, int code, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    grammar_build_fail(&s->build, err(code, "JSON schema, at %s: %s", s->path, what));
+    grammar_build_fail(&s->build, code, "JSON schema, at %s: %s", s->path, what);
 }
 
 /* Add to the path; what to cut it back to. */
@@ -381,7 +381,7 @@ static void find_members(struct schema *s, const json_t *node, struct members *m
     *m = (struct members){.v = mem_zalloc(n_most, sizeof *m->v, MEM_OTHER),
                           .names = mem_zalloc(n_most, sizeof *m->names, MEM_OTHER)};
     if (!m->v || !m->names)
-        grammar_build_fail(&s->build, err(ERR_NOMEM, "%zu properties of a JSON schema", n_most));
+        grammar_build_fail(&s->build, ERR_NOMEM, "%zu properties of a JSON schema", n_most);
     if (n_most > MAX_MEMBERS)
         fail(s, ERR_LIMIT, "%zu properties; at most %d are supported", n_most, MAX_MEMBERS);
     if ((properties && !json_is_object(properties)) || (required && !json_is_array(required)))
@@ -497,13 +497,8 @@ static void make_pairs(struct schema *s, const json_t *node, struct members *m)
     for (size_t i = 0; i < m->n && !s->build.rc; i++) {
         struct member *member = &m->v[i];
         char where[MAX_PATH];
-        json_t *key = json_string(member->name);
         snprintf(where, sizeof where, "/properties/%.60s", member->name);
-        if (!key)
-            grammar_build_fail(&s->build, err(ERR_NOMEM, "the name of a property"));
-        else
-            member->rule = pair_of(s, grammar_value_literal(&s->values, key), member->node, where);
-        json_decref(key);
+        member->rule = pair_of(s, grammar_value_name(&s->values, member->name), member->node, where);
         member->is_required = is_required(node, member->name);
     }
 }
@@ -605,7 +600,7 @@ static struct grammar_piece array_of(struct schema *s, const json_t *node)
     struct grammar_piece x, inner, end;
 
     if (!rules)
-        grammar_build_fail(&s->build, err(ERR_NOMEM, "items of a JSON schema"));
+        grammar_build_fail(&s->build, ERR_NOMEM, "items of a JSON schema");
     check_array(s, node);
     if (json_is_false(items) && n_prefix < most)
         most = (uint32_t)n_prefix;
@@ -681,7 +676,7 @@ static struct grammar_piece reference(struct schema *s, const json_t *ref)
         uint32_t cap = s->cap_targets ? 2 * s->cap_targets : 16;
         struct target *p = mem_realloc(s->target, cap * sizeof *p, MEM_OTHER);
         if (!p)
-            grammar_build_fail(&s->build, err(ERR_NOMEM, "a JSON schema"));
+            grammar_build_fail(&s->build, ERR_NOMEM, "a JSON schema");
         s->target = p ? p : s->target;
         s->cap_targets = p ? cap : s->cap_targets;
     }

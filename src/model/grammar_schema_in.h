@@ -37,7 +37,10 @@ struct grammar_piece grammar_value_string(struct grammar_values *v, uint32_t lea
 /* The key of an object that is none of names (n); these are put in order. */
 struct grammar_piece grammar_value_other_key(struct grammar_values *v, const char **names, size_t n);
 
-/* Exactly this value, as it is written without white space. */
+/* The key of an object. */
+struct grammar_piece grammar_value_name(struct grammar_values *v, const char *name);
+
+/* Exactly this value, its members in their order. jansson nests values no deeper than the stack takes. */
 struct grammar_piece grammar_value_literal(struct grammar_values *v, const json_t *value);
 
 /* ERR_FORMAT: no number is within the bounds; they are at most GRAMMAR_VALUE_MOST in size. */

@@ -103,7 +103,7 @@ static struct grammar_piece differs(struct grammar_values *v, const char **names
         has_room = grammar_build_add(&other, c, c) && has_room;
     }
     if (!has_room)
-        grammar_build_fail(v->b, err(ERR_LIMIT, "names of properties go on in too many ways"));
+        grammar_build_fail(v->b, ERR_LIMIT, "names of properties go on in too many ways");
     grammar_build_invert(&other);
     struct grammar_piece all = plain_letters(v, &other);
     if (!is_name)
@@ -147,8 +147,8 @@ struct grammar_piece grammar_value_other_key(struct grammar_values *v, const cha
     qsort(names, n_plain, sizeof *names, by_text);
     for (size_t i = 0; i < n_plain; i++)
         if (strlen(names[i]) > MAX_NAME_BYTES)
-            grammar_build_fail(v->b, err(ERR_LIMIT, "the name of a property has %zu bytes, more than %d, beside others",
-                                         strlen(names[i]), MAX_NAME_BYTES));
+            grammar_build_fail(v->b, ERR_LIMIT, "the name of a property has %zu bytes, more than %d, beside others",
+                               strlen(names[i]), MAX_NAME_BYTES);
     struct grammar_piece begin = text(v, "\"");
     begin = seq(v, begin, n_plain && !v->b->rc ? differs(v, names, n_plain, 0) : by_pattern(v, ANY_LETTERS));
     return seq(v, begin, text(v, "\""));
@@ -167,21 +167,84 @@ static struct grammar_piece real_literal(struct grammar_values *v, double x)
     return text(v, s);
 }
 
-struct grammar_piece grammar_value_literal(struct grammar_values *v, const json_t *value)
+/* A text, a whole number, or a word. */
+static struct grammar_piece plain_literal(struct grammar_values *v, const json_t *value)
 {
     struct grammar_piece x = {0, 0, 0};
     size_t flags = JSON_ENCODE_ANY | JSON_COMPACT;
-
-    if (json_is_real(value))
-        return real_literal(v, json_real_value(value));
     size_t n = json_dumpb(value, NULL, 0, flags);
     char *s = n ? mem_alloc(n, MEM_OTHER) : NULL;
+
     if (s && json_dumpb(value, s, n, flags) == n)
         x = grammar_build_text(v->b, s, n);
     else
-        grammar_build_fail(v->b, err(ERR_NOMEM, "a value of a JSON schema"));
+        grammar_build_fail(v->b, ERR_NOMEM, "a value of a JSON schema");
     mem_free(s);
     return x;
+}
+
+/* A comma, but before the first. */
+static struct grammar_piece next_item(struct grammar_values *v, struct grammar_piece all, bool is_first)
+{
+    return is_first ? all : seq(v, seq(v, all, text(v, ",")), grammar_value_space(v));
+}
+
+static struct grammar_piece array_literal(struct grammar_values *v, const json_t *value)
+{
+    struct grammar_piece all = text(v, "[");
+
+    all = seq(v, all, grammar_value_space(v));
+    for (size_t i = 0; i < json_array_size(value) && !v->b->rc; i++) {
+        all = next_item(v, all, i == 0);
+        all = seq(v, all, grammar_value_literal(v, json_array_get(value, i)));
+    }
+    if (json_array_size(value))
+        all = seq(v, all, grammar_value_space(v));
+    return seq(v, all, text(v, "]"));
+}
+
+struct grammar_piece grammar_value_name(struct grammar_values *v, const char *name)
+{
+    struct grammar_piece x = {0, 0, 0};
+    json_t *key = json_string(name);
+
+    if (key)
+        x = plain_literal(v, key);
+    else
+        grammar_build_fail(v->b, ERR_NOMEM, "the name of a property");
+    json_decref(key);
+    return x;
+}
+
+static struct grammar_piece object_literal(struct grammar_values *v, const json_t *value)
+{
+    struct grammar_piece all = text(v, "{");
+    bool is_first = true;
+    const char *name;
+    json_t *one;
+
+    all = seq(v, all, grammar_value_space(v));
+    json_object_foreach((json_t *)value, name, one)
+    {
+        all = next_item(v, all, is_first);
+        all = seq(v, all, grammar_value_name(v, name));
+        all = seq(v, all, text(v, ":"));
+        all = seq(v, all, grammar_value_space(v));
+        all = seq(v, all, grammar_value_literal(v, one));
+        is_first = false;
+    }
+    if (!is_first)
+        all = seq(v, all, grammar_value_space(v));
+    return seq(v, all, text(v, "}"));
+}
+
+struct grammar_piece grammar_value_literal(struct grammar_values *v, const json_t *value)
+{
+    if (json_is_real(value))
+        return real_literal(v, json_real_value(value));
+    if (json_is_array(value))
+        return array_literal(v, value);
+    return json_is_object(value) ? object_literal(v, value) : plain_literal(v, value);
 }
 
 /* ---- any value ---- */
@@ -334,7 +397,7 @@ static struct grammar_piece signed_by(struct grammar_values *v, const struct gra
     bool has_up = most > 0 || (most == 0 && !open_most), has_down = least < 0;
 
     if (least > most || (least == most && (open_least || open_most))) {
-        grammar_build_fail(v->b, err(ERR_FORMAT, "no number is within the bounds"));
+        grammar_build_fail(v->b, ERR_FORMAT, "no number is within the bounds");
         return (struct grammar_piece){0, 0, 0};
     }
     if (!has_down)
@@ -395,18 +458,24 @@ static struct grammar_piece with_fraction(struct grammar_values *v, int64_t lo, 
     return seq(v, x, grammar_build_repeat(v->b, fraction(v, most), 0, 1));
 }
 
-/* So few digits behind the point that no reader rounds a number onto a bound that is left out. */
+/* So few digits behind the point of what lies beside a bound that is left out, that no reader rounds it onto the bound. */
+static uint32_t n_exact(int64_t bound)
+{
+    int n = EXACT_DIGITS - n_digits(bound);
+
+    return n > 0 ? (uint32_t)n : 1;
+}
+
 static struct grammar_piece number_size(struct grammar_values *v, const struct grammar_bounds *size)
 {
-    int n_left = EXACT_DIGITS - n_digits(size->most);
-    uint32_t most = n_left > 0 ? (uint32_t)n_left : 1;
+    uint32_t most = size->is_most_open ? n_exact(size->most) : EXACT_DIGITS;
     int64_t first = size->least + size->is_least_open;
     struct grammar_piece all = {0, 0, 0};
     bool has_any = false;
 
     if (size->is_least_open) {
         all = whole(v, size->least, size->least);
-        all = seq(v, all, some_fraction(v, most));
+        all = seq(v, all, some_fraction(v, n_exact(size->most)));
         has_any = true;
     }
     if (first < size->most) {
