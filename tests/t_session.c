@@ -753,6 +753,11 @@ START_TEST(answer_is_not_told_from_thoughts)
         {true, false, "<|channel|>analysis<|message|>hm, that was cut", "hm, that was cut", ""},
         {true, false, "<|channel|>final<|message|>yes", "", "yes"},
         {true, false,
+         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+         "hm", "{}"},
+        {true, false, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final",
+         "hm<|end|><|start|>assistant<|channel|>final", ""},
+        {true, false,
          "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|><|start|>"
          "assistant"
          "<|channel|>final<|message|>yes",
@@ -777,6 +782,7 @@ END_TEST
 /* The prompt of one message, by one variable, and whether it leaves the model amid a thought. */
 static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *var, const char *want, bool amid)
 {
+    const enum ferry_thought thought = amid ? FERRY_THOUGHT_AMID : FERRY_THOUGHT_NONE;
     struct ferry_message msg = {"user", "hi"};
     struct ferry_chat_opts o;
     char *text;
@@ -786,8 +792,26 @@ static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *v
     ck_assert_msg(ferry_chat_prompt(e, &msg, 1, &o, &text) == 0, "%s", ferry_error());
     ck_assert_str_eq(text, want);
     ck_assert(ferry_reply_begins_amid(e, text) == amid);
+    ck_assert_int_eq(ferry_thought_of(e, text), thought); /* templates that say which leave no choice */
     ferry_free(text);
 }
+
+START_TEST(model_may_not_think_before_a_sentence)
+{
+    struct ferry_engine *thinker = open_thinker(), *channels = open_with("gpt-oss", NULL),
+                        *plain = open_with("qwen3moe", NULL);
+    ck_assert_int_eq(ferry_thought_of(thinker, "<|start|>assistant\n"), FERRY_THOUGHT_MAY);
+    ck_assert_int_eq(ferry_thought_of(thinker, ""), FERRY_THOUGHT_MAY);
+    ck_assert_int_eq(ferry_thought_of(thinker, "<think>\n\n</think>\n\n"), FERRY_THOUGHT_NONE);
+    ck_assert_int_eq(ferry_thought_of(thinker, "x<think> \n"), FERRY_THOUGHT_AMID);
+    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant"), FERRY_THOUGHT_AMID);
+    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant<|channel|>final<|message|>"), FERRY_THOUGHT_NONE);
+    ck_assert_int_eq(ferry_thought_of(plain, "x<think> \n"), FERRY_THOUGHT_NONE);
+    ferry_engine_close(plain);
+    ferry_engine_close(channels);
+    ferry_engine_close(thinker);
+}
+END_TEST
 
 START_TEST(variable_of_the_template_is_lost)
 {
@@ -979,6 +1003,7 @@ int main(void)
     tcase_add_test(t, rows_that_are_taken_need_room);
     tcase_add_test(t, answer_in_channels_goes_back_whole);
     tcase_add_test(t, answer_is_not_told_from_thoughts);
+    tcase_add_test(t, model_may_not_think_before_a_sentence);
     tcase_add_test(t, variable_of_the_template_is_lost);
     tcase_add_test(t, variable_that_changes_nothing_is_taken);
     suite_add_tcase(suite, t);
