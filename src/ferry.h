@@ -214,7 +214,8 @@ int ferry_grammar_make(struct ferry_engine *engine, enum ferry_grammar_kind kind
 void ferry_grammar_free(struct ferry_grammar *grammar); /* takes NULL; before the engine is closed */
 
 /* Models that think first do so without a grammar: until the thought has ended all tokens may come but those that end the
- * answer, and the sentence begins behind </think>, or up to two line feeds later; in channels (gpt-oss) behind the final one's <|message|>. */
+ * answer, and the sentence begins behind </think>, or up to two line feeds later; in channels (gpt-oss) behind <|message|> of
+ * the final one. */
 enum ferry_thought {
     FERRY_THOUGHT_NONE, /* the answer is the sentence */
     FERRY_THOUGHT_MAY,  /* a thought may come first: a first token <think> begins one */
@@ -422,7 +423,8 @@ int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
 
-/* *id is never 0. ERR_ARG (a grammar for what is scored or pooled, too), ERR_LIMIT (the prompt leaves no room for an answer), ERR_NOMEM: the batch is as it was. */
+/* *id is never 0. ERR_ARG (a grammar for what is scored or pooled, too), ERR_LIMIT (the prompt leaves no room for an answer),
+ * ERR_NOMEM: the batch is as it was. */
 int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *request, uint64_t *id);
 
 /* Give an answer that is finished, or else run one step and look again; *out NULL: none yet. The answer is the caller's, by

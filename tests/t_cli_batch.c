@@ -494,7 +494,7 @@ START_TEST(thought_is_held_against_the_schema)
              "false}}' "
              "'{\"prompt\":\"hi\"}' >$T/in; echo '{\"const\":\"{}\"}' >$T/s; "
              "$F batch " TEST_DATA_DIR "/cli/thinks.gguf -i $T/in -o $T/o --order input --temp 5 --top-k 0 --top-p 1 "
-                                       "--min-p 0 -q --json-schema $T/s -n 300");
+             "--min-p 0 -q --json-schema $T/s -n 300");
     json_t *o = record("o", 0);
     ck_assert_uint_gt(strlen(text_at(o, "reasoning_content")), 0);
     ck_assert(!strcmp(text_at(o, "finish_reason"), "length") ? !*text_at(o, "text")

@@ -288,6 +288,32 @@ START_TEST(channel_before_the_final_one_is_held_against_the_grammar)
 }
 END_TEST
 
+static struct ferry_engine *open_file(const char *name)
+{
+    struct ferry_engine *e = NULL;
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%s.gguf", TEST_DATA_DIR, name);
+    ck_assert_msg(ferry_engine_open(path, NULL, &e) == 0, "%s", ferry_error());
+    return e;
+}
+
+START_TEST(model_may_not_think_before_a_sentence)
+{
+    struct ferry_engine *thinker = open_file("cli/thinks"), *channels = open_file("models/gpt-oss"),
+                        *plain = open_file("models/qwen3moe");
+    ck_assert_int_eq(ferry_thought_of(thinker, "<|start|>assistant\n"), FERRY_THOUGHT_MAY);
+    ck_assert_int_eq(ferry_thought_of(thinker, ""), FERRY_THOUGHT_MAY);
+    ck_assert_int_eq(ferry_thought_of(thinker, "<think>\n\n</think>\n\n"), FERRY_THOUGHT_NONE);
+    ck_assert_int_eq(ferry_thought_of(thinker, "x<think> \n"), FERRY_THOUGHT_AMID);
+    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant"), FERRY_THOUGHT_AMID);
+    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant<|channel|>final<|message|>"), FERRY_THOUGHT_NONE);
+    ck_assert_int_eq(ferry_thought_of(plain, "x<think> \n"), FERRY_THOUGHT_NONE);
+    ferry_engine_close(plain);
+    ferry_engine_close(channels);
+    ferry_engine_close(thinker);
+}
+END_TEST
+
 START_TEST(token_that_does_not_fit_is_followed)
 {
     struct setting s = set_up(think_tokens, think_types, N_THINK, END, "root ::= \"{\" \"}\"");
@@ -697,6 +723,7 @@ int main(void)
     tcase_add_loop_test(t, nothing_to_draw_is_drawn, 0, N_WAYS);
     tcase_add_test(t, thought_is_held_against_the_grammar_or_goes_on_for_ever);
     tcase_add_test(t, channel_before_the_final_one_is_held_against_the_grammar);
+    tcase_add_test(t, model_may_not_think_before_a_sentence);
     tcase_add_test(t, token_that_does_not_fit_is_followed);
     tcase_add_loop_test(t, company_or_giving_way_changes_what_a_grammar_says, 0, 2);
     tcase_add_test(t, going_back_or_forking_changes_what_a_grammar_says);

@@ -796,23 +796,6 @@ static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *v
     ferry_free(text);
 }
 
-START_TEST(model_may_not_think_before_a_sentence)
-{
-    struct ferry_engine *thinker = open_thinker(), *channels = open_with("gpt-oss", NULL),
-                        *plain = open_with("qwen3moe", NULL);
-    ck_assert_int_eq(ferry_thought_of(thinker, "<|start|>assistant\n"), FERRY_THOUGHT_MAY);
-    ck_assert_int_eq(ferry_thought_of(thinker, ""), FERRY_THOUGHT_MAY);
-    ck_assert_int_eq(ferry_thought_of(thinker, "<think>\n\n</think>\n\n"), FERRY_THOUGHT_NONE);
-    ck_assert_int_eq(ferry_thought_of(thinker, "x<think> \n"), FERRY_THOUGHT_AMID);
-    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant"), FERRY_THOUGHT_AMID);
-    ck_assert_int_eq(ferry_thought_of(channels, "<|start|>assistant<|channel|>final<|message|>"), FERRY_THOUGHT_NONE);
-    ck_assert_int_eq(ferry_thought_of(plain, "x<think> \n"), FERRY_THOUGHT_NONE);
-    ferry_engine_close(plain);
-    ferry_engine_close(channels);
-    ferry_engine_close(thinker);
-}
-END_TEST
-
 START_TEST(variable_of_the_template_is_lost)
 {
     struct ferry_engine *e = open_thinker();
@@ -1003,7 +986,6 @@ int main(void)
     tcase_add_test(t, rows_that_are_taken_need_room);
     tcase_add_test(t, answer_in_channels_goes_back_whole);
     tcase_add_test(t, answer_is_not_told_from_thoughts);
-    tcase_add_test(t, model_may_not_think_before_a_sentence);
     tcase_add_test(t, variable_of_the_template_is_lost);
     tcase_add_test(t, variable_that_changes_nothing_is_taken);
     suite_add_tcase(suite, t);

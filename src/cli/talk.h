@@ -33,9 +33,9 @@ struct term_progress;
 struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
                                           struct term_progress *progress);
 
-/* Load the model, with progress, and make one session; and the grammar that conf names. n_ctx, n_out: as in the engine's options. Signals are watched from here to
- * talk_close. Codes of ferry_engine_open(); of ferry_grammar_make(), and of ferry_chat_check(), if conf has variables of a chat template; ERR_CANCEL when the
- * user stopped it. */
+/* Load the model, with progress, and make one session; and the grammar that conf names. n_ctx, n_out: as in the engine's options. Signals
+ * are watched from here to talk_close. Codes of ferry_engine_open(); of ferry_grammar_make(); of ferry_chat_check(), if conf has variables
+ * of a chat template; ERR_CANCEL when the user stopped it. */
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out);
 void talk_close(struct talk *t); /* takes one whose open failed, too */
 

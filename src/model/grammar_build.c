@@ -35,18 +35,6 @@ void grammar_build_init(struct grammar_build *b)
         grammar_build_fail(b, ERR_NOMEM, "a grammar");
 }
 
-void grammar_free(struct grammar *g)
-{
-    if (!g)
-        return;
-    for (uint32_t i = 0; i < g->n_rules; i++)
-        mem_free(g->rule[i].name);
-    mem_free(g->rule_of_rank);
-    mem_free(g->rule);
-    mem_free(g->node);
-    mem_free(g);
-}
-
 void grammar_build_done(struct grammar_build *b)
 {
     grammar_free(b->g);

@@ -23,9 +23,9 @@ struct grammar_bounds {
     int64_t least, most;
 };
 
-/* Digits that a number without a bound has at most, before the point and behind it. */
-#define GRAMMAR_VALUE_DIGITS 16
-#define GRAMMAR_VALUE_MOST INT64_C(9999999999999999)
+/* Digits that a number has at most, before the point and behind it: any reader keeps so many, and so does a double. */
+#define GRAMMAR_VALUE_DIGITS 15
+#define GRAMMAR_VALUE_MOST INT64_C(999999999999999)
 
 void grammar_value_init(struct grammar_values *v, struct grammar_build *b);
 

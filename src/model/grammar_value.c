@@ -11,8 +11,8 @@
 #include "src/base/mem.h"
 #include "src/model/grammar_pattern.h"
 
-/* Significant digits that any reader keeps; what recursion over a name may take of the stack. */
-enum { EXACT_DIGITS = 15, MAX_NAME_BYTES = 256 };
+/* What recursion over a name may take of the stack. */
+enum { MAX_NAME_BYTES = 256 };
 
 /* Of a key without escapes. */
 #define ANY_LETTERS "[^\"\\\\\\x00-\\x1f]*"
@@ -159,7 +159,7 @@ static struct grammar_piece real_literal(struct grammar_values *v, double x)
 {
     char s[40];
 
-    for (int n = EXACT_DIGITS; n <= 17; n++) {
+    for (int n = GRAMMAR_VALUE_DIGITS; n <= 17; n++) {
         snprintf(s, sizeof s, "%.*g", n, x);
         if (strtod(s, NULL) == x)
             break;
@@ -311,7 +311,7 @@ static bool is_all(const char *s, char c)
 /* Texts of as many digits as lo and hi have, from lo to hi. */
 static struct grammar_piece between(struct grammar_values *v, const char *lo, const char *hi)
 {
-    static const char zeros[] = "0000000000000000", nines[] = "9999999999999999";
+    static const char zeros[] = "000000000000000", nines[] = "999999999999999";
     size_t n = strlen(lo);
 
     if (is_all(lo, '0') && is_all(hi, '9'))
@@ -461,14 +461,14 @@ static struct grammar_piece with_fraction(struct grammar_values *v, int64_t lo, 
 /* So few digits behind the point of what lies beside a bound that is left out, that no reader rounds it onto the bound. */
 static uint32_t n_exact(int64_t bound)
 {
-    int n = EXACT_DIGITS - n_digits(bound);
+    int n = GRAMMAR_VALUE_DIGITS - n_digits(bound);
 
     return n > 0 ? (uint32_t)n : 1;
 }
 
 static struct grammar_piece number_size(struct grammar_values *v, const struct grammar_bounds *size)
 {
-    uint32_t most = size->is_most_open ? n_exact(size->most) : EXACT_DIGITS;
+    uint32_t most = size->is_most_open ? n_exact(size->most) : GRAMMAR_VALUE_DIGITS;
     int64_t first = size->least + size->is_least_open;
     struct grammar_piece all = {0, 0, 0};
     bool has_any = false;
@@ -495,7 +495,7 @@ struct grammar_piece grammar_value_number(struct grammar_values *v, const struct
 {
     if (bounds->has_least || bounds->has_most)
         return signed_by(v, bounds, number_size);
-    return by_pattern(v, "-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,16})?([eE][-+]?[0-9]{1,2})?");
+    return by_pattern(v, "-?(0|[1-9][0-9]{0,14})(\\.[0-9]{1,15})?([eE][-+]?[0-9]{1,2})?");
 }
 
 /* ---- formats: of RFC 3339 and RFC 4122. The 29th of February is left out, because not every year has one ---- */

@@ -53,8 +53,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 
 /* Put a request at the end of those who wait. *id is never 0, and rises. ERR_ARG (empty prompt, a token outside the vocabulary,
- * sampler options, both to be scored and pooled, a grammar for what is not drawn), ERR_LIMIT (longer than a sequence can be, with one position for the answer
- * unless it is pooled), ERR_NOMEM. */
+ * sampler options, both to be scored and pooled, a grammar for what is not drawn), ERR_LIMIT (longer than a sequence can be, with one
+ * position for the answer unless it is pooled), ERR_NOMEM. */
 int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id);
 
 /* Drop a request that waits or runs, or its finished answer. false: there is none of that id. */

@@ -71,8 +71,8 @@ int session_sample(struct session *s, const struct sample_opts *opts); /* ERR_AR
  * of an earlier one; NULL: nothing holds. */
 void session_constrain(struct session *s, struct constraint *c, enum constraint_thought thought);
 
-/* Is the answer whole by its grammar, so that nothing but an end token can come? ERR_ARG: a token that was appended does not fit; ERR_LIMIT,
- * ERR_NOMEM. */
+/* Is the answer whole by its grammar, so that nothing but an end token can come? ERR_ARG: a token that was appended does not fit;
+ * ERR_LIMIT, ERR_NOMEM. */
 int session_is_whole(struct session *s, bool *out);
 
 /* Make the running, or else the next, append, logits or step return ERR_CANCEL soon. Safe in a signal handler; any thread. */

@@ -1,5 +1,5 @@
-/* Any bytes as a JSON Schema: they are read, or refused with a text; what was read can be followed, and never into a place that no text comes
- * out of; nothing stays behind. */
+/* Any bytes as a JSON Schema: they are read, or refused with a text; what was read can be followed, and never into a place that no text
+ * comes out of; nothing stays behind. */
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/fuzz_walk.h"
 
