@@ -404,9 +404,11 @@ static bool is_required(const json_t *node, const char *name)
 {
     const json_t *list = json_object_get(node, "required");
 
-    for (size_t i = 0; i < json_array_size(list); i++)
-        if (!strcmp(json_string_value(json_array_get(list, i)), name))
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *one = json_string_value(json_array_get(list, i));
+        if (one && !strcmp(one, name))
             return true;
+    }
     return false;
 }
 
@@ -772,6 +774,10 @@ static bool is_equal(const json_t *a, const json_t *b)
 
 static bool have_other_values(const struct facts *a, const struct facts *b)
 {
+    enum { MAX_PAIRS = 1 << 20 };
+
+    if (n_values(a) > MAX_PAIRS / (n_values(b) + 1)) /* too many to look at */
+        return false;
     for (size_t i = 0; i < n_values(a); i++)
         for (size_t k = 0; k < n_values(b); k++)
             if (is_equal(value_at(a, i), value_at(b, k)))
@@ -779,33 +785,39 @@ static bool have_other_values(const struct facts *a, const struct facts *b)
     return true;
 }
 
-/* Can no value be both? Types that differ say so, values, or a property that both require. */
-static bool are_apart(struct schema *s, const json_t *x, const json_t *y)
+/* Do both require a property whose values differ? Of the first one's many only some are looked at. */
+static bool have_other_members(struct schema *s, const struct facts *a, const struct facts *b)
 {
-    struct facts a = facts_of(s, x), b = facts_of(s, y);
-    const char *name;
-    json_t *v;
+    enum { MAX_NAMES = 256 };
+    const json_t *required = json_object_get(a->node, "required"), *mine = json_object_get(a->node, "properties");
 
-    if (!(a.types & b.types))
-        return true;
-    if (a.values && b.values)
-        return have_other_values(&a, &b);
-    if (a.types != IS_OBJECT || b.types != IS_OBJECT)
-        return false;
-    json_object_foreach(json_object_get(a.node, "properties"), name, v)
-    {
-        const json_t *other = json_object_get(json_object_get(b.node, "properties"), name);
-        struct facts mine = facts_of(s, v), theirs = facts_of(s, other);
-        if (other && is_required(a.node, name) && is_required(b.node, name) &&
-            (!(mine.types & theirs.types) || (mine.values && theirs.values && have_other_values(&mine, &theirs))))
+    for (size_t i = 0; i < json_array_size(required) && i < MAX_NAMES; i++) {
+        const char *name = json_string_value(json_array_get(required, i));
+        const json_t *x = name ? json_object_get(mine, name) : NULL;
+        const json_t *y = name ? json_object_get(json_object_get(b->node, "properties"), name) : NULL;
+        struct facts p = facts_of(s, x), q = facts_of(s, y);
+        bool differ = !(p.types & q.types) || (p.values && q.values && have_other_values(&p, &q));
+        if (x && y && differ && is_required(b->node, name))
             return true;
     }
     return false;
 }
 
+/* Can no value be both? Types that differ say so, values, or a property that both require. */
+static bool are_apart(struct schema *s, const json_t *x, const json_t *y)
+{
+    struct facts a = facts_of(s, x), b = facts_of(s, y);
+
+    if (!(a.types & b.types))
+        return true;
+    if (a.values && b.values)
+        return have_other_values(&a, &b);
+    return a.types == IS_OBJECT && b.types == IS_OBJECT && have_other_members(s, &a, &b);
+}
+
 static void check_one_of(struct schema *s, const json_t *list)
 {
-    enum { MAX_BRANCHES = 256 };
+    enum { MAX_BRANCHES = 64 };
     size_t n = json_array_size(list);
 
     if (n > MAX_BRANCHES)

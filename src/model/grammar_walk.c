@@ -10,9 +10,10 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 
-/* Past SOFT_BYTES states are forgotten between two draws; HARD_BYTES is the most that they may take. A state of a JSON grammar takes some
- * 300 bytes. */
-enum { SOFT_BYTES = 24 << 20, HARD_BYTES = 96 << 20, MAX_PLACES = 1 << 16 };
+/* Between two draws states are forgotten that take more than FIRST_BYTES, the next time twice that, and so on: whoever needs more than there
+ * is room for would walk his text again each time. MOST_BYTES is the most that they may take, half of it between draws. A state of a JSON
+ * grammar takes some 300 bytes. */
+enum { FIRST_BYTES = 8 << 20, MOST_BYTES = 128 << 20, MAX_PLACES = 1 << 16 };
 
 /* What a whole text's rule goes on with: the end. As a place of a state it says that the state accepts. */
 #define WHOLE GRAMMAR_NONE
@@ -346,8 +347,8 @@ static int32_t take_state(struct grammar_walk *w)
             w->sorted[n++] = w->todo[i].place;
     if (!w->rc && w->accepts)
         w->sorted[n++] = (struct grammar_place){WHOLE, NOTHING};
-    if (!w->rc && bytes(w) > HARD_BYTES)
-        w->rc = err(ERR_LIMIT, "the grammar's states take more than %d MiB", HARD_BYTES >> 20);
+    if (!w->rc && bytes(w) > MOST_BYTES)
+        w->rc = err(ERR_LIMIT, "the grammar's states take more than %d MiB", MOST_BYTES >> 20);
     /* Room first: a state without its row would be one that a later call finds. */
     uint32_t old_cap = w->states.cap;
     if (!w->rc && !grow(&w->states.from, (uint64_t)w->states.n + 2, &w->states.cap, sizeof *w->states.from))
@@ -432,7 +433,9 @@ static void clear(struct grammar_sets *s)
 
 void grammar_walk_tidy(struct grammar_walk *w)
 {
-    if (bytes(w) <= SOFT_BYTES)
+    uint64_t most = (uint64_t)FIRST_BYTES << (w->epoch < 3 ? w->epoch : 3);
+
+    if (bytes(w) <= most)
         return;
     w->epoch++;
     memset(w->to, 0xff, (size_t)w->states.cap * (size_t)w->g->n_classes * sizeof *w->to);
