@@ -2,8 +2,11 @@
  * answers by a grammar alone, together, and after they had to give way. */
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/batch_line.h"
+#include "src/cli/grammars.h"
 #include "src/ferry.h"
 #include "src/model/grammar.h"
+#include "src/model/json_room.h"
 #include "src/model/tok.h"
 #include "src/model/tok_trie.h"
 #include "src/run/constraint.h"
@@ -714,6 +717,83 @@ START_TEST(failed_allocation_changes_answers_or_leaks)
 }
 END_TEST
 
+/* ---- grammars that the program keeps ---- */
+
+static struct grammars_wish wish_of(const char *text, enum ferry_grammar_kind kind)
+{
+    return (struct grammars_wish){.is_wanted = true, .kind = kind, .text = text, .n_bytes = strlen(text)};
+}
+
+START_TEST(grammar_of_another_text_is_found)
+{
+    struct ferry_engine *e = open_tiny(0, 0);
+    struct ferry_grammar *g, *again, *other;
+    struct grammars kept = {0};
+    struct grammars_wish none = {.is_wanted = false};
+    ck_assert_int_eq(grammars_get(&kept, e, &none, &g), 0);
+    ck_assert_ptr_null(g);
+    for (int i = 0; i < 3 * GRAMMARS_KEPT; i++) {
+        char text[40];
+        struct grammars_wish any = wish_of("", FERRY_GRAMMAR_JSON_SCHEMA), wish;
+        snprintf(text, sizeof text, "root ::= \"%d\"", i);
+        wish = wish_of(text, FERRY_GRAMMAR_GBNF);
+        ck_assert_int_eq(grammars_get(&kept, e, &any, &other), 0);
+        ck_assert_int_eq(grammars_get(&kept, e, &wish, &g), 0);
+        ck_assert_ptr_ne(g, other);
+        ck_assert_int_eq(grammars_get(&kept, e, &any, &again), 0); /* used each time: never let go */
+        ck_assert_ptr_eq(again, other);
+        ck_assert_int_eq(grammars_get(&kept, e, &wish, &again), 0);
+        ck_assert_ptr_eq(again, g);
+    }
+    struct grammars_wish wrong = wish_of("root", FERRY_GRAMMAR_GBNF),
+                         schema = wish_of("true", FERRY_GRAMMAR_JSON_SCHEMA);
+    ck_assert_int_eq(grammars_get(&kept, e, &wrong, &g), FERRY_ERR_FORMAT);
+    ck_assert_ptr_null(g);
+    ck_assert_int_eq(grammars_get(&kept, e, &schema, &g), 0);
+    grammars_done(&kept);
+    ferry_engine_close(e);
+}
+END_TEST
+
+/* A line with a schema, and the grammar it wants. */
+static int read_line(struct ferry_engine *e)
+{
+    static const char text[] =
+        "{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":"
+        "{\"enum\":[\"a text that is long enough to grow\",2]}}}}";
+    const struct conf conf = {.temperature = 1, .repeat_penalty = 1};
+    struct grammars kept = {0};
+    struct ferry_grammar *g = NULL;
+    struct batch_line line;
+    int rc = batch_line_read(&conf, text, sizeof text - 1, 1, &line);
+    if (!rc)
+        rc = grammars_get(&kept, e, &line.wish, &g);
+    batch_line_done(&line);
+    grammars_done(&kept);
+    return rc;
+}
+
+START_TEST(failed_allocation_of_a_line_leaks)
+{
+    struct ferry_engine *e = open_tiny(0, 0);
+    bool reached = true;
+    json_room_begin();
+    ck_assert_int_eq(read_line(e), 0);
+    for (uint64_t n = 1; reached; n++) {
+        uint64_t live = live_bytes();
+        mem_fail_nth(n);
+        int rc = read_line(e);
+        reached = mem_n_calls() >= n;
+        mem_fail_nth(0);
+        ck_assert_msg(rc == (reached ? ERR_NOMEM : 0), "allocation %llu: %d, %s", (unsigned long long)n, rc,
+                      err_text());
+        ck_assert_msg(live_bytes() == live, "allocation %llu leaks", (unsigned long long)n);
+        ck_assert(reached || n > 30);
+    }
+    ferry_engine_close(e);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("constraint");
@@ -731,6 +811,8 @@ int main(void)
     tcase_add_test(t, grammar_is_taken_where_there_can_be_none);
     tcase_add_loop_test(t, ignored_end_ends_an_answer_early, 0, 2);
     tcase_add_test(t, failed_allocation_changes_answers_or_leaks);
+    tcase_add_test(t, grammar_of_another_text_is_found);
+    tcase_add_test(t, failed_allocation_of_a_line_leaks);
     suite_add_tcase(suite, t);
     return run_suite(suite);
 }
