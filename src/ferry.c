@@ -20,6 +20,7 @@
 #include "src/model/model.h"
 #include "src/model/template.h"
 #include "src/model/tok.h"
+#include "src/model/tok_trie.h"
 #include "src/plan/cost.h"
 #include "src/plan/machine.h"
 #include "src/plan/plan.h"
@@ -37,11 +38,6 @@ enum { TRACE_EVENTS = 1 << 18, TRACE_IDS = 1 << 23 };
 
 _Static_assert((int)FERRY_ERR_NOMEM == (int)ERR_NOMEM && (int)FERRY_ERR_DEVICE == (int)ERR_DEVICE,
                "public codes are the internal ones");
-
-struct ferry_session {
-    struct ferry_engine *engine; /* view */
-    struct session *s;           /* own */
-};
 
 const char *ferry_version(void)
 {
@@ -504,6 +500,7 @@ void ferry_engine_close(struct ferry_engine *e)
     if (e->device)
         e->device->ops->close(e->device);
     trace_close(e->trace);
+    tok_trie_free(e->trie);
     tok_free(e->tok);
     model_close(e->model);
     mem_free(e->spill_dir);

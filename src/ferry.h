@@ -194,6 +194,37 @@ bool ferry_reply_begins_amid(const struct ferry_engine *engine, const char *prom
 void ferry_reply_split(const struct ferry_engine *engine, bool begins_amid, const char *text, size_t n_bytes,
                        struct ferry_reply *out);
 
+/* ---- grammars ---- */
+
+/* Which texts an answer may be. At every draw the candidates are the tokens that keep the answer's text the beginning of a sentence of the
+ * grammar (a token may end amid a character), and the end tokens exactly where a sentence may end; penalties, cuts and
+ * temperature then see no others. Log-probabilities stay those of all tokens. When nothing but the end is possible the answer has
+ * ended. Made once for an engine, and shared by sessions and requests, which hold it until they are freed. */
+struct ferry_grammar;
+
+enum ferry_grammar_kind {
+    FERRY_GRAMMAR_GBNF,        /* llama.cpp's form of grammar files, but for its matching of token ids */
+    FERRY_GRAMMAR_JSON_SCHEMA, /* documents that a JSON Schema (2020-12) holds of; n_bytes 0: any JSON object */
+};
+
+/* ERR_FORMAT says where the text is wrong, ERR_UNSUPPORTED what in it is not supported, and where; ERR_STATE (ids_only), ERR_LIMIT,
+ * ERR_NOMEM. */
+int ferry_grammar_make(struct ferry_engine *engine, enum ferry_grammar_kind kind, const char *text, size_t n_bytes,
+                       struct ferry_grammar **out);
+void ferry_grammar_free(struct ferry_grammar *grammar); /* takes NULL; before the engine is closed */
+
+/* Models that think first do so without a grammar: until the thought has ended all tokens may come but those that end the
+ * answer, and the sentence begins behind </think>, or up to two line feeds later; in channels (gpt-oss) behind <|message|> of
+ * the final one. */
+enum ferry_thought {
+    FERRY_THOUGHT_NONE, /* the answer is the sentence */
+    FERRY_THOUGHT_MAY,  /* a thought may come first: a first token <think> begins one */
+    FERRY_THOUGHT_AMID, /* the answer begins amid one, or in a channel */
+};
+
+/* Which it is for a prompt as ferry_chat_prompt gave it. */
+enum ferry_thought ferry_thought_of(const struct ferry_engine *engine, const char *prompt);
+
 /* ---- sessions ---- */
 
 struct ferry_sample_opts {
@@ -237,6 +268,13 @@ int ferry_session_each_logits(struct ferry_session *session, const int32_t *toke
 /* Draw the next token from what the session has seen and put it at its end. ERR_STATE when nothing was appended yet,
  * ERR_LIMIT when the session is full (n_ctx). */
 int ferry_session_step(struct ferry_session *session, int32_t *token);
+
+/* From here on the session's tokens, drawn or appended, are an answer that this grammar holds for; NULL: none does. ferry_session_step then
+ * gives ERR_STATE where nothing may come next, ERR_ARG when an appended token did not fit. */
+void ferry_session_grammar(struct ferry_session *session, struct ferry_grammar *grammar, enum ferry_thought thought);
+
+/* Is the answer whole by its grammar, so that the next token could only end it? Codes of ferry_session_step. */
+int ferry_session_is_whole(struct ferry_session *session, bool *out);
 
 /* Tokens held so far; view until the next call that changes the session. */
 size_t ferry_session_n_tokens(const struct ferry_session *session);
@@ -340,6 +378,8 @@ struct ferry_request {
     enum ferry_pooling
         pooling;    /* do not answer, but give an embedding: one vector for the prompt, which may fill the context */
     bool normalize; /* the embedding's Euclidean length is 1, as services give it */
+    struct ferry_grammar *grammar; /* of the answer; held. NULL: none */
+    enum ferry_thought thought;    /* with a grammar */
 };
 
 void ferry_request_init(struct ferry_request *request);
@@ -383,7 +423,8 @@ int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
 
-/* *id is never 0. ERR_ARG, ERR_LIMIT (the prompt leaves no room for an answer), ERR_NOMEM: the batch is as it was. */
+/* *id is never 0. ERR_ARG (a grammar for what is scored or pooled, too), ERR_LIMIT (the prompt leaves no room for an answer),
+ * ERR_NOMEM: the batch is as it was. */
 int ferry_batch_submit(struct ferry_batch *batch, const struct ferry_request *request, uint64_t *id);
 
 /* Give an answer that is finished, or else run one step and look again; *out NULL: none yet. The answer is the caller's, by

@@ -74,6 +74,8 @@ int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *reques
         return rc;
     if ((unsigned)r.pooling > FERRY_POOLING_LAST)
         return err(ERR_ARG, "pooling %d", (int)r.pooling);
+    if ((unsigned)r.thought > FERRY_THOUGHT_AMID)
+        return err(ERR_ARG, "thought %d", (int)r.thought);
     int n_top = r.logprobs < 0 ? (r.n_scored ? 0 : -1) : r.logprobs;
     return jobs_submit(b->jobs,
                        &(struct jobs_request){.tokens = r.tokens,
@@ -86,7 +88,9 @@ int ferry_batch_submit(struct ferry_batch *b, const struct ferry_request *reques
                                                         .stop = r.stop,
                                                         .n_stop = r.n_stop,
                                                         .n_top = n_top},
-                                              .sample = sample},
+                                              .sample = sample,
+                                              .constraint = (struct constraint *)r.grammar,
+                                              .thought = (enum constraint_thought)r.thought},
                        id);
 }
 

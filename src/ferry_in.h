@@ -19,6 +19,7 @@ struct ferry_engine {
     struct plan_batch_point batch; /* with plan.kv_tok: what was predicted of it; tok_per_s 0: nothing */
     struct model *model;           /* own, as all below */
     struct tok *tok;               /* NULL: ids only */
+    struct tok_trie *trie;         /* made with the first grammar; NULL: not yet */
     struct trace *trace;           /* NULL: not kept */
     struct store *store;
     struct device *device;
@@ -31,6 +32,11 @@ struct ferry_engine {
     bool trace_experts;
     char *spill_dir;            /* own; NULL: none */
     struct template_code *chat; /* made when first asked for; NULL: not yet */
+};
+
+struct ferry_session {
+    struct ferry_engine *engine; /* view */
+    struct session *s;           /* own */
 };
 
 /* Tokens were generated between two totals: hold them against what was predicted. */

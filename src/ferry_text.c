@@ -173,22 +173,26 @@ static const char *trim(const char *at, const char *end, size_t *n)
     return at;
 }
 
-/* Where the last of an answer's channels that speaks to the reader begins to; NULL: it never came to that. */
-static const char *final_channel(const char *at, const char *end)
+/* Where the last of an answer's channels that speaks to the reader begins to, and where its name does (end: it never came to that). Behind
+ * the name may stand what it is written in: "final <|constrain|>json". */
+static const char *final_channel(const char *at, const char *end, const char **name)
 {
-    const char *last = NULL;
+    static const char final[] = "<|channel|>final";
+    const char *last = NULL, *said;
 
-    while ((at = behind(at, end, "<|channel|>final<|message|>")))
-        last = at;
+    *name = end;
+    while ((at = behind(at, end, final)) && (said = behind(at, end, "<|message|>"))) {
+        *name = at - strlen(final);
+        last = said;
+    }
     return last;
 }
 
 /* A single thought loses the names around it; what passes between several channels is left as it came. */
 static void split_channels(const char *at, const char *end, struct ferry_reply *out)
 {
-    static const char begin[] = "<|channel|>analysis<|message|>", final[] = "<|channel|>final<|message|>";
-    static const char next[] = "<|end|><|start|>assistant";
-    const char *said = final_channel(at, end), *until = said ? said - strlen(final) : end;
+    static const char begin[] = "<|channel|>analysis<|message|>", next[] = "<|end|><|start|>assistant";
+    const char *until, *said = final_channel(at, end, &until);
 
     out->said = said ? said : end;
     out->n_said = (size_t)(end - out->said);
@@ -238,6 +242,26 @@ bool ferry_reply_begins_amid(const struct ferry_engine *e, const char *prompt)
     return has_token(e, open) && n >= strlen(open) && !memcmp(first + n - strlen(open), open, strlen(open));
 }
 
+/* [at, at + n), but for the white space around it, ends with this. */
+static bool ends_with(const char *at, size_t n, const char *what)
+{
+    size_t n_trimmed, n_what = strlen(what);
+    const char *first = trim(at, at + n, &n_trimmed);
+
+    return n_trimmed >= n_what && !memcmp(first + n_trimmed - n_what, what, n_what);
+}
+
+enum ferry_thought ferry_thought_of(const struct ferry_engine *e, const char *prompt)
+{
+    size_t n = strlen(prompt);
+
+    if (has_token(e, "<|channel|>")) /* a prompt that is in a channel already names the final one */
+        return ends_with(prompt, n, "<|message|>") ? FERRY_THOUGHT_NONE : FERRY_THOUGHT_AMID;
+    if (!has_token(e, "</think>") || ends_with(prompt, n, "</think>"))
+        return FERRY_THOUGHT_NONE;
+    return ferry_reply_begins_amid(e, prompt) ? FERRY_THOUGHT_AMID : FERRY_THOUGHT_MAY;
+}
+
 /* ---- conversations ---- */
 
 /* Of an answer in channels what it says to the reader: templates want that alone back, and refuse the rest. */
@@ -247,7 +271,7 @@ static const char *said(const struct ferry_engine *e, const struct ferry_message
 
     if (strcmp(m->role, "assistant") != 0 || !has_token(e, "<|channel|>") || !behind(m->content, end, "<|channel|>"))
         return m->content;
-    const char *last = final_channel(m->content, end);
+    const char *name, *last = final_channel(m->content, end, &name);
     return last ? last : "";
 }
 

@@ -2,7 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/cli/batch_out.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 #include "tests/run_suite.h"
 
 #include <check.h>
@@ -176,8 +176,9 @@ END_TEST
 /* jansson says the same of both. */
 START_TEST(json_without_memory_is_no_json)
 {
-    static const char text[] = "{\"a\": [1, \"two\", {\"three\": 3.5}], \"b\": null}";
-    json_t *v;
+    static const char text[] =
+        "{\"a\": [1, \"two\", {\"three\": 3.5}], \"b\": null, \"a name that has to grow\": \"a text as well\"}";
+    json_t *v, *want = json_loads(text, 0, NULL);
     uint64_t n = 1;
     int rc = ERR_NOMEM;
 
@@ -186,10 +187,12 @@ START_TEST(json_without_memory_is_no_json)
         rc = json_room_parse(text, sizeof text - 1, 0, &v);
         mem_fail_nth(0);
         ck_assert_msg(rc == 0 || rc == ERR_NOMEM, "allocation %d: %s", (int)n, err_text());
+        ck_assert_msg(rc || json_equal(v, want), "allocation %d: something was left out", (int)n);
         json_decref(v);
     }
     ck_assert_int_eq(rc, 0);
     ck_assert_uint_gt(n, 8);
+    json_decref(want);
     ck_assert_int_eq(json_room_parse("{\"a\": ", 6, 0, &v), ERR_FORMAT);
     ck_assert_ptr_null(v);
     ck_assert_ptr_nonnull(strstr(err_text(), "not JSON"));

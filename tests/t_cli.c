@@ -528,6 +528,30 @@ START_TEST(chat_forgets_a_variable_of_the_template)
 END_TEST
 
 /* What the session holds already is not run again: the second prompt is only what is new. */
+/* One answer and a talk by a schema; a grammar that is wrong is told before anything is answered. */
+START_TEST(answer_is_not_what_the_grammar_says)
+{
+    must_run("echo '{\"type\":\"array\",\"items\":{\"enum\":[\"a\",7]},\"minItems\":2,\"maxItems\":2}' >$T/s; "
+             "$F run $M -p hi --json-schema $T/s --temp 2 --seed 1 -q | tr -d ' \\n'");
+    ck_assert_msg(strlen(out) >= 5 && out[0] == '[', "%s", out);
+    ck_assert(!strcmp(out, "[7,7]") || !strcmp(out, "[7,\"a\"]") || !strcmp(out, "[\"a\",7]") ||
+              !strcmp(out, "[\"a\",\"a\"]"));
+    must_run("printf 'root ::= \"yes\" | \"no\"' >$T/g; printf 'one\\ntwo\\n' | $F chat $M --grammar $T/g -q");
+    for (const char *line = out; *line; line = strchr(line, '\n') + 1)
+        ck_assert_msg(!strncmp(line, "yes\n", 4) || !strncmp(line, "no\n", 3), "%s", out);
+    must_run("$F run $M -p hi --raw --grammar $T/g --json -q -n 9");
+    ck_assert(strstr(out, "\"end\": \"end\""));
+    must_run("$F run " TEST_DATA_DIR "/cli/thinks.gguf -p hi --template-var enable_thinking=false --grammar $T/g -q");
+    ck_assert(!strcmp(out, "yes\n") || !strcmp(out, "no\n"));
+    ck_assert_int_eq(run("printf 'root ::= (' >$T/g; $F run $M -p hi --grammar $T/g"), 1);
+    ck_assert(strstr(errors, "grammar, line 1, column 11"));
+    ck_assert_int_eq(run(": >$T/e; $F run $M -p hi --json-schema $T/e"), 1);
+    ck_assert(strstr(errors, "not JSON"));
+    ck_assert_int_eq(run("$F run $M -p hi --grammar $T/g --json-schema $T/s"), 2);
+    ck_assert_int_eq(run("$F chat $M --grammar $T/g --json-schema $T/s"), 2);
+}
+END_TEST
+
 START_TEST(chat_keeps_its_cache_between_turns)
 {
     int n_first = 0, n_second = 0;
@@ -703,6 +727,7 @@ int main(void)
     tcase_add_test(t, bench_reports_its_tests);
     tcase_add_test(t, chat_reads_messages_from_a_pipe);
     tcase_add_test(t, chat_forgets_a_variable_of_the_template);
+    tcase_add_test(t, answer_is_not_what_the_grammar_says);
     tcase_add_test(t, chat_keeps_its_cache_between_turns);
     tcase_add_test(t, chat_with_a_full_context_drops_nothing_silently);
     tcase_add_test(t, prompt_is_cut_at_a_zero_byte);

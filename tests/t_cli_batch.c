@@ -404,6 +404,119 @@ START_TEST(another_run_is_taken_for_this_one)
 }
 END_TEST
 
+/* What an answer of a record says; the place of a member of the short or the OpenAI form. */
+static void must_say(int i, const char *at, const char *want)
+{
+    json_t *o = record("o", i);
+    const char *text = text_at(o, at);
+    ck_assert_msg(text && !strcmp(text, want), "record %d: %s", i, text ? text : "no such text");
+    json_decref(o);
+}
+
+START_TEST(grammar_of_a_request_is_lost_or_taken_for_another)
+{
+    static const char content[] = "response.body.choices.0.message.content";
+    static const char *const errors_of[] = {"\"response_format\" has to have a \"type\"",
+                                            "has no \"json_schema\"",
+                                            "only one can be there",
+                                            "\"multipleOf\" is not supported",
+                                            "line 1, column 1: a rule's name",
+                                            "\"grammar\" has to be a text"};
+    must_run(
+        "printf '%s\\n' "
+        "'{\"prompt\":\"x\",\"grammar\":\"root ::= \\\"ab\\\" | \\\"abc\\\" [d]{3}\"}' "
+        "'{\"prompt\":\"x\",\"json_schema\":{\"const\":[1,\"é\"]}}' "
+        "'{\"custom_id\":\"c\",\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"response_format\":"
+        "{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"n\",\"strict\":true,\"schema\":{\"enum\":[true]}}}}}' "
+        "'{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_object\"},\"max_tokens\":1}' "
+        "'{\"prompt\":\"x\",\"response_format\":{\"type\":\"text\"},\"max_tokens\":3,\"temperature\":0}' "
+        "'{\"prompt\":\"x\",\"max_tokens\":3,\"temperature\":0}' "
+        "'{\"prompt\":\"x\",\"response_format\":{}}' "
+        "'{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\"}}' "
+        "'{\"prompt\":\"x\",\"json_schema\":{},\"response_format\":{\"type\":\"text\"}}' "
+        "'{\"prompt\":\"x\",\"json_schema\":{\"multipleOf\":2}}' "
+        "'{\"prompt\":\"x\",\"grammar\":\"::=\"}' "
+        "'{\"prompt\":\"x\",\"grammar\":1}' >$T/in; "
+        "printf 'root ::= \"no\"' >$T/no.gbnf; "
+        "$B -o $T/o --order input -q --ctx 64 && $B -o $T/p --order input -q --ctx 64 --grammar $T/no.gbnf");
+    json_t *o = record("o", 0);
+    ck_assert(!strcmp(text_at(o, "text"), "ab") || !strcmp(text_at(o, "text"), "abcddd"));
+    ck_assert_str_eq(text_at(o, "finish_reason"), "stop");
+    json_decref(o);
+    o = record("o", 1);
+    json_t *said = json_loads(text_at(o, "text"), 0, NULL), *want = json_loads("[1,\"é\"]", 0, NULL);
+    ck_assert(said && json_equal(said, want));
+    json_decref(want);
+    json_decref(said);
+    json_decref(o);
+    must_say(2, content, "true");
+    must_say(3, "text", "{");
+    must_say(3, "finish_reason", "length");
+    json_t *free_one = record("o", 4), *other = record("o", 5);
+    ck_assert_str_eq(text_at(free_one, "text"), text_at(other, "text"));
+    json_decref(other);
+    /* With a grammar for all, only requests without a wish of their own follow it. */
+    other = record("p", 4);
+    ck_assert_str_eq(text_at(free_one, "text"), text_at(other, "text"));
+    json_decref(other);
+    other = record("p", 5);
+    ck_assert_str_eq(text_at(other, "text"), "no");
+    json_decref(other);
+    json_decref(free_one);
+    for (int i = 0; i < 6; i++) {
+        o = record("o", 6 + i);
+        const char *text = text_in(o, "error", "message");
+        ck_assert_msg(text && strstr(text, errors_of[i]), "%s", text ? text : "no error");
+        json_decref(o);
+    }
+    /* What the grammar says is part of what a run is known by. */
+    must_run("$B -o $T/p --order input -q --ctx 64 --grammar $T/no.gbnf");
+    ck_assert_int_eq(
+        run("printf 'root ::= \"yes\"' >$T/no.gbnf; $B -o $T/p --order input -q --ctx 64 --grammar $T/no.gbnf"), 1);
+    ck_assert(says(errors, "grammar was \"root ::= \\\"no\\\"\", is \"root ::= \\\"yes\\\"\""));
+    ck_assert_int_eq(run("$B -o $T/p --order input -q --ctx 64"), 1);
+    ck_assert(says(errors, "is null"));
+    ck_assert_int_eq(run("echo '{\"minimum\":true}' >$T/s; $B -o $T/r -q --ctx 64 --json-schema $T/s"), 1);
+    ck_assert(says(errors, "\"minimum\" has to be a number"));
+    ck_assert_int_eq(run("$B -o $T/r -q --json-schema $T/s --grammar $T/no.gbnf"), 2);
+    ck_assert_int_eq(run("$B -o $T/r -q --score --grammar $T/no.gbnf"), 2);
+    ck_assert_int_eq(run("$B -o $T/r -q --grammar $T/nowhere"), 1);
+    ck_assert(says(errors, "nowhere"));
+}
+END_TEST
+
+/* A thought before it is free, and kept apart; what follows is by the schema. */
+START_TEST(thought_is_held_against_the_schema)
+{
+    must_run("printf '%s\\n' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":40}' "
+             "'{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"chat_template_kwargs\":{\"enable_thinking\":"
+             "false}}' "
+             "'{\"prompt\":\"hi\"}' >$T/in; echo '{\"const\":\"{}\"}' >$T/s; "
+             "$F batch " TEST_DATA_DIR "/cli/thinks.gguf -i $T/in -o $T/o --order input --temp 5 --top-k 0 --top-p 1 "
+             "--min-p 0 -q --json-schema $T/s -n 300");
+    json_t *o = record("o", 0);
+    ck_assert_uint_gt(strlen(text_at(o, "reasoning_content")), 0);
+    ck_assert(!strcmp(text_at(o, "finish_reason"), "length") ? !*text_at(o, "text")
+                                                             : !strcmp(text_at(o, "text"), "\"{}\""));
+    json_decref(o);
+    must_say(1, "text", "\"{}\"");
+    must_say(2, "text", "\"{}\"");
+    must_say(2, "finish_reason", "stop");
+    /* Many short thoughts: those that ended are followed by what the schema says. */
+    must_run("rm $T/in; for i in $(seq 1 60); do echo '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}' "
+             ">>$T/in; done; "
+             "$F batch " TEST_DATA_DIR
+             "/cli/thinks.gguf -i $T/in -o $T/q --temp 5 --top-k 0 --top-p 1 --min-p 0 -q --json-schema $T/s -n 400; "
+             "grep -c '\"finish_reason\":\"stop\"' $T/q; grep '\"finish_reason\":\"stop\"' $T/q | grep -vc "
+             "'\"text\":\"..{}..\"'; true");
+    int n_stopped = 0, n_wrong = 0;
+    ck_assert_int_eq(sscanf(out, "%d %d", &n_stopped, &n_wrong), 2);
+    ck_assert_int_gt(n_stopped, 10);
+    ck_assert_int_eq(n_wrong, 0);
+}
+END_TEST
+
 /* Ctrl-C: what runs is finished; again: not even that. */
 START_TEST(interrupt_loses_answers)
 {
@@ -713,6 +826,8 @@ int main(void)
     tcase_add_test(t, torn_end_or_rubbish_is_kept);
     tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);
     tcase_add_test(t, another_run_is_taken_for_this_one);
+    tcase_add_test(t, grammar_of_a_request_is_lost_or_taken_for_another);
+    tcase_add_test(t, thought_is_held_against_the_schema);
     tcase_add_test(t, interrupt_loses_answers);
     tcase_add_test(t, spilled_run_differs);
     tcase_add_test(t, stdin_differs_from_a_file);

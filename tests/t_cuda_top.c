@@ -117,6 +117,41 @@ START_TEST(drawn_words_differ_or_more_comes_down)
 }
 END_TEST
 
+/* A row whose tokens a grammar chooses among comes down whole, and the words are the CPU's. */
+static void sentence_of(const char *device, const struct way *w, int32_t words[N_WORDS])
+{
+    static const char text[] = "root ::= (word \" \"){60}\nword ::= [a-z]{1,5} | [^a-z ]{2}";
+    struct ferry_engine_opts eo = opts_for(device, 256, 64);
+    struct ferry_engine *e = open_with("qwen3moe", &eo);
+    struct ferry_sample_opts o = opts_of(w);
+    struct ferry_grammar *g;
+    struct ferry_session *s;
+
+    ck_assert_msg(ferry_grammar_make(e, FERRY_GRAMMAR_GBNF, text, sizeof text - 1, &g) == 0, "%s", ferry_error());
+    ck_assert_int_eq(ferry_session_make(e, &o, &s), 0);
+    ck_assert_int_eq(ferry_session_append(s, ids, GIVEN, NULL, NULL), 0);
+    ferry_session_grammar(s, g, FERRY_THOUGHT_NONE);
+    step(s, &words[0]);
+    uint64_t from = down_bytes(s);
+    for (int n = 1; n < N_WORDS; n++)
+        step(s, &words[n]);
+    if (strcmp(device, "cpu"))
+        ck_assert_uint_eq(down_bytes(s) - from, (N_WORDS - 1) * down_with_row(e));
+    ferry_session_free(s);
+    ferry_grammar_free(g);
+    ferry_engine_close(e);
+}
+
+START_TEST(words_of_a_grammar_differ)
+{
+    int32_t want[N_WORDS], got[N_WORDS];
+
+    sentence_of("cpu", &ways[_i], want);
+    sentence_of("cuda:0", &ways[_i], got);
+    ck_assert_mem_eq(want, got, sizeof want);
+}
+END_TEST
+
 /* All logits are the plan's bytes, but for the pair that is in them. */
 START_TEST(rows_of_logits_are_not_counted)
 {
@@ -259,6 +294,7 @@ int main(void)
     tcase_add_checked_fixture(tc, start, NULL);
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, drawn_words_differ_or_more_comes_down, 0, N_WAYS);
+    tcase_add_loop_test(tc, words_of_a_grammar_differ, 0, 3);
     tcase_add_test(tc, rows_of_logits_are_not_counted);
     tcase_add_loop_test(tc, batch_draws_other_words, 0, 2);
     tcase_add_loop_test(tc, failed_call_while_drawing_spoils_the_session, 0, 2);

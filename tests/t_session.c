@@ -845,6 +845,11 @@ START_TEST(answer_is_not_told_from_thoughts)
         {true, false, "<|channel|>analysis<|message|>hm, that was cut", "hm, that was cut", ""},
         {true, false, "<|channel|>final<|message|>yes", "", "yes"},
         {true, false,
+         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+         "hm", "{}"},
+        {true, false, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final",
+         "hm<|end|><|start|>assistant<|channel|>final", ""},
+        {true, false,
          "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|><|start|>"
          "assistant"
          "<|channel|>final<|message|>yes",
@@ -869,6 +874,7 @@ END_TEST
 /* The prompt of one message, by one variable, and whether it leaves the model amid a thought. */
 static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *var, const char *want, bool amid)
 {
+    const enum ferry_thought thought = amid ? FERRY_THOUGHT_AMID : FERRY_THOUGHT_NONE;
     struct ferry_message msg = {"user", "hi"};
     struct ferry_chat_opts o;
     char *text;
@@ -878,6 +884,7 @@ static void must_lay_out(const struct ferry_engine *e, const struct ferry_var *v
     ck_assert_msg(ferry_chat_prompt(e, &msg, 1, &o, &text) == 0, "%s", ferry_error());
     ck_assert_str_eq(text, want);
     ck_assert(ferry_reply_begins_amid(e, text) == amid);
+    ck_assert_int_eq(ferry_thought_of(e, text), thought); /* templates that say which leave no choice */
     ferry_free(text);
 }
 

@@ -4,7 +4,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 #include "src/cli/text.h"
 
 #include <stddef.h>
@@ -25,7 +25,10 @@ enum field_kind {
     IS_FALSE,
     IS_FLOAT_FORMAT,
     IS_VAR,
-    IS_VARS
+    IS_VARS,
+    IS_GRAMMAR,
+    IS_SCHEMA,
+    IS_RESPONSE_FORMAT
 };
 
 struct field {
@@ -58,6 +61,9 @@ static const struct field fields[] = {
     {"top_logprobs", IS_TOP_LOGPROBS, 0, 0, 100},
     {"reasoning_effort", IS_VAR, 0, 0, 0},
     {"chat_template_kwargs", IS_VARS, 0, 0, 0},
+    {"grammar", IS_GRAMMAR, 0, 0, 0},
+    {"json_schema", IS_SCHEMA, 0, 0, 0},
+    {"response_format", IS_RESPONSE_FORMAT, 0, 0, 0},
     {"model", IS_PASSED_OVER, 0, 0, 0},
     {"user", IS_PASSED_OVER, 0, 0, 0},
     {"metadata", IS_PASSED_OVER, 0, 0, 0},
@@ -159,6 +165,62 @@ static int read_vars(struct batch_line *line, const struct field *f, const json_
     return 0;
 }
 
+/* ---- what the answer has to be ---- */
+
+static int put_wish(struct batch_line *line, const struct grammars_wish *wish)
+{
+    if (line->has_wish)
+        return err(ERR_FORMAT, "of \"grammar\", \"json_schema\" and \"response_format\" only one can be there");
+    line->has_wish = true;
+    line->wish = *wish;
+    return 0;
+}
+
+static int read_grammar(struct batch_line *line, const json_t *v)
+{
+    if (!json_is_string(v))
+        return err(ERR_FORMAT, "\"grammar\" has to be a text");
+    return put_wish(line, &(struct grammars_wish){.is_wanted = true,
+                                                  .kind = FERRY_GRAMMAR_GBNF,
+                                                  .text = json_string_value(v),
+                                                  .n_bytes = json_string_length(v)});
+}
+
+static int read_schema(struct batch_line *line, const json_t *v)
+{
+    size_t n = json_dumpb(v, NULL, 0, JSON_ENCODE_ANY | JSON_COMPACT), n_written = 0;
+
+    if (line->schema)
+        return put_wish(line, &line->wish); /* refused */
+    line->schema = n ? mem_alloc(n + 1, MEM_OTHER) : NULL;
+    if (line->schema)
+        n_written = json_dumpb(v, line->schema, n, JSON_ENCODE_ANY | JSON_COMPACT);
+    if (!n || n_written != n)
+        return err(ERR_NOMEM, "a JSON schema of %zu bytes", n);
+    line->schema[n] = '\0';
+    return put_wish(line,
+                    &(struct grammars_wish){
+                        .is_wanted = true, .kind = FERRY_GRAMMAR_JSON_SCHEMA, .text = line->schema, .n_bytes = n});
+}
+
+/* As OpenAI's service takes it. */
+static int read_response_format(struct batch_line *line, const json_t *v)
+{
+    const char *type = json_string_value(json_object_get(v, "type"));
+    const json_t *schema = json_object_get(json_object_get(v, "json_schema"), "schema");
+
+    if (type && !strcmp(type, "text"))
+        return put_wish(line, &(struct grammars_wish){.is_wanted = false});
+    if (type && !strcmp(type, "json_object"))
+        return put_wish(line,
+                        &(struct grammars_wish){.is_wanted = true, .kind = FERRY_GRAMMAR_JSON_SCHEMA, .text = ""});
+    if (!type || strcmp(type, "json_schema"))
+        return err(ERR_FORMAT, "\"response_format\" has to have a \"type\": text, json_object or json_schema");
+    return schema
+               ? read_schema(line, schema)
+               : err(ERR_FORMAT, "\"response_format\" of type json_schema has no \"json_schema\": {\"schema\": ...}");
+}
+
 static int read_field(struct batch_line *line, const struct field *f, const json_t *v)
 {
     switch (f->kind) {
@@ -192,6 +254,12 @@ static int read_field(struct batch_line *line, const struct field *f, const json
         return read_var(line, f->name, v);
     case IS_VARS:
         return read_vars(line, f, v);
+    case IS_GRAMMAR:
+        return read_grammar(line, v);
+    case IS_SCHEMA:
+        return read_schema(line, v);
+    case IS_RESPONSE_FORMAT:
+        return read_response_format(line, v);
     case IS_PASSED_OVER:
         break;
     }
@@ -331,6 +399,8 @@ static int check_prompt(const struct batch_line *line, const struct conf *conf)
         return err(ERR_FORMAT, conf->score ? "--score wants a \"completion\"" : "\"completion\" is for --score");
     if (line->vars.n && !line->is_chat)
         return err(ERR_FORMAT, "\"%s\" is for the chat template, which \"messages\" go through", line->vars.v[0].name);
+    if (line->wish.is_wanted && conf->score)
+        return err(ERR_FORMAT, "a grammar is for answers, of which --score makes none");
     if (conf->score && line->n != 1)
         return err(ERR_FORMAT, "\"n\" has to be 1 with --score");
     return 0;
@@ -356,6 +426,7 @@ void batch_line_done(struct batch_line *line)
 {
     json_decref(line->root);
     vars_done(&line->vars);
+    mem_free(line->schema);
     *line = (struct batch_line){0};
 }
 
@@ -428,6 +499,7 @@ static int chat_text(struct batch_line *line, const struct conf *conf, const str
     if (!rc)
         rc = text_add(out, prompt, strlen(prompt));
     line->begins_amid = !rc && ferry_reply_begins_amid(engine, prompt);
+    line->thought = rc ? FERRY_THOUGHT_NONE : ferry_thought_of(engine, prompt);
     vars_done(&vars);
     for (size_t i = 0; contents && i < n; i++)
         text_done(&contents[i]);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "src/cli/conf.h"
+#include "src/cli/grammars.h"
 #include "src/ferry.h"
 
 #ifdef __cplusplus
@@ -34,7 +35,11 @@ struct batch_line {
     const char *stop[16]; /* (n_stop) views */
     size_t n_stop;
     struct vars vars; /* own: of the chat template, over conf's */
-    bool begins_amid; /* a chat whose answer begins amid a thought; batch_line_tokens finds out */
+    bool has_wish;    /* it says itself what the answer has to be; else the options do */
+    struct grammars_wish wish;
+    char *schema;     /* own: what wish is a view of, if it was no text */
+    bool begins_amid; /* a chat whose answer begins amid a thought; batch_line_tokens finds out, as thought */
+    enum ferry_thought thought;
 };
 
 /* What one line says, with what it leaves out from conf. ERR_FORMAT says what is wrong; id and form are set as far as they

@@ -4,7 +4,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -143,7 +143,7 @@ static int compare(const char *path, const json_t *was, const json_t *is)
         json_object_foreach((json_t *)now, name, v)
         {
             const json_t *w = json_object_get(old, name);
-            if (json_equal(w, v))
+            if (json_equal(w, v) || (!w && json_is_null(v)))
                 continue;
             batch_record_brief(w, a, sizeof a);
             batch_record_brief(v, b, sizeof b);

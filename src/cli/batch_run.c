@@ -92,6 +92,7 @@ static int take_answer(struct batch_run *r, struct batch_group *g, unsigned inde
 static int submit_one(struct batch_run *r, struct batch_group *g, const int32_t *tokens, size_t n_tokens,
                       size_t n_scored, unsigned index)
 {
+    const struct grammars_wish *wish = g->line.has_wish ? &g->line.wish : &r->wish;
     struct ferry_sample_opts sample = g->line.sample;
     struct ferry_request q;
     struct batch_pending *p = r->pending;
@@ -107,12 +108,15 @@ static int submit_one(struct batch_run *r, struct batch_group *g, const int32_t 
     q.n_stop = g->line.n_stop;
     q.logprobs = g->line.logprobs;
     q.sample = &sample;
+    q.thought = g->line.thought;
     if (r->conf->embed)
         q.pooling = !strcmp(r->conf->embed, "mean") ? FERRY_POOLING_MEAN : FERRY_POOLING_LAST;
     q.normalize = !strcmp(r->conf->normalize, "l2");
     while (p->id)
         p++;
-    int rc = ferry_batch_submit(r->batch, &q, &p->id);
+    int rc = grammars_get(&r->grammars, r->engine, wish, &q.grammar);
+    if (!rc)
+        rc = ferry_batch_submit(r->batch, &q, &p->id);
     if (rc) {
         p->id = 0;
         return rc;

@@ -13,6 +13,7 @@
 #include "src/cli/batch_line.h"
 #include "src/cli/batch_out.h"
 #include "src/cli/conf.h"
+#include "src/cli/grammars.h"
 #include "src/cli/team.h"
 #include "src/cli/term.h"
 #include "src/cli/text.h"
@@ -62,6 +63,9 @@ struct batch_run {
     struct batch_out out;
     json_t *about; /* what answers depend on: see batch_out_open */
     struct text line;
+    struct grammars grammars;
+    struct grammars_wish wish; /* what the options want of answers: view of grammar_text */
+    struct text grammar_text;
     struct batch_pending *pending; /* (n_pending) */
     char *profile;                 /* path of what ferry probe saved; NULL: nothing */
     size_t n_pending, n_flying;

@@ -292,6 +292,9 @@ static json_t *about(const struct batch_run *r, const json_t *plan)
         json_string_value(json_object_get(plan, "prefill")), "order", c->order, "score", c->score, "embed",
         c->embed ? c->embed : "none", "normalize", c->normalize);
     json_object_set_new(options, "template-var", about_vars(&c->vars));
+    json_object_set_new(options, c->grammar ? "grammar" : "json-schema",
+                        r->wish.is_wanted ? json_stringn(r->wish.text, r->wish.n_bytes) : json_null());
+    json_object_set_new(options, c->grammar ? "json-schema" : "grammar", json_null());
     return json_pack("{s:{s:s}, s:{s:I, s:I, s:s}, s:{s:s, s:s}, s:o}", "ferry", "version", ferry_version(), "input",
                      "bytes", (json_int_t)r->in.n_bytes, "lines", (json_int_t)r->in.n_lines, "hash", hash, "model",
                      "name", r->info.name, "identity", identity, "options", options);
@@ -361,6 +364,15 @@ static int batch_opts(struct batch_run *r, struct ferry_engine_opts *o)
     return 0;
 }
 
+/* What is wrong with the grammar of all requests is said before any is answered. */
+static int read_grammar(struct batch_run *r)
+{
+    struct ferry_grammar *unused;
+    int rc = grammars_read(r->conf, &r->grammar_text, &r->wish);
+
+    return rc ? rc : grammars_get(&r->grammars, r->engine, &r->wish, &unused);
+}
+
 static int open_engine(struct batch_run *r)
 {
     struct ferry_engine_opts o;
@@ -376,6 +388,9 @@ static int open_engine(struct batch_run *r)
     ferry_engine_info(r->engine, &r->info);
     struct ferry_chat_opts chat = vars_opts(&r->conf->vars);
     rc = chat.n_vars ? ferry_chat_check(r->engine, &chat) : 0;
+    if (rc)
+        return rc;
+    rc = read_grammar(r);
     if (rc)
         return rc;
     r->n_pending = (size_t)r->info.n_batch * (1 + WAITING_PER_SEQUENCE) + BATCH_MAX_N;
@@ -437,6 +452,8 @@ static void close_all(struct batch_run *r)
     ferry_free(r->profile);
     batch_out_close(&r->out);
     ferry_batch_free(r->batch);
+    grammars_done(&r->grammars);
+    text_done(&r->grammar_text);
     ferry_engine_close(r->engine);
     batch_in_close(&r->in);
     text_done(&r->line);
@@ -474,6 +491,10 @@ int cmd_batch(const struct conf *conf)
         return term_usage(conf, "--embed and --score ask for different things");
     if (conf->embed && conf->vars.n)
         return term_usage(conf, "--embed knows no --template-var: no template is wrapped around what it reads");
+    if ((conf->embed || conf->score) && (conf->grammar || conf->json_schema))
+        return term_usage(conf, "a grammar is for answers, of which --embed and --score make none");
+    if (grammars_conflict(conf))
+        return term_usage(conf, grammars_conflict(conf));
     int rc = team_open(&r.team, conf);
     if (r.team.rank) {
         silent.quiet = true; /* rank 0 speaks for all */

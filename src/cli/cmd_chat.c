@@ -268,6 +268,9 @@ int cmd_chat(const struct conf *conf)
 {
     struct chat c = {0};
     int status = CONF_EXIT_DONE;
+
+    if (grammars_conflict(conf))
+        return term_usage(conf, grammars_conflict(conf));
     int rc = talk_open(conf, conf->n_ctx, 0, &c.talk);
 
     if (!rc && !c.talk.info.has_chat_template) {

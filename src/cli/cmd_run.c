@@ -92,6 +92,8 @@ int cmd_run(const struct conf *conf)
         return term_usage(conf, "wants a prompt: one of -p TEXT and -f FILE");
     if (conf->raw && conf->system)
         return term_usage(conf, "--raw knows no --system: without the template there are no messages");
+    if (grammars_conflict(conf))
+        return term_usage(conf, grammars_conflict(conf));
     if (conf->raw && conf->vars.n)
         return term_usage(conf, "--raw knows no --template-var: there is no template");
     rc = conf->file ? text_read(&prompt, conf->file, MAX_PROMPT_BYTES)

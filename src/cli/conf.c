@@ -55,6 +55,10 @@ const struct conf_option conf_options[] = {
      "go on though input, model or options are not those that the output was begun with"},
     {"max-tokens", 'n', CONF_COUNT, DRAWERS, AT(n_tokens), 0, "N", "until the model ends", NULL, NULL, 1, INT32_MAX,
      "most tokens of an answer"},
+    {"grammar", 0, CONF_FILE, DRAWERS, AT(grammar), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "answers are sentences of this grammar (GBNF, as llama.cpp's files); what is thought before them is free"},
+    {"json-schema", 0, CONF_FILE, DRAWERS, AT(json_schema), 0, "FILE", NULL, NULL, NULL, 0, 0,
+     "answers are JSON that this JSON Schema holds of; a keyword that is not supported is an error"},
 
     {"tokens", 0, CONF_TEXT, "eval", AT(tokens), 0, "IDS", NULL, NULL, NULL, 0, 0,
      "these token ids, a comma between them, or @FILE; nothing is added to them"},

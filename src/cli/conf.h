@@ -38,7 +38,8 @@ struct conf {
     const char *system, *prompt, *file;
     uint32_t n_tokens;
     bool raw;
-    struct vars vars; /* own; batch, too */
+    struct vars vars;                  /* own; batch, too */
+    const char *grammar, *json_schema; /* files, of which at most one is named; batch, too */
     /* batch */
     const char *input, *output, *order;
     const char *spill;             /* NULL: nowhere */

@@ -1,7 +1,7 @@
 /* The table of subcommands, and nothing that one of them does. */
 #include "src/cli/cmd.h"
 #include "src/cli/conf.h"
-#include "src/cli/json_room.h"
+#include "src/model/json_room.h"
 #include "src/ferry.h"
 
 #include "src/base/err.h"
@@ -29,7 +29,8 @@ static const struct conf_command commands[] = {
      "{\"id\", \"prompt\" or \"messages\", and options}, or OpenAI's batch form. prompt is continued as it is, "
      "messages "
      "go through the model's template. Options: max_tokens, n, temperature, top_p, top_k, min_p, seed, stop, "
-     "ignore_eos, logprobs, penalties, chat_template_kwargs, reasoning_effort; what a request leaves out is taken from "
+     "ignore_eos, logprobs, penalties, chat_template_kwargs, reasoning_effort, response_format (or grammar, "
+     "json_schema); what a request leaves out is taken from "
      "the command line. A line that cannot be read becomes a record with an \"error\". What a model thought before it "
      "answered messages is kept apart, in \"reasoning_content\".\n"
      "With --embed a request is {\"id\", \"input\"}, a text, token ids or a list of such (at most 64), or OpenAI's "

@@ -97,6 +97,18 @@ int talk_set_var(struct talk *t, const char *text)
     return rc;
 }
 
+static int take_grammar(struct talk *t)
+{
+    struct grammars_wish wish;
+    struct text text = {0};
+    int rc = grammars_read(t->conf, &text, &wish);
+
+    if (!rc)
+        rc = grammars_get(&t->grammars, t->engine, &wish, &t->grammar);
+    text_done(&text);
+    return rc;
+}
+
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out)
 {
     struct term_progress progress;
@@ -120,6 +132,9 @@ int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct ta
         return rc;
     ferry_engine_info(out->engine, &out->info);
     stop_watch(out->session);
+    rc = take_grammar(out);
+    if (rc)
+        return rc;
     struct vars vars = {0};
     rc = vars_add(&vars, &conf->vars);
     if (!rc)
@@ -133,13 +148,13 @@ void talk_close(struct talk *t)
     stop_end();
     vars_done(&t->vars);
     ferry_session_free(t->session);
+    grammars_done(&t->grammars);
     ferry_engine_close(t->engine);
     t->session = NULL;
     t->engine = NULL;
 }
 
-int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,
-                size_t *n_tokens)
+int talk_prompt(struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens, size_t *n_tokens)
 {
     struct ferry_chat_opts o = vars_opts(&t->vars);
     char *prompt = NULL;
@@ -148,6 +163,7 @@ int talk_prompt(const struct talk *t, const struct ferry_message *messages, size
     int rc = ferry_chat_prompt(t->engine, messages, n, &o, &prompt);
     if (!rc)
         rc = ferry_tokenize(t->engine, prompt, strlen(prompt), FERRY_TOKENS_SPECIAL, tokens, n_tokens);
+    t->thought = rc ? FERRY_THOUGHT_NONE : ferry_thought_of(t->engine, prompt);
     ferry_free(prompt);
     return rc;
 }
@@ -191,6 +207,7 @@ int talk_feed(struct talk *t, const int32_t *tokens, size_t n)
     /* A Ctrl-C that came when the answer had just ended was for that answer, and was still to be taken. */
     if (rc == FERRY_ERR_CANCEL && !stop_asked())
         rc = feed(t, tokens, n);
+    ferry_session_grammar(t->session, t->grammar, t->thought);
     ferry_session_stats(t->session, &t->fed);
     return rc;
 }
@@ -252,7 +269,11 @@ static int step(struct talk *t, struct ferry_stream *stream, bool shown, struct 
     *ended = false;
     out->n_tokens++;
     rc = ferry_stream_push(stream, token, &piece, &n_bytes);
-    return rc ? rc : take_piece(out, shown, piece, n_bytes);
+    if (!rc)
+        rc = take_piece(out, shown, piece, n_bytes);
+    if (!rc)
+        rc = ferry_session_is_whole(t->session, ended);
+    return rc; /* out->end: by the model, unless it is set */
 }
 
 int talk_reply(struct talk *t, bool shown, struct talk_answer *out)

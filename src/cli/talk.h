@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "src/cli/conf.h"
+#include "src/cli/grammars.h"
 #include "src/cli/text.h"
 #include "src/ferry.h"
 
@@ -19,9 +20,12 @@ struct talk {
     struct ferry_engine *engine;   /* own */
     struct ferry_session *session; /* own */
     struct ferry_info info;
-    struct ferry_stats fed; /* when the prompt had been read, and the answer began */
-    struct vars vars;       /* own: conf's, which a chat may change */
-    uint32_t n_gpu_news;    /* changes of what the GPU computes that were told */
+    struct ferry_stats fed;        /* when the prompt had been read, and the answer began */
+    struct vars vars;              /* own: conf's, which a chat may change */
+    struct grammars grammars;      /* own */
+    struct ferry_grammar *grammar; /* view: of answers; NULL: none */
+    enum ferry_thought thought;    /* of the prompt that talk_prompt made last */
+    uint32_t n_gpu_news;           /* changes of what the GPU computes that were told */
 };
 
 /* The engine's options that conf says; progress (begun by the caller) shows the loading, and must live until the engine is open. */
@@ -29,9 +33,9 @@ struct term_progress;
 struct ferry_engine_opts talk_engine_opts(const struct conf *conf, uint32_t n_ctx, uint32_t n_out,
                                           struct term_progress *progress);
 
-/* Load the model, with progress, and make one session. n_ctx, n_out: as in the engine's options. Signals are watched from here to
- * talk_close. Codes of ferry_engine_open(); of ferry_chat_check(), if conf has variables of a chat template; ERR_CANCEL when the
- * user stopped it. */
+/* Load the model, with progress, and make one session; and the grammar that conf names. n_ctx, n_out: as in the engine's options. Signals
+ * are watched from here to talk_close. Codes of ferry_engine_open(); of ferry_grammar_make(); of ferry_chat_check(), if conf has variables
+ * of a chat template; ERR_CANCEL when the user stopped it. */
 int talk_open(const struct conf *conf, uint32_t n_ctx, uint32_t n_out, struct talk *out);
 void talk_close(struct talk *t); /* takes one whose open failed, too */
 
@@ -39,8 +43,7 @@ void talk_close(struct talk *t); /* takes one whose open failed, too */
 int talk_set_var(struct talk *t, const char *text);
 
 /* Lay the messages out by the model's template and tokenize. *tokens: caller frees with ferry_free. */
-int talk_prompt(const struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens,
-                size_t *n_tokens);
+int talk_prompt(struct talk *t, const struct ferry_message *messages, size_t n, int32_t **tokens, size_t *n_tokens);
 
 /* Make the session hold exactly these tokens: what it shares with them stays, the rest is run, with progress. ERR_LIMIT with the
  * numbers when they leave no room for an answer; the session is then as it was. */

@@ -27,6 +27,8 @@ struct job {
     size_t n_tok, n_given, n_scored, cap_tok;
     struct sample_state sample;
     struct answer answer;
+    struct constraint *constraint; /* held; NULL: none */
+    struct constraint_at at;
     struct embed embed;
     bool normalize;
     int64_t stop_at;        /* somebody waits there for the pages; 0: nowhere */
@@ -103,6 +105,7 @@ void jobs_free(struct job *job)
         return;
     embed_done(&job->embed);
     answer_done(&job->answer);
+    constraint_drop(job->constraint);
     mem_free(job->token);
     mem_free(job);
 }
@@ -206,6 +209,8 @@ static int check_request(const struct jobs *j, const struct jobs_request *r)
         return err(ERR_ARG, "%zu tokens to score of %zu: at least one has to stand before them", r->n_scored, r->n_tok);
     if (r->n_scored && r->pooling != EMBED_NONE)
         return err(ERR_ARG, "a request is either scored or pooled");
+    if (r->constraint && (r->n_scored || r->pooling != EMBED_NONE))
+        return err(ERR_ARG, "a grammar is for answers; this request is %s", r->n_scored ? "scored" : "pooled");
     if (r->n_tok > (size_t)j->n_ctx - (r->pooling == EMBED_NONE))
         return err(ERR_LIMIT, "the prompt takes %zu tokens, the context holds %lld (--ctx N makes it larger)", r->n_tok,
                    (long long)j->n_ctx);
@@ -252,6 +257,8 @@ int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id)
         return rc;
     }
     memcpy(job->token, r->tokens, r->n_tok * sizeof *job->token);
+    job->constraint = constraint_hold(r->constraint);
+    job->at = (struct constraint_at){.thought = r->thought, .ignores_end = r->rules.ignore_end};
     job->id = *id = ++j->last_id;
     job->submit_ns = clock_ns();
     push(&j->waiting, job);
@@ -559,7 +566,7 @@ static bool wants_any_hidden(const struct job *job, const struct sched_seq *s)
 /* How many of the best logits are enough for a job; 0: all are wanted. */
 static int n_top_of(struct jobs *j, const struct job *job)
 {
-    if (job->n_scored || job->answer.rules.n_top >= 0)
+    if (job->n_scored || job->answer.rules.n_top >= 0 || job->constraint)
         return 0;
     sample_put(j->sample, &job->sample);
     return sample_n_top(j->sample, (int64_t)job->n_tok);
@@ -635,6 +642,33 @@ static bool add_token(struct job *job, int32_t token)
     return true;
 }
 
+static int follow(struct job *job)
+{
+    return constraint_follow(job->constraint, &job->at, job->token + job->n_given, job->n_tok - job->n_given);
+}
+
+static int draw_token(struct jobs *j, struct job *job, const struct sample_row *row, int32_t *token)
+{
+    struct constraint_view view = {job->constraint, &job->at};
+    struct sample_filter filter = constraint_filter(&view);
+
+    if (!job->constraint)
+        return sample_draw_row(j->sample, row, job->token, (int64_t)job->n_tok, token);
+    int rc = follow(job);
+    return rc ? rc : sample_draw_allowed(j->sample, row, &filter, job->token, (int64_t)job->n_tok, token);
+}
+
+/* By its grammar nothing may follow: an end token would be all that is left to draw. */
+static void finish_if_whole(struct job *job)
+{
+    int rc = follow(job);
+
+    if (rc < 0 && job->answer.end == ANSWER_GOES_ON)
+        answer_fail(&job->answer, rc);
+    else if (rc == 0 && constraint_is_done(job->constraint, &job->at))
+        answer_finish(&job->answer, ANSWER_STOP);
+}
+
 /* From row `out` of the step's logits. */
 static void draw(struct jobs *j, struct job *job, int out)
 {
@@ -643,7 +677,7 @@ static void draw(struct jobs *j, struct job *job, int out)
 
     exec_row(j->args.exec, out, &row);
     sample_put(j->sample, &job->sample);
-    int rc = sample_draw_row(j->sample, &row, job->token, (int64_t)job->n_tok, &token);
+    int rc = draw_token(j, job, &row, &token);
     sample_get(j->sample, &job->sample);
     if (rc == 0 && !add_token(job, token))
         rc = err(ERR_NOMEM, "an answer of %zu tokens", job->n_tok);
@@ -653,6 +687,8 @@ static void draw(struct jobs *j, struct job *job, int out)
     }
     j->stats.n_drawn++;
     answer_take(&job->answer, token, row.logit, j->args.n_vocab);
+    if (job->constraint && (job->answer.end == ANSWER_GOES_ON || job->answer.end == ANSWER_LENGTH))
+        finish_if_whole(job);
     if (job->answer.end == ANSWER_GOES_ON && (int64_t)job->n_tok >= j->n_ctx)
         answer_finish(&job->answer, ANSWER_CONTEXT);
 }

@@ -12,6 +12,7 @@
 
 #include "src/plan/plan.h"
 #include "src/run/answer.h"
+#include "src/run/constraint.h"
 #include "src/run/embed.h"
 #include "src/run/sample.h"
 #include "src/run/ways.h"
@@ -43,6 +44,8 @@ struct jobs_request {
     bool normalize;
     struct answer_rules rules;
     struct sample_opts sample;
+    struct constraint *constraint; /* held; NULL: any token may come */
+    enum constraint_thought thought;
 };
 
 /* ERR_NOMEM, ERR_IO (spill_dir), ERR_UNSUPPORTED (spill_dir for a model with sliding windows or recurrent layers). */
@@ -50,8 +53,8 @@ int jobs_open(const struct jobs_args *args, struct jobs **out);
 void jobs_close(struct jobs *j); /* takes NULL; what waits and runs is dropped */
 
 /* Put a request at the end of those who wait. *id is never 0, and rises. ERR_ARG (empty prompt, a token outside the vocabulary,
- * sampler options, both to be scored and pooled), ERR_LIMIT (longer than a sequence can be, with one position for the answer
- * unless it is pooled), ERR_NOMEM. */
+ * sampler options, both to be scored and pooled, a grammar for what is not drawn), ERR_LIMIT (longer than a sequence can be, with one
+ * position for the answer unless it is pooled), ERR_NOMEM. */
 int jobs_submit(struct jobs *j, const struct jobs_request *r, uint64_t *id);
 
 /* Drop a request that waits or runs, or its finished answer. false: there is none of that id. */

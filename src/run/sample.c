@@ -490,24 +490,11 @@ int sample_n_top(const struct sample *s, int64_t n_history)
     return n > DEVICE_MAX_TOP_K - n_seen || 2 * (n + n_seen) >= s->n_vocab ? 0 : (int)(n + n_seen);
 }
 
-int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history,
-                    int32_t *token)
+/* Candidates that are there already: cuts, temperature, draw. */
+static int32_t draw_gathered(struct sample *s)
 {
     const struct sample_opts *o = &s->opts;
-    struct sample_row from = *row;
 
-    if (has_penalties(o)) {
-        penalize(s, row, history, n_history);
-        from.logit = s->logit;
-    }
-    if (o->temperature == 0)
-        return draw_greedy(s, &from, token);
-    if (o->top_k)
-        gather_best(s, &from, o->top_k);
-    else
-        gather(s, &from, -INFINITY, false);
-    if (!s->n)
-        return no_candidate(&from);
     if (o->top_k)
         cut_top_k(s, o->top_k);
     if (o->top_p < 1 || o->min_p > 0)
@@ -517,7 +504,118 @@ int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_
     if (o->min_p > 0)
         cut_min_p(s, o->min_p);
     weigh(s, o->temperature);
-    *token = draw_weighted(s);
+    return draw_weighted(s);
+}
+
+/* The row with penalties, in s->logit; or as it is. */
+static struct sample_row penalized(struct sample *s, const struct sample_row *row, const int32_t *history,
+                                   int64_t n_history)
+{
+    struct sample_row from = *row;
+
+    if (has_penalties(&s->opts)) {
+        penalize(s, row, history, n_history);
+        from.logit = s->logit;
+    }
+    return from;
+}
+
+int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history,
+                    int32_t *token)
+{
+    const struct sample_opts *o = &s->opts;
+    struct sample_row from = penalized(s, row, history, n_history);
+
+    if (o->temperature == 0)
+        return draw_greedy(s, &from, token);
+    if (o->top_k)
+        gather_best(s, &from, o->top_k);
+    else
+        gather(s, &from, -INFINITY, false);
+    if (!s->n)
+        return no_candidate(&from);
+    *token = draw_gathered(s);
+    return 0;
+}
+
+/* ---- of allowed tokens alone ---- */
+
+/* Drop candidates that are not allowed. */
+static int keep_allowed(struct sample *s, const struct sample_filter *filter)
+{
+    int n = 0;
+
+    s->max = -INFINITY;
+    for (int i = 0; i < s->n; i++) {
+        int rc = filter->allows(filter->arg, s->id[i]);
+        if (rc < 0)
+            return rc;
+        if (!rc)
+            continue;
+        s->max = s->logit[i] > s->max ? s->logit[i] : s->max;
+        s->id[n] = s->id[i];
+        s->logit[n++] = s->logit[i];
+    }
+    s->n = n;
+    return 0;
+}
+
+static void gather_marked(struct sample *s, const struct sample_row *row, const uint64_t *bits)
+{
+    int n = 0;
+
+    s->max = -INFINITY;
+    for (int at = 0; at < row->n; at += 64)
+        for (uint64_t left = bits[at / 64]; left; left &= left - 1) {
+            int i = at + __builtin_ctzll(left);
+            if (i >= row->n || !isfinite(row->logit[i]))
+                continue;
+            s->id[n] = i;
+            s->logit[n++] = row->logit[i];
+            s->max = row->logit[i] > s->max ? row->logit[i] : s->max;
+        }
+    s->n = n;
+}
+
+/* Candidates that are at least as good as some logit are an upper part of all. If `want` of it are allowed, the best `want` allowed ones
+ * are among them; otherwise all have to be asked for. */
+static int gather_allowed(struct sample *s, const struct sample_row *row, const struct sample_filter *filter,
+                          const int32_t *history, int64_t n_history)
+{
+    enum { MORE = 64, MANY = 1024 };
+    const int want = s->opts.temperature == 0 ? 1 : s->opts.top_k;
+    struct sample_row from = penalized(s, row, history, n_history);
+    const uint64_t *bits;
+
+    if (want > 0 && want <= MANY) {
+        gather_best(s, &from, want + MORE);
+        int rc = s->n <= 4 * (want + MORE) ? keep_allowed(s, filter) : 0;
+        if (rc < 0 || (s->n >= want && s->n <= 4 * (want + MORE)))
+            return rc;
+        from = penalized(s, row, history, n_history); /* candidates were put in its place */
+    }
+    int rc = filter->all(filter->arg, &bits);
+    if (rc == 0)
+        gather_marked(s, &from, bits);
+    return rc;
+}
+
+int sample_draw_allowed(struct sample *s, const struct sample_row *row, const struct sample_filter *filter,
+                        const int32_t *history, int64_t n_history, int32_t *token)
+{
+    int best = 0, rc = gather_allowed(s, row, filter, history, n_history);
+
+    if (rc < 0)
+        return rc;
+    if (!s->n)
+        return err(ERR_STATE, "of %d tokens none that may come next has a finite logit", s->n_vocab);
+    if (s->opts.temperature > 0) {
+        *token = draw_gathered(s);
+        return 0;
+    }
+    while (s->logit[best] != s->max)
+        best++;
+    *token = s->id[best];
     return 0;
 }
 

@@ -68,6 +68,19 @@ int sample_n_top(const struct sample *s, int64_t n_history);
 int sample_draw_row(struct sample *s, const struct sample_row *row, const int32_t *history, int64_t n_history,
                     int32_t *token);
 
+/* Which tokens may be drawn. */
+struct sample_filter {
+    int (*allows)(void *arg, int32_t id); /* 1: this one, 0: not; or a negative code */
+    int (*all)(void *arg,
+               const uint64_t **bits); /* all at once: bit id % 64 of word id / 64; view; or a negative code */
+    void *arg;
+};
+
+/* The same from a row of all logits, as if it held those of allowed tokens alone: penalties, cuts and temperature see no others. The best
+ * are asked about first, and all only where those do not settle it. ERR_STATE: no allowed token has a finite logit; codes of the filter. */
+int sample_draw_allowed(struct sample *s, const struct sample_row *row, const struct sample_filter *filter,
+                        const int32_t *history, int64_t n_history, int32_t *token);
+
 /* The same from all logits (n_vocab). */
 int sample_draw(struct sample *s, const float *logits, const int32_t *history, int64_t n_history, int32_t *token);
 

@@ -23,7 +23,10 @@ struct session {
     size_t n_drawn_pending; /* of the pending tokens, how many (the first ones) were drawn: 0 or 1 */
     float *logits;          /* own: (n_vocab) of the last token */
     bool fresh;
-    int cancel; /* written by session_cancel, read by exec */
+    struct constraint *constraint; /* held; NULL: any token may come */
+    struct constraint_at at;
+    size_t answer; /* which token its answer begins with */
+    int cancel;    /* written by session_cancel, read by exec */
     struct session_stats stats;
 };
 
@@ -70,6 +73,7 @@ void session_free(struct session *s)
     mem_free(s->tokens);
     batch_done(&s->batch);
     sample_free(s->sample);
+    constraint_drop(s->constraint);
     mem_free(s);
 }
 
@@ -119,6 +123,8 @@ static bool take_cancel(struct session *s)
 static int give_up(struct session *s, int rc)
 {
     s->n_tokens = (size_t)cache_len(s->seq);
+    s->answer = s->answer < s->n_tokens ? s->answer : s->n_tokens;
+    s->at.is_known = false;
     s->n_drawn_pending = 0;
     s->fresh = false;
     __atomic_store_n(&s->cancel, 0, __ATOMIC_RELAXED);
@@ -238,6 +244,28 @@ int session_logits(struct session *s, const int32_t *tokens, size_t n, bool prom
     return session_each_logits(s, tokens, n, prompt, copy_rows, &(struct copy){out, (size_t)s->args.n_vocab});
 }
 
+static int follow(struct session *s)
+{
+    return constraint_follow(s->constraint, &s->at, s->tokens + s->answer, s->n_tokens - s->answer);
+}
+
+static int draw(struct session *s, const struct sample_row *row, int32_t *token)
+{
+    struct constraint_view view = {s->constraint, &s->at};
+    struct sample_filter filter = constraint_filter(&view);
+
+    if (!s->constraint)
+        return sample_draw_row(s->sample, row, s->tokens, (int64_t)s->n_tokens, token);
+    int rc = follow(s);
+    return rc ? rc : sample_draw_allowed(s->sample, row, &filter, s->tokens, (int64_t)s->n_tokens, token);
+}
+
+/* How many of the best logits settle the next draw; 0: it wants all. Where nothing can be drawn they are kept, not run again each time. */
+static int n_top_of(const struct session *s)
+{
+    return s->n_tokens < s->n_ctx && !s->constraint ? sample_n_top(s->sample, (int64_t)s->n_tokens) : 0;
+}
+
 int session_step(struct session *s, int32_t *token)
 {
     struct sample_row row = {.n = s->args.n_vocab, .logit = s->logits};
@@ -249,8 +277,7 @@ int session_step(struct session *s, int32_t *token)
     if (!s->fresh) {
         if (n_pending(s) == 0) /* run, but its logits are gone: run the last one again */
             cache_truncate(s->seq, (int64_t)s->n_tokens - 1);
-        /* Where nothing can be drawn the logits are kept, not run again each time. */
-        int n_top = s->n_tokens < s->n_ctx ? sample_n_top(s->sample, (int64_t)s->n_tokens) : 0;
+        int n_top = n_top_of(s);
         int rc = run_pending(s, true, false, n_top, NULL, NULL);
         if (rc < 0)
             return rc;
@@ -259,7 +286,7 @@ int session_step(struct session *s, int32_t *token)
     }
     if (s->n_tokens == s->n_ctx)
         return err(ERR_LIMIT, "the context is full: %zu tokens", s->n_ctx);
-    int rc = sample_draw_row(s->sample, &row, s->tokens, (int64_t)s->n_tokens, token);
+    int rc = draw(s, &row, token);
     if (rc < 0)
         return rc;
     s->tokens[s->n_tokens++] = *token;
@@ -289,6 +316,9 @@ int session_truncate(struct session *s, size_t n)
     s->n_tokens = n;
     s->n_drawn_pending = 0;
     s->fresh = false;
+    if (n < s->answer)
+        s->answer = n;
+    s->at.is_known = false;
     return 0;
 }
 
@@ -303,6 +333,7 @@ int session_fork(const struct session *s, struct session **out)
     f->sample = NULL;
     f->tokens = NULL;
     f->logits = NULL;
+    f->constraint = constraint_hold(s->constraint);
     f->cancel = 0;
     memset(&f->batch, 0, sizeof f->batch);
     memset(&f->stats, 0, sizeof f->stats);
@@ -330,6 +361,23 @@ int session_fork(const struct session *s, struct session **out)
 int session_sample(struct session *s, const struct sample_opts *opts)
 {
     return sample_reset(s->sample, opts);
+}
+
+void session_constrain(struct session *s, struct constraint *c, enum constraint_thought thought)
+{
+    constraint_hold(c);
+    constraint_drop(s->constraint);
+    s->constraint = c;
+    s->at = (struct constraint_at){.thought = thought};
+    s->answer = s->n_tokens;
+}
+
+int session_is_whole(struct session *s, bool *out)
+{
+    int rc = s->constraint ? follow(s) : 0;
+
+    *out = !rc && s->constraint && constraint_is_done(s->constraint, &s->at);
+    return rc;
 }
 
 void session_cancel(struct session *s)

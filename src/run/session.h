@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "src/plan/plan.h"
+#include "src/run/constraint.h"
 #include "src/run/sample.h"
 
 #ifdef __cplusplus
@@ -65,6 +66,14 @@ int session_truncate(struct session *s, size_t n);
 int session_fork(const struct session *s, struct session **out);
 
 int session_sample(struct session *s, const struct sample_opts *opts); /* ERR_ARG */
+
+/* From here on the session's tokens are an answer that a grammar holds for; tokens that are appended belong to it. c is held, in place
+ * of an earlier one; NULL: nothing holds. */
+void session_constrain(struct session *s, struct constraint *c, enum constraint_thought thought);
+
+/* Is the answer whole by its grammar, so that nothing but an end token can come? ERR_ARG: a token that was appended does not fit;
+ * ERR_LIMIT, ERR_NOMEM. */
+int session_is_whole(struct session *s, bool *out);
 
 /* Make the running, or else the next, append, logits or step return ERR_CANCEL soon. Safe in a signal handler; any thread. */
 void session_cancel(struct session *s);

@@ -1,7 +1,7 @@
 /* jansson's memory comes from base/mem, so that it is counted (MEM_OTHER), tests can make it run out, and text that is no JSON is not
  * mixed up with text for which there was no memory: jansson says the same of both. */
-#ifndef FERRY_CLI_JSON_ROOM_H
-#define FERRY_CLI_JSON_ROOM_H
+#ifndef FERRY_MODEL_JSON_ROOM_H
+#define FERRY_MODEL_JSON_ROOM_H
 
 #include <jansson.h>
 #include <stddef.h>
