@@ -297,8 +297,8 @@ struct cu_mat_args {
     /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
     struct cu_mat_more more[CU_MAT_MORE];
     int n_more;
-    /* Not 0: instead of one dense matrix so many, w_head bytes apart, each with n_place places: those of matrix h are h, h + n_heads, .., of a
-     * tile `skip` = n_heads - 1 lie between two. Where x's rows are the same for all matrices x_div is n_heads. */
+    /* Not 0: instead of one dense matrix so many, w_head bytes apart, each with n_place places: those of matrix h are h, h + n_heads, ..,
+     * so that `skip` = n_heads - 1 lie between two of a tile. Where x's rows are the same for all matrices x_div is n_heads. */
     int n_heads, skip;
     uint64_t w_head;
     /* Of quantized types: the card. Where tile_tok is 1 and the type reads codes of blocks of 256, x may be floats that each block codes
