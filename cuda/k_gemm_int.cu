@@ -95,7 +95,7 @@ static __device__ inline void fetch_x(const struct cu_mat_args *a, const struct 
 {
     for (int i = (int)threadIdx.x; i < TOK * GROUPS; i += THREADS) {
         int t = i / GROUPS, g = i % GROUPS, at = first + g;
-        const char *x = static_cast<const char *>(cu_x_of(a, k->first + (t < k->n ? t : 0)));
+        const char *x = static_cast<const char *>(cu_x_of(a, cu_nth_place(a, k->first, t < k->n ? t : 0)));
         uint32_t codes[8];
         if (g >= n)
             continue;
@@ -277,7 +277,7 @@ static __device__ inline void put_tile(const struct cu_mat_args *a, const struct
             for (int i = 0; i < 4; i++) {
                 int row = (int)blockIdx.x * ROWS + p->lane_row + 16 * m + i / 2 * 8, tok = p->lane_tok + 8 * n + i % 2;
                 if (row < k->n_rows && tok < k->n)
-                    cu_put(a, k, k->first + tok, row, t->acc[m][n][i]);
+                    cu_put(a, k, cu_nth_place(a, k->first, tok), row, t->acc[m][n][i]);
             }
         }
     }

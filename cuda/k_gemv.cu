@@ -527,10 +527,10 @@ static __device__ inline void multiply_stage(const struct gemv_args *a, const st
             put<TYPE>(a, &stage->label, l->dst, row, *acc);
     } else {
         for (int i = 0; i < l->n; i++) {
-            const int further = cu_place_of(&a->m, l->place + i) - cu_place_of(&a->m, l->place);
+            const int further = cu_place_of(&a->m, cu_nth_place(&a->m, l->place, i)) - cu_place_of(&a->m, l->place);
             cu_syncwarp(); /* nobody reads the last place's terms any more */
             if (i)
-                load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, l->place + i), x);
+                load_x<TYPE>(a, mine, l->chunk, cu_x_of(&a->m, cu_nth_place(&a->m, l->place, i)), x);
             float sum = multiply<TYPE>(a, mine, rows, l->chunk, x, w->terms, l->chunk ? w->sums[32 * i] : 0.0f, &row);
             w->sums[32 * i] = sum;
             if (is_last)

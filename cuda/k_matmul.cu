@@ -54,7 +54,7 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
         w[r] = reinterpret_cast<const typename type::word *>(k.w + (uint64_t)row * a.w_stride);
     }
     for (int tok = 0; tok < k.n; tok++) {
-        const float *x = static_cast<const float *>(cu_x_of(&a, k.first + tok));
+        const float *x = static_cast<const float *>(cu_x_of(&a, cu_nth_place(&a, k.first, tok)));
         float acc[FLOAT_ROWS] = {};
         int c = lane;
         for (; c + 16 * (AT_ONCE - 1) < (int)a.n_cols; c += 16 * AT_ONCE)
@@ -64,7 +64,7 @@ template <int TYPE> static __global__ void gemv_float(const struct cu_mat_args a
         for (int r = 0; r < FLOAT_ROWS; r++) {
             acc[r] = cu_tree16_shfl(acc[r]);
             if (lane == 0 && first + r < k.n_rows)
-                cu_put(&a, &k, k.first + tok, first + r, acc[r]);
+                cu_put(&a, &k, cu_nth_place(&a, k.first, tok), first + r, acc[r]);
         }
     }
 }
@@ -130,7 +130,7 @@ template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_ar
                 bring_all<TYPE>(next + at, n, shared + FEW_STRIDE);
             }
             cu_await(); /* weights are there before any kernel of the call */
-            bring_all<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, k.first + tok)) + at, n, x);
+            bring_all<QUANT_F32>(static_cast<const float *>(cu_x_of(&a, cu_nth_place(&a, k.first, tok))) + at, n, x);
             __syncthreads();
             if (mine < 2)
                 acc = cu_lane_dot(shared + mine * FEW_STRIDE, x, lane, n, acc);
@@ -140,7 +140,7 @@ template <int TYPE> static __global__ void gemv_float_few(const struct cu_mat_ar
             continue;
         acc = cu_tree16_shfl(acc);
         if (lane == 0 && mine < n_rows)
-            cu_put(&a, &k, k.first + tok, first + mine, acc);
+            cu_put(&a, &k, cu_nth_place(&a, k.first, tok), first + mine, acc);
     }
 }
 

@@ -345,11 +345,10 @@ struct cu_mat_args {
     /* But for cu_gemm: products of the same rows with further matrices of equal type, columns and stride; of an expert: with its next. */
     struct cu_mat_more more[CU_MAT_MORE];
     int n_more;
-    /* Not 0: instead of one dense matrix so many, w_head bytes apart, each with n_place places, whose rows of dst lie n_heads apart, and so
-     * those of x, or is_x_shared: they are the same for all. */
-    int n_heads;
+    /* Not 0: instead of one dense matrix so many, w_head bytes apart, each with n_place places: those of matrix h are h, h + n_heads, ..,
+     * so that `skip` = n_heads - 1 lie between two of a tile. Where x's rows are the same for all matrices x_div is n_heads. */
+    int n_heads, skip;
     uint64_t w_head;
-    bool is_x_shared;
     /* Of quantized types: the card. Where tile_tok is 1 and the type reads codes of blocks of 256, x may be floats that each block codes
      * itself: code.n_rows of them, one for all places or one for each; 0: x is coded. And an expert's gate and up, which then go to the
      * same dst, may become act(gate) * up, where both begin as far behind a multiple of 16 bytes. */

@@ -68,11 +68,15 @@ static __device__ inline struct cu_work cu_work_at(const struct cu_mat_args *a, 
         expert = a->ids[tile];
         k.n = 1;
     } else {
-        const int head_tiles = (a->n_place + a->tile_tok - 1) / a->tile_tok, head = a->n_heads ? tile / head_tiles : 0;
-        const int at = (tile - head * head_tiles) * a->tile_tok;
-        k.w += head * a->w_head;
-        k.first = head * a->n_place + at;
-        k.n = a->n_place - at < k.n ? a->n_place - at : k.n;
+        if (a->n_heads) {
+            const int head_tiles = (a->n_place + a->tile_tok - 1) / a->tile_tok, head = tile / head_tiles;
+            k.w += head * a->w_head;
+            k.first -= head * head_tiles * a->tile_tok;
+            k.n = a->n_place - k.first < k.n ? a->n_place - k.first : k.n;
+            k.first = k.first * a->n_heads + head;
+        } else if (k.first + k.n > a->n_place) {
+            k.n = a->n_place - k.first;
+        }
     }
     if (expert >= 0) {
         const struct cu_stack s = which ? a->stack[1] : a->stack[0];
@@ -103,16 +107,15 @@ static __device__ inline struct cu_work cu_work_of(const struct cu_mat_args *a)
     return cu_work_at(a, (int)blockIdx.y, (int)blockIdx.z);
 }
 
-/* Places come head by head, rows place by place. */
-static __device__ inline int cu_row_of_head(const struct cu_mat_args *a, int place, bool is_shared)
+/* Number i of a tile's places. */
+static __device__ inline int cu_nth_place(const struct cu_mat_args *a, int first, int i)
 {
-    int head = place / a->n_place, row = place - head * a->n_place;
-    return is_shared ? row : row * a->n_heads + head;
+    return first + i + i * a->skip;
 }
 
 static __device__ inline const void *cu_x_of(const struct cu_mat_args *a, int place)
 {
-    int row = a->x_row ? a->x_row[place] : a->n_heads ? cu_row_of_head(a, place, a->is_x_shared) : place;
+    int row = a->x_row ? a->x_row[place] : place;
     return static_cast<const char *>(a->x) + (uint64_t)(a->x_div ? row / a->x_div : row) * a->x_stride;
 }
 
@@ -126,7 +129,7 @@ static __device__ inline float cu_finished(float scale, const float *bias, int r
 /* The row of dst. */
 static __device__ inline int cu_place_of(const struct cu_mat_args *a, int place)
 {
-    return a->dst_row ? a->dst_row[place] : a->n_heads ? cu_row_of_head(a, place, false) : place;
+    return a->dst_row ? a->dst_row[place] : place;
 }
 
 static __device__ inline float *cu_dst_of(const struct cu_mat_args *a, const struct cu_work *k, int place, int row)

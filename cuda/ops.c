@@ -671,7 +671,8 @@ static cudaError_t heads_of_rows(const struct ops_run *r, const struct op *op, i
         struct cu_mat_args m = mat_of(r, op, i, first, n);
         m.n_heads = op->p.heads.n_head;
         m.w_head = op->w[i]->stride[2];
-        m.is_x_shared = op->p.heads.is_shared;
+        m.skip = m.n_heads - 1;
+        m.x_div = op->p.heads.is_shared ? m.n_heads : 0;
         m.dst_stride = op->dst[i]->ne[0] / m.n_heads;
         m.tile_tok = ops_tile_tok(n, n, 1);
         if (form_of(op->w[i]) == QUANT_ACT_F32 && m.tile_tok > CU_GEMV_TOK)

@@ -368,7 +368,7 @@ START_TEST(shapes_have_the_bytes_of_the_files)
         model_close(m);
     }
     fclose(f);
-    ck_assert_int_eq(n, 9);
+    ck_assert_int_eq(n, 13);
     ck_assert_ptr_null(shape_find("no-such-shape"));
 }
 END_TEST

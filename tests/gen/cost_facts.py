@@ -186,6 +186,30 @@ def shape_bytes(layers, d, heads, kv, head, experts, used, ff, vocab, kind, lead
     return dense_bytes, expert_bytes
 
 
+# layers, embd, heads, ranks of queries and of keys and values, rotated and other values of a head, those it gives, experts, ff, shared ones, vocab,
+# layers without experts, their ff, a bias of the choice
+LATENT = {"deepseek-v2-lite": (27, 2048, 16, 0, 512, 64, 128, 128, 64, 1408, 2, 102400, 1, 10944, 0),
+          "deepseek-v3": (61, 7168, 128, 1536, 512, 64, 128, 128, 256, 2048, 1, 129280, 3, 18432, 1),
+          "kimi-k2": (61, 7168, 64, 1536, 512, 64, 128, 128, 384, 2048, 1, 163840, 1, 18432, 1),
+          "glm-4.7-flash": (47, 2048, 20, 768, 512, 64, 192, 256, 64, 1536, 1, 154880, 1, 10240, 1)}
+
+
+def latent_bytes(layers, d, heads, q_rank, rank, rot, nope, v, experts, ff, shared, vocab, lead, lead_ff, bias):
+    q = heads * (nope + rot)
+    dense_bytes, expert_bytes = nbytes("Q4_K", d, vocab) + nbytes("Q6_K", d, vocab) + 4 * d, 0
+    for i in range(layers):
+        high = "Q6_K" if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2 else "Q4_K"
+        dense_bytes += nbytes("Q4_K", d, q_rank) + 4 * q_rank + nbytes("Q4_K", q_rank, q) if q_rank else nbytes("Q4_K", d, q)
+        dense_bytes += nbytes("Q4_K", d, rank + rot) + 4 * rank + fitting("Q4_K", nope, heads * rank) + nbytes(high, rank, heads * v)
+        dense_bytes += nbytes("Q4_K", heads * v, d) + 4 * 2 * d
+        if i < lead:
+            dense_bytes += 2 * nbytes("Q4_K", d, lead_ff) + fitting(high, lead_ff, d)
+            continue
+        expert_bytes += experts * (2 * nbytes("Q4_K", d, ff) + fitting(high, ff, d))
+        dense_bytes += 4 * experts * (d + bias) + 2 * nbytes("Q4_K", d, shared * ff) + fitting(high, shared * ff, d)
+    return dense_bytes, expert_bytes
+
+
 def main():
     out = sys.argv[1]
     facts = {"token": token(1), "token_hits_25": token(0.25), "prompt_512": prompt(512, 1), "prompt_512_hits_25": prompt(512, 0.25),
@@ -201,6 +225,7 @@ def main():
         f.writelines("%s %.17g\n" % x for x in facts.items())
     with open(os.path.join(out, "shapes.txt"), "w") as f:
         f.writelines("%s %d %d\n" % ((name,) + shape_bytes(*x)) for name, x in SHAPES.items())
+        f.writelines("%s %d %d\n" % ((name,) + latent_bytes(*x)) for name, x in LATENT.items())
 
 
 main()
