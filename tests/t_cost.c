@@ -384,6 +384,48 @@ START_TEST(every_shape_opens_or_names_what_is_lacking)
 }
 END_TEST
 
+/* ---- records ---- */
+
+/* Of Qwen3-Next-80B-A3B 36 layers are recurrent: 3 rows of 8192 inputs and 32 heads of 128 x 128 floats each. */
+#define RECORD_BYTES (36 * (3 * 8192 + 32 * 128 * 128) * (uint64_t)4)
+
+/* Memory and time for records are in the plan, whatever the context. */
+START_TEST(records_cost_nothing)
+{
+    struct plan_opts wish = {.n_ctx = 1024, .n_seq = 2, .io = PLAN_IO_URING};
+    struct plan_in hybrid = {.machine = &machine, .opts = &wish, .cpu = &device};
+    struct cost_step step, without;
+    struct model *m;
+    struct plan p, longer;
+    char *text;
+
+    ck_assert_int_eq(shape_open(shape_find("qwen3-next-80b-a3b"), &m), 0);
+    hybrid.model = m;
+    ck_assert_msg(plan_make(&hybrid, &p) == 0, "%s", err_text());
+    ck_assert_uint_eq(p.record_bytes, (6 * RECORD_BYTES + 4095) / 4096 * 4096);
+    uint64_t sum = p.dense_bytes + p.expert_bytes + p.kv_bytes + p.record_bytes + p.scratch_bytes;
+    ck_assert_uint_eq(p.total_bytes, sum + p.stage_bytes + p.meta_bytes + p.trace_bytes);
+    ck_assert_int_eq(plan_explain(&p, &hybrid, &text), 0);
+    ck_assert_ptr_nonnull(strstr(text, "recurrent state"));
+    ck_assert_ptr_nonnull(strstr(text, "6 records of 2 sessions"));
+    mem_free(text);
+    wish.n_ctx = 4096;
+    ck_assert_int_eq(plan_make(&hybrid, &longer), 0);
+    ck_assert_uint_eq(longer.record_bytes, p.record_bytes);
+    ck_assert_uint_gt(longer.kv_bytes, p.kv_bytes);
+    NEAR(cost_record_bytes(m, &p, PLAN_MAIN), 2.0 * RECORD_BYTES);
+    machine.kernels[QUANT_Q5_K] = (struct machine_kernel){7e9, 90e9, 160e9, 0};
+    ck_assert_int_eq(cost_batch_step(&hybrid, &p, 10, &step), 0);
+    machine.mem_bytes_per_s = 1e30;
+    ck_assert_int_eq(cost_batch_step(&hybrid, &p, 10, &without), 0);
+    NEAR(step.dense_s - without.dense_s, 2 * 2.0 * 36 * 32 * 128 * 128 * 4 / 20e9);
+    wish.n_seq = 100;
+    ck_assert_int_eq(plan_make(&hybrid, &p), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "recurrent state 22."));
+    model_close(m);
+}
+END_TEST
+
 /* ---- tune ---- */
 
 static struct tune seen(const struct plan *p, double s, double wait_s, double bytes)
@@ -490,6 +532,7 @@ int main(void)
     tcase_add_test(t, gpu_holds_what_fits_and_no_more);
     tcase_add_test(t, shapes_have_the_bytes_of_the_files);
     tcase_add_test(t, every_shape_opens_or_names_what_is_lacking);
+    tcase_add_test(t, records_cost_nothing);
     tcase_add_test(t, review_names_what_was_off);
     tcase_add_test(t, too_little_work_is_no_review);
     tcase_add_test(t, no_memory_leaks_nothing);

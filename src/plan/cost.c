@@ -84,8 +84,8 @@ double cost_op_units(const struct op *op, double n_rows, double pos)
         return n_rows * (double)op->src[0]->ne[0];
     case OP_CONV:
         return n_rows * (double)(op->w[0]->ne[0] * op->w[0]->ne[1]);
-    case OP_DELTA_NET: /* S is gone through twice for each row */
-        return 2 * n_rows * op->p.delta.head_dim_k * (double)op->dst[0]->ne[0];
+    case OP_DELTA_NET: /* S is read twice and written once for each row, as much as ADD does for a value */
+        return n_rows * op->p.delta.head_dim_k * (double)op->dst[0]->ne[0];
     default:
         return n_rows * (double)op->dst[0]->ne[0];
     }

@@ -229,25 +229,34 @@ uint64_t plan_must_fit_bytes(const struct plan *p)
     return p->io == PLAN_IO_MMAP ? p->total_bytes - p->dense_bytes - p->expert_bytes : p->total_bytes;
 }
 
+const char *plan_say_records(uint64_t record_bytes, char *out, size_t out_bytes)
+{
+    char bytes[32];
+
+    snprintf(out, out_bytes, "%s%s", record_bytes ? ", recurrent state " : "",
+             record_bytes ? size_format(record_bytes, bytes, sizeof bytes) : "");
+    return out;
+}
+
 int plan_refuse(const struct plan *p, const struct plan_in *in)
 {
     if (p->has_gpu && p->gpu.total_bytes > p->gpu.budget_bytes)
         return plan_gpu_refuse(p, in);
 
-    char b[7][32];
+    char b[7][32], records[64];
     const char *mapped = p->io == PLAN_IO_MMAP ? " (mapped: not counted)" : "";
     uint64_t need_bytes = plan_must_fit_bytes(p);
 
-    return err(ERR_LIMIT,
-               "%s does not fit: %s wanted, %s allowed, %s too much. Weights %s%s, KV cache %s (%" PRIu32
-               " positions x %" PRIu32 "), scratch %s, reading, tables and traces %s",
-               in->model->name, size_format(need_bytes, b[0], sizeof b[0]),
-               size_format(p->budget_bytes, b[1], sizeof b[1]),
-               size_format(need_bytes - p->budget_bytes, b[2], sizeof b[2]),
-               size_format(p->dense_bytes + p->expert_bytes, b[3], sizeof b[3]), mapped,
-               size_format(p->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
-               size_format(p->scratch_bytes, b[5], sizeof b[5]),
-               size_format(p->stage_bytes + p->meta_bytes + p->trace_bytes, b[6], sizeof b[6]));
+    return err(
+        ERR_LIMIT,
+        "%s does not fit: %s wanted, %s allowed, %s too much. Weights %s%s, KV cache %s (%" PRIu32
+        " positions x %" PRIu32 ")%s, scratch %s, reading, tables and traces %s",
+        in->model->name, size_format(need_bytes, b[0], sizeof b[0]), size_format(p->budget_bytes, b[1], sizeof b[1]),
+        size_format(need_bytes - p->budget_bytes, b[2], sizeof b[2]),
+        size_format(p->dense_bytes + p->expert_bytes, b[3], sizeof b[3]), mapped,
+        size_format(p->kv_bytes, b[4], sizeof b[4]), p->n_ctx, p->n_seq,
+        plan_say_records(p->record_bytes, records, sizeof records), size_format(p->scratch_bytes, b[5], sizeof b[5]),
+        size_format(p->stage_bytes + p->meta_bytes + p->trace_bytes, b[6], sizeof b[6]));
 }
 
 /* ---- choices ---- */

@@ -321,19 +321,19 @@ int plan_gpu_refuse(const struct plan *p, const struct plan_in *in)
 {
     const struct plan_gpu *g = &p->gpu;
     int n_layers = in->model->hp.n_layer - (int)g->first_layer;
-    char b[7][32];
+    char b[7][32], records[64];
 
     return err(ERR_LIMIT,
                "%s does not fit GPU %" PRIu32
                ", even with all experts elsewhere and no more than %d layer%s there: %s wanted, "
                "%s allowed, %s too much. Dense weights %s, KV cache %s (%" PRIu32 " positions x %" PRIu32
-               "), scratch %s, driver and tables %s",
+               ")%s, scratch %s, driver and tables %s",
                in->model->name, g->number, n_layers, n_layers == 1 ? "" : "s",
                size_format(g->total_bytes, b[0], sizeof b[0]), size_format(g->budget_bytes, b[1], sizeof b[1]),
                size_format(g->total_bytes - g->budget_bytes, b[2], sizeof b[2]),
                size_format(g->dense_bytes, b[3], sizeof b[3]), size_format(g->kv_bytes, b[4], sizeof b[4]), p->n_ctx,
-               p->n_seq, size_format(g->scratch_bytes, b[5], sizeof b[5]),
-               size_format(g->own_bytes, b[6], sizeof b[6]));
+               p->n_seq, plan_say_records(g->record_bytes, records, sizeof records),
+               size_format(g->scratch_bytes, b[5], sizeof b[5]), size_format(g->own_bytes, b[6], sizeof b[6]));
 }
 
 /* ---- what fits ---- */

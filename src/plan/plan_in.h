@@ -21,6 +21,8 @@ uint64_t plan_kv_bytes(const struct kv_shape *shape, const struct plan *p);
 uint64_t plan_kv_host_bytes(const struct kv_shape *shape, const struct plan *p);
 /* Of all sequences' records of recurrent layers, of so many bytes each. */
 uint64_t plan_record_bytes(uint64_t record_bytes, const struct plan *p);
+/* What a refusal says of them; "" for 0. */
+const char *plan_say_records(uint64_t record_bytes, char *out, size_t out_bytes);
 
 /* What the budget has to hold: mapped weights do not count. */
 uint64_t plan_must_fit_bytes(const struct plan *p);
