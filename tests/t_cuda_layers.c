@@ -227,6 +227,23 @@ START_TEST(lifted_layers_change_bits)
 }
 END_TEST
 
+/* Records of the CPU's layers are the host's: no plan has those lifted. */
+START_TEST(records_of_the_host_are_lifted)
+{
+    struct ferry_engine_opts gpu = copies_nothing("cuda:0");
+    struct ferry_engine *e;
+
+    gpu.plan_path = lifting_plan("qwen35", &gpu, 1, 2);
+    ck_assert_int_eq(try_open("qwen35", &gpu, &e), FERRY_ERR_FORMAT);
+    ck_assert_ptr_nonnull(strstr(ferry_error(), "recurrent layers"));
+    unlink(gpu.plan_path);
+    gpu.plan_path = NULL;
+    gpu.plan_path = lifting_plan("qwen35", &gpu, 1, 0);
+    ferry_engine_close(open_with("qwen35", &gpu));
+    unlink(gpu.plan_path);
+}
+END_TEST
+
 /* The logits of one row of a lifted step after another that left other numbers everywhere; 0: no wait is dropped. false: there is none of
  * that number. */
 static bool say_without(struct ferry_session *s, int wait, enum emu_engine late, float *out)
@@ -915,6 +932,7 @@ int main(void)
     tcase_add_loop_test(bits, experts_from_disk_change_bits, 0, 4);
     tcase_add_test(bits, copied_experts_change_bits);
     tcase_add_loop_test(lifted, lifted_layers_change_bits, 0, 2 * N_LIFTS);
+    tcase_add_test(lifted, records_of_the_host_are_lifted);
     tcase_add_test(lifted, failed_call_of_a_lifted_step_says_something_else);
     tcase_add_test(lifted, weights_that_are_not_pinned_are_missed);
     if (!emu_is_real())
