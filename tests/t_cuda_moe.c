@@ -459,6 +459,16 @@ START_TEST(experts_that_nobody_listed_are_run)
     ck_assert_int_eq(f.dev->ops->run(f.dev, &op, 1, &one), ERR_ARG);
     ck_assert_ptr_nonnull(strstr(err_text(), "listed"));
 
+    struct tensor many_y = y, many_ids = ids; /* more places than a grid has */
+    struct op many = op;
+    many.p.moe.k = 40000;
+    many_ids.ne[0] = many.p.moe.k;
+    many_y.ne[1] = 2 * many_ids.ne[0];
+    many.dst[0] = &many_y;
+    many.src[1] = &many_ids;
+    ck_assert_int_eq(run_there(&p, &many, 1, &(struct rows){.n = 2}), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "40000 experts of each of 2 rows; CUDA takes 65535 in all"));
+
     struct op wrong = op;
     wrong.src[1] = NULL;
     ck_assert_int_eq(run_there(&p, &wrong, 1, &one), ERR_ARG);
