@@ -184,10 +184,16 @@ struct said {
     float logprob[ANSWER_TOK];
 };
 
-/* Every way beside others; every third wants log-probabilities, too; one is judged. Answers, in the order of requests; what came down. */
-static uint64_t answers_of(const char *device, bool want_logprobs, struct said said[N_REQUESTS])
+enum with { WITH_NOTHING, WITH_LOGPROBS, WITH_GRAMMAR };
+
+/* Every way beside others; with log-probabilities every third wants them, and one is judged; with a grammar every second follows it. Answers,
+ * in the order of requests; what came down. */
+static uint64_t answers_of(const char *device, enum with with, struct said said[N_REQUESTS])
 {
     struct ferry_engine_opts eo = opts_for(device, 256, 64);
+    static const char text[] = "root ::= [a-z ]{200}";
+    const bool want_logprobs = with == WITH_LOGPROBS;
+    struct ferry_grammar *g = NULL;
     struct ferry_batch *b;
     struct ferry_session *s;
     uint64_t first = 0, id;
@@ -196,6 +202,8 @@ static uint64_t answers_of(const char *device, bool want_logprobs, struct said s
     struct ferry_engine *e = open_with("llama", &eo);
     memset(said, 0, N_REQUESTS * sizeof *said);
     ck_assert_int_eq(ferry_batch_make(e, &b), 0);
+    if (with == WITH_GRAMMAR)
+        ck_assert_int_eq(ferry_grammar_make(e, FERRY_GRAMMAR_GBNF, text, sizeof text - 1, &g), 0);
     for (int i = 0; i < N_REQUESTS; i++) {
         struct ferry_sample_opts o = opts_of(&ways[i]);
         struct ferry_request r;
@@ -207,9 +215,11 @@ static uint64_t answers_of(const char *device, bool want_logprobs, struct said s
         r.ignore_eos = true;
         r.logprobs = want_logprobs && i % 3 == 1 ? N_TOP : -1;
         r.sample = &o;
+        r.grammar = i % 2 ? g : NULL;
         ck_assert_msg(ferry_batch_submit(b, &r, &id) == 0, "%s", ferry_error());
         first = i ? first : id;
     }
+    ferry_grammar_free(g);
     emu_in_step(true);
     for (int n = 0; n < N_REQUESTS;) {
         struct ferry_answer *a;
@@ -296,7 +306,7 @@ int main(void)
     tcase_add_loop_test(tc, drawn_words_differ_or_more_comes_down, 0, N_WAYS);
     tcase_add_loop_test(tc, words_of_a_grammar_differ, 0, 3);
     tcase_add_test(tc, rows_of_logits_are_not_counted);
-    tcase_add_loop_test(tc, batch_draws_other_words, 0, 2);
+    tcase_add_loop_test(tc, batch_draws_other_words, 0, 3);
     tcase_add_loop_test(tc, failed_call_while_drawing_spoils_the_session, 0, 2);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

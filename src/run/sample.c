@@ -608,7 +608,9 @@ int sample_draw_allowed(struct sample *s, const struct sample_row *row, const st
     if (rc < 0)
         return rc;
     if (!s->n)
-        return err(ERR_STATE, "of %d tokens none that may come next has a finite logit", s->n_vocab);
+        return err(ERR_STATE,
+                   "none of %d tokens may come next: nothing that is allowed begins so, or its logit is no number",
+                   s->n_vocab);
     if (s->opts.temperature > 0) {
         *token = draw_gathered(s);
         return 0;
