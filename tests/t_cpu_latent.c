@@ -284,7 +284,8 @@ static void shared_run(const char *isa, const struct shared_case *c)
 START_TEST(values_among_keys_are_not_those_apart)
 {
     FOR_ISAS(isa)
-    for (size_t c = 0; c < sizeof shared_cases / sizeof *shared_cases; c++) shared_run(isa, &shared_cases[c]);
+    for (size_t c = 0; c < sizeof shared_cases / sizeof *shared_cases; c++)
+        shared_run(isa, &shared_cases[c]);
 }
 END_TEST
 
