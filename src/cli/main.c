@@ -52,7 +52,8 @@ static const struct conf_command commands[] = {
      "Say what would be held where, how many bytes each purpose takes and how fast it should run. Reads only "
      "the model's header: the beginning of a download is enough, and MODEL may also be the name of a shape: "
      "qwen3-30b-a3b, olmoe-1b-7b, mixtral-8x7b, gpt-oss-20b, gpt-oss-120b, glm-4.5-air, glm-4.5, minimax-m2, "
-     "deepseek-v2-lite, deepseek-v3, kimi-k2, glm-4.7-flash, small-qwen3moe. The machine is this one, with the rates that "
+     "deepseek-v2-lite, deepseek-v3, kimi-k2, glm-4.7-flash, small-qwen3moe. The machine is this one, with the rates "
+     "that "
      "ferry probe saved, unless options describe another.",
      "ferry plan model.gguf --ram 8G --explain\nferry plan qwen3-30b-a3b --ram 32G --mem-rate 60G/s --cores 8", 1, 1,
      cmd_plan},
