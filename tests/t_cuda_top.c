@@ -186,8 +186,8 @@ struct said {
 
 enum with { WITH_NOTHING, WITH_LOGPROBS, WITH_GRAMMAR };
 
-/* Every way beside others; with log-probabilities every third wants them, and one is judged; with a grammar every second follows it. Answers,
- * in the order of requests; what came down. */
+/* Every way beside others; with log-probabilities every third wants them, and one is judged; with a grammar every second follows it.
+ * Answers, in the order of requests; what came down. */
 static uint64_t answers_of(const char *device, enum with with, struct said said[N_REQUESTS])
 {
     struct ferry_engine_opts eo = opts_for(device, 256, 64);

@@ -10,9 +10,9 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 
-/* Between two draws states are forgotten that take more than FIRST_BYTES, the next time twice that, and so on: whoever needs more than there
- * is room for would walk his text again each time. MOST_BYTES is the most that they may take, half of it between draws. A state of a JSON
- * grammar takes some 300 bytes. */
+/* Between two draws states are forgotten that take more than FIRST_BYTES, the next time twice that, and so on: whoever needs more than
+ * there is room for would walk his text again each time. MOST_BYTES is the most that they may take, half of it between draws. A state of a
+ * JSON grammar takes some 300 bytes. */
 enum { FIRST_BYTES = 8 << 20, MOST_BYTES = 128 << 20, MAX_PLACES = 1 << 16 };
 
 /* What a whole text's rule goes on with: the end. As a place of a state it says that the state accepts. */
