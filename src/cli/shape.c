@@ -241,7 +241,6 @@ static void put_latent_attention(struct writer *w, int layer, enum quant_type ty
     const struct shape_latent *l = s->latent;
     int q = s->n_head * (l->n_nope + l->n_rot);
 
-    tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
     if (l->q_rank) {
         tensor_of_layer(w, layer, "attn_q_a.weight", type, s->n_embd, l->q_rank, 0);
         tensor_of_layer(w, layer, "attn_q_a_norm.weight", QUANT_F32, l->q_rank, 0, 0);
@@ -338,12 +337,11 @@ static void put_tensors(struct writer *w)
     tensor(w, "token_embd.weight", dense, s->n_embd, s->n_vocab, 0);
     for (int layer = 0; layer < s->n_layer; layer++) {
         bool is_better = !s->is_mxfp4 && has_more_bits(layer, s->n_layer);
-        if (is_recurrent(s, layer)) {
-            tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+        tensor_of_layer(w, layer, "attn_norm.weight", QUANT_F32, s->n_embd, 0, 0);
+        if (is_recurrent(s, layer))
             put_delta(w, layer, dense);
-        } else {
+        else
             (s->latent ? put_latent_attention : put_attention)(w, layer, dense, is_better ? QUANT_Q6_K : dense);
-        }
         tensor_of_layer(w, layer, is_post_norm ? "post_attention_norm.weight" : "ffn_norm.weight", QUANT_F32, s->n_embd,
                         0, 0);
         if (layer < s->n_dense) {
