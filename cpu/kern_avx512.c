@@ -226,8 +226,9 @@ static void kv_read_avx512(enum quant_type type, const void *in, float *x, int64
 
 /* ---- attention ---- */
 
-/* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by; more where nothing is converted before. */
-enum { TILE = 16, TILE_IN_PLACE = 32, QUAD = 4 };
+/* Keys taken together: their rows, as floats, stay in the L1 cache while all queries pass by. So many of the next page's rows are fetched
+ * meanwhile; of 16 or 32 at a time more is waited for, also where nothing is converted before. */
+enum { TILE = 8, QUAD = 4 };
 /* Queries of a group that share what is loaded. */
 enum { QUERIES = 4 };
 
@@ -421,11 +422,11 @@ AVX512_INLINE void attn_page(const struct kern_attn_args *args, const bool half)
 {
     float *p = args->scratch;                      /* (n_q, DEVICE_PAGE_TOK): scores, then weights */
     float *rows = p + args->n_q * DEVICE_PAGE_TOK; /* (TILE, larger head_dim) */
-    int tile = half ? TILE_IN_PLACE : TILE, step = args->kv_type == QUANT_F32 ? DEVICE_PAGE_TOK : tile;
+    int step = args->kv_type == QUANT_F32 ? DEVICE_PAGE_TOK : TILE;
 
     memset(p, 0, (size_t)args->n_q * DEVICE_PAGE_TOK * sizeof *p);
     for (int key = args->key_begin, end; key < args->key_end; key = end) {
-        end = key + tile < args->key_end ? key + tile : args->key_end;
+        end = key + TILE < args->key_end ? key + TILE : args->key_end;
         scores(args, half, page_rows(args->kv_type, half, args->k, args->next_k, key, end, args->head_dim_k, rows), key,
                end, p);
     }
