@@ -2,6 +2,7 @@
 #include "src/base/err.h"
 #include "src/base/mem.h"
 #include "src/cli/batch_out.h"
+#include "src/cli/batch_record.h"
 #include "src/model/json_room.h"
 #include "tests/run_suite.h"
 
@@ -173,6 +174,51 @@ START_TEST(output_that_was_replaced_is_cut)
 }
 END_TEST
 
+/* An output of an earlier version, whose journal knows less: what was not given is no change. */
+START_TEST(option_that_is_new_stops_a_resumed_run)
+{
+    struct conf conf = conf_of("input", false);
+    struct batch_out o;
+
+    run_some();
+    json_t *options = json_object_get(about, "options");
+    ck_assert_int_eq(json_object_set_new(options, "grammar", json_null()), 0);
+    ck_assert_int_eq(json_object_set_new(options, "template-var", json_object()), 0);
+    ck_assert_msg(batch_out_open(&o, &conf, about, N_LINES) == 0, "%s", err_text());
+    ck_assert_uint_eq(o.n_done, 3);
+    batch_out_close(&o);
+    ck_assert_int_eq(json_object_set_new(options, "template-var", json_pack("{s:b}", "enable_thinking", 0)), 0);
+    ck_assert_int_eq(batch_out_open(&o, &conf, about, N_LINES), ERR_STATE);
+    ck_assert_ptr_nonnull(strstr(err_text(), "template-var was nothing, is {\"enable_thinking\":false}"));
+    batch_out_close(&o);
+}
+END_TEST
+
+/* A grammar, say. */
+START_TEST(long_option_is_told_as_what_lay_in_memory)
+{
+    char text[600], want[602], is[160];
+
+    for (int shift = 0; shift < 2; shift++) {
+        memset(text, 'a', (size_t)shift);
+        for (size_t i = (size_t)shift; i + 2 < sizeof text; i += 2)
+            memcpy(text + i, "\xc3\xa9", 3);
+        json_t *v = json_string(text);
+        ck_assert_ptr_nonnull(v);
+        memset(is, '#', sizeof is);
+        batch_record_brief(v, is, sizeof is);
+        snprintf(want, sizeof want, "\"%s", text);
+        want[shift ? 158 : 159] = '\0'; /* no half character */
+        ck_assert_str_eq(is, want);
+        mem_fail_nth(1);
+        batch_record_brief(v, is, sizeof is);
+        mem_fail_nth(0);
+        ck_assert_str_eq(is, "(no memory)");
+        json_decref(v);
+    }
+}
+END_TEST
+
 /* jansson says the same of both. */
 START_TEST(json_without_memory_is_no_json)
 {
@@ -210,6 +256,8 @@ int main(void)
     tcase_add_test(tc, memory_that_runs_out_cuts_records_off);
     tcase_add_test(tc, journal_is_begun_without_its_description);
     tcase_add_loop_test(tc, output_that_was_replaced_is_cut, 0, 2);
+    tcase_add_test(tc, option_that_is_new_stops_a_resumed_run);
+    tcase_add_test(tc, long_option_is_told_as_what_lay_in_memory);
     tcase_add_test(tc, json_without_memory_is_no_json);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

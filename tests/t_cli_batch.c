@@ -485,6 +485,33 @@ START_TEST(grammar_of_a_request_is_lost_or_taken_for_another)
 }
 END_TEST
 
+/* A schema where it does not belong is no wish for any object. */
+START_TEST(schema_beside_json_object_is_passed_over)
+{
+    must_run(
+        "echo '{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_object\",\"schema\":{\"const\":1}}}' >$T/in; "
+        "$B -o $T/o -q --ctx 64");
+    json_t *o = record("o", 0);
+    ck_assert_str_eq(text_at(o, "error.message"), "\"schema\" in \"response_format\" is not supported");
+    json_decref(o);
+}
+END_TEST
+
+/* Cut amid a character it is no UTF-8, which JSON is. */
+START_TEST(name_in_a_message_takes_the_message_along)
+{
+    must_run("k=$(printf 'x'; for i in $(seq 40); do printf 'é'; done); "
+             "printf '%s\n' '{\"prompt\":\"x\",\"'$k'\":1}' '{\"prompt\":\"x\",\"json_schema\":{\"'$k'\":1}}' >$T/in; "
+             "$B -o $T/o --order input -q --ctx 64");
+    for (int i = 0; i < 2; i++) {
+        json_t *o = record("o", i);
+        ck_assert_msg(says(text_at(o, "error.message"), "\"x????"), "record %d", i);
+        ck_assert_msg(says(text_at(o, "error.message"), "\" is not supported"), "record %d", i);
+        json_decref(o);
+    }
+}
+END_TEST
+
 /* A thought before it is free, and kept apart; what follows is by the schema. */
 START_TEST(thought_is_held_against_the_schema)
 {
@@ -827,6 +854,8 @@ int main(void)
     tcase_add_loop_test(t, full_disk_loses_answers, 0, 2);
     tcase_add_test(t, another_run_is_taken_for_this_one);
     tcase_add_test(t, grammar_of_a_request_is_lost_or_taken_for_another);
+    tcase_add_test(t, schema_beside_json_object_is_passed_over);
+    tcase_add_test(t, name_in_a_message_takes_the_message_along);
     tcase_add_test(t, thought_is_held_against_the_schema);
     tcase_add_test(t, interrupt_loses_answers);
     tcase_add_test(t, spilled_run_differs);

@@ -260,6 +260,10 @@ START_TEST(keyword_is_passed_over)
         {"{\"$ref\":\"other.json#/x\"}", ERR_UNSUPPORTED, "only pointers within the schema"},
         {"{\"$ref\":\"#/$defs/y\"}", ERR_FORMAT, "\"#/$defs/y\" is not there"},
         {"{\"$ref\":\"#\"}", ERR_FORMAT, "rule \"#\" derives no text"},
+        {"{\"properties\":{\"a\":{\"$ref\":\"#/$defs/b\"}},\"$defs\":{\"b\":{\"properties\":{\"c\":{\"$ref\":\"#/$defs/"
+         "b\"}},"
+         "\"required\":[\"c\"]}}}",
+         ERR_FORMAT, "rule \"#/$defs/b\" derives no text"},
         {"{\"$defs\":{\"a\":{\"anyOf\":[{\"$ref\":\"#/$defs/a\"},{\"type\":\"null\"}]}},\"$ref\":\"#/$defs/a\"}",
          ERR_FORMAT, "rule \"#/$defs/a\" calls itself"},
         {"{\"properties\":{\"a\":false}}", ERR_FORMAT, "at #/properties/a: nothing can stand here"},

@@ -203,9 +203,17 @@ static int read_schema(struct batch_line *line, const json_t *v)
                         .is_wanted = true, .kind = FERRY_GRAMMAR_JSON_SCHEMA, .text = line->schema, .n_bytes = n});
 }
 
-/* As OpenAI's service takes it. */
+/* As OpenAI's service takes it; what else stands there would not hold. */
 static int read_response_format(struct batch_line *line, const json_t *v)
 {
+    const char *name;
+    json_t *member;
+
+    json_object_foreach((json_t *)v, name, member)
+    {
+        if (strcmp(name, "type") && strcmp(name, "json_schema") && !json_is_null(member))
+            return err(ERR_FORMAT, "\"%.60s\" in \"response_format\" is not supported", name);
+    }
     const char *type = json_string_value(json_object_get(v, "type"));
     const json_t *schema = json_object_get(json_object_get(v, "json_schema"), "schema");
 

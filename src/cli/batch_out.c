@@ -129,6 +129,12 @@ static int on_side_line(const char *line, size_t n_bytes, uint64_t off, void *ar
 
 /* ---- is it of this run? ---- */
 
+/* What an option says that was not given, and so the journal of a version that did not know it. */
+static bool is_nothing(const json_t *v)
+{
+    return json_is_null(v) || (json_is_object(v) && !json_object_size(v));
+}
+
 /* The first member that differs, as an error. */
 static int compare(const char *path, const json_t *was, const json_t *is)
 {
@@ -143,7 +149,7 @@ static int compare(const char *path, const json_t *was, const json_t *is)
         json_object_foreach((json_t *)now, name, v)
         {
             const json_t *w = json_object_get(old, name);
-            if (json_equal(w, v) || (!w && json_is_null(v)))
+            if (json_equal(w, v) || (!w && is_nothing(v)))
                 continue;
             batch_record_brief(w, a, sizeof a);
             batch_record_brief(v, b, sizeof b);

@@ -3,6 +3,7 @@
 
 #include "src/base/err.h"
 #include "src/base/mem.h"
+#include "src/cli/text.h"
 #include "src/model/json_room.h"
 
 #include <inttypes.h>
@@ -224,16 +225,28 @@ json_t *batch_record_stats(const struct batch_line *line, unsigned index, const 
     return o;
 }
 
+/* A message that quotes what was cut amid a character is no UTF-8: then it keeps its ASCII. */
+static json_t *message_of(const char *text)
+{
+    char ascii[1024];
+    json_t *s = json_string(text);
+
+    if (s)
+        return s;
+    snprintf(ascii, sizeof ascii, "%s", text);
+    for (char *c = ascii; *c; c++)
+        if ((unsigned char)*c >= 0x80)
+            *c = '?';
+    return json_string(ascii);
+}
+
 json_t *batch_record_error(const struct batch_line *line, unsigned index, int code, const char *text)
 {
-    json_t *error =
-        json_pack("{s:s, s:s, s:I}", "code", err_name(code), "message", text, "line", (json_int_t)line->number);
+    json_t *error = json_pack("{s:s, s:o, s:I}", "code", err_name(code), "message", message_of(text), "line",
+                              (json_int_t)line->number);
     json_t *stats = batch_record_stats(line, index, NULL);
     char id[64];
 
-    if (!error)
-        error = json_pack("{s:s, s:s, s:I}", "code", err_name(code), "message", "(not text)", "line",
-                          (json_int_t)line->number);
     if (line->form == BATCH_SHORT)
         return json_pack("{s:o, s:i, s:o, s:o}", "id", id_of(line), "index", (int)index, "error", error, "stats",
                          stats);
@@ -275,10 +288,14 @@ int batch_record_exact(const json_t *v, char **out, size_t *n_bytes)
 
 const char *batch_record_brief(const json_t *v, char *out, size_t n)
 {
-    size_t used = v ? json_dumpb(v, out, n - 1, JSON_ENCODE_ANY | JSON_COMPACT) : 0;
+    char *text = NULL;
+    size_t n_text;
 
-    used = used < n ? used : n - 1;
-    snprintf(out + used, n - used, "%s", v ? "" : "nothing");
+    if (v && to_text(v, JSON_ENCODE_ANY | JSON_COMPACT, &text, &n_text))
+        snprintf(out, n, "(no memory)");
+    else
+        text_printable(v ? text : "nothing", v ? n_text : strlen("nothing"), out, n);
+    mem_free(text);
     return out;
 }
 

@@ -492,7 +492,7 @@ int cmd_batch(const struct conf *conf)
     if (conf->embed && conf->vars.n)
         return term_usage(conf, "--embed knows no --template-var: no template is wrapped around what it reads");
     if ((conf->embed || conf->score) && (conf->grammar || conf->json_schema))
-        return term_usage(conf, "a grammar is for answers, of which --embed and --score make none");
+        return term_usage(conf, "--embed and --score make no answers, which a grammar is for");
     if (grammars_conflict(conf))
         return term_usage(conf, grammars_conflict(conf));
     int rc = team_open(&r.team, conf);

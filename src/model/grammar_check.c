@@ -163,6 +163,15 @@ static void spread(const struct grammar *g, const struct links *back, bool by_by
     }
 }
 
+/* Of rules that do not end, from number i on, one with a name: who reads the error can find it. */
+static uint32_t rather_named(const struct grammar *g, const uint8_t *mark, uint32_t i)
+{
+    for (uint32_t k = i; k < g->n_rules; k++)
+        if (g->rule[k].name && !mark[g->rule[k].entry])
+            return k;
+    return i;
+}
+
 static int check_ends(struct grammar *g)
 {
     uint8_t *mark = mem_zalloc(g->n_nodes, 1, MEM_OTHER);
@@ -174,7 +183,7 @@ static int check_ends(struct grammar *g)
         spread(g, &back, true, mark, todo);
     for (uint32_t i = 0; i < g->n_rules && !rc; i++)
         if (!mark[g->rule[i].entry])
-            rc = complain(g, i, "derives no text: it never ends");
+            rc = complain(g, rather_named(g, mark, i), "derives no text: it never ends");
     if (!rc) {
         memset(mark, 0, g->n_nodes);
         spread(g, &back, false, mark, todo);
