@@ -280,8 +280,8 @@ int ferry_session_is_whole(struct ferry_session *session, bool *out);
 size_t ferry_session_n_tokens(const struct ferry_session *session);
 const int32_t *ferry_session_tokens(const struct ferry_session *session);
 
-/* Forget all but the first n tokens. Where a sliding window has already let go of what they need, the kept tokens are run
- * again by the next append or step. */
+/* Forget all but the first n tokens. Where a sliding window has already let go of what they need, or recurrent layers have no state of just
+ * so many, the kept tokens, or the last ones, are run again by the next append or step. */
 int ferry_session_truncate(struct ferry_session *session, size_t n);
 
 /* A second session with the same tokens and cache (pages are shared until one of them writes), and its own sampler state. */
@@ -419,7 +419,8 @@ struct ferry_answer {
  * takes. Reads only the model's header. Caller frees *out with ferry_free. */
 int ferry_batch_explain(const char *model_path, const struct ferry_engine_opts *opts, char **out);
 
-/* ERR_STATE (no n_batch), ERR_NOMEM, ERR_IO (spill_dir takes no file), ERR_UNSUPPORTED (spill_dir, for a model with sliding windows). */
+/* ERR_STATE (no n_batch), ERR_NOMEM, ERR_IO (spill_dir takes no file), ERR_UNSUPPORTED (spill_dir, for a model with sliding windows
+ * or recurrent layers). */
 int ferry_batch_make(struct ferry_engine *engine, struct ferry_batch **out);
 void ferry_batch_free(struct ferry_batch *batch); /* drops what waits and runs; takes NULL */
 

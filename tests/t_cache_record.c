@@ -180,6 +180,33 @@ START_TEST(records_run_dry_unseen)
 }
 END_TEST
 
+/* Where a pool has no record left, the sequence's own mark gives way, and only then is it told. */
+START_TEST(mark_keeps_its_sequence_from_going_on)
+{
+    struct kv_shape shape = record_shape();
+    struct cache_args args = {
+        .shape = &shape, .n_seq = 1, .n_ctx = 200, .chunk_tok = 100, .pool_tok = 100000, .n_tables = 3};
+    struct cache *c;
+    struct cache_seq *s, *other;
+
+    ck_assert_int_eq(cache_open(&args, &c), 0);
+    ck_assert_int_eq(cache_seq_make(c, &s), 0);
+    ck_assert_int_eq(cache_seq_make(c, &other), 0);
+    step(s, 5, 1);
+    cache_mark(s);
+    step(s, 5, 2);
+    step(other, 5, 3); /* the last of three */
+    ck_assert_int_eq(cache_reserve(other, 1), ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(err_text(), "no free record"));
+    step(s, 1, 4);
+    ck_assert(held(s) == 4 && held(other) == 3);
+    ck_assert_int_eq(cache_whole(s, 7), 0);
+    cache_seq_free(s);
+    cache_seq_free(other);
+    cache_close(c);
+}
+END_TEST
+
 START_TEST(open_survives_every_failing_allocation)
 {
     struct kv_shape shape = record_shape();
@@ -213,6 +240,7 @@ int main(void)
     tcase_add_test(tc, records_of_layers_overlap);
     tcase_add_test(tc, record_is_another_than_the_length_s);
     tcase_add_test(tc, records_run_dry_unseen);
+    tcase_add_test(tc, mark_keeps_its_sequence_from_going_on);
     tcase_add_test(tc, open_survives_every_failing_allocation);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

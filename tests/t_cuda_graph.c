@@ -656,7 +656,7 @@ int main(void)
     tcase_add_loop_test(tc, graph_is_made_for_nothing, 0, 4);
     tcase_add_test(tc, failed_graph_is_an_error_or_leaves_something);
     tcase_add_test(tc, more_runs_than_places_drive_each_other_out);
-    tcase_add_loop_test(engines, graphs_change_bits, 0, 6);
+    tcase_add_loop_test(engines, graphs_change_bits, 0, 8);
     tcase_add_test(engines, graphs_change_bits_when_experts_move);
     tcase_add_loop_test(engines, token_takes_more_launches_than_the_host_has_decisions, 0, 4);
     tcase_add_loop_test(engines, step_of_several_rows_waits_for_routers, 0, 4);

@@ -712,7 +712,7 @@ int main(void)
     tcase_add_test(several, pages_stay_with_the_host_when_a_session_ends);
     tcase_add_test(several, batch_between_two_memories_says_something_else);
     tcase_add_test(several, sequences_beyond_the_gpu_say_something_else);
-    tcase_add_loop_test(several, halves_say_something_else, 0, 4);
+    tcase_add_loop_test(several, halves_say_something_else, 0, 5);
     tcase_add_loop_test(plan, failed_call_at_open_leaves_something, 0, 2);
     tcase_add_test(plan, plan_does_not_say_what_lies_where);
     tcase_add_test(plan, plan_without_room_for_a_segment_is_another);

@@ -460,6 +460,18 @@ START_TEST(two_forms_of_latent_attention_are_mixed)
 }
 END_TEST
 
+/* Rows behind the queries would be keys and values that nothing reads. */
+START_TEST(queries_keys_and_values_in_one_are_taken_for_queries)
+{
+    struct edit e = nothing;
+    e.tensor = "blk.0.attn_q.weight";
+    e.renamed = "blk.0.attn_qkv.weight";
+    e.dim = 1;
+    e.dim_more = 96 + 64;
+    expect("deepseek2-lite", &e, ERR_UNSUPPORTED, "blk.0.attn_qkv.weight", "deepseek2");
+}
+END_TEST
+
 START_TEST(temperature_of_queries_is_left_out)
 {
     struct edit e = nothing;
@@ -666,6 +678,7 @@ START_TEST(numbers_that_do_not_fit_together_are_believed)
         {"deepseek2-old", "deepseek2.attention.head_count_kv", 1, ERR_FORMAT, "1 KV heads", "4 heads"},
         {"deepseek2-old", "deepseek2.attention.value_length", 64, ERR_FORMAT, "blk.0.attn_kv_b.weight", "64 of values"},
         {"deepseek2-old", "deepseek2.rope.dimension_count", 64, ERR_FORMAT, "64 of a key's 64 values", "rotated"},
+        {"deepseek2-old", "deepseek2.attention.kv_lora_rank", 32, ERR_UNSUPPORTED, "latent of 32 values", "32 rotated"},
         {"qwen3next", "qwen3next.ssm.conv_kernel", 1, ERR_FORMAT, "qwen3next.ssm.conv_kernel", "1"},
         {"qwen3next", "qwen3next.ssm.conv_kernel", 3, ERR_FORMAT, "ssm_conv1d.weight", "should be 3"},
         {"qwen3next", "qwen3next.ssm.group_count", 3, ERR_FORMAT, "4 heads", "3 key heads"},
@@ -819,9 +832,10 @@ int main(void)
     tcase_add_test(tc, layer_of_two_kinds_is_run_as_one);
     tcase_add_test(tc, layer_that_guesses_ahead_is_run);
     tcase_add_test(tc, two_forms_of_latent_attention_are_mixed);
+    tcase_add_test(tc, queries_keys_and_values_in_one_are_taken_for_queries);
     tcase_add_test(tc, temperature_of_queries_is_left_out);
     tcase_add_loop_test(tc, impossible_number_of_a_key_is_believed, 0, N_KEYS);
-    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 39);
+    tcase_add_loop_test(tc, numbers_that_do_not_fit_together_are_believed, 0, 40);
     tcase_add_test(tc, tiny_rope_factor_makes_infinite_frequencies);
     tcase_add_loop_test(tc, stack_of_gate_and_up_is_counted_twice, 0, 2);
     tcase_add_test(tc, vocabulary_beyond_the_logits_is_accepted);

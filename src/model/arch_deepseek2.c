@@ -70,6 +70,10 @@ static int read_heads(const struct gguf *g, struct model *m)
     if (hp->q_dim <= hp->n_rot)
         return err(ERR_FORMAT, "%s: %d of a key's %d values are rotated; some are not to be", arch, hp->n_rot,
                    hp->q_dim);
+    if (hp->n_lora_kv <= hp->n_rot) /* the latent's norm leaves what is behind it only if that is shorter (RMS_NORM) */
+        return err(ERR_UNSUPPORTED,
+                   "%s: a latent of %d values with %d rotated: ferry wants more of those than of these", arch,
+                   hp->n_lora_kv, hp->n_rot);
     for (int i = 0; i < hp->n_layer; i++) {
         const struct model_layer *l = &m->layers[i];
         if (l->n_head_kv != (hp->kv_is_latent ? 1 : l->n_head))

@@ -352,7 +352,7 @@ static int add_tensor(struct model *m, const struct gguf_tensor *t, int64_t *lea
             struct weight w = weight_of(t, role, layer);
             return add_weight(m, &w, learn);
         }
-    if (match_name(t->name, qkv_name, &layer) && arch_uses(m->arch, ROLE_ATTN_Q))
+    if (match_name(t->name, qkv_name, &layer) && arch_uses(m->arch, ROLE_ATTN_Q) && arch_uses(m->arch, ROLE_ATTN_K))
         return add_qkv(m, t, layer, learn);
     if (match_name(t->name, gate_up_name, &layer) && arch_uses(m->arch, ROLE_EXPERT_GATE))
         return add_gate_up(m, t, layer, learn);

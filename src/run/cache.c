@@ -329,6 +329,8 @@ static void make_way(struct cache_seq *s, int64_t n_tok)
         if (cache_slots_of(s->len + n_tok) - first + n_marked(s, group) > s->c->group[group].most_slots)
             unmark(s);
     }
+    if (n_tok > 0 && s->mark && !cache_record_has_room(s))
+        unmark(s);
 }
 
 int cache_seq_make(struct cache *c, struct cache_seq **out)
@@ -531,7 +533,8 @@ int cache_reserve(struct cache_seq *s, int64_t n_tok)
                    s->c->chunk_tok);
     make_way(s, n_tok);
     if (!cache_has_room(s, n_tok))
-        return err(ERR_LIMIT, "KV cache: no free pages for %" PRId64 " positions after %" PRId64, n_tok, s->len);
+        return err(ERR_LIMIT, "KV cache: no free %s for %" PRId64 " positions after %" PRId64,
+                   cache_record_has_room(s) ? "pages" : "record", n_tok, s->len);
     int rc = has_room(s, n_tok, 0) ? 0 : cache_back_leave(s->c);
     if (rc)
         return rc;
