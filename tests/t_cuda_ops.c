@@ -640,7 +640,7 @@ static const struct attn_case latent_cases[] = {
     {16, 1, 576, 512, 0, 0, QUANT_F16, {70, 0}, {1, 0}},    {4, 1, 576, 512, 0, 0, QUANT_Q8_0, {130, 0}, {9, 0}},
     {34, 2, 576, 512, 0, 0, QUANT_Q8_0, {530, 66}, {1, 2}}, {3, 1, 580, 516, 0, 0, QUANT_F16, {66, 0}, {2, 0}},
 };
-enum { N_LATENT_CASES = sizeof latent_cases / sizeof *latent_cases };
+enum { N_LATENT_CASES = sizeof latent_cases / sizeof *latent_cases, N_FEW_LATENTS = 5 };
 
 START_TEST(attention_to_latents_differs)
 {
@@ -659,6 +659,7 @@ START_TEST(attention_with_sinks_differs)
 }
 END_TEST
 
+    {3, 1, 70, 64, 0, 0, QUANT_F16, {66, 0}, {2, 0}}, /* rows that 8 bytes do not divide, which sanitizers see */
 /* The pages of some segments, as one of two memories has them: those of bit `side` of a pattern that differs by sequence. */
 static void half_of(const struct attn_world *w, const struct kv_seq *whole, int side, void **tables[2],
                     struct kv_seq *out)
@@ -928,7 +929,7 @@ int main(void)
     tcase_add_test(few, rope_differs);
     tcase_add_test(few, part_of_a_head_differs);
     tcase_add_test(few, route_differs);
-    tcase_add_loop_test(few, attention_to_latents_differs, 0, 4);
+    tcase_add_loop_test(few, attention_to_latents_differs, 0, N_FEW_LATENTS);
     tcase_add_loop_test(few, top_k_differs, 0, 6);
     tcase_add_test(few, combine_or_get_rows_differs);
     tcase_add_test(few, rows_that_share_a_launch_differ);
@@ -945,7 +946,7 @@ int main(void)
     tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 4, sizeof attn_cases / sizeof *attn_cases);
-    tcase_add_loop_test(tc, attention_to_latents_differs, 4, n_cards * N_LATENT_CASES);
+    tcase_add_loop_test(tc, attention_to_latents_differs, N_FEW_LATENTS, n_cards * N_LATENT_CASES);
     tcase_add_loop_test(tc, product_of_each_head_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
