@@ -290,7 +290,7 @@ template <int TYPE, int W, int T> static __device__ inline void convert_values(c
     const char *row = raw + first_key * row_bytes;
     float *out = tile_of(b) + first_key * W + c;
 
-    if (dim % 4 == 0 && col < dim) {
+    if (dim % 4 == 0 && cu_v_row(&b->j->a.p) % 4 == 0 && col < dim) { /* where V is in K, rows are K's */
         CU_UNROLL_BY(4)
         for (int key = first_key; key < n_keys; key += n_rows, row += n_rows * row_bytes, out += n_rows * W) {
             struct cu_floats<4> x;

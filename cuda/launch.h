@@ -124,6 +124,7 @@ struct cu_rope_args {
     int src_dim;
 };
 #define CU_ROUTE_MAX_EXPERTS 4096
+#define CU_ROUTE_MAX_USED 2048
 struct cu_route_args {
     struct op_route p;
     int n;

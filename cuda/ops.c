@@ -112,8 +112,8 @@ bool ops_can(const struct op *op)
         return can_weights(op, 3);
     case OP_ROPE_TABLE:
         return op->dst[0]->ne[0] / 2 <= CU_ROPE_MAX_FREQ;
-    case OP_ROUTE: /* scores, their biased copy and marks lie in 48 KiB */
-        return op->p.route.n_expert <= CU_ROUTE_MAX_EXPERTS;
+    case OP_ROUTE: /* scores, their biased copy, marks and gates lie in 48 KiB */
+        return op->p.route.n_expert <= CU_ROUTE_MAX_EXPERTS && op->p.route.k <= CU_ROUTE_MAX_USED;
     case OP_ATTENTION:
     case OP_ATTN_STATES:
         return cu_attn_tile_rows(&op->p.attn, 0) > 0;

@@ -376,6 +376,9 @@ static __device__ inline void cu_choose_groups(const struct op_route *p, float *
     cu_syncwarp();
 }
 
+static_assert(9 * CU_ROUTE_MAX_EXPERTS + 4 * (CU_ROUTE_MAX_USED + DEVICE_MAX_EXPERT_GROUPS) <= 48 * 1024,
+              "more than a block has without asking");
+
 static inline __host__ __device__ size_t cu_route_shared_bytes(const struct cu_route_args *a)
 {
     size_t n = (size_t)a->p.n_expert;

@@ -206,6 +206,28 @@ START_TEST(route_differs)
 }
 END_TEST
 
+/* What a row needs of a block's shared memory grows with the experts and with those that it gets. */
+START_TEST(route_to_too_many_is_taken)
+{
+    static const int used[] = {CU_ROUTE_MAX_USED, CU_ROUTE_MAX_USED + 1};
+
+    route_case(OP_ROUTE_SIGMOID, CU_ROUTE_MAX_EXPERTS, CU_ROUTE_MAX_USED, true, true, 0, DEVICE_MAX_EXPERT_GROUPS,
+               DEVICE_MAX_EXPERT_GROUPS);
+    for (int i = 0; i < 2; i++) {
+        struct tensor x = t_make(QUANT_F32, CU_ROUTE_MAX_EXPERTS, 1, 1), ids = t_make(QUANT_I32, used[i], 1, 1),
+                      gates = t_make(QUANT_F32, used[i], 1, 1);
+        struct op op = {.kind = OP_ROUTE,
+                        .dst = {&ids, &gates},
+                        .src = {&x},
+                        .p.route = {.n_expert = CU_ROUTE_MAX_EXPERTS, .k = used[i], .scale = 1}};
+        ck_assert_int_eq(cuda_device_ops.can(&op), i == 0);
+        t_free(&x);
+        t_free(&ids);
+        t_free(&gates);
+    }
+}
+END_TEST
+
 /* Rows of one kind each: any values, few different ones, all equal, zeros of either sign, hardly any or no finite ones. */
 static void fill_to_rank(struct tensor *x)
 {
@@ -637,10 +659,11 @@ END_TEST
 static const struct attn_case latent_cases[] = {
     {4, 1, 96, 64, 0, 0, QUANT_F16, {150, 70}, {40, 1}},    {20, 1, 96, 64, 0, 0, QUANT_Q8_0, {130, 0}, {3, 0}},
     {128, 1, 64, 32, 0, 0, QUANT_F16, {70, 65}, {2, 9}},    {40, 1, 96, 64, 0, 0, QUANT_F16, {600, 0}, {1, 0}},
+    {3, 1, 70, 64, 0, 0, QUANT_F16, {66, 0}, {2, 0}}, /* rows that 8 bytes do not divide, which sanitizers see */
     {16, 1, 576, 512, 0, 0, QUANT_F16, {70, 0}, {1, 0}},    {4, 1, 576, 512, 0, 0, QUANT_Q8_0, {130, 0}, {9, 0}},
     {34, 2, 576, 512, 0, 0, QUANT_Q8_0, {530, 66}, {1, 2}}, {3, 1, 580, 516, 0, 0, QUANT_F16, {66, 0}, {2, 0}},
 };
-enum { N_LATENT_CASES = sizeof latent_cases / sizeof *latent_cases };
+enum { N_LATENT_CASES = sizeof latent_cases / sizeof *latent_cases, N_FEW_LATENTS = 5 };
 
 START_TEST(attention_to_latents_differs)
 {
@@ -928,7 +951,8 @@ int main(void)
     tcase_add_test(few, rope_differs);
     tcase_add_test(few, part_of_a_head_differs);
     tcase_add_test(few, route_differs);
-    tcase_add_loop_test(few, attention_to_latents_differs, 0, 4);
+    tcase_add_test(few, route_to_too_many_is_taken);
+    tcase_add_loop_test(few, attention_to_latents_differs, 0, N_FEW_LATENTS);
     tcase_add_loop_test(few, top_k_differs, 0, 6);
     tcase_add_test(few, combine_or_get_rows_differs);
     tcase_add_test(few, rows_that_share_a_launch_differ);
@@ -945,7 +969,7 @@ int main(void)
     tcase_add_loop_test(tc, product_on_another_card_differs, 0, n_cards * N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, parts_of_attention_are_not_the_whole, 0, N_PARTS_CASES * N_WAVES);
     tcase_add_loop_test(tc, attention_differs, 4, sizeof attn_cases / sizeof *attn_cases);
-    tcase_add_loop_test(tc, attention_to_latents_differs, 4, n_cards * N_LATENT_CASES);
+    tcase_add_loop_test(tc, attention_to_latents_differs, N_FEW_LATENTS, n_cards * N_LATENT_CASES);
     tcase_add_loop_test(tc, product_of_each_head_differs, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, failed_open_leaves_something);
     tcase_add_test(tc, more_rows_than_a_grid_has_are_taken);
