@@ -15,6 +15,7 @@ import struct
 import sys
 
 import llama_cpp as peer
+from gguf_bytes import byte_letters, string, value
 
 GRAMMARS = [
     'root ::= "yes" | "no"',
@@ -44,33 +45,6 @@ WORDS = ['{"', '":', ' "', '", "', '": ', '"}', '},', '[{', ']}', '[]', '{}', '"
          '1)', '((', '))', '()', '[]', '(]', ' = ', '= 1', '\n', '\n\n', ' \n', '\n  ', '\n- ', '- a', '- ', ' - ', '\t', '\t\t', '\r\n', '\\n', '\\"', '\\\\',
          'Aé', 'é', 'éa', '日', '日本', '本', 'ぁ', 'ぁぃ', 'ゟ', '😀', '😀😀', 'A', 'Z_', '_9', 'a1', ' a', ' the', 'd!', '!', 'de', 'dd', 'abc', 'ac', 'cz', 'caz', 'na na']
 PIECES = [w.encode()[i:j] for w in ('é', '日本', 'ぁぃ', '😀', 'A😀') for i in range(len(w.encode())) for j in range(i + 2, len(w.encode()) + 1)]
-
-
-def string(s):
-    raw = s.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def value(v):
-    if isinstance(v, bool):
-        return struct.pack("<I?", 7, v)
-    if isinstance(v, int):
-        return struct.pack("<II", 4, v)
-    if isinstance(v, str):
-        return struct.pack("<I", 8) + string(v)
-    if isinstance(v[0], str):
-        return struct.pack("<IIQ", 9, 8, len(v)) + b"".join(string(s) for s in v)
-    return struct.pack("<IIQ%di" % len(v), 9, 5, len(v), *v)
-
-
-def byte_letters():
-    """GPT-2's printable stand-ins for bytes."""
-    keep = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
-    letters, n = {}, 0
-    for b in range(256):
-        letters[b] = chr(b) if b in keep else chr(256 + n)
-        n += b not in keep
-    return [letters[b] for b in range(256)]
 
 
 def make_vocab(path):
