@@ -141,24 +141,24 @@ static bool reaches(const struct grammar *g, const uint8_t *mark, const struct g
     }
 }
 
-/* mark (n_nodes, zeros): 1 where a node's rule can end from there, by_bytes or without reading any. todo: (n_nodes) of room. */
-static void spread(const struct grammar *g, const struct links *back, bool by_bytes, uint8_t *mark, uint32_t *todo)
+/* mark (n_nodes, zeros): 1 where a node's rule can end from there, by_bytes or without reading any. stack: (n_nodes) of room. */
+static void spread(const struct grammar *g, const struct links *back, bool by_bytes, uint8_t *mark, uint32_t *stack)
 {
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < g->n_nodes; i++)
         if (g->node[i].kind == GRAMMAR_END) {
             mark[i] = 1;
-            todo[n++] = i;
+            stack[n++] = i;
         }
     while (n > 0) {
-        uint32_t at = todo[--n];
+        uint32_t at = stack[--n];
         for (uint32_t k = back->from[at]; k < back->from[at + 1]; k++) {
             uint32_t i = back->value[k];
             if (mark[i] || !reaches(g, mark, &g->node[i], by_bytes))
                 continue;
             mark[i] = 1;
-            todo[n++] = i;
+            stack[n++] = i;
         }
     }
 }
@@ -175,37 +175,37 @@ static uint32_t rather_named(const struct grammar *g, const uint8_t *mark, uint3
 static int check_ends(struct grammar *g)
 {
     uint8_t *mark = mem_zalloc(g->n_nodes, 1, MEM_OTHER);
-    uint32_t *todo = mem_zalloc(g->n_nodes, sizeof *todo, MEM_OTHER);
+    uint32_t *stack = mem_zalloc(g->n_nodes, sizeof *stack, MEM_OTHER);
     struct links back = {0};
-    int rc = mark && todo ? find_callers(g, &back) : err(ERR_NOMEM, "checking a grammar");
+    int rc = mark && stack ? find_callers(g, &back) : err(ERR_NOMEM, "checking a grammar");
 
     if (!rc)
-        spread(g, &back, true, mark, todo);
+        spread(g, &back, true, mark, stack);
     for (uint32_t i = 0; i < g->n_rules && !rc; i++)
         if (!mark[g->rule[i].entry])
             rc = complain(g, rather_named(g, mark, i), "derives no text: it never ends");
     if (!rc) {
         memset(mark, 0, g->n_nodes);
-        spread(g, &back, false, mark, todo);
+        spread(g, &back, false, mark, stack);
     }
     for (uint32_t i = 0; i < g->n_rules && !rc; i++)
         g->rule[i].is_nullable = mark[g->rule[i].entry];
     links_done(&back);
-    mem_free(todo);
+    mem_free(stack);
     mem_free(mark);
     return rc;
 }
 
 /* ---- who calls whom before a byte was read ---- */
 
-/* Add a rule's calls. seen (n_nodes): rules have no node in common, so it is never cleared. todo: room. */
-static void find_calls(const struct grammar *g, uint32_t rule, uint8_t *seen, uint32_t *todo, struct links *calls)
+/* Add a rule's calls. seen (n_nodes): rules have no node in common, so it is never cleared. stack: room. */
+static void find_calls(const struct grammar *g, uint32_t rule, uint8_t *seen, uint32_t *stack, struct links *calls)
 {
     uint32_t n = 0;
 
-    todo[n++] = g->rule[rule].entry;
+    stack[n++] = g->rule[rule].entry;
     while (n > 0) {
-        uint32_t at = todo[--n];
+        uint32_t at = stack[--n];
         const struct grammar_node *node = &g->node[at];
         if (seen[at])
             continue;
@@ -213,9 +213,9 @@ static void find_calls(const struct grammar *g, uint32_t rule, uint8_t *seen, ui
         if (node->kind == GRAMMAR_CALL)
             links_add(calls, rule, node->other);
         if (node->kind == GRAMMAR_FORK || (node->kind == GRAMMAR_CALL && g->rule[node->other].is_nullable))
-            todo[n++] = node->next;
+            stack[n++] = node->next;
         if (node->kind == GRAMMAR_FORK)
-            todo[n++] = node->other;
+            stack[n++] = node->other;
     }
 }
 
@@ -260,22 +260,22 @@ static int check_left(struct grammar *g)
 {
     uint8_t *seen = mem_zalloc(g->n_nodes, 1, MEM_OTHER);
     /* A node goes in at most twice. */
-    uint32_t *todo = mem_zalloc(2 * (size_t)g->n_nodes + 1, sizeof *todo, MEM_OTHER);
+    uint32_t *stack = mem_zalloc(2 * (size_t)g->n_nodes + 1, sizeof *stack, MEM_OTHER);
     uint32_t *n_callers = mem_zalloc(g->n_rules, sizeof *n_callers, MEM_OTHER);
     struct links calls = {0};
     int rc =
-        seen && todo && n_callers ? links_init(&calls, g->n_rules, g->n_nodes) : err(ERR_NOMEM, "checking a grammar");
+        seen && stack && n_callers ? links_init(&calls, g->n_rules, g->n_nodes) : err(ERR_NOMEM, "checking a grammar");
 
     for (uint32_t i = 0; i < g->n_rules && !rc; i++)
-        find_calls(g, i, seen, todo, &calls);
+        find_calls(g, i, seen, stack, &calls);
     if (!rc)
         links_sort(&calls, g->n_rules);
     if (!rc && rank(g, &calls, n_callers) < g->n_rules)
-        rc = complain(g, find_circle(g, &calls, n_callers, todo),
+        rc = complain(g, find_circle(g, &calls, n_callers, stack),
                       "calls itself before anything was read (left recursion)");
     links_done(&calls);
     mem_free(n_callers);
-    mem_free(todo);
+    mem_free(stack);
     mem_free(seen);
     return rc;
 }
