@@ -3,21 +3,8 @@
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/fuzz_walk.h"
 
-#include <string.h>
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-    uint64_t live = mem_live_bytes(MEM_OTHER);
-    struct grammar *g;
-
-    err_clear();
-    int rc = grammar_gbnf((const char *)data, n, &g);
-    if (rc ? g || !*err_text() : !g)
-        abort();
-    if (!rc)
-        fuzz_walk(g, data, n);
-    grammar_free(g);
-    if (mem_live_bytes(MEM_OTHER) != live)
-        abort();
+    fuzz_walk_any(grammar_gbnf, data, n);
     return 0;
 }

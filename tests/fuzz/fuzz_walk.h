@@ -50,4 +50,23 @@ static inline void fuzz_walk(const struct grammar *g, const uint8_t *data, size_
     grammar_walk_free(w);
 }
 
+typedef int fuzz_walk_read(const char *text, size_t n_bytes, struct grammar **out);
+
+/* Any bytes for one of the readers: taken, and then followed, or refused with a text; nothing stays behind. */
+static inline void fuzz_walk_any(fuzz_walk_read *read, const uint8_t *data, size_t n)
+{
+    uint64_t live = mem_live_bytes(MEM_OTHER);
+    struct grammar *g;
+
+    err_clear();
+    int rc = read((const char *)data, n, &g);
+    if (rc ? g || !*err_text() : !g)
+        abort();
+    if (!rc)
+        fuzz_walk(g, data, n);
+    grammar_free(g);
+    if (mem_live_bytes(MEM_OTHER) != live)
+        abort();
+}
+
 #endif
